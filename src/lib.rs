@@ -1,0 +1,3 @@
+//! Turns Debezium changes of a loyalty CRM into Inngest events.
+
+pub mod outage;
