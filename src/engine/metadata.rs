@@ -1,0 +1,258 @@
+//! What travels with a committed offset: the frontier and the completed offsets above the watermark.
+//!
+//! Pure. One version character, then base64 of variable-length integers. The broker refuses
+//! metadata above 4,096 bytes and librdkafka then silently never commits that partition again, so
+//! the size is bounded here: the frontier comes first, the offset map gets what is left and loses
+//! its far end first, which costs repeats and loses nothing.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+
+use super::frontier::{Entry, Frontier, Source};
+use super::offsets::OffsetMap;
+use crate::cdc::Position;
+
+/// The most that a broker takes with its default `offset.metadata.max.bytes`.
+pub const MAX_BYTES: usize = 4096;
+
+const VERSION: char = '1';
+const MAX_RAW: usize = (MAX_BYTES - VERSION.len_utf8()) / 4 * 3;
+/// Ties kept per entry: a COPY can put a thousand rows at one position.
+const MAX_TIES: usize = 256;
+
+/// Encodes what a restart needs, at most [`MAX_BYTES`] ASCII characters.
+#[must_use]
+pub fn encode(watermark: i64, frontier: &Frontier, completed: &OffsetMap) -> String {
+    let mut raw = Vec::with_capacity(128);
+    put_frontier(&mut raw, frontier);
+    if raw.len() > MAX_RAW {
+        // More tables in one topic than fit: without a frontier, claims and ids stand alone.
+        raw.clear();
+        put_frontier(&mut raw, &Frontier::default());
+    }
+    put_map(&mut raw, watermark, completed);
+    let mut text = String::with_capacity(1 + raw.len().div_ceil(3) * 4);
+    text.push(VERSION);
+    BASE64.encode_string(&raw, &mut text);
+    text
+}
+
+/// Reads what [`encode`] wrote for a commit of `watermark`. Anything else, such as what another
+/// client left in the group, is `None`: nothing is known then, which is safe.
+#[must_use]
+pub fn decode(watermark: i64, text: &str) -> Option<(Frontier, OffsetMap)> {
+    let raw = BASE64.decode(text.strip_prefix(VERSION)?).ok()?;
+    let mut input = raw.as_slice();
+    let frontier = take_frontier(&mut input)?;
+    let completed = take_map(&mut input, watermark)?;
+    Some((frontier, completed))
+}
+
+fn put_frontier(raw: &mut Vec<u8>, frontier: &Frontier) {
+    put(raw, frontier.sources.len() as u64);
+    for (source, kept) in &frontier.sources {
+        raw.extend_from_slice(&source.to_le_bytes());
+        put(raw, kept.logs.len() as u64 * 2 + u64::from(kept.unsequenced.is_some()));
+        for entry in kept.logs.iter().chain(&kept.unsequenced) {
+            put(raw, entry.position.first.map_or(0, |first| first.saturating_add(1)));
+            put(raw, entry.position.lsn);
+            put(raw, entry.position.tx_id);
+            put(raw, entry.position.commit_us.max(0).unsigned_abs());
+            let ties = &entry.ties[..entry.ties.len().min(MAX_TIES)];
+            put(raw, ties.len() as u64);
+            for tie in ties {
+                raw.extend_from_slice(&tie.to_le_bytes());
+            }
+        }
+    }
+}
+
+fn take_frontier(input: &mut &[u8]) -> Option<Frontier> {
+    let mut frontier = Frontier::default();
+    for _ in 0..take(input)? {
+        let hash = take_u32(input)?;
+        let shape = take(input)?;
+        let mut source = Source::default();
+        for _ in 0..shape / 2 {
+            source.logs.push(take_entry(input)?);
+        }
+        if shape % 2 == 1 {
+            source.unsequenced = Some(take_entry(input)?);
+        }
+        frontier.sources.push((hash, source));
+    }
+    Some(frontier)
+}
+
+fn take_entry(input: &mut &[u8]) -> Option<Entry> {
+    let position = Position {
+        first: take(input)?.checked_sub(1),
+        lsn: take(input)?,
+        tx_id: take(input)?,
+        commit_us: i64::try_from(take(input)?).ok()?,
+    };
+    let count = take(input)?;
+    let ties = (0..count).map(|_| take_u32(input)).collect::<Option<Vec<u32>>>()?;
+    Some(Entry { position, ties })
+}
+
+/// Bitmap or run lengths, whichever is smaller; the far end is cut where neither fits.
+fn put_map(raw: &mut Vec<u8>, watermark: i64, completed: &OffsetMap) {
+    const RUNS: u8 = 0;
+    let room = MAX_RAW.saturating_sub(raw.len() + 1);
+    let mut runs = Vec::new();
+    let mut at = watermark;
+    for (start, end) in completed.runs() {
+        let kept = runs.len();
+        put(&mut runs, (start - at).max(0).unsigned_abs());
+        put(&mut runs, (end - start).max(0).unsigned_abs());
+        if runs.len() > room {
+            runs.truncate(kept);
+            break;
+        }
+        at = *end;
+    }
+    let covered_by_runs = at - watermark;
+    let bits = completed.runs().last().map_or(0, |(_, end)| end - watermark);
+    let bitmap_len = usize::try_from(bits).unwrap_or(0).div_ceil(8).min(room);
+    let covered_by_bitmap = (bitmap_len as i64 * 8).min(bits);
+    if (covered_by_runs, bitmap_len) >= (covered_by_bitmap, runs.len()) {
+        raw.push(RUNS);
+        raw.extend_from_slice(&runs);
+        return;
+    }
+    raw.push(1);
+    let start = raw.len();
+    raw.resize(start + bitmap_len, 0);
+    for offset in completed.runs().iter().flat_map(|(start, end)| *start..*end) {
+        let bit = usize::try_from(offset - watermark).unwrap_or(usize::MAX);
+        match raw.get_mut(start.saturating_add(bit / 8)) {
+            Some(byte) => *byte |= 1 << (bit % 8),
+            None => break,
+        }
+    }
+}
+
+fn take_map(input: &mut &[u8], watermark: i64) -> Option<OffsetMap> {
+    let (kind, rest) = input.split_first()?;
+    *input = rest;
+    if *kind == 1 {
+        let set = (0_i64..).zip(rest.iter()).flat_map(|(at, byte)| {
+            (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| watermark + at * 8 + bit)
+        });
+        return Some(OffsetMap::from_ascending(set));
+    }
+    let mut runs = Vec::new();
+    let mut at = watermark;
+    while !input.is_empty() {
+        let start = at.checked_add_unsigned(take(input)?)?;
+        at = start.checked_add_unsigned(take(input)?)?;
+        runs.push((start, at));
+    }
+    Some(OffsetMap::from_runs(runs))
+}
+
+fn put(raw: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        raw.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    raw.push(value as u8);
+}
+
+fn take(input: &mut &[u8]) -> Option<u64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = input.split_first()?;
+        *input = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take_u32(input: &mut &[u8]) -> Option<u32> {
+    let (bytes, rest) = input.split_first_chunk::<4>()?;
+    *input = rest;
+    Some(u32::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::frontier::Stamp;
+
+    fn frontier() -> impl Strategy<Value = Frontier> {
+        let stamp = (
+            0_u32..3,
+            prop::option::of(any::<u64>().prop_map(|first| first >> 1)),
+            any::<u64>(),
+            any::<u64>(),
+            0..i64::MAX,
+            any::<u32>(),
+        )
+            .prop_map(|(source, first, lsn, tx_id, commit_us, tie)| Stamp {
+                source,
+                position: Position { first, lsn, tx_id, commit_us },
+                tie,
+            });
+        prop::collection::vec(stamp, 0..20).prop_map(|stamps| {
+            let mut frontier = Frontier::default();
+            stamps.iter().for_each(|stamp| frontier.pass(stamp));
+            frontier
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_committed_comes_back(
+            frontier in frontier(),
+            watermark in 0_i64..1_000_000,
+            done in prop::collection::btree_set(1_i64..3_000, 0..500),
+        ) {
+            let map = OffsetMap::from_ascending(done.iter().map(|offset| watermark + offset));
+            let text = encode(watermark, &frontier, &map);
+            prop_assert!(text.len() <= MAX_BYTES && text.is_ascii());
+            prop_assert_eq!(decode(watermark, &text), Some((frontier, map)));
+        }
+
+        #[test]
+        fn a_map_that_does_not_fit_loses_its_far_end_only(
+            done in prop::collection::btree_set(1_i64..200_000, 0..40_000),
+        ) {
+            let map = OffsetMap::from_ascending(done.iter().copied());
+            let text = encode(0, &Frontier::default(), &map);
+            prop_assert!(text.len() <= MAX_BYTES);
+            let (_, kept) = decode(0, &text).expect("own encoding");
+            let last = kept.runs().last().map_or(0, |(_, end)| *end);
+            for offset in &done {
+                prop_assert_eq!(kept.contains(*offset), *offset < last);
+            }
+        }
+
+        #[test]
+        fn what_others_left_is_ignored(text in ".{0,200}") {
+            let _known_or_not = decode(7, &text);
+        }
+    }
+
+    #[test]
+    fn ten_thousand_in_flight_fit_easily() {
+        let map = OffsetMap::from_ascending((1..10_000).filter(|offset| offset % 3 == 0));
+        assert!(encode(0, &Frontier::default(), &map).len() <= 1_700);
+    }
+
+    #[test]
+    fn many_changes_at_one_position_are_bounded() {
+        let mut frontier = Frontier::default();
+        for tie in 0..10_000 {
+            let position = Position { first: Some(1), lsn: 2, tx_id: 3, commit_us: 4 };
+            frontier.pass(&Stamp { source: 1, position, tie });
+        }
+        assert!(encode(0, &frontier, &OffsetMap::default()).len() <= MAX_BYTES);
+    }
+}
