@@ -1,0 +1,181 @@
+//! Decoding: from the bytes of a Kafka record to a [`Change`], a command, or [`Nothing`]. Pure.
+//!
+//! Debezium and the Connect worker around it write one and the same change in many ways, and nobody
+//! tells which one is coming (contract section 2). A record goes through these steps:
+//!
+//! 1. `wire`: the Confluent wire prefix, UTF-8, JSON; Avro and Protobuf are named and refused;
+//! 2. `envelope`: which form it is (bare envelope, `{schema, payload}`, flattened row) and its parts;
+//! 3. [`Row`]: columns by name, decoded only when asked for, by the type that the record's own schema
+//!    names, else the `catalogue`, else by the look of the value.
+//!
+//! Everything borrows from the record's bytes. Most records are skipped after a look at three columns.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+
+mod catalogue;
+mod decimal;
+mod envelope;
+mod error;
+mod position;
+mod render;
+mod row;
+mod schema;
+mod time;
+mod wire;
+
+pub use envelope::decode;
+pub use error::DecodeError;
+pub use position::Position;
+pub use row::{Field, Row};
+pub use wire::command;
+
+/// One record as Kafka delivered it.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// Topic it came from.
+    pub topic: &'a str,
+    /// Partition it came from.
+    pub partition: i32,
+    /// Its offset in that partition.
+    pub offset: i64,
+    /// The record's timestamp in milliseconds since 1970, where the broker has one.
+    pub timestamp_ms: Option<i64>,
+    /// Key bytes; `None` is a Kafka null.
+    pub key: Option<&'a [u8]>,
+    /// Value bytes; `None` is a Kafka null, a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers in the order they came.
+    pub headers: &'a [Header<'a>],
+}
+
+/// One header of a record.
+#[derive(Debug, Clone, Copy)]
+pub struct Header<'a> {
+    /// Name; several headers may share one.
+    pub name: &'a str,
+    /// Value bytes; `None` is a null.
+    pub value: Option<&'a [u8]>,
+}
+
+/// What decoding needs to be told, because the records do not say it.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Scale of a `numeric(p,s)` column in base64 when the record brings no schema (contract section 2).
+    pub default_scale: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { default_scale: 2 }
+    }
+}
+
+/// What a record of a change topic is.
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "boxing would cost every change an allocation")]
+pub enum Decoded<'a> {
+    /// A row was created, updated, deleted or read by a snapshot.
+    Change(Change<'a>),
+    /// A record without a row: skipped and counted.
+    Nothing(Nothing),
+}
+
+/// Why a sound record holds no change (contract section 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Nothing {
+    /// A null value: lets compaction forget the key; the delete came before it.
+    Tombstone,
+    /// `op: t`, the whole table was emptied.
+    Truncate,
+    /// `op: m`, written with `pg_logical_emit_message`.
+    Message,
+    /// The connector's sign of life.
+    Heartbeat,
+    /// `BEGIN` or `END` of a transaction (`provide.transaction.metadata`).
+    TransactionMarker,
+}
+
+impl Nothing {
+    /// Stable label for metrics and `explain`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tombstone => "tombstone",
+            Self::Truncate => "truncate",
+            Self::Message => "message",
+            Self::Heartbeat => "heartbeat",
+            Self::TransactionMarker => "transaction_marker",
+        }
+    }
+}
+
+/// What happened to the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// `c`: inserted.
+    Create,
+    /// `u`: updated. Also a flattened row that does not say what happened to it.
+    Update,
+    /// `d`: deleted.
+    Delete,
+    /// `r`: read by a snapshot.
+    Read,
+}
+
+impl Op {
+    /// Debezium's letter for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "c",
+            Self::Update => "u",
+            Self::Delete => "d",
+            Self::Read => "r",
+        }
+    }
+}
+
+/// One decoded change of one row.
+#[derive(Debug, Clone)]
+pub struct Change<'a> {
+    /// What happened.
+    pub op: Op,
+    /// Table without its schema: as the change names it, else the last part of the topic.
+    pub table: Cow<'a, str>,
+    /// The row was read by a snapshot (also an incremental one), not captured from the log.
+    pub snapshot: bool,
+    /// The columns of the record's key; empty when the record has none that can be read.
+    pub key: Row<'a>,
+    /// The row before, without what Debezium invented (see `before_invented`). `None` when the
+    /// record does not hold it: inserts, snapshots, and updates under REPLICA IDENTITY DEFAULT.
+    pub before: Option<Row<'a>>,
+    /// The row after; `None` exactly for deletes.
+    pub after: Option<Row<'a>>,
+    /// Columns of `before` were made up (REPLICA IDENTITY DEFAULT) and taken out: what is left is the key.
+    pub before_invented: bool,
+    /// Where it lies in the database's log, when the record tells (contract section 2).
+    pub position: Option<Position>,
+    /// When its transaction was committed, to the millisecond: `source.ts_ms`, else `__ts_ms`, else
+    /// the record's timestamp (contract section 3).
+    pub commit_time: Timestamp,
+    /// Which log the position belongs to.
+    pub source: SourceId<'a>,
+    /// One half of a change of the primary key (delete of the old, creation of the new): neither a
+    /// deletion nor a new row.
+    pub key_change: bool,
+}
+
+/// The database and table that a change was read from. Parts that the record does not name are empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SourceId<'a> {
+    /// `source.name`: the connector's topic prefix.
+    pub name: Cow<'a, str>,
+    /// `source.db`.
+    pub db: Cow<'a, str>,
+    /// `source.schema`.
+    pub schema: Cow<'a, str>,
+    /// `source.table`, else the last part of the topic.
+    pub table: Cow<'a, str>,
+}

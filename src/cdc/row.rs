@@ -1,0 +1,228 @@
+//! Rows: columns by name, decoded when asked for.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bigdecimal::BigDecimal;
+use jiff::{Timestamp, civil};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::catalogue::Kind;
+use super::schema::Types;
+use super::{DecodeError, decimal, time};
+
+/// What stands for a value that the database did not write again (contract section 2).
+const UNAVAILABLE: &str = "\"__debezium_unavailable_value\"";
+/// The same in a column of bytes.
+const UNAVAILABLE_BYTES: &str = "\"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==\"";
+/// The same in an array of text.
+const UNAVAILABLE_ARRAY: &str = "[\"__debezium_unavailable_value\"]";
+
+/// What a row says about one column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field<T> {
+    /// The row does not have the column: another table layout, or an invented value that was taken out.
+    Missing,
+    /// SQL NULL (or a NULL that the converter replaced by the column's default never gets here).
+    Null,
+    /// An unchanged value stored out of line: unknown, never a value.
+    Unavailable,
+    /// A value.
+    Value(T),
+}
+
+impl<T> Field<T> {
+    /// The value, if there is one.
+    pub fn value(self) -> Option<T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Missing | Self::Null | Self::Unavailable => None,
+        }
+    }
+
+    /// Whether there is a value.
+    pub fn is_value(&self) -> bool {
+        matches!(self, Self::Value(_))
+    }
+
+    /// Whether the row tells what the column held: a value or NULL.
+    pub fn is_known(&self) -> bool {
+        matches!(self, Self::Value(_) | Self::Null)
+    }
+
+    /// Changes the value, if there is one.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Field<U> {
+        match self {
+            Self::Missing => Field::Missing,
+            Self::Null => Field::Null,
+            Self::Unavailable => Field::Unavailable,
+            Self::Value(value) => Field::Value(change(value)),
+        }
+    }
+
+    /// Borrows the value.
+    pub fn as_ref(&self) -> Field<&T> {
+        match self {
+            Self::Missing => Field::Missing,
+            Self::Null => Field::Null,
+            Self::Unavailable => Field::Unavailable,
+            Self::Value(value) => Field::Value(value),
+        }
+    }
+
+    fn try_map<U, E>(self, change: impl FnOnce(T) -> Result<U, E>) -> Result<Field<U>, E> {
+        Ok(match self {
+            Self::Missing => Field::Missing,
+            Self::Null => Field::Null,
+            Self::Unavailable => Field::Unavailable,
+            Self::Value(value) => Field::Value(change(value)?),
+        })
+    }
+}
+
+/// A row, or the part of one that a record holds. Columns keep the order they came in.
+#[derive(Debug, Clone, Default)]
+pub struct Row<'a> {
+    pub(super) columns: Columns<'a>,
+    pub(super) types: Types<'a>,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(columns: Columns<'a>, types: Types<'a>) -> Self {
+        Self { columns, types }
+    }
+
+    /// Whether it has no column at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.columns.0.is_empty()
+    }
+
+    /// Names and raw JSON of all columns.
+    pub fn columns(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.columns.0.iter().map(|(name, raw)| (name.as_ref(), *raw))
+    }
+
+    /// The column's JSON as it came.
+    #[must_use]
+    pub fn raw(&self, column: &str) -> Option<&'a RawValue> {
+        self.columns.get(column)
+    }
+
+    /// The column's JSON as it came, told apart from NULL and unavailable.
+    #[must_use]
+    pub fn field(&self, column: &str) -> Field<&'a RawValue> {
+        match self.raw(column) {
+            None => Field::Missing,
+            Some(raw) => self.classify(column, raw),
+        }
+    }
+
+    /// Names of the columns whose value is unavailable.
+    pub fn unavailable(&self) -> impl Iterator<Item = &str> {
+        self.columns()
+            .filter(|(name, raw)| self.classify(name, raw) == FieldKind::Unavailable)
+            .map(|(name, _)| name)
+    }
+
+    /// Text of a text, uuid or enum column, and the digits of a number.
+    ///
+    /// # Errors
+    /// The column holds an object or an array.
+    pub fn text(&self, column: &str) -> Result<Field<Cow<'a, str>>, DecodeError> {
+        self.field(column).try_map(|raw| match raw.get().as_bytes().first() {
+            Some(b'"') => string(raw).ok_or_else(|| self.error(column, "text")),
+            Some(b'{' | b'[') => Err(self.error(column, "text")),
+            _ => Ok(Cow::Borrowed(raw.get())),
+        })
+    }
+
+    /// A boolean.
+    ///
+    /// # Errors
+    /// The column holds neither true nor false.
+    pub fn bool(&self, column: &str) -> Result<Field<bool>, DecodeError> {
+        self.field(column).try_map(|raw| match raw.get().trim_matches('"') {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err(self.error(column, "true or false")),
+        })
+    }
+
+    /// A whole number of any integer column, exact beyond 2^53, and an xid in any of its forms.
+    ///
+    /// # Errors
+    /// The column holds no whole number.
+    pub fn integer(&self, column: &str) -> Result<Field<i128>, DecodeError> {
+        self.field(column)
+            .try_map(|raw| integer(raw).ok_or_else(|| self.error(column, "a whole number")))
+    }
+
+    /// An exact decimal in any of the forms of contract section 2.
+    ///
+    /// # Errors
+    /// The column holds no number in a form that its type can have.
+    pub fn decimal(&self, column: &str) -> Result<Field<BigDecimal>, DecodeError> {
+        self.field(column).try_map(|raw| {
+            decimal::decode(raw.get(), self.types.decimal_form(column))
+                .ok_or_else(|| self.error(column, "a decimal number in a form its type can have"))
+        })
+    }
+
+    /// A point in time; a column without time zone counts as UTC.
+    ///
+    /// # Errors
+    /// The column holds no time.
+    pub fn timestamp(&self, column: &str) -> Result<Field<Timestamp>, DecodeError> {
+        self.field(column).try_map(|raw| {
+            time::timestamp(raw.get(), self.types.time_unit(column))
+                .ok_or_else(|| self.error(column, "a time (ISO 8601 or an epoch number)"))
+        })
+    }
+
+    /// A calendar date.
+    ///
+    /// # Errors
+    /// The column holds no date.
+    pub fn date(&self, column: &str) -> Result<Field<civil::Date>, DecodeError> {
+        self.field(column).try_map(|raw| {
+            time::date(raw.get())
+                .ok_or_else(|| self.error(column, "a date (ISO 8601 or days since 1970)"))
+        })
+    }
+
+    /// Bytes of a bytea column.
+    ///
+    /// # Errors
+    /// The column holds no base64.
+    pub fn bytes(&self, column: &str) -> Result<Field<Vec<u8>>, DecodeError> {
+        self.field(column).try_map(|raw| {
+            string(raw)
+                .and_then(|text| BASE64.decode(text.as_bytes()).ok())
+                .ok_or_else(|| self.error(column, "base64"))
+        })
+    }
+
+    pub(super) fn classify(&self, column: &str, raw: &'a RawValue) -> Field<&'a RawValue> {
+        match raw.get() {
+            "null" => Field::Null,
+            UNAVAILABLE | UNAVAILABLE_ARRAY => Field::Unavailable,
+            // A text column may really hold this text; only bytes and columns of unknown type cannot.
+            UNAVAILABLE_BYTES if matches!(self.types.kind(column), None | Some(Kind::Bytes)) => {
+                Field::Unavailable
+            }
+            _ => Field::Value(raw),
+        }
+    }
+
+    fn error(&self, column: &str, expected: &'static str) -> DecodeError {
+        DecodeError::Column {
+            table: self.types.table_name().to_owned(),
+            column: column.to_owned(),
+            expected,
+        }
+    }
+}
