@@ -171,7 +171,7 @@ impl Frontier {
 /// The finished changes above the watermark, where a frontier cannot tell yet: a copy is
 /// recognised by its key, operation, position and transaction.
 #[derive(Debug, Default)]
-pub struct Finished(HashMap<(u32, u32, u64, u64), u32, ahash::RandomState>);
+pub struct Finished(HashMap<(u32, u32, u64, Option<u64>), u32, ahash::RandomState>);
 
 impl Finished {
     /// Notes a finished change.
@@ -197,7 +197,7 @@ impl Finished {
         self.0.contains_key(&Self::identity(stamp))
     }
 
-    fn identity(stamp: &Stamp) -> (u32, u32, u64, u64) {
+    fn identity(stamp: &Stamp) -> (u32, u32, u64, Option<u64>) {
         (stamp.source, stamp.tie, stamp.position.lsn, stamp.position.tx_id)
     }
 }
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     fn stamp(first: Option<u64>, lsn: u64, tx_id: u64, commit_us: i64, tie: u32) -> Stamp {
-        Stamp { source: 1, position: Position { first, lsn, tx_id, commit_us }, tie }
+        Stamp { source: 1, position: Position { first, lsn, tx_id: Some(tx_id), commit_us }, tie }
     }
 
     fn after(passed: &[Stamp]) -> Frontier {

@@ -54,9 +54,9 @@ fn put_frontier(raw: &mut Vec<u8>, frontier: &Frontier) {
         raw.extend_from_slice(&source.to_le_bytes());
         put(raw, kept.logs.len() as u64 * 2 + u64::from(kept.unsequenced.is_some()));
         for entry in kept.logs.iter().chain(&kept.unsequenced) {
-            put(raw, entry.position.first.map_or(0, |first| first.saturating_add(1)));
+            put_option(raw, entry.position.first);
             put(raw, entry.position.lsn);
-            put(raw, entry.position.tx_id);
+            put_option(raw, entry.position.tx_id);
             put(raw, entry.position.commit_us.max(0).unsigned_abs());
             let ties = &entry.ties[..entry.ties.len().min(MAX_TIES)];
             put(raw, ties.len() as u64);
@@ -86,9 +86,9 @@ fn take_frontier(input: &mut &[u8]) -> Option<Frontier> {
 
 fn take_entry(input: &mut &[u8]) -> Option<Entry> {
     let position = Position {
-        first: take(input)?.checked_sub(1),
+        first: take_option(input)?,
         lsn: take(input)?,
-        tx_id: take(input)?,
+        tx_id: take_option(input)?,
         commit_us: i64::try_from(take(input)?).ok()?,
     };
     let count = take(input)?;
@@ -152,6 +152,22 @@ fn take_map(input: &mut &[u8], watermark: i64) -> Option<OffsetMap> {
     Some(OffsetMap::from_runs(runs))
 }
 
+fn put_option(raw: &mut Vec<u8>, value: Option<u64>) {
+    match value {
+        Some(value) => {
+            raw.push(1);
+            put(raw, value);
+        }
+        None => raw.push(0),
+    }
+}
+
+fn take_option(input: &mut &[u8]) -> Option<Option<u64>> {
+    let (tag, rest) = input.split_first()?;
+    *input = rest;
+    if *tag == 0 { Some(None) } else { take(input).map(Some) }
+}
+
 fn put(raw: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         raw.push(value as u8 | 0x80);
@@ -189,9 +205,9 @@ mod tests {
     fn frontier() -> impl Strategy<Value = Frontier> {
         let stamp = (
             0_u32..3,
-            prop::option::of(any::<u64>().prop_map(|first| first >> 1)),
+            prop::option::of(any::<u64>()),
             any::<u64>(),
-            any::<u64>(),
+            prop::option::of(any::<u64>()),
             0..i64::MAX,
             any::<u32>(),
         )
@@ -250,7 +266,7 @@ mod tests {
     fn many_changes_at_one_position_are_bounded() {
         let mut frontier = Frontier::default();
         for tie in 0..10_000 {
-            let position = Position { first: Some(1), lsn: 2, tx_id: 3, commit_us: 4 };
+            let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
             frontier.pass(&Stamp { source: 1, position, tie });
         }
         assert!(encode(0, &frontier, &OffsetMap::default()).len() <= MAX_BYTES);

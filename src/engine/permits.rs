@@ -167,7 +167,7 @@ mod tests {
         let mut controller = Controller::new(Limits { min: 5, max: 64 });
         let grown = run(&mut controller, FAST, 2_000);
         assert_eq!(grown, 64);
-        let slower = run(&mut controller, Sample::Answered(Duration::from_millis(40)), 64);
+        let slower = run(&mut controller, Sample::Answered(Duration::from_millis(40)), 150);
         assert!(slower < grown);
         assert!(run(&mut controller, Sample::Overloaded, 64) < slower);
         assert_eq!(run(&mut controller, Sample::Overloaded, 1_000), 5);

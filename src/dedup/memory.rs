@@ -1,0 +1,125 @@
+//! Claims in the process's own memory: for the demo and for tests.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+
+use super::{Op, Reply, Store, StoreAway};
+
+/// Behaves as [`super::RedisStore`], without surviving the process.
+#[derive(Debug)]
+pub struct MemoryStore {
+    window: Duration,
+    entries: Mutex<HashMap<String, (State, Instant)>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Claimed(std::sync::Arc<str>),
+    Done(i64),
+}
+
+impl MemoryStore {
+    /// An empty store whose entries live for `window`.
+    #[must_use]
+    pub fn new(window: Duration) -> Self {
+        Self { window, entries: Mutex::default() }
+    }
+
+    /// Forgets everything, as a Redis without persistence does on restart.
+    pub fn clear(&self) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn apply(&self, op: &Op, now: Instant) -> Reply {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() > 1_000 && entries.len().is_power_of_two() {
+            entries.retain(|_, (_, until)| *until > now);
+        }
+        let mut present = |key: &str| {
+            entries.get(key).filter(|(_, until)| *until > now).map(|(state, _)| state.clone())
+        };
+        let (key, state, reply) = match op {
+            Op::Claim { key, owner } => match present(key) {
+                Some(State::Done(accepted_ms)) => return Reply::Done { accepted_ms },
+                Some(State::Claimed(holder)) if holder != *owner => return Reply::Held,
+                _ => (key, Some(State::Claimed(owner.clone())), Reply::Ours),
+            },
+            Op::Confirm { key, accepted_ms } => (key, Some(State::Done(*accepted_ms)), Reply::Ours),
+            Op::Release { key, owner } => {
+                if present(key) != Some(State::Claimed(owner.clone())) {
+                    return Reply::Ours;
+                }
+                (key, None, Reply::Ours)
+            }
+            Op::Read { key } => {
+                return match present(key) {
+                    Some(State::Done(accepted_ms)) => Reply::Done { accepted_ms },
+                    Some(State::Claimed(_)) => Reply::Held,
+                    None => Reply::Free,
+                };
+            }
+        };
+        match state {
+            Some(state) => entries.insert(key.clone(), (state, now + self.window)),
+            None => entries.remove(key),
+        };
+        reply
+    }
+}
+
+impl Store for std::sync::Arc<MemoryStore> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+        let now = Instant::now();
+        Box::pin(async move { Ok(ops.iter().map(|op| self.apply(op, now)).collect()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(300);
+
+    fn claim(owner: &str) -> Op {
+        Op::Claim { key: "award:purchase:1".into(), owner: owner.into() }
+    }
+
+    #[test]
+    fn a_claim_left_by_a_crash_is_known_by_its_own_record_and_held_against_others() {
+        let store = MemoryStore::new(WINDOW);
+        let now = Instant::now();
+        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Ours);
+        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Ours);
+        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
+        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Ours);
+    }
+
+    #[test]
+    fn done_is_done_for_everybody_until_the_window_ends() {
+        let store = Arc::new(MemoryStore::new(WINDOW));
+        let now = Instant::now();
+        let done = Op::Confirm { key: "award:purchase:1".into(), accepted_ms: 42 };
+        store.apply(&claim("g/t/0/7"), now);
+        store.apply(&done, now);
+        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Done { accepted_ms: 42 });
+        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Ours);
+    }
+
+    #[test]
+    fn only_the_holder_gives_a_claim_back() {
+        let store = MemoryStore::new(WINDOW);
+        let now = Instant::now();
+        let release =
+            |owner: &str| Op::Release { key: "award:purchase:1".into(), owner: owner.into() };
+        store.apply(&claim("g/t/0/7"), now);
+        store.apply(&release("g/t/0/9"), now);
+        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
+        store.apply(&release("g/t/0/7"), now);
+        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Ours);
+    }
+}

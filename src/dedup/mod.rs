@@ -1,0 +1,336 @@
+//! Claims: an outcome is claimed before work and marked done after it, in Redis.
+//!
+//! Two phases (contract section 8.2). A claim holds the name of the record that took it, so that a
+//! record redelivered after a crash knows its own claim and is no duplicate; what another record
+//! holds is in flight, not done. `done` keeps the time of acceptance, which a cancel needs to know.
+//!
+//! Redis is an aid, not the boundary of correctness: behind the claims stand deterministic event
+//! ids and replay recognition.
+
+mod memory;
+mod redis;
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::memory::MemoryStore;
+pub use self::redis::RedisStore;
+use crate::outage::Breaker;
+
+/// One step of the protocol, as a store carries it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Take `key` for `owner` if nobody has it; lives as long as the window.
+    Claim {
+        /// What is about to happen.
+        key: String,
+        /// The record that wants to do it: `group/topic/partition/offset`.
+        owner: Arc<str>,
+    },
+    /// Mark `key` done; lives as long as the window.
+    Confirm {
+        /// What has happened.
+        key: String,
+        /// When it was accepted, in milliseconds since 1970; 0 when nothing had to be sent.
+        accepted_ms: i64,
+    },
+    /// Give `key` back if `owner` still holds it.
+    Release {
+        /// What will not happen.
+        key: String,
+        /// The record that held it.
+        owner: Arc<str>,
+    },
+    /// Look without claiming.
+    Read {
+        /// What may have happened.
+        key: String,
+    },
+}
+
+/// What a store answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// The claim is the asker's, now or from before a crash. Also the answer to `Release`.
+    Ours,
+    /// Done before.
+    Done {
+        /// When it was accepted, in milliseconds since 1970; 0 when nothing had to be sent.
+        accepted_ms: i64,
+    },
+    /// Another record is at it.
+    Held,
+    /// Nobody has claimed it (`Read` only).
+    Free,
+}
+
+/// Why a store could not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("claims cannot be reached: {message}; check REDIS_URL and the server behind it")]
+pub struct StoreAway {
+    message: String,
+}
+
+impl StoreAway {
+    /// A store that could not answer, with the reason in one line.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+/// Where claims are kept. Operations of one call are independent and answered in order.
+pub trait Store: Send + Sync + 'static {
+    /// Carries out `ops` in one round trip where it can.
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>>;
+}
+
+/// What to do while claims cannot be reached (`DEDUP_ON_OUTAGE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnOutage {
+    /// Wait for them.
+    Wait,
+    /// Go on without: ids and replay recognition stand alone.
+    Proceed,
+}
+
+struct Request {
+    op: Op,
+    reply: oneshot::Sender<Result<Reply, StoreAway>>,
+}
+
+/// The claims of the whole process: every operation of every lane goes through one queue and
+/// leaves in pipelines.
+#[derive(Clone)]
+pub struct Claims {
+    queue: mpsc::Sender<Request>,
+    breaker: Arc<Breaker>,
+    on_outage: OnOutage,
+    window: Duration,
+    recent: Arc<Recent>,
+}
+
+/// Operations in one pipeline. Larger ones gain nothing and delay the first of them.
+const PIPELINE: usize = 256;
+/// Operations that may wait for a pipeline; more simply wait to get in.
+const QUEUE: usize = 4096;
+
+impl Claims {
+    /// Starts the task that pipelines operations to `store`. Claims live for `window`;
+    /// acceptances are also remembered in the process for `remember`, for the case that the
+    /// store forgets. Must be called inside a tokio runtime.
+    pub fn start(
+        store: impl Store,
+        breaker: Arc<Breaker>,
+        on_outage: OnOutage,
+        window: Duration,
+        remember: Duration,
+    ) -> Self {
+        let (queue, requests) = mpsc::channel(QUEUE);
+        tokio::spawn(pipeline(store, requests, Arc::clone(&breaker)));
+        let recent = Arc::new(Recent::new(remember));
+        Self { queue, breaker, on_outage, window, recent }
+    }
+
+    /// How long a claim lives. A record that has waited longer than a third of it claims again.
+    #[must_use]
+    pub fn window(&self) -> Duration {
+        self.window
+    }
+
+    /// The breaker that stands for the store.
+    #[must_use]
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
+    }
+
+    /// Claims `key` for `owner`.
+    ///
+    /// # Errors
+    /// When the store cannot be reached and `DEDUP_ON_OUTAGE` is `wait`.
+    pub async fn claim(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreAway> {
+        match self.ask(Op::Claim { key, owner }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Ours),
+            answer => answer,
+        }
+    }
+
+    /// Marks `key` done.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn confirm(&self, key: String, accepted_ms: i64) -> Result<(), StoreAway> {
+        if accepted_ms > 0 {
+            self.recent.note(&key, accepted_ms);
+        }
+        match self.ask(Op::Confirm { key, accepted_ms }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
+            answer => answer.map(|_| ()),
+        }
+    }
+
+    /// Gives a claim back, best effort: left behind it runs out by itself.
+    pub async fn release(&self, key: String, owner: Arc<str>) {
+        if let Err(error) = self.ask(Op::Release { key, owner }).await {
+            tracing::debug!(%error, "claim not released");
+        }
+    }
+
+    /// What is known of `key`, `None` where no claim can tell (the store is away or empty).
+    pub async fn read(&self, key: String) -> Option<Reply> {
+        if let Some(accepted_ms) = self.recent.find(&key) {
+            return Some(Reply::Done { accepted_ms });
+        }
+        self.ask(Op::Read { key }).await.ok().filter(|reply| *reply != Reply::Free)
+    }
+
+    async fn ask(&self, op: Op) -> Result<Reply, StoreAway> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || StoreAway::new("the process is stopping");
+        self.queue.send(Request { op, reply }).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+async fn pipeline(store: impl Store, mut requests: mpsc::Receiver<Request>, breaker: Arc<Breaker>) {
+    let (mut batch, mut ops, mut replies) = (Vec::new(), Vec::new(), Vec::new());
+    while requests.recv_many(&mut batch, PIPELINE).await > 0 {
+        for Request { op, reply } in batch.drain(..) {
+            // A caller that has gone needs no claim; one that must be kept is claimed again.
+            if !reply.is_closed() {
+                ops.push(op);
+                replies.push(reply);
+            }
+        }
+        let answer = execute(&store, &ops, &breaker).await;
+        ops.clear();
+        for (at, reply) in replies.drain(..).enumerate() {
+            let each = match &answer {
+                Ok(all) => all.get(at).copied().ok_or_else(|| StoreAway::new("short answer")),
+                Err(error) => Err(error.clone()),
+            };
+            // A caller that stopped waiting does not need its answer.
+            drop(reply.send(each));
+        }
+    }
+}
+
+async fn execute(
+    store: &impl Store,
+    ops: &[Op],
+    breaker: &Breaker,
+) -> Result<Vec<Reply>, StoreAway> {
+    let Ok(leave) = breaker.admit(Instant::now()) else {
+        let error = breaker.away().map_or_else(String::new, |away| away.error.clone());
+        return Err(StoreAway::new(error));
+    };
+    let answer = store.execute(ops).await;
+    match &answer {
+        Ok(_) => leave.succeeded(),
+        Err(error) => leave.failed(Instant::now(), None, &error.message),
+    }
+    answer
+}
+
+/// Acceptances of the last while in this process. Redis may be emptied at any time, and a cancel
+/// must still know that its award was accepted a moment ago (contract section 3).
+struct Recent {
+    remember_ms: i64,
+    hasher: ahash::RandomState,
+    known: Mutex<(HashMap<u64, i64, ahash::RandomState>, VecDeque<(i64, u64)>)>,
+}
+
+/// Bounds the memory of [`Recent`] at about 4 MiB.
+const RECENT_MAX: usize = 100_000;
+
+impl Recent {
+    fn new(remember: Duration) -> Self {
+        Self {
+            remember_ms: i64::try_from(remember.as_millis()).unwrap_or(i64::MAX),
+            hasher: ahash::RandomState::new(),
+            known: Mutex::default(),
+        }
+    }
+
+    fn note(&self, key: &str, accepted_ms: i64) {
+        let hash = self.hasher.hash_one(key);
+        let mut guard = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, order) = &mut *guard;
+        known.insert(hash, accepted_ms);
+        order.push_back((accepted_ms, hash));
+        while order.len() > RECENT_MAX
+            || order.front().is_some_and(|(at, _)| *at < accepted_ms - self.remember_ms)
+        {
+            if let Some((at, old)) = order.pop_front()
+                && known.get(&old) == Some(&at)
+            {
+                known.remove(&old);
+            }
+        }
+    }
+
+    fn find(&self, key: &str) -> Option<i64> {
+        let hash = self.hasher.hash_one(key);
+        let guard = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.0.get(&hash).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outage::Backoff;
+
+    const BACKOFF: Backoff =
+        Backoff { base: Duration::from_millis(1), max: Duration::from_millis(2) };
+
+    struct Away;
+
+    impl Store for Away {
+        fn execute<'a>(&'a self, _: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+            Box::pin(async { Err(StoreAway::new("connection refused")) })
+        }
+    }
+
+    fn claims(store: impl Store, on_outage: OnOutage) -> Claims {
+        let breaker = Arc::new(Breaker::new("redis", 1, BACKOFF));
+        Claims::start(store, breaker, on_outage, Duration::from_secs(300), Duration::from_secs(30))
+    }
+
+    #[tokio::test]
+    async fn while_the_store_is_away_the_consumer_waits_or_goes_on_as_configured() {
+        let owner: Arc<str> = "g/t/0/1".into();
+        let waiting = claims(Away, OnOutage::Wait);
+        let error = waiting.claim("k".into(), Arc::clone(&owner)).await.expect_err("away");
+        assert!(error.to_string().contains("connection refused"), "{error}");
+        assert!(waiting.breaker().away().is_some());
+        let proceeding = claims(Away, OnOutage::Proceed);
+        assert_eq!(proceeding.claim("k".into(), owner).await.expect("goes on"), Reply::Ours);
+        proceeding.confirm("k".into(), 5).await.expect("goes on");
+    }
+
+    #[tokio::test]
+    async fn an_acceptance_is_remembered_when_the_store_forgets() {
+        let claims = claims(Away, OnOutage::Proceed);
+        assert_eq!(claims.read("award".into()).await, None);
+        claims.confirm("award".into(), 1_000).await.expect("goes on");
+        assert_eq!(claims.read("award".into()).await, Some(Reply::Done { accepted_ms: 1_000 }));
+    }
+
+    #[test]
+    fn memory_of_acceptances_is_bounded_in_time_and_number() {
+        let recent = Recent::new(Duration::from_secs(30));
+        recent.note("old", 1_000);
+        recent.note("new", 40_000);
+        assert_eq!((recent.find("old"), recent.find("new")), (None, Some(40_000)));
+        for number in 0..RECENT_MAX + 10 {
+            recent.note(&number.to_string(), 40_000);
+        }
+        assert_eq!(recent.find("new"), None);
+        assert_eq!(recent.known.lock().expect("not poisoned").1.len(), RECENT_MAX);
+    }
+}

@@ -1,0 +1,121 @@
+//! Claims in Redis 6 and later, Valkey and Upstash: plain commands, and a script where a claim is
+//! already there.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use redis::aio::ConnectionManager;
+use redis::{Pipeline, Value};
+
+use super::{Op, Reply, Store, StoreAway};
+
+/// Marks a value that says when something was done; a holder's name never starts so.
+const DONE: &str = "done:";
+
+/// Takes a claim that is free by now, or renews the holder's own; else answers what stands there.
+const RECLAIM: &str = "local v = redis.call('GET', KEYS[1]) \
+if v and v ~= ARGV[1] then return v end \
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) return ARGV[1]";
+
+/// Deletes a claim if the asker still holds it.
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
+return redis.call('DEL', KEYS[1]) end return 0";
+
+/// Claims kept in Redis, each for the length of the window.
+pub struct RedisStore {
+    connection: ConnectionManager,
+    window_seconds: u64,
+}
+
+impl RedisStore {
+    /// Claims live for `window`, in whole seconds.
+    #[must_use]
+    pub fn new(connection: ConnectionManager, window: Duration) -> Self {
+        Self { connection, window_seconds: window.as_secs().max(1) }
+    }
+
+    async fn run(&self, ops: &[Op]) -> Result<Vec<Reply>, StoreAway> {
+        let mut first = Pipeline::with_capacity(ops.len());
+        for op in ops {
+            self.add(&mut first, op);
+        }
+        let answers = self.query(&first).await?;
+        let mut replies: Vec<Option<Reply>> =
+            ops.iter().zip(&answers).map(|(op, answer)| reply(op, answer)).collect();
+
+        let taken: Vec<usize> = (0..replies.len()).filter(|at| replies[*at].is_none()).collect();
+        if !taken.is_empty() {
+            let mut second = Pipeline::with_capacity(taken.len());
+            for at in &taken {
+                if let Op::Claim { key, owner } = &ops[*at] {
+                    second.cmd("EVAL").arg(RECLAIM).arg(1).arg(key).arg(&**owner);
+                    second.arg(self.window_seconds);
+                }
+            }
+            let answers = self.query(&second).await?;
+            for (at, answer) in taken.iter().zip(&answers) {
+                if let Op::Claim { owner, .. } = &ops[*at] {
+                    replies[*at] = Some(standing(answer, Some(owner)));
+                }
+            }
+        }
+        Ok(replies.into_iter().map(|reply| reply.unwrap_or(Reply::Held)).collect())
+    }
+
+    fn add(&self, pipeline: &mut Pipeline, op: &Op) {
+        match op {
+            Op::Claim { key, owner } => {
+                pipeline.cmd("SET").arg(key).arg(&**owner).arg("NX");
+                pipeline.arg("EX").arg(self.window_seconds);
+            }
+            Op::Confirm { key, accepted_ms } => {
+                pipeline.cmd("SET").arg(key).arg(format_args!("{DONE}{accepted_ms}").to_string());
+                pipeline.arg("EX").arg(self.window_seconds);
+            }
+            Op::Release { key, owner } => {
+                pipeline.cmd("EVAL").arg(RELEASE).arg(1).arg(key).arg(&**owner);
+            }
+            Op::Read { key } => {
+                pipeline.cmd("GET").arg(key);
+            }
+        }
+    }
+
+    async fn query(&self, pipeline: &Pipeline) -> Result<Vec<Value>, StoreAway> {
+        let mut connection = self.connection.clone();
+        pipeline
+            .query_async(&mut connection)
+            .await
+            .map_err(|error| StoreAway::new(error.to_string().replace('\n', " ")))
+    }
+}
+
+impl Store for RedisStore {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+        Box::pin(self.run(ops))
+    }
+}
+
+/// What the first round trip settles; `None` for a claim that somebody has.
+fn reply(op: &Op, answer: &Value) -> Option<Reply> {
+    match (op, answer) {
+        (Op::Claim { .. }, Value::Nil) => None,
+        (Op::Read { .. }, Value::Nil) => Some(Reply::Free),
+        (Op::Read { .. }, answer) => Some(standing(answer, None)),
+        _ => Some(Reply::Ours),
+    }
+}
+
+/// What a value that stands at a key means to `asker`.
+fn standing(value: &Value, asker: Option<&str>) -> Reply {
+    let text = match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
+        Value::SimpleString(text) => text,
+        _ => "",
+    };
+    match text.strip_prefix(DONE) {
+        Some(at) => Reply::Done { accepted_ms: at.parse().unwrap_or(0) },
+        None if Some(text) == asker => Reply::Ours,
+        None => Reply::Held,
+    }
+}

@@ -1,0 +1,185 @@
+//! When to stop taking records, and which partitions to pause. Pure.
+//!
+//! Memory is bounded in records and in bytes (contract section 8.5). A consumer that holds its
+//! share simply stops asking for a moment; only when that does not help is anything paused,
+//! because a pause throws fetched records away. Each partition has a share of the whole, so that
+//! one stuck key cannot fill all of it: a partition that stays at its share is paused alone.
+
+use std::time::{Duration, Instant};
+
+/// How long a consumer may stop asking before it must pause and ask on: a member that does not
+/// poll leaves a revoke unanswered and holds up its whole group.
+pub const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Upper bounds of what one consumer holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Records without an outcome.
+    pub records: usize,
+    /// Their keys, values and headers.
+    pub bytes: usize,
+    /// Delivered offsets of one partition that its watermark has not passed, with an outcome or
+    /// without: bookkeeping that grows while one record waits and the rest flows on.
+    pub span: usize,
+}
+
+/// What one partition holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Records without an outcome.
+    pub records: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Delivered offsets that the watermark has not passed.
+    pub span: usize,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision<P> {
+    /// Whether to ask for records.
+    pub poll: bool,
+    /// Partitions to pause.
+    pub pause: Vec<P>,
+    /// Partitions to resume.
+    pub resume: Vec<P>,
+}
+
+/// Remembers since when taking has been held up.
+#[derive(Debug)]
+pub struct Backpressure {
+    bounds: Bounds,
+    held_since: Option<Instant>,
+}
+
+impl Backpressure {
+    /// Nothing is held up yet.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        Self { bounds, held_since: None }
+    }
+
+    /// Whether one more record may be taken from a partition with `load`, out of `partitions`,
+    /// when all of them hold `total`.
+    #[must_use]
+    pub fn admits(&self, total: Load, load: Load, partitions: usize) -> bool {
+        !at_bound(total, self.bounds, 1) && !self.at_share(load, partitions)
+    }
+
+    /// Decides for every assigned partition: its name, its load, and whether it is paused.
+    pub fn decide<P: Copy>(
+        &mut self,
+        now: Instant,
+        partitions: impl Iterator<Item = (P, Load, bool)> + Clone,
+    ) -> Decision<P> {
+        let count = partitions.clone().count();
+        let total = partitions.clone().fold(Load::default(), |sum, (_, load, _)| Load {
+            records: sum.records + load.records,
+            bytes: sum.bytes + load.bytes,
+            span: 0,
+        });
+        let full = at_bound(total, self.bounds, 1);
+        let roomy = !at_bound(total, self.bounds, 2);
+        let mut decision =
+            Decision { poll: true, pause: Vec::new(), resume: Vec::new() };
+        let blocking = |load: Load, paused: bool| !paused && (full || self.at_share(load, count));
+        if partitions.clone().any(|(_, load, paused)| blocking(load, paused)) {
+            let since = *self.held_since.get_or_insert(now);
+            if now.saturating_duration_since(since) < PATIENCE {
+                decision.poll = false;
+            } else {
+                decision.pause = partitions
+                    .clone()
+                    .filter(|(_, load, paused)| blocking(*load, *paused))
+                    .map(|(partition, ..)| partition)
+                    .collect();
+                self.held_since = None;
+            }
+        } else {
+            self.held_since = None;
+        }
+        if roomy {
+            let half = Bounds { span: self.bounds.span / 2, ..self.bounds };
+            decision.resume = partitions
+                .filter(|(_, load, paused)| *paused && !at_share(*load, half, count * 2))
+                .map(|(partition, ..)| partition)
+                .collect();
+        }
+        decision
+    }
+
+    fn at_share(&self, load: Load, partitions: usize) -> bool {
+        at_share(load, self.bounds, partitions)
+    }
+}
+
+fn at_bound(load: Load, bounds: Bounds, divisor: usize) -> bool {
+    load.records >= (bounds.records / divisor).max(1)
+        || load.bytes >= (bounds.bytes / divisor).max(1)
+}
+
+fn at_share(load: Load, bounds: Bounds, divisor: usize) -> bool {
+    load.span >= bounds.span.max(1) || at_bound(load, bounds, divisor.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { records: 100, bytes: 10_000, span: 1_000 };
+
+    fn load(records: usize) -> Load {
+        Load { records, bytes: records, span: records }
+    }
+
+    #[test]
+    fn a_full_consumer_first_stops_asking_and_then_pauses_and_asks_on() {
+        let mut backpressure = Backpressure::new(BOUNDS);
+        let now = Instant::now();
+        let partitions = [(0, load(60), false), (1, load(40), false)];
+        let at = |backpressure: &mut Backpressure, after, partitions: &[(i32, Load, bool)]| {
+            backpressure.decide(now + after, partitions.iter().copied())
+        };
+        assert!(!at(&mut backpressure, Duration::ZERO, &partitions).poll);
+        assert!(!at(&mut backpressure, PATIENCE / 2, &partitions).poll);
+        let decision = at(&mut backpressure, PATIENCE, &partitions);
+        assert_eq!((decision.poll, decision.pause), (true, vec![0, 1]));
+
+        let paused = [(0, load(30), true), (1, load(20), true)];
+        assert!(at(&mut backpressure, PATIENCE, &paused).resume.is_empty(), "half is not yet roomy");
+        let paused = [(0, load(30), true), (1, load(10), true)];
+        assert_eq!(at(&mut backpressure, PATIENCE, &paused).resume, [1], "each below half its share");
+    }
+
+    #[test]
+    fn a_partition_that_stays_at_its_share_is_paused_alone() {
+        let mut backpressure = Backpressure::new(BOUNDS);
+        let now = Instant::now();
+        let partitions = [(0, load(50), false), (1, load(3), false)];
+        backpressure.decide(now, partitions.iter().copied());
+        let decision = backpressure.decide(now + PATIENCE, partitions.iter().copied());
+        assert_eq!((decision.poll, decision.pause), (true, vec![0]));
+        let total = load(53);
+        assert!(!backpressure.admits(total, load(50), 2));
+        assert!(backpressure.admits(total, load(3), 2));
+    }
+
+    #[test]
+    fn bytes_and_bookkeeping_count_as_records_do() {
+        let backpressure = Backpressure::new(BOUNDS);
+        let heavy = Load { records: 1, bytes: 10_000, span: 1 };
+        assert!(!backpressure.admits(heavy, heavy, 1));
+        let wide = Load { records: 1, bytes: 1, span: 1_000 };
+        assert!(!backpressure.admits(Load::default(), wide, 1));
+    }
+
+    #[test]
+    fn a_moment_of_relief_starts_the_patience_anew() {
+        let mut backpressure = Backpressure::new(BOUNDS);
+        let now = Instant::now();
+        backpressure.decide(now, [(0, load(100), false)].into_iter());
+        backpressure.decide(now + PATIENCE / 2, [(0, load(10), false)].into_iter());
+        let decision = backpressure.decide(now + PATIENCE, [(0, load(100), false)].into_iter());
+        assert!(!decision.poll && decision.pause.is_empty());
+    }
+}

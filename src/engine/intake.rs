@@ -1,0 +1,138 @@
+//! From a record to a routing decision: decode, stamp, route. Pure, and the same for `run` and
+//! `explain`.
+
+use std::hash::{BuildHasher, Hash};
+
+use jiff::Timestamp;
+
+use super::Consumer;
+use super::frontier::Stamp;
+use super::lanes::LaneId;
+use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record};
+
+/// What a consumer wants done about a record.
+#[derive(Debug)]
+pub enum Route<W> {
+    /// Nothing, for this reason: a stable label.
+    Skip(&'static str),
+    /// This work, in order behind what waits in the same lane.
+    Process {
+        /// The work.
+        work: W,
+        /// Its lane.
+        lane: Lane,
+    },
+}
+
+/// The order domain of a piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lane {
+    key: u64,
+    across_partitions: bool,
+}
+
+impl Lane {
+    /// Order among the records of one partition that share `key`.
+    pub fn in_partition(key: impl Hash) -> Self {
+        Self { key: hash(key), across_partitions: false }
+    }
+
+    /// Order among all records of this process that share `key`, whatever their partition.
+    pub fn across_partitions(key: impl Hash) -> Self {
+        Self { key: hash(key), across_partitions: true }
+    }
+
+    /// The lane's name; `partition` is unique per assigned partition.
+    #[must_use]
+    pub fn id(self, partition: u32) -> LaneId {
+        if self.across_partitions { self.key } else { hash((self.key, partition)) }
+    }
+}
+
+/// Lanes live within one process, so any good hash will do.
+fn hash(key: impl Hash) -> u64 {
+    const HASHER: ahash::RandomState = ahash::RandomState::with_seeds(1, 2, 3, 4);
+    HASHER.hash_one(key)
+}
+
+/// A record, decoded and routed.
+#[derive(Debug)]
+pub struct Intake<W> {
+    /// Its place in the log, for replay recognition. Snapshot rows have none: they are neither
+    /// compared nor counted.
+    pub stamp: Option<Stamp>,
+    /// When its change was committed.
+    pub committed_at: Option<Timestamp>,
+    /// Read by a snapshot.
+    pub snapshot: bool,
+    /// What to do.
+    pub route: Result<Route<W>, DecodeError>,
+}
+
+impl<W> Intake<W> {
+    fn plain(route: Result<Route<W>, DecodeError>) -> Self {
+        Self { stamp: None, committed_at: None, snapshot: false, route }
+    }
+}
+
+/// Decodes and routes one record.
+pub fn intake<C: Consumer>(
+    consumer: &C,
+    record: &Record<'_>,
+    options: &cdc::Options,
+    now: Timestamp,
+) -> Intake<C::Work> {
+    if consumer.takes_commands(record.topic) {
+        return Intake::plain(consumer.route_command(record));
+    }
+    match cdc::decode(record, options) {
+        Err(error) => Intake::plain(Err(error)),
+        Ok(Decoded::Nothing(nothing)) => Intake::plain(Ok(Route::Skip(nothing.as_str()))),
+        Ok(Decoded::Change(change)) => Intake {
+            stamp: stamp(&change, record.key),
+            committed_at: Some(change.commit_time),
+            snapshot: change.snapshot,
+            route: route(consumer, &change, now),
+        },
+    }
+}
+
+/// What a consumer does about a decoded change.
+///
+/// # Errors
+/// As [`Consumer::route`].
+pub fn route<C: Consumer>(
+    consumer: &C,
+    change: &Change<'_>,
+    now: Timestamp,
+) -> Result<Route<C::Work>, DecodeError> {
+    if change.key_change {
+        // Half of a changed primary key is neither a deletion nor a new row (contract section 2).
+        return Ok(Route::Skip("key_change"));
+    }
+    consumer.route(change, now)
+}
+
+/// The stamp of a change that was captured from the log. The hashes are kept in commits, so they
+/// must be the same in every build: CRC-32, not the hasher of the day.
+#[must_use]
+pub fn stamp(change: &Change<'_>, key: Option<&[u8]>) -> Option<Stamp> {
+    if change.snapshot {
+        return None;
+    }
+    let mut source = crc32fast::Hasher::new();
+    for part in [&change.source.name, &change.source.db, &change.source.schema, &change.source.table]
+    {
+        source.update(part.as_bytes());
+        source.update(b"\0");
+    }
+    let mut tie = crc32fast::Hasher::new();
+    tie.update(key.unwrap_or_default());
+    tie.update(match change.op {
+        Op::Create => b"c",
+        Op::Update => b"u",
+        Op::Delete => b"d",
+        Op::Read => b"r",
+    });
+    Some(Stamp { source: source.finalize(), position: change.position?, tie: tie.finalize() })
+}

@@ -1,0 +1,183 @@
+//! The engine: one loop per consumer, knowing neither a consumer nor a client.
+//!
+//! ```text
+//! librdkafka -> record -> decode -> route -> lane -> claim -> process -> confirm -> outcome -> watermark -> commit
+//! ```
+//!
+//! [`Consumer`] is what a consumer brings; [`run`] is the loop. Everything that can be decided
+//! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
+//! [`lanes`], [`backpressure`], [`permits`] (its controller) and [`retry`].
+
+pub mod backpressure;
+pub mod frontier;
+pub mod intake;
+pub mod lanes;
+pub mod metadata;
+pub mod offsets;
+mod partition;
+pub mod permits;
+pub mod retry;
+mod rounds;
+mod run;
+pub mod vitals;
+mod work;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+pub use self::intake::{Lane, Route};
+pub use self::retry::Failure;
+pub use self::run::{Engine, EngineError, Settings};
+pub use self::work::{Cx, Once, Origin};
+use crate::cdc::{Change, DecodeError, Record};
+use crate::engine::permits::Limits;
+
+/// What a consumer brings to the engine.
+///
+/// `route` and `plan` are pure; `process` does the I/O of one piece of work and may be called
+/// again for the same work after a failure, a crash or a move to another process.
+pub trait Consumer: Send + Sync + 'static {
+    /// What is kept of a record between routing and processing.
+    type Work: Send + Sync + 'static;
+
+    /// Its name: in the group id, in metrics, in `CONSUMERS`.
+    fn name(&self) -> &'static str;
+
+    /// The topics it takes, in full.
+    fn topics(&self) -> Vec<String>;
+
+    /// Bound on its parallel requests to Supabase.
+    fn limits(&self) -> Limits;
+
+    /// Whether `topic` carries commands in plain JSON instead of changes.
+    fn takes_commands(&self, topic: &str) -> bool {
+        let _ = topic;
+        false
+    }
+
+    /// What to do about a change. `now` is the wall clock, for the snapshot policy.
+    ///
+    /// # Errors
+    /// When a column that a rule needs cannot be decoded: the record goes to the dead letter topic.
+    fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Self::Work>, DecodeError>;
+
+    /// What to do about a command.
+    ///
+    /// # Errors
+    /// When the record is no such command: it goes to the dead letter topic.
+    fn route_command(&self, record: &Record<'_>) -> Result<Route<Self::Work>, DecodeError> {
+        let _ = record;
+        Ok(Route::Skip("not_a_command"))
+    }
+
+    /// What `process` would do, for `explain`.
+    fn plan(&self, work: &Self::Work) -> Plan;
+
+    /// Does the work.
+    ///
+    /// # Errors
+    /// [`Failure`] says whether to try again, to wait, or to set the record aside.
+    fn process(
+        &self,
+        cx: &Cx,
+        work: &Self::Work,
+    ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
+
+    /// Takes `newer` into `waiting`, work of the same lane that has not begun, or gives it back.
+    /// What is taken in completes together with `waiting`.
+    fn coalesce(&self, waiting: &mut Self::Work, newer: Self::Work) -> Option<Self::Work> {
+        let _ = waiting;
+        Some(newer)
+    }
+}
+
+/// What processing a piece of work would do, for `explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The order domain, readable.
+    pub lane: String,
+    /// What would be claimed.
+    pub claim: String,
+    /// Requests and events, in order.
+    pub steps: Vec<String>,
+}
+
+/// How a record ended. Every outcome completes its offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// What it called for was sent and accepted.
+    Sent,
+    /// A rule said that there is nothing to do; a stable label.
+    Skipped(&'static str),
+    /// The same outcome was done within the claim window.
+    Duplicate,
+    /// This group finished the change before.
+    Replayed,
+    /// Acknowledged by the dead letter topic; the error's stable label.
+    DeadLettered(&'static str),
+}
+
+impl Outcome {
+    /// Stable label for metrics and logs.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Skipped(_) => "skipped",
+            Self::Duplicate => "duplicate",
+            Self::Replayed => "replayed",
+            Self::DeadLettered(_) => "dead_lettered",
+        }
+    }
+}
+
+/// What happens in the engine, for those who watch: metrics, and the demo's screen.
+#[derive(Debug)]
+pub enum Observed<'a> {
+    /// A record has its outcome.
+    Outcome {
+        /// Where it came from.
+        origin: &'a Origin,
+        /// How it ended.
+        outcome: Outcome,
+        /// When its change was committed in the database, where known.
+        committed_at: Option<Timestamp>,
+    },
+    /// A record must wait or be tried again.
+    Retry {
+        /// Where it came from.
+        origin: &'a Origin,
+        /// Why, as a stable label.
+        reason: &'a str,
+    },
+    /// Records are gone: retention passed the committed offset, or the topic was made anew.
+    Lost {
+        /// Topic.
+        topic: &'a str,
+        /// Partition.
+        partition: i32,
+        /// How many; unknown where the topic was made anew.
+        records: Option<i64>,
+    },
+    /// Partitions came or went.
+    Rebalanced {
+        /// Partitions gained.
+        assigned: usize,
+        /// Partitions given up.
+        revoked: usize,
+    },
+}
+
+/// Sees what happens in the engine. Called on the loop: must not block.
+pub trait Observer: Send + Sync + 'static {
+    /// Something happened to `consumer`.
+    fn observe(&self, consumer: &'static str, observed: &Observed<'_>);
+}
+
+impl<T: Observer> Observer for Arc<T> {
+    fn observe(&self, consumer: &'static str, observed: &Observed<'_>) {
+        T::observe(self, consumer, observed);
+    }
+}
