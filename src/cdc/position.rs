@@ -53,7 +53,8 @@ mod tests {
 
     #[test]
     fn anything_else_is_an_error() {
-        for text in ["", "null", "[]", r#"["1"]"#, r#"["1","2","3"]"#, r#"["-1","2"]"#, r#"[1,2]"#] {
+        for text in ["", "null", "[]", r#"["1"]"#, r#"["1","2","3"]"#, r#"["-1","2"]"#, r#"[1,2]"#]
+        {
             let error = sequence(text).expect_err(text);
             assert_eq!(error.kind(), "malformed");
         }

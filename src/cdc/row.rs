@@ -124,7 +124,7 @@ impl<'a> Row<'a> {
     /// Names of the columns whose value is unavailable.
     pub fn unavailable(&self) -> impl Iterator<Item = &str> {
         self.columns()
-            .filter(|(name, raw)| self.classify(name, raw) == FieldKind::Unavailable)
+            .filter(|(name, raw)| matches!(self.classify(name, raw), Field::Unavailable))
             .map(|(name, _)| name)
     }
 
@@ -224,5 +224,87 @@ impl<'a> Row<'a> {
             column: column.to_owned(),
             expected,
         }
+    }
+}
+
+/// The text of a JSON string.
+pub(super) fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
+}
+
+/// Whole numbers come as JSON numbers, xids also as digits in a string or as base64 of such digits.
+fn integer(raw: &RawValue) -> Option<i128> {
+    if !raw.get().starts_with('"') {
+        return raw.get().parse().ok();
+    }
+    let text = string(raw)?;
+    // Base64 of digits begins with M, N or O, so the two cannot be taken for each other.
+    text.parse().ok().or_else(|| {
+        let digits = BASE64.decode(text.as_bytes()).ok()?;
+        std::str::from_utf8(&digits).ok()?.parse().ok()
+    })
+}
+
+/// The members of a JSON object in their order, values unparsed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Columns<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Columns<'a> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
+        self.0.iter().find(|(column, _)| column == name).map(|(_, raw)| *raw)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Columns<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Columns<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                // The widest table known has 23 columns: one allocation for nearly every row.
+                let mut columns = Vec::with_capacity(24);
+                while let Some((Text(name), raw)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                    columns.push((name, raw));
+                }
+                Ok(Columns(columns))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// A string that borrows from the input unless it holds escapes. (serde's own `Cow` borrows only as a
+/// plain field of a struct, not as a map key or inside an `Option`.)
+#[derive(Debug, Clone, Default)]
+pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Str;
+        impl<'de> Visitor<'de> for Str {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Str)
     }
 }
