@@ -17,7 +17,6 @@ pub mod offsets;
 mod partition;
 pub mod permits;
 pub mod retry;
-mod rounds;
 mod run;
 pub mod vitals;
 mod work;

@@ -1,0 +1,136 @@
+//! What the loop keeps of one assigned partition.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::backpressure::Load;
+use super::frontier::{Finished, Frontier, Stamp};
+use super::metadata;
+use super::offsets::{Admission, Offsets};
+use crate::kafka::Start;
+
+/// One assignment of one partition. A partition that comes back is a new one, so that a late
+/// completion of the old cannot touch it.
+pub(crate) struct Partition {
+    pub(crate) topic: Arc<str>,
+    pub(crate) number: i32,
+    pub(crate) assigned_at: Timestamp,
+    /// Cancelled when the partition is to be given up: what merely waits ends.
+    pub(crate) drain: CancellationToken,
+    /// Cancelled when its time is up: what is still in flight ends, unfinished.
+    pub(crate) kill: CancellationToken,
+    pub(crate) paused: bool,
+    /// Records of a partition that is being given up are no longer taken.
+    pub(crate) draining: bool,
+    /// Jobs in flight with an offset of this partition.
+    pub(crate) running: usize,
+    offsets: Offsets<Option<Stamp>>,
+    frontier: Frontier,
+    finished: Finished,
+    bytes: usize,
+    stored: Option<i64>,
+    /// Outcomes above the watermark since the last commit that carried them.
+    uncommitted: usize,
+}
+
+/// What a commit of one partition carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Commit {
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) metadata: String,
+}
+
+impl Partition {
+    pub(crate) fn new(start: Start, stop: &CancellationToken, now: Timestamp) -> Self {
+        Self {
+            topic: start.topic.into(),
+            number: start.partition,
+            assigned_at: now,
+            drain: stop.child_token(),
+            kill: CancellationToken::new(),
+            paused: false,
+            draining: false,
+            running: 0,
+            offsets: Offsets::new(start.offset, start.completed),
+            frontier: start.frontier,
+            finished: Finished::default(),
+            bytes: 0,
+            stored: None,
+            uncommitted: 0,
+        }
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        Load { records: self.offsets.open(), bytes: self.bytes, span: self.offsets.span() }
+    }
+
+    pub(crate) fn admit(&mut self, offset: i64, stamp: Option<Stamp>, bytes: usize) -> Admission {
+        let admission = self.offsets.admit(offset, stamp);
+        match admission {
+            Admission::Fresh => self.bytes += bytes,
+            Admission::Completed => {
+                // Its copies must still be recognised, although it is not worked on again.
+                if let Some(stamp) = &stamp {
+                    self.finished.insert(stamp);
+                }
+                self.advance();
+            }
+            Admission::Repeated => {}
+        }
+        admission
+    }
+
+    /// Whether this change was finished before.
+    pub(crate) fn is_replay(&self, stamp: &Stamp) -> bool {
+        self.frontier.covers(stamp) || self.finished.contains(stamp)
+    }
+
+    /// Records an outcome; `false` when the offset is not open.
+    pub(crate) fn complete(&mut self, offset: i64, bytes: usize) -> bool {
+        let Some(stamp) = self.offsets.complete(offset) else { return false };
+        if let Some(stamp) = stamp {
+            self.finished.insert(stamp);
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.uncommitted += 1;
+        self.advance();
+        true
+    }
+
+    fn advance(&mut self) {
+        let Self { offsets, frontier, finished, .. } = self;
+        offsets.advance(|stamp| {
+            if let Some(stamp) = stamp {
+                finished.remove(&stamp);
+                frontier.pass(&stamp);
+            }
+        });
+    }
+
+    /// Whether the watermark has moved since it was last stored.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.stored != Some(self.offsets.watermark())
+    }
+
+    /// Whether there are outcomes that no commit has carried yet, though the watermark stands.
+    pub(crate) fn has_uncommitted(&self) -> bool {
+        self.uncommitted > 0
+    }
+
+    /// What to commit now; counts as stored.
+    pub(crate) fn commit(&mut self) -> Commit {
+        let watermark = self.offsets.watermark();
+        self.stored = Some(watermark);
+        self.uncommitted = 0;
+        Commit {
+            topic: Arc::clone(&self.topic),
+            partition: self.number,
+            offset: watermark,
+            metadata: metadata::encode(watermark, &self.frontier, &self.offsets.completed()),
+        }
+    }
+}

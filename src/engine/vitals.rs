@@ -1,0 +1,106 @@
+//! Signs of life of one consumer: what readiness tells, and when a consumer counts as stalled.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a consumer is doing, as of its last look at itself.
+#[derive(Debug, Clone)]
+pub struct Vitals {
+    /// When its loop last went round. A loop that stands still cannot say so itself.
+    pub beat: Instant,
+    /// When a record last came in or had its outcome, or when there last was nothing to do.
+    pub progress: Instant,
+    /// Partitions that it has.
+    pub partitions: usize,
+    /// Records without an outcome.
+    pub open: usize,
+    /// Records in the brokers that it has not been given, as far as statistics tell.
+    pub lag: i64,
+    /// What it waits for, if anything: not a stall, but degraded.
+    pub waits_for: Vec<String>,
+}
+
+impl Vitals {
+    /// Whether the consumer has work, makes no progress, and waits for nothing that explains it
+    /// (contract section 8.8).
+    #[must_use]
+    pub fn stalled(&self, now: Instant, timeout: Duration) -> bool {
+        let stands_still = now.saturating_duration_since(self.beat) > timeout;
+        let idle = self.open == 0 && self.lag <= 0;
+        let no_progress = now.saturating_duration_since(self.progress) > timeout;
+        stands_still || (!idle && no_progress && self.waits_for.is_empty())
+    }
+}
+
+/// [`Vitals`], shared between a consumer's loop and those who watch it.
+#[derive(Debug)]
+pub struct Pulse(Mutex<Vitals>);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self(Mutex::new(Vitals {
+            beat: now,
+            progress: now,
+            partitions: 0,
+            open: 0,
+            lag: 0,
+            waits_for: Vec::new(),
+        }))
+    }
+}
+
+impl Pulse {
+    /// The present vitals.
+    #[must_use]
+    pub fn read(&self) -> Vitals {
+        self.lock().clone()
+    }
+
+    /// Replaces them.
+    pub(crate) fn update(&self, vitals: Vitals) {
+        *self.lock() = vitals;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vitals> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(300);
+
+    fn vitals(now: Instant) -> Vitals {
+        Vitals { beat: now, progress: now, partitions: 1, open: 1, lag: 0, waits_for: Vec::new() }
+    }
+
+    #[test]
+    fn work_without_progress_is_a_stall() {
+        let now = Instant::now();
+        let late = now + TIMEOUT + Duration::from_secs(1);
+        let frozen = Vitals { beat: late, ..vitals(now) };
+        assert!(frozen.stalled(late, TIMEOUT));
+        assert!(!frozen.stalled(now + TIMEOUT, TIMEOUT));
+        assert!(Vitals { open: 0, lag: 5, ..frozen.clone() }.stalled(late, TIMEOUT));
+    }
+
+    #[test]
+    fn nothing_to_do_or_something_to_wait_for_is_none() {
+        let now = Instant::now();
+        let late = now + TIMEOUT * 2;
+        let idle = Vitals { beat: late, open: 0, ..vitals(now) };
+        assert!(!idle.stalled(late, TIMEOUT));
+        let waiting = Vitals { beat: late, waits_for: vec!["inngest".into()], ..vitals(now) };
+        assert!(!waiting.stalled(late, TIMEOUT));
+    }
+
+    #[test]
+    fn a_loop_that_stands_still_is_a_stall_whatever_it_said_last() {
+        let now = Instant::now();
+        let waiting = Vitals { waits_for: vec!["inngest".into()], open: 0, ..vitals(now) };
+        assert!(waiting.stalled(now + TIMEOUT * 2, TIMEOUT));
+    }
+}

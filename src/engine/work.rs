@@ -1,0 +1,308 @@
+//! One piece of work: what the loop keeps of it, and what its consumer may ask for.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use smallvec::SmallVec;
+use tokio::sync::SemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::permits::{Permits, Sample};
+use super::retry::{Attempts, Failure};
+use crate::dedup::{Claims, Reply, StoreAway};
+use crate::outage::Breaker;
+
+/// How soon to look again at a claim that another record holds.
+const HELD_PAUSE: Duration = Duration::from_millis(500);
+
+/// Where a record came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+}
+
+/// The bytes of a record, kept for the dead letter topic.
+#[derive(Debug, Clone)]
+pub(crate) struct Saved {
+    /// Key.
+    pub(crate) key: Option<Bytes>,
+    /// Value.
+    pub(crate) value: Option<Bytes>,
+    /// Headers, in order.
+    pub(crate) headers: Vec<(Box<str>, Option<Bytes>)>,
+    /// The record's timestamp in milliseconds since 1970.
+    pub(crate) timestamp_ms: Option<i64>,
+}
+
+/// An open offset of one assigned partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    /// The assigned partition, unique over the life of the process.
+    pub(crate) partition: u32,
+    /// The offset.
+    pub(crate) offset: i64,
+    /// Bytes that it holds of the budget.
+    pub(crate) bytes: usize,
+}
+
+/// A record set aside, on its way to the dead letter topic.
+#[derive(Debug, Clone)]
+pub(crate) struct DeadLetter {
+    /// The error's stable label.
+    pub(crate) kind: &'static str,
+    /// One line for people.
+    pub(crate) message: String,
+    /// When it was first tried and failed, in wall-clock time.
+    pub(crate) first_at: Timestamp,
+    /// When it was last tried.
+    pub(crate) last_at: Timestamp,
+}
+
+/// A piece of work in its lane.
+pub(crate) struct Job<W> {
+    /// What its consumer made of the record; `None` for a record that could not be routed.
+    pub(crate) work: Option<W>,
+    pub(crate) saved: Saved,
+    pub(crate) cx: Cx,
+    /// Its own offset, and those of what was coalesced into it.
+    pub(crate) tickets: SmallVec<[Ticket; 1]>,
+    pub(crate) stamp: Option<super::frontier::Stamp>,
+    pub(crate) committed_at: Option<Timestamp>,
+    pub(crate) attempts: Attempts,
+    pub(crate) first_failed_at: Option<Timestamp>,
+    pub(crate) dead: Option<DeadLetter>,
+    /// Whom it waits for while parked, and why.
+    pub(crate) waits_for: Option<Arc<Breaker>>,
+    pub(crate) wait_reason: std::borrow::Cow<'static, str>,
+}
+
+/// What the work of one consumer shares.
+pub(crate) struct Shared {
+    pub(crate) group: String,
+    pub(crate) claims: Claims,
+    pub(crate) permits: Arc<Permits>,
+}
+
+/// What a consumer may ask for while it works on a record.
+pub struct Cx {
+    shared: Arc<Shared>,
+    origin: Origin,
+    assigned_at: Timestamp,
+    drain: CancellationToken,
+    memo: Mutex<SmallVec<[(String, Memo); 1]>>,
+}
+
+/// What is known of one claim of this record, across attempts.
+#[derive(Debug, Clone, Copy)]
+enum Memo {
+    Claimed(Instant),
+    Accepted(Accepted),
+    Confirmed(Accepted),
+}
+
+type Accepted = Option<Timestamp>;
+
+/// How a step behind a claim ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Once {
+    /// The work ran (now, or in an earlier attempt at this record), and its event was accepted at
+    /// this time; `None` when it found nothing to send.
+    Ran(Option<Timestamp>),
+    /// It was done before.
+    Duplicate,
+}
+
+impl Cx {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        origin: Origin,
+        assigned_at: Timestamp,
+        drain: CancellationToken,
+    ) -> Self {
+        Self { shared, origin, assigned_at, drain, memo: Mutex::default() }
+    }
+
+    /// The record that is worked on.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// When its partition was assigned to this process. What was accepted before is known only
+    /// from claims.
+    #[must_use]
+    pub fn assigned_at(&self) -> Timestamp {
+        self.assigned_at
+    }
+
+    /// Does `work` under the claim `name`, at most once within the window (contract section 8.2):
+    /// claims it, runs `work`, and marks it done with the time of acceptance that `work` returns.
+    ///
+    /// # Errors
+    /// What `work` returned; or that claims cannot be reached, or that another record holds this
+    /// one.
+    pub async fn once<F>(&self, name: &str, work: F) -> Result<Once, Failure>
+    where
+        F: Future<Output = Result<Option<Timestamp>, Failure>> + Send,
+    {
+        let accepted = match self.recall(name) {
+            Some(Memo::Confirmed(accepted)) => return Ok(Once::Ran(accepted)),
+            Some(Memo::Accepted(accepted)) => accepted,
+            known => {
+                let fresh = matches!(known, Some(Memo::Claimed(at))
+                    if at.elapsed() < self.shared.claims.window() / 3);
+                if !fresh && !self.claim(name).await? {
+                    return Ok(Once::Duplicate);
+                }
+                let accepted = work.await?;
+                self.remember(name, Memo::Accepted(accepted));
+                accepted
+            }
+        };
+        let accepted_ms = accepted.map_or(0, Timestamp::as_millisecond);
+        let confirm = self.shared.claims.confirm(self.key(name), accepted_ms);
+        confirm.await.map_err(|away| self.claims_away(&away))?;
+        self.remember(name, Memo::Confirmed(accepted));
+        Ok(Once::Ran(accepted))
+    }
+
+    /// Claims `name`; `false` when it is done already.
+    async fn claim(&self, name: &str) -> Result<bool, Failure> {
+        if self.drain.is_cancelled() {
+            return Err(Failure::GivenUp);
+        }
+        let claim = self.shared.claims.claim(self.key(name), self.owner());
+        match claim.await.map_err(|away| self.claims_away(&away))? {
+            Reply::Ours => {
+                self.remember(name, Memo::Claimed(Instant::now()));
+                Ok(true)
+            }
+            Reply::Done { .. } => Ok(false),
+            Reply::Held | Reply::Free => {
+                Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" })
+            }
+        }
+    }
+
+    /// When the event behind the claim `name` was accepted: `Some(None)` when that needed no
+    /// event, `None` when no claim can tell.
+    ///
+    /// # Errors
+    /// A wait, while another record is at it.
+    pub async fn accepted_at(&self, name: &str) -> Result<Option<Option<Timestamp>>, Failure> {
+        match self.shared.claims.read(self.key(name)).await {
+            Some(Reply::Done { accepted_ms: 0 }) => Ok(Some(None)),
+            Some(Reply::Done { accepted_ms }) => {
+                Ok(Timestamp::from_millisecond(accepted_ms).ok().map(Some))
+            }
+            Some(Reply::Held) => {
+                Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" })
+            }
+            Some(Reply::Ours | Reply::Free) | None => Ok(None),
+        }
+    }
+
+    /// Waits for one of the consumer's permits, held during one request.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up: what merely waits is not in
+    /// flight.
+    pub async fn permit(&self) -> Result<Permit<'_>, Failure> {
+        tokio::select! {
+            biased;
+            permit = self.shared.permits.acquire() => {
+                Ok(Permit { permits: &self.shared.permits, _permit: permit })
+            }
+            () = self.drain.cancelled() => Err(Failure::GivenUp),
+        }
+    }
+
+    /// Awaits a request that its client repeats by itself while the dependency of `breaker` is
+    /// away: in flight while that answers, a mere wait while it does not.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up while the dependency is away.
+    pub async fn patiently<T>(
+        &self,
+        breaker: &Breaker,
+        request: impl Future<Output = T> + Send,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            answer = request => Ok(answer),
+            () = async { self.drain.cancelled().await; breaker.until_away().await } => {
+                Err(Failure::GivenUp)
+            }
+        }
+    }
+
+    /// Gives back every claim that was taken and not used, so that a later record need not wait
+    /// for it to run out.
+    pub(crate) async fn release_claims(&self) {
+        let held: Vec<String> = self
+            .memo()
+            .iter()
+            .filter(|(_, memo)| matches!(memo, Memo::Claimed(_)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in held {
+            self.shared.claims.release(self.key(&name), self.owner()).await;
+        }
+    }
+
+    fn claims_away(&self, away: &StoreAway) -> Failure {
+        Failure::Outage {
+            breaker: Arc::clone(self.shared.claims.breaker()),
+            kind: "claims_away",
+            message: away.to_string(),
+            retry_after: None,
+        }
+    }
+
+    /// Groups have claims of their own: what one consumer has done, another may still have to do.
+    fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.shared.group)
+    }
+
+    fn owner(&self) -> Arc<str> {
+        let Origin { topic, partition, offset } = &self.origin;
+        format!("{}/{topic}/{partition}/{offset}", self.shared.group).into()
+    }
+
+    fn recall(&self, name: &str) -> Option<Memo> {
+        self.memo().iter().find(|(known, _)| known == name).map(|(_, memo)| *memo)
+    }
+
+    fn remember(&self, name: &str, memo: Memo) {
+        let mut all = self.memo();
+        match all.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = memo,
+            None => all.push((name.to_owned(), memo)),
+        }
+    }
+
+    fn memo(&self) -> std::sync::MutexGuard<'_, SmallVec<[(String, Memo); 1]>> {
+        self.memo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A permit for one request, given back when dropped.
+pub struct Permit<'a> {
+    permits: &'a Permits,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Permit<'_> {
+    /// Tells what the request met; an adaptive bound learns from it.
+    pub fn report(&self, sample: Sample) {
+        self.permits.report(sample);
+    }
+}
