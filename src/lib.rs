@@ -2,6 +2,8 @@
 
 pub mod cdc;
 pub mod clients;
+pub mod config;
 pub mod dedup;
 pub mod engine;
+pub mod kafka;
 pub mod outage;

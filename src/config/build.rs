@@ -1,0 +1,367 @@
+//! Builds the settings from their text and collects everything that is wrong.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::layers::Value;
+use super::problem::{Problem, Source};
+use super::properties::Properties;
+use super::redact;
+use super::settings::{
+    Cdc, Clients, Consumer, ConsumerName, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka,
+    KafkaCredentials, Log, Redis, Settings, Snapshot, Supabase,
+};
+use super::value;
+use super::variables::Kind;
+
+const INNGEST_CLOUD: &str = "https://inn.gs";
+/// What Inngest's SDKs send to a dev server when no key is set; it takes any.
+const INNGEST_DEV_KEY: &str = "NO_EVENT_KEY_SET";
+/// Inngest drops a repeated event id for this long; an older snapshot row would be awarded again.
+const INNGEST_IDEMPOTENCY: Duration = Duration::from_secs(24 * 3_600);
+
+/// The settings, or rather what they would be if `problems` is not empty.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) settings: Settings,
+    /// Values that follow from other settings: path, what may be shown, source.
+    pub(super) derived: Vec<(&'static str, String, Source)>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<String>,
+}
+
+pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
+    let mut reader = Reader { values, problems: Vec::new() };
+    let mut derived = Vec::new();
+    let consumers = reader.read("consumers", value::consumers);
+    let settings = Settings {
+        kafka: kafka(&mut reader, &consumers, &mut derived),
+        redis: redis(&mut reader, &consumers, &mut derived),
+        dedup: Dedup {
+            window: reader.read("dedup.window", value::positive_duration),
+            on_outage: reader.read("dedup.on_outage", value::dedup_outage),
+        },
+        supabase: supabase(&mut reader, &consumers),
+        inngest: inngest(&mut reader, &consumers, &mut derived),
+        snapshot: Snapshot {
+            policy: reader.read("snapshot.policy", value::snapshot_policy),
+            max_age: reader.read("snapshot.max_age", value::positive_duration),
+        },
+        engine: engine(&mut reader),
+        cdc: Cdc { numeric_scale: reader.read("cdc.numeric_scale", value::count(0, 38)) },
+        currency: reader.consumer("currency.concurrency", "currency.kafka_properties"),
+        tier: reader.consumer("tier.concurrency", "tier.kafka_properties"),
+        mission: reader.consumer("mission.concurrency", "mission.kafka_properties"),
+        reward: reader.consumer("reward.concurrency", "reward.kafka_properties"),
+        marketplace: reader.consumer("marketplace.concurrency", "marketplace.kafka_properties"),
+        marketplace_orders_topic: reader.read("marketplace.orders_topic", value::topic),
+        http: Http { listen: reader.optional("http.listen", value::listen) },
+        clients: Clients {
+            connect_timeout: reader.read("clients.connect_timeout", value::positive_duration),
+            request_timeout: reader.read("clients.request_timeout", value::positive_duration),
+        },
+        log: Log {
+            level: reader.read("log.level", value::log_level),
+            format: reader.read("log.format", value::log_format),
+        },
+        consumers,
+    };
+    let warnings = cross_checks(&mut reader, &settings);
+    Built { settings, derived, problems: reader.problems, warnings }
+}
+
+fn kafka(
+    reader: &mut Reader<'_>,
+    consumers: &[ConsumerName],
+    derived: &mut Vec<(&'static str, String, Source)>,
+) -> Kafka {
+    let username = reader.optional("kafka.username", secret);
+    let password = reader.optional("kafka.password", secret);
+    let credentials = match (username, password) {
+        (Some(username), Some(password)) => Some(KafkaCredentials { username, password }),
+        (Some(_), None) => {
+            reader.missing("kafka.password", "the key is set, and both are needed");
+            None
+        }
+        (None, Some(_)) => {
+            reader.missing("kafka.username", "the secret is set, and both are needed");
+            None
+        }
+        (None, None) => None,
+    };
+    let group_id: String = reader.read("kafka.group_id", text);
+    let dlq_topic = reader.optional("kafka.dlq_topic", value::topic).unwrap_or_else(|| {
+        let topic = format!("{group_id}.dlq");
+        if value::topic(&topic).is_err() {
+            reader.missing("kafka.dlq_topic", "the group id does not make a topic's name");
+        }
+        derived.push(("kafka.dlq_topic", topic.clone(), Source::Setting("kafka.group_id")));
+        topic
+    });
+    Kafka {
+        bootstrap: reader.required("kafka.bootstrap", consumers, value::brokers),
+        credentials,
+        topic_prefix: reader.read("kafka.topic_prefix", value::topic),
+        group_id,
+        group_protocol: reader.read("kafka.group_protocol", value::group_protocol),
+        session_timeout: reader.read("kafka.session_timeout", value::positive_duration),
+        instance_id: reader.optional("kafka.instance_id", text),
+        auto_offset_reset: reader.optional("kafka.auto_offset_reset", value::offset_reset),
+        properties: reader.properties("kafka.properties"),
+        dlq_topic,
+        metadata_refresh: reader.read("kafka.metadata_refresh", value::positive_duration),
+    }
+}
+
+fn redis(
+    reader: &mut Reader<'_>,
+    consumers: &[ConsumerName],
+    derived: &mut Vec<(&'static str, String, Source)>,
+) -> Redis {
+    let url: String = reader.required("redis.url", consumers, value::redis_url);
+    let cache_url = reader.optional("redis.cache_url", value::redis_url).unwrap_or_else(|| {
+        let shown = redact::shown(reader.values["redis.url"].variable, &url);
+        derived.push(("redis.cache_url", shown, Source::Setting("redis.url")));
+        url.clone()
+    });
+    Redis {
+        url: url.into(),
+        cache_url: cache_url.into(),
+        key_prefix: reader.optional("redis.key_prefix", text).unwrap_or_default(),
+    }
+}
+
+fn supabase(reader: &mut Reader<'_>, consumers: &[ConsumerName]) -> Option<Supabase> {
+    let consumers: Vec<_> =
+        consumers.iter().copied().filter(|consumer| consumer.needs_supabase()).collect();
+    if consumers.is_empty() {
+        let url = reader.optional("supabase.url", value::http_url)?;
+        let service_role_key = reader.optional("supabase.service_role_key", secret)?;
+        return Some(Supabase { url, service_role_key });
+    }
+    Some(Supabase {
+        url: reader.required("supabase.url", &consumers, value::http_url),
+        service_role_key: reader.required("supabase.service_role_key", &consumers, secret),
+    })
+}
+
+fn inngest(
+    reader: &mut Reader<'_>,
+    consumers: &[ConsumerName],
+    derived: &mut Vec<(&'static str, String, Source)>,
+) -> Inngest {
+    let api = reader.optional("inngest.event_api_base_url", value::http_url);
+    let base = reader.optional("inngest.base_url", value::http_url);
+    let dev = reader.optional("inngest.dev", value::inngest_dev).flatten();
+    let in_dev = dev.is_some();
+    let (base_url, source) = match (api, base, dev) {
+        (Some(url), _, _) => (url, None),
+        (_, Some(url), _) => (url, Some(Source::Setting("inngest.base_url"))),
+        (_, _, Some(url)) => (url, Some(Source::Setting("inngest.dev"))),
+        _ => (INNGEST_CLOUD.to_owned(), Some(Source::Default)),
+    };
+    if let Some(source) = source {
+        derived.push(("inngest.event_api_base_url", base_url.clone(), source));
+    }
+    let event_key = if in_dev {
+        reader.optional("inngest.event_key", secret).unwrap_or_else(|| INNGEST_DEV_KEY.into())
+    } else {
+        reader.required("inngest.event_key", consumers, secret)
+    };
+    Inngest {
+        event_key,
+        base_url,
+        env: reader.optional("inngest.env", text),
+        cancel_settle: reader.read("inngest.cancel_settle", value::duration),
+        batch_wait: reader.read("inngest.batch_wait", value::duration),
+        batch_events: reader.read("inngest.batch_events", value::count(1, 5_000)),
+        batch_bytes: reader.read("inngest.batch_bytes", value::size),
+        max_event_bytes: reader.read("inngest.max_event_bytes", value::size),
+        requests: reader.read("inngest.requests", value::count(1, 64)),
+    }
+}
+
+fn engine(reader: &mut Reader<'_>) -> Engine {
+    Engine {
+        shutdown_grace: reader.read("engine.shutdown_grace", value::positive_duration),
+        stall_timeout: reader.read("engine.stall_timeout", value::positive_duration),
+        buffer_records: reader.read("engine.buffer_records", value::count(1, 10_000_000)),
+        buffer_bytes: reader.read("engine.buffer_bytes", value::size),
+        drain_deadline: reader.read("engine.drain_deadline", value::positive_duration),
+        poison_attempts: reader.read("engine.poison_attempts", value::count(1, 1_000_000)),
+        poison_after: reader.read("engine.poison_after", value::duration),
+        breaker_threshold: reader.read("engine.breaker_threshold", value::count(1, 1_000_000)),
+        backoff_base: reader.read("engine.backoff_base", value::positive_duration),
+        backoff_max: reader.read("engine.backoff_max", value::positive_duration),
+        commit_interval: reader.read("engine.commit_interval", value::positive_duration),
+    }
+}
+
+/// What only shows when settings are seen together. Returns the warnings.
+fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let (kafka, engine, snapshot) = (&settings.kafka, &settings.engine, &settings.snapshot);
+    if reader.sound(&["inngest.cancel_settle", "dedup.window"])
+        && settings.inngest.cancel_settle > settings.dedup.window
+    {
+        reader.problem(
+            "inngest.cancel_settle",
+            "is longer than DEDUP_WINDOW: the claim that tells when an award was accepted would \
+             be gone before its cancel goes out",
+        );
+    }
+    if reader.sound(&["engine.backoff_base", "engine.backoff_max"])
+        && engine.backoff_base > engine.backoff_max
+    {
+        reader.problem("engine.backoff_base", "is longer than BACKOFF_MAX");
+    }
+    if kafka.group_protocol == GroupProtocol::Consumer {
+        if reader.values["kafka.session_timeout"].source != Source::Default {
+            warnings.push(
+                "KAFKA_SESSION_TIMEOUT has no effect with KAFKA_GROUP_PROTOCOL=consumer: the \
+                 broker's group.consumer.session.timeout.ms decides"
+                    .to_owned(),
+            );
+        }
+        for path in PROPERTIES {
+            if Properties::parse(&reader.values[path].text)
+                .is_ok_and(|all| all.iter().any(|(name, _)| name == "heartbeat.interval.ms"))
+            {
+                reader.problem(
+                    path,
+                    "holds heartbeat.interval.ms, which KAFKA_GROUP_PROTOCOL=consumer leaves to \
+                     the broker",
+                );
+            }
+        }
+    } else if kafka.session_timeout < engine.shutdown_grace {
+        warnings.push(
+            "KAFKA_SESSION_TIMEOUT is below SHUTDOWN_GRACE: a member that stops slowly is thrown \
+             out of its group before its last commit"
+                .to_owned(),
+        );
+    }
+    if engine.drain_deadline > engine.shutdown_grace {
+        warnings.push("DRAIN_DEADLINE is above SHUTDOWN_GRACE, which ends first".to_owned());
+    }
+    if snapshot.max_age >= INNGEST_IDEMPOTENCY {
+        warnings.push(
+            "SNAPSHOT_MAX_AGE reaches beyond Inngest's 24-hour idempotency window: a snapshot \
+             would award rows again"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+const PROPERTIES: [&str; 6] = [
+    "kafka.properties",
+    "currency.kafka_properties",
+    "tier.kafka_properties",
+    "mission.kafka_properties",
+    "reward.kafka_properties",
+    "marketplace.kafka_properties",
+];
+
+fn text(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+fn secret(text: &str) -> Result<SecretString, String> {
+    if text.contains(char::is_control) {
+        return Err("must not contain line breaks or control characters".to_owned());
+    }
+    Ok(text.into())
+}
+
+/// Reads settings and collects what is wrong with them. What cannot be read becomes the type's
+/// default; with a problem noted, the settings are thrown away in the end.
+struct Reader<'a> {
+    values: &'a BTreeMap<&'static str, Value>,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn optional<T>(
+        &mut self,
+        path: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = &self.values[path];
+        if value.text.is_empty() {
+            return None;
+        }
+        match parse(&value.text) {
+            Ok(parsed) => Some(parsed),
+            Err(wrong) => {
+                self.problem(path, &wrong);
+                None
+            }
+        }
+    }
+
+    fn read<T: Default>(&mut self, path: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> T {
+        self.optional(path, parse).unwrap_or_default()
+    }
+
+    fn required<T: Default>(
+        &mut self,
+        path: &str,
+        consumers: &[ConsumerName],
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> T {
+        if self.values[path].text.is_empty() && !consumers.is_empty() {
+            let consumers: Vec<_> = consumers.iter().map(|consumer| consumer.as_str()).collect();
+            self.missing(path, &format!("needed by {}", consumers.join(", ")));
+        }
+        self.read(path, parse)
+    }
+
+    fn properties(&mut self, path: &str) -> Properties {
+        self.read(path, Properties::parse)
+    }
+
+    fn consumer(&mut self, concurrency: &str, properties: &str) -> Consumer {
+        Consumer {
+            concurrency: self.read(concurrency, str::parse),
+            kafka_properties: self.properties(properties),
+        }
+    }
+
+    /// Whether none of the settings has a problem, so that comparing them says something.
+    fn sound(&self, paths: &[&str]) -> bool {
+        paths.iter().all(|path| {
+            let names = self.values[path].variable.env;
+            !self.problems.iter().any(|problem| names.contains(&problem.variable.as_str()))
+        })
+    }
+
+    fn missing(&mut self, path: &str, why: &str) {
+        let variable = self.values[path].variable;
+        self.problems.push(Problem {
+            variable: variable.env[0].to_owned(),
+            message: format!("missing: {} ({why}; in a file {path})", variable.about),
+            source: None,
+        });
+    }
+
+    fn problem(&mut self, path: &str, wrong: &str) {
+        let value = &self.values[path];
+        let name = match &value.source {
+            Source::Env(name) => name.as_str(),
+            _ => value.variable.env[0],
+        };
+        let quoted = redact::quoted(value.variable, &value.text);
+        let what = match value.variable.kind {
+            Kind::Properties => "the list",
+            _ => quoted.as_deref().unwrap_or("the value"),
+        };
+        self.problems.push(Problem {
+            variable: name.to_owned(),
+            message: format!("{what} {wrong}"),
+            source: Some(value.source.clone()),
+        });
+    }
+}

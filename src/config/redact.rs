@@ -1,0 +1,87 @@
+//! What may be shown of a value.
+
+use super::properties::Properties;
+use super::variables::{Kind, Variable};
+
+/// The value as `check` shows it.
+pub(super) fn shown(variable: &Variable, text: &str) -> String {
+    if text.is_empty() {
+        return "(not set)".to_owned();
+    }
+    match variable.kind {
+        Kind::Secret => length(text),
+        Kind::SecretUrl => secret_url(text).unwrap_or_else(|| length(text)),
+        Kind::Properties => {
+            Properties::parse(text).map_or_else(|_| length(text), |parsed| parsed.to_string())
+        }
+        Kind::Plain => without_userinfo(text),
+    }
+}
+
+/// The value as a problem with it may quote it, or nothing where it may be a secret.
+pub(super) fn quoted(variable: &Variable, text: &str) -> Option<String> {
+    match variable.kind {
+        Kind::Plain => Some(format!("\"{}\"", without_userinfo(text).escape_debug())),
+        Kind::Secret | Kind::SecretUrl | Kind::Properties => None,
+    }
+}
+
+fn length(text: &str) -> String {
+    format!("(set, {} characters)", text.chars().count())
+}
+
+/// Scheme, host and path; neither user, password nor query. Nothing of what is no address.
+fn secret_url(text: &str) -> Option<String> {
+    let mut url = url::Url::parse(text).ok().filter(url::Url::has_host)?;
+    let credentials = !url.username().is_empty() || url.password().is_some();
+    url.set_username("").ok()?;
+    url.set_password(None).ok()?;
+    url.set_query(None);
+    url.set_fragment(None);
+    let shown = url.to_string();
+    Some(if credentials { shown.replacen("://", "://***@", 1) } else { shown })
+}
+
+/// Plain values carry no secret by right; an address given with a password by mistake must not
+/// show it either.
+fn without_userinfo(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.to_owned();
+    };
+    match rest.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}"),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variable(kind: Kind) -> Variable {
+        Variable { path: "a.b", env: &["A_B"], kind, about: "" }
+    }
+
+    #[test]
+    fn a_secret_shows_its_length_alone() {
+        assert_eq!(shown(&variable(Kind::Secret), "hunter2"), "(set, 7 characters)");
+        assert_eq!(shown(&variable(Kind::Secret), ""), "(not set)");
+        assert_eq!(quoted(&variable(Kind::Secret), "hunter2"), None);
+    }
+
+    #[test]
+    fn an_address_is_shown_without_user_password_and_query() {
+        let variable = variable(Kind::SecretUrl);
+        assert_eq!(shown(&variable, "rediss://me:hunter2@a:6379/1?t=x"), "rediss://***@a:6379/1");
+        assert_eq!(shown(&variable, "redis://a:6379"), "redis://a:6379");
+        assert_eq!(shown(&variable, "me:hunter2@a:6379"), "(set, 17 characters)");
+        assert_eq!(shown(&variable, "hunter2"), "(set, 7 characters)");
+    }
+
+    #[test]
+    fn a_plain_address_given_with_a_password_does_not_show_it() {
+        let variable = variable(Kind::Plain);
+        assert_eq!(shown(&variable, "https://me:hunter2@a/b"), "https://***@a/b");
+        assert_eq!(quoted(&variable, "https://me:hun@ter2@a"), Some("\"https://***@a\"".into()));
+    }
+}

@@ -1,0 +1,353 @@
+//! The settings: one value, a struct per section.
+//!
+//! Defaults stand in `config/default.toml`, environment names in [`super::variables`].
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::properties::Properties;
+use super::value::Bound;
+
+/// Everything that can be set, validated.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which consumers run (`CONSUMERS`, default all five), each once, in the order given.
+    pub consumers: Vec<ConsumerName>,
+    /// The broker and the consumer groups.
+    pub kafka: Kafka,
+    /// Where claims and cached settings live.
+    pub redis: Redis,
+    /// The claim protocol (contract section 8.2).
+    pub dedup: Dedup,
+    /// Where RPCs and look-ups go. `None` only while no enabled consumer needs it.
+    pub supabase: Option<Supabase>,
+    /// Where events go.
+    pub inngest: Inngest,
+    /// What happens to snapshot rows (contract section 2).
+    pub snapshot: Snapshot,
+    /// Limits and waits of the consumer loop.
+    pub engine: Engine,
+    /// Decoding.
+    pub cdc: Cdc,
+    /// The currency consumer.
+    pub currency: Consumer,
+    /// The tier consumer.
+    pub tier: Consumer,
+    /// The mission consumer.
+    pub mission: Consumer,
+    /// The reward consumer.
+    pub reward: Consumer,
+    /// The marketplace consumer.
+    pub marketplace: Consumer,
+    /// Topic of marketplace orders (`KAFKA_TOPIC_MARKETPLACE_ORDERS`, default `marketplace.orders`).
+    pub marketplace_orders_topic: String,
+    /// The health and metrics endpoint.
+    pub http: Http,
+    /// Time-outs of requests to Inngest and Supabase.
+    pub clients: Clients,
+    /// Logs.
+    pub log: Log,
+}
+
+impl Settings {
+    /// The settings of one consumer.
+    #[must_use]
+    pub fn consumer(&self, name: ConsumerName) -> &Consumer {
+        match name {
+            ConsumerName::Currency => &self.currency,
+            ConsumerName::Tier => &self.tier,
+            ConsumerName::Mission => &self.mission,
+            ConsumerName::Reward => &self.reward,
+            ConsumerName::Marketplace => &self.marketplace,
+        }
+    }
+}
+
+/// A consumer that can be enabled (contract section 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ConsumerName {
+    /// Awards, cancels and reverses currency.
+    Currency,
+    /// Evaluates members' tiers.
+    Tier,
+    /// Asks for missions to be evaluated.
+    Mission,
+    /// Redeems rewards and reports redeemed codes.
+    Reward,
+    /// Passes marketplace orders on.
+    Marketplace,
+}
+
+impl ConsumerName {
+    /// Every consumer, in the order of the contract.
+    pub const ALL: [Self; 5] =
+        [Self::Currency, Self::Tier, Self::Mission, Self::Reward, Self::Marketplace];
+
+    /// The name as configuration, group ids, logs and metrics show it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Currency => "currency",
+            Self::Tier => "tier",
+            Self::Mission => "mission",
+            Self::Reward => "reward",
+            Self::Marketplace => "marketplace",
+        }
+    }
+
+    /// Whether it calls functions or reads tables of Supabase.
+    #[must_use]
+    pub const fn needs_supabase(self) -> bool {
+        !matches!(self, Self::Marketplace)
+    }
+}
+
+impl std::fmt::Display for ConsumerName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What every consumer can be told.
+#[derive(Debug, Clone)]
+pub struct Consumer {
+    /// Requests to Supabase at a time (`<NAME>_CONCURRENCY`; contract section 1).
+    pub concurrency: Bound,
+    /// librdkafka properties of this consumer alone (`<NAME>_KAFKA_PROPERTIES`); they win over
+    /// [`Kafka::properties`].
+    pub kafka_properties: Properties,
+}
+
+/// The broker and the consumer groups.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// Brokers, `host:port`, comma separated (`KAFKA_BOOTSTRAP_SERVERS`).
+    pub bootstrap: String,
+    /// Key and secret (`KAFKA_API_KEY`, `KAFKA_API_SECRET`): with them the connection is
+    /// SASL_SSL / PLAIN, without them plaintext (contract section 10).
+    pub credentials: Option<KafkaCredentials>,
+    /// What a table's name is put behind (`CDC_TOPIC_PREFIX`, default `crm.public`).
+    pub topic_prefix: String,
+    /// First part of every group id (`CONSUMER_GROUP_ID`, default `crm-event-processors`).
+    pub group_id: String,
+    /// Rebalance protocol (`KAFKA_GROUP_PROTOCOL`, default classic).
+    pub group_protocol: GroupProtocol,
+    /// After what silence the group gives a member's partitions away (`KAFKA_SESSION_TIMEOUT`,
+    /// default 30 s). With [`GroupProtocol::Consumer`] the broker decides instead.
+    pub session_timeout: Duration,
+    /// Static membership (`KAFKA_INSTANCE_ID`, default none): unique per running process.
+    pub instance_id: Option<String>,
+    /// Where a group without any commit starts (`KAFKA_AUTO_OFFSET_RESET`, default none: such a
+    /// group does not start on topics that hold records; contract section 1).
+    pub auto_offset_reset: Option<OffsetReset>,
+    /// librdkafka properties of every client (`KAFKA_PROPERTIES`).
+    pub properties: Properties,
+    /// Dead letter topic (`DLQ_TOPIC`, default `<group_id>.dlq`).
+    pub dlq_topic: String,
+    /// How often topics that are missing are looked for (`KAFKA_METADATA_REFRESH`, default 5 s).
+    pub metadata_refresh: Duration,
+}
+
+impl Kafka {
+    /// The group id of one consumer (contract section 1).
+    #[must_use]
+    pub fn group_of(&self, consumer: ConsumerName) -> String {
+        format!("{}-{consumer}", self.group_id)
+    }
+
+    /// The topic that carries one table's changes (contract section 1).
+    #[must_use]
+    pub fn topic_of(&self, table: &str) -> String {
+        format!("{}.{table}", self.topic_prefix)
+    }
+}
+
+/// Key and secret of a broker account.
+#[derive(Debug, Clone)]
+pub struct KafkaCredentials {
+    /// The account (`KAFKA_API_KEY`).
+    pub username: SecretString,
+    /// Its password (`KAFKA_API_SECRET`).
+    pub password: SecretString,
+}
+
+/// How a group shares its partitions out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GroupProtocol {
+    /// The classic protocol with the cooperative-sticky assignor.
+    #[default]
+    Classic,
+    /// KIP-848, from Kafka 4.0 on.
+    Consumer,
+}
+
+/// Where a group without any commit starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OffsetReset {
+    /// At the beginning: all that the topics still hold is processed.
+    #[default]
+    Earliest,
+    /// At the end: only what comes from now on.
+    Latest,
+}
+
+/// Where claims and cached settings live.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// Server of the claims (`REDIS_URL`), `redis://` or `rediss://`.
+    pub url: SecretString,
+    /// Server of cached settings and mission sets, shared with the rest of the CRM
+    /// (`CRM_CACHE_REDIS_URL`, default the same as `url`).
+    pub cache_url: SecretString,
+    /// What every claim's key is put behind (`REDIS_KEY_PREFIX`, default `crm:`). Keys of the
+    /// cache are fixed by the contract and carry no prefix.
+    pub key_prefix: String,
+}
+
+/// The claim protocol.
+#[derive(Debug, Clone)]
+pub struct Dedup {
+    /// How long a claim stands (`DEDUP_WINDOW`, default 300 s).
+    pub window: Duration,
+    /// What happens while Redis is away (`DEDUP_ON_OUTAGE`, default wait).
+    pub on_outage: DedupOutage,
+}
+
+/// What happens while Redis is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DedupOutage {
+    /// Nothing is processed until it is back.
+    #[default]
+    Wait,
+    /// Changes are processed without claims; event ids and replay recognition remain.
+    Proceed,
+}
+
+/// Where RPCs and look-ups go.
+#[derive(Debug, Clone)]
+pub struct Supabase {
+    /// Address of the project without a trailing slash (`SUPABASE_URL`).
+    pub url: String,
+    /// Key (`SUPABASE_SERVICE_ROLE_KEY`): a legacy JWT or a new `sb_secret_...`.
+    pub service_role_key: SecretString,
+}
+
+/// Where events go.
+#[derive(Debug, Clone)]
+pub struct Inngest {
+    /// Key of the event source (`INNGEST_EVENT_KEY`). A dev server takes any.
+    pub event_key: SecretString,
+    /// Base of the event API without a trailing slash, resolved as Inngest's SDKs do from
+    /// `INNGEST_EVENT_API_BASE_URL`, `INNGEST_BASE_URL` and `INNGEST_DEV`.
+    pub base_url: String,
+    /// Branch environment (`INNGEST_ENV`, default none).
+    pub env: Option<String>,
+    /// How long a cancel waits after its award was accepted (`INNGEST_CANCEL_SETTLE`, default
+    /// 30 s; contract section 3).
+    pub cancel_settle: Duration,
+    /// How long an event waits for company (`INNGEST_BATCH_WAIT`, default 3 ms).
+    pub batch_wait: Duration,
+    /// Events a request (`INNGEST_BATCH_EVENTS`, default and most 5,000).
+    pub batch_events: usize,
+    /// Bytes a request (`INNGEST_BATCH_BYTES`, default 4 MiB).
+    pub batch_bytes: usize,
+    /// Bytes an event, above which it is refused unsent (`INNGEST_MAX_EVENT_BYTES`, default 3 MiB).
+    pub max_event_bytes: usize,
+    /// Requests at a time (`INNGEST_REQUESTS`, default 4).
+    pub requests: usize,
+}
+
+/// What happens to snapshot rows.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Which are handled (`SNAPSHOT_POLICY`, default recent).
+    pub policy: SnapshotPolicy,
+    /// What counts as recent (`SNAPSHOT_MAX_AGE`, default 20 h).
+    pub max_age: Duration,
+}
+
+/// Which snapshot rows are handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SnapshotPolicy {
+    /// None.
+    Skip,
+    /// All.
+    All,
+    /// Those younger than [`Snapshot::max_age`].
+    #[default]
+    Recent,
+}
+
+/// Limits and waits of the consumer loop.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// How long a stop may take (`SHUTDOWN_GRACE`, default 25 s).
+    pub shutdown_grace: Duration,
+    /// After what time without progress a consumer with lag ends the process (`STALL_TIMEOUT`,
+    /// default 5 min).
+    pub stall_timeout: Duration,
+    /// Records in hand, all consumers together (`BUFFER_RECORDS`, default 10,000).
+    pub buffer_records: usize,
+    /// Bytes in hand, all consumers together (`BUFFER_BYTES`, default 16 MiB).
+    pub buffer_bytes: usize,
+    /// How long a revoked partition may finish what is in flight (`DRAIN_DEADLINE`, default 5 s).
+    pub drain_deadline: Duration,
+    /// Failures after which a record is suspected itself (`POISON_ATTEMPTS`, default 10).
+    pub poison_attempts: u32,
+    /// Time over which they must lie (`POISON_AFTER`, default 10 min).
+    pub poison_after: Duration,
+    /// Failures in a row that open a dependency's breaker (`BREAKER_THRESHOLD`, default 5).
+    pub breaker_threshold: u32,
+    /// Upper bound of the first retry pause (`BACKOFF_BASE`, default 500 ms).
+    pub backoff_base: Duration,
+    /// Upper bound of every retry pause (`BACKOFF_MAX`, default 30 s).
+    pub backoff_max: Duration,
+    /// How often stored offsets are committed (`COMMIT_INTERVAL`, default 1 s).
+    pub commit_interval: Duration,
+}
+
+/// Decoding.
+#[derive(Debug, Clone)]
+pub struct Cdc {
+    /// Digits after the point of a base64 numeric without a schema (`CDC_NUMERIC_SCALE`, default 2).
+    pub numeric_scale: u32,
+}
+
+/// The health and metrics endpoint.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Address to listen on (`HTTP_LISTEN` or `PORT`, default none: no endpoint).
+    pub listen: Option<SocketAddr>,
+}
+
+/// Time-outs of requests to Inngest and Supabase.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    /// For a connection (`CLIENT_CONNECT_TIMEOUT`, default 5 s).
+    pub connect_timeout: Duration,
+    /// For a whole request (`CLIENT_REQUEST_TIMEOUT`, default 30 s).
+    pub request_timeout: Duration,
+}
+
+/// Logs.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Level or directives such as `info,crm_event_processors=debug` (`LOG_LEVEL`, default info).
+    pub level: String,
+    /// Form (`LOG_FORMAT`, default auto).
+    pub format: LogFormat,
+}
+
+/// Form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// Human on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// For reading.
+    Human,
+}

@@ -1,0 +1,374 @@
+//! The text form of values: durations, sizes, bounds, addresses.
+//!
+//! Every parser answers with what the value is not, so that a problem reads
+//! `CURRENCY_CONCURRENCY: "abc" is not a bound (5 or 5..64)`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use url::Url;
+
+use super::settings::{
+    ConsumerName, DedupOutage, GroupProtocol, LogFormat, OffsetReset, SnapshotPolicy,
+};
+
+/// How much parallel work is allowed: fixed where both ends are equal, adaptive between them
+/// otherwise (contract section 1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bound {
+    /// At least this much, however unwell the other side is.
+    pub min: usize,
+    /// At most this much, however well the other side is.
+    pub max: usize,
+}
+
+impl Bound {
+    const MOST: usize = 10_000;
+}
+
+impl FromStr for Bound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (min, max) = text.split_once("..").unwrap_or((text, text));
+        match (min.trim().parse(), max.trim().parse()) {
+            (Ok(min), Ok(max)) if 1 <= min && min <= max && max <= Self::MOST => {
+                Ok(Self { min, max })
+            }
+            _ => Err(format!("is not a bound between 1 and {} (5 or 5..64)", Self::MOST)),
+        }
+    }
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.min == self.max {
+            write!(f, "{}", self.min)
+        } else {
+            write!(f, "{}..{}", self.min, self.max)
+        }
+    }
+}
+
+/// `250ms`, `30s`, `5m`, `20h`, `1d`. A number without a unit is refused: half of those who write
+/// one mean seconds, the other half milliseconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "is not a duration (250ms, 30s, 5m, 20h or 1d)".to_owned();
+    let (number, unit) = split_unit(text);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// A [`duration`] that is longer than nothing.
+pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be longer than nothing".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// Bytes: `65536`, `64KiB`, `16MiB` or `1GiB`, at least 1.
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    let wrong = || "is not a size (65536, 64KiB, 16MiB or 1GiB)".to_owned();
+    let (number, unit) = split_unit(text);
+    let number: usize = number.parse().map_err(|_| wrong())?;
+    let factor = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(factor).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    (number, unit.trim_start())
+}
+
+/// A whole number within `least..=most`.
+pub(super) fn count<T>(least: T, most: T) -> impl Fn(&str) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + std::fmt::Display,
+{
+    move |text| match text.parse() {
+        Ok(number) if least <= number && number <= most => Ok(number),
+        _ => Err(format!("is not a whole number between {least} and {most}")),
+    }
+}
+
+/// One of a few words, whatever their case.
+fn choice<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    words
+        .iter()
+        .find(|(word, _)| word.eq_ignore_ascii_case(text))
+        .map(|(_, value)| *value)
+        .ok_or_else(|| {
+            let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            format!("is not one of {}", known.join(", "))
+        })
+}
+
+pub(super) fn group_protocol(text: &str) -> Result<GroupProtocol, String> {
+    choice(text, &[("classic", GroupProtocol::Classic), ("consumer", GroupProtocol::Consumer)])
+}
+
+pub(super) fn offset_reset(text: &str) -> Result<OffsetReset, String> {
+    choice(text, &[("earliest", OffsetReset::Earliest), ("latest", OffsetReset::Latest)])
+}
+
+pub(super) fn dedup_outage(text: &str) -> Result<DedupOutage, String> {
+    choice(text, &[("wait", DedupOutage::Wait), ("proceed", DedupOutage::Proceed)])
+}
+
+pub(super) fn snapshot_policy(text: &str) -> Result<SnapshotPolicy, String> {
+    choice(
+        text,
+        &[
+            ("skip", SnapshotPolicy::Skip),
+            ("all", SnapshotPolicy::All),
+            ("recent", SnapshotPolicy::Recent),
+        ],
+    )
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    choice(
+        text,
+        &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("human", LogFormat::Human)],
+    )
+}
+
+/// Consumers' names, comma separated; one named twice counts once.
+pub(super) fn consumers(text: &str) -> Result<Vec<ConsumerName>, String> {
+    let known = || ConsumerName::ALL.map(ConsumerName::as_str).join(", ");
+    let mut consumers = Vec::new();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let consumer = ConsumerName::ALL
+            .into_iter()
+            .find(|consumer| consumer.as_str().eq_ignore_ascii_case(name))
+            .ok_or_else(|| format!("names the unknown consumer {name} (known: {})", known()))?;
+        if !consumers.contains(&consumer) {
+            consumers.push(consumer);
+        }
+    }
+    if consumers.is_empty() {
+        return Err(format!("names no consumer (known: {})", known()));
+    }
+    Ok(consumers)
+}
+
+/// Brokers, each `host:port`, with or without `SASL_SSL://` before it as some consoles show them.
+pub(super) fn brokers(text: &str) -> Result<String, String> {
+    let wrong = || "is not a list of brokers (host:port, comma separated)".to_owned();
+    let brokers: Vec<_> = text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+    let valid = |broker: &&str| {
+        let (protocol, address) = broker.split_once("://").unwrap_or(("plaintext", broker));
+        let protocols = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, "9092"));
+        protocols.iter().any(|known| known.eq_ignore_ascii_case(protocol))
+            && !host.is_empty()
+            && !host.contains(['/', '@', ' '])
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
+    if brokers.is_empty() || !brokers.iter().all(valid) {
+        return Err(wrong());
+    }
+    Ok(brokers.join(","))
+}
+
+/// A topic's name, or the start of one.
+pub(super) fn topic(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.len() <= 249 && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("is not a topic's name (at most 249 letters, digits, dots, dashes and underscores)"
+            .to_owned())
+    }
+}
+
+/// Address of a web service, returned without its trailing slash.
+pub(super) fn http_url(text: &str) -> Result<String, String> {
+    let wrong = "is not a web address (https://host or https://host/path)";
+    let url = Url::parse(text).map_err(|_| wrong.to_owned())?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(wrong.to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not carry a user or password".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must end with the path, without ? or #".to_owned());
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// Address of a Redis server. Says nothing of the value, which may carry a password.
+pub(super) fn redis_url(text: &str) -> Result<String, String> {
+    let valid = Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys")
+            && url.host_str().is_some_and(|host| !host.is_empty())
+    });
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("is not a Redis address (redis://host:6379/0, or rediss:// for TLS; \
+             special characters of the password percent-encoded)"
+            .to_owned())
+    }
+}
+
+/// What `INNGEST_DEV` means: the dev server's address, or none.
+pub(super) fn inngest_dev(text: &str) -> Result<Option<String>, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" => Ok(Some("http://localhost:8288".to_owned())),
+        "0" | "false" => Ok(None),
+        _ => http_url(text).map(Some).map_err(|_| {
+            "is neither 1, 0 nor the dev server's address (http://localhost:8288)".to_owned()
+        }),
+    }
+}
+
+/// `address:port`, or a port on every address.
+pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
+    let port = |port: u16| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    text.parse()
+        .or_else(|_| text.strip_prefix(':').unwrap_or(text).parse().map(port))
+        .map_err(|_| "is not an address to listen on (0.0.0.0:9464 or 9464)".to_owned())
+}
+
+/// A level, or directives as tracing-subscriber knows them. Levels that other loggers know and
+/// existing deployments may have set are translated.
+pub(super) fn log_level(text: &str) -> Result<String, String> {
+    let wrong = || {
+        "is not a log level (error, warn, info, debug, trace, off, or info,target=debug)".to_owned()
+    };
+    let mut directives = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let level = |level: &str| match level.to_ascii_lowercase().as_str() {
+            "warning" => Some("warn"),
+            "fatal" | "critical" => Some("error"),
+            "silent" => Some("off"),
+            "error" => Some("error"),
+            "warn" => Some("warn"),
+            "info" => Some("info"),
+            "debug" => Some("debug"),
+            "trace" | "verbose" => Some("trace"),
+            "off" => Some("off"),
+            _ => None,
+        };
+        directives.push(match part.rsplit_once('=') {
+            Some((target, to)) => format!("{target}={}", level(to).ok_or_else(wrong)?),
+            None => level(part).ok_or_else(wrong)?.to_owned(),
+        });
+    }
+    let directives = directives.join(",");
+    let filter = tracing_subscriber::EnvFilter::builder().parse(&directives);
+    if directives.is_empty() || filter.is_err() {
+        return Err(wrong());
+    }
+    Ok(directives)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("20h"), Ok(Duration::from_secs(72_000)));
+        for wrong in ["", "30", "s", "-5s", "1.5s", "5 minutes", "99999999999999999999s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+        assert!(u64::MAX.to_string().parse::<u64>().is_ok());
+        assert!(duration("18446744073709551615h").is_err(), "does not overflow");
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_binary_units() {
+        assert_eq!(size("65536"), Ok(65_536));
+        assert_eq!(size("16MiB"), Ok(16 << 20));
+        assert_eq!(size("64 KiB"), Ok(64 << 10));
+        for wrong in ["", "0", "16MB", "-1", "MiB", "99999999999999999999GiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_bound_is_a_number_or_a_range_that_does_not_shrink() {
+        assert_eq!("5".parse(), Ok(Bound { min: 5, max: 5 }));
+        assert_eq!("5..64".parse(), Ok(Bound { min: 5, max: 64 }));
+        for wrong in ["", "0", "0..5", "64..5", "a", "5..", "..5", "1..1000000", "-1"] {
+            assert!(wrong.parse::<Bound>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn brokers_may_name_their_protocol_but_no_password() {
+        assert_eq!(brokers("a:9092, b:9093"), Ok("a:9092,b:9093".to_owned()));
+        assert_eq!(brokers("SASL_SSL://a:9092"), Ok("SASL_SSL://a:9092".to_owned()));
+        assert_eq!(brokers("[::1]:9092"), Ok("[::1]:9092".to_owned()));
+        for wrong in [",", "http://a:9092", "a:port", "a:0", ":9092", "user:word@a:9092"] {
+            assert!(brokers(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn web_addresses_lose_their_slash_and_carry_no_password() {
+        assert_eq!(http_url("https://a.example/"), Ok("https://a.example".to_owned()));
+        assert_eq!(http_url("http://localhost:8288/x/"), Ok("http://localhost:8288/x".to_owned()));
+        for wrong in ["a.example", "ftp://a", "https://u:p@a", "https://a/?k=1", "https://a/#x"] {
+            assert!(http_url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn inngest_dev_is_a_switch_or_an_address() {
+        assert_eq!(inngest_dev("1"), Ok(Some("http://localhost:8288".to_owned())));
+        assert_eq!(inngest_dev("false"), Ok(None));
+        assert_eq!(inngest_dev("http://inngest:8288"), Ok(Some("http://inngest:8288".to_owned())));
+        assert!(inngest_dev("yes").is_err());
+    }
+
+    #[test]
+    fn a_bare_port_listens_everywhere() {
+        assert_eq!(listen("9464"), Ok(SocketAddr::from(([0, 0, 0, 0], 9464))));
+        assert_eq!(listen("127.0.0.1:80"), Ok(SocketAddr::from(([127, 0, 0, 1], 80))));
+        assert!(listen("localhost").is_err());
+    }
+
+    #[test]
+    fn log_levels_of_other_loggers_are_understood_and_nonsense_is_not_a_target() {
+        assert_eq!(log_level("WARNING"), Ok("warn".to_owned()));
+        assert_eq!(log_level("info,rdkafka=DEBUG"), Ok("info,rdkafka=debug".to_owned()));
+        for wrong in ["", ",", "loud", "info,rdkafka=loud"] {
+            assert!(log_level(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_consumer_is_answered_with_the_known_ones() {
+        assert_eq!(
+            consumers("tier, currency,tier"),
+            Ok(vec![ConsumerName::Tier, ConsumerName::Currency])
+        );
+        let error = consumers("currency,curency").expect_err("a typo");
+        assert!(error.contains("curency") && error.contains("marketplace"), "{error}");
+        assert!(consumers(" , ").is_err());
+    }
+}
