@@ -56,6 +56,8 @@ pub struct Breaker {
     state: Mutex<State>,
     successes: AtomicU64,
     away: watch::Sender<Option<Arc<Away>>>,
+    /// Counts the recoveries of all dependencies in the same registry.
+    recoveries: watch::Sender<u64>,
 }
 
 impl Breaker {
@@ -70,6 +72,7 @@ impl Breaker {
             state: Mutex::new(State::Closed { failures: 0 }),
             successes: AtomicU64::new(0),
             away: watch::Sender::new(None),
+            recoveries: watch::Sender::new(0),
         }
     }
 
@@ -139,6 +142,7 @@ impl Breaker {
         drop(state);
         if was_open {
             self.away.send_replace(None);
+            self.recoveries.send_modify(|count| *count += 1);
             tracing::info!(dependency = %self.name, "dependency answers again");
         }
     }
@@ -209,13 +213,14 @@ pub struct Breakers {
     threshold: u32,
     backoff: Backoff,
     all: Mutex<BTreeMap<String, Arc<Breaker>>>,
+    recoveries: watch::Sender<u64>,
 }
 
 impl Breakers {
     /// An empty registry whose breakers open after `threshold` failures in a row.
     #[must_use]
     pub fn new(threshold: u32, backoff: Backoff) -> Self {
-        Self { threshold, backoff, all: Mutex::default() }
+        Self { threshold, backoff, all: Mutex::default(), recoveries: watch::Sender::new(0) }
     }
 
     /// The breaker of one dependency, made on first use.
@@ -224,9 +229,17 @@ impl Breakers {
         if let Some(breaker) = all.get(name) {
             return Arc::clone(breaker);
         }
-        let breaker = Arc::new(Breaker::new(name, self.threshold, self.backoff));
+        let mut breaker = Breaker::new(name, self.threshold, self.backoff);
+        breaker.recoveries = self.recoveries.clone();
+        let breaker = Arc::new(breaker);
         all.insert(name.to_owned(), Arc::clone(&breaker));
         breaker
+    }
+
+    /// Changes whenever any dependency answers again.
+    #[must_use]
+    pub fn recoveries(&self) -> watch::Receiver<u64> {
+        self.recoveries.subscribe()
     }
 
     /// Every dependency seen so far, by name.

@@ -38,7 +38,7 @@ impl MemoryStore {
         if entries.len() > 1_000 && entries.len().is_power_of_two() {
             entries.retain(|_, (_, until)| *until > now);
         }
-        let mut present = |key: &str| {
+        let present = |key: &str| {
             entries.get(key).filter(|(_, until)| *until > now).map(|(state, _)| state.clone())
         };
         let (key, state, reply) = match op {

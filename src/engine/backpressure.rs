@@ -63,7 +63,7 @@ impl Backpressure {
     /// when all of them hold `total`.
     #[must_use]
     pub fn admits(&self, total: Load, load: Load, partitions: usize) -> bool {
-        !at_bound(total, self.bounds, 1) && !self.at_share(load, partitions)
+        !at_bound(total, self.bounds, 1) && !at_share(load, self.bounds, partitions)
     }
 
     /// Decides for every assigned partition: its name, its load, and whether it is paused.
@@ -80,9 +80,10 @@ impl Backpressure {
         });
         let full = at_bound(total, self.bounds, 1);
         let roomy = !at_bound(total, self.bounds, 2);
-        let mut decision =
-            Decision { poll: true, pause: Vec::new(), resume: Vec::new() };
-        let blocking = |load: Load, paused: bool| !paused && (full || self.at_share(load, count));
+        let mut decision = Decision { poll: true, pause: Vec::new(), resume: Vec::new() };
+        let bounds = self.bounds;
+        let blocking =
+            |load: Load, paused: bool| !paused && (full || at_share(load, bounds, count));
         if partitions.clone().any(|(_, load, paused)| blocking(load, paused)) {
             let since = *self.held_since.get_or_insert(now);
             if now.saturating_duration_since(since) < PATIENCE {
@@ -99,17 +100,14 @@ impl Backpressure {
             self.held_since = None;
         }
         if roomy {
-            let half = Bounds { span: self.bounds.span / 2, ..self.bounds };
+            // Half the share, so that a partition is not paused again at once.
+            let half = Bounds { span: bounds.span / 2, ..bounds };
             decision.resume = partitions
                 .filter(|(_, load, paused)| *paused && !at_share(*load, half, count * 2))
                 .map(|(partition, ..)| partition)
                 .collect();
         }
         decision
-    }
-
-    fn at_share(&self, load: Load, partitions: usize) -> bool {
-        at_share(load, self.bounds, partitions)
     }
 }
 
@@ -146,9 +144,16 @@ mod tests {
         assert_eq!((decision.poll, decision.pause), (true, vec![0, 1]));
 
         let paused = [(0, load(30), true), (1, load(20), true)];
-        assert!(at(&mut backpressure, PATIENCE, &paused).resume.is_empty(), "half is not yet roomy");
+        assert!(
+            at(&mut backpressure, PATIENCE, &paused).resume.is_empty(),
+            "half is not yet roomy"
+        );
         let paused = [(0, load(30), true), (1, load(10), true)];
-        assert_eq!(at(&mut backpressure, PATIENCE, &paused).resume, [1], "each below half its share");
+        assert_eq!(
+            at(&mut backpressure, PATIENCE, &paused).resume,
+            [1],
+            "each below half its share"
+        );
     }
 
     #[test]

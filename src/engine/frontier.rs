@@ -220,16 +220,21 @@ mod tests {
 
     #[test]
     fn what_lies_before_in_position_and_time_is_a_replay() {
-        let frontier = after(&[stamp(Some(100), 105, 7, 1_000, 1), stamp(Some(200), 150, 8, 2_000, 2)]);
+        let frontier =
+            after(&[stamp(Some(100), 105, 7, 1_000, 1), stamp(Some(200), 150, 8, 2_000, 2)]);
         assert!(frontier.covers(&stamp(Some(100), 105, 7, 1_000, 1)));
         assert!(frontier.covers(&stamp(Some(200), 150, 8, 2_000, 2)));
         assert!(!frontier.covers(&stamp(Some(200), 160, 8, 2_000, 3)), "later in the transaction");
-        assert!(!frontier.covers(&stamp(Some(300), 120, 9, 2_000, 4)), "a later commit, smaller lsn");
+        assert!(
+            !frontier.covers(&stamp(Some(300), 120, 9, 2_000, 4)),
+            "a later commit, smaller lsn"
+        );
     }
 
     #[test]
     fn changes_at_one_position_are_told_apart_by_key_and_operation() {
-        let frontier = after(&[stamp(Some(100), 105, 7, 1_000, 1), stamp(Some(100), 105, 7, 1_000, 2)]);
+        let frontier =
+            after(&[stamp(Some(100), 105, 7, 1_000, 1), stamp(Some(100), 105, 7, 1_000, 2)]);
         assert!(frontier.covers(&stamp(Some(100), 105, 7, 1_000, 1)));
         assert!(frontier.covers(&stamp(Some(100), 105, 7, 1_000, 2)));
         assert!(!frontier.covers(&stamp(Some(100), 105, 7, 1_000, 3)));

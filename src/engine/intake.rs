@@ -1,7 +1,7 @@
 //! From a record to a routing decision: decode, stamp, route. Pure, and the same for `run` and
 //! `explain`.
 
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 
 use jiff::Timestamp;
 
@@ -121,7 +121,8 @@ pub fn stamp(change: &Change<'_>, key: Option<&[u8]>) -> Option<Stamp> {
         return None;
     }
     let mut source = crc32fast::Hasher::new();
-    for part in [&change.source.name, &change.source.db, &change.source.schema, &change.source.table]
+    for part in
+        [&change.source.name, &change.source.db, &change.source.schema, &change.source.table]
     {
         source.update(part.as_bytes());
         source.update(b"\0");

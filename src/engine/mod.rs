@@ -16,8 +16,11 @@ pub mod metadata;
 pub mod offsets;
 mod partition;
 pub mod permits;
+mod rebalance;
 pub mod retry;
 mod run;
+mod session;
+mod task;
 pub mod vitals;
 mod work;
 
@@ -32,6 +35,9 @@ pub use self::run::{Engine, EngineError, Settings};
 pub use self::work::{Cx, Once, Origin};
 use crate::cdc::{Change, DecodeError, Record};
 use crate::engine::permits::Limits;
+
+/// Skip reason of snapshot rows that `SNAPSHOT_POLICY` leaves out (contract section 2).
+pub const SNAPSHOT_SKIPPED: &str = "snapshot_policy";
 
 /// What a consumer brings to the engine.
 ///

@@ -77,7 +77,13 @@ impl<S> Offsets<S> {
     /// Starts at `start`, the first offset to be delivered, knowing what was `completed` above it.
     #[must_use]
     pub fn new(start: i64, completed: OffsetMap) -> Self {
-        Self { watermark: start, last: start - 1, open: 0, slots: VecDeque::new(), resumed: completed }
+        Self {
+            watermark: start,
+            last: start - 1,
+            open: 0,
+            slots: VecDeque::new(),
+            resumed: completed,
+        }
     }
 
     /// Takes in the next delivered record.
@@ -123,6 +129,12 @@ impl<S> Offsets<S> {
         self.watermark
     }
 
+    /// The offset after the last delivered one.
+    #[must_use]
+    pub fn next(&self) -> i64 {
+        self.last + 1
+    }
+
     /// Delivered records without an outcome.
     #[must_use]
     pub fn open(&self) -> usize {
@@ -140,7 +152,8 @@ impl<S> Offsets<S> {
     #[must_use]
     pub fn completed(&self) -> OffsetMap {
         let done = self.slots.iter().filter(|slot| slot.done).map(|slot| slot.offset);
-        let ahead = self.resumed.0.iter().flat_map(|(start, end)| (*start).max(self.last + 1)..*end);
+        let ahead =
+            self.resumed.0.iter().flat_map(|(start, end)| (*start).max(self.last + 1)..*end);
         OffsetMap::from_ascending(done.chain(ahead))
     }
 }

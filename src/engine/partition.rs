@@ -111,6 +111,11 @@ impl Partition {
         });
     }
 
+    /// The offset after the last delivered one.
+    pub(crate) fn next_offset(&self) -> i64 {
+        self.offsets.next()
+    }
+
     /// Whether the watermark has moved since it was last stored.
     pub(crate) fn has_moved(&self) -> bool {
         self.stored != Some(self.offsets.watermark())

@@ -137,11 +137,9 @@ impl Permits {
     /// The present bound.
     #[must_use]
     pub fn bound(&self, limits: Limits) -> usize {
-        self.adaptive
-            .as_ref()
-            .map_or(limits.min, |adaptive| {
-                adaptive.lock().unwrap_or_else(PoisonError::into_inner).0.bound
-            })
+        self.adaptive.as_ref().map_or(limits.min, |adaptive| {
+            adaptive.lock().unwrap_or_else(PoisonError::into_inner).0.bound
+        })
     }
 }
 

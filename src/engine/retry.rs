@@ -108,7 +108,13 @@ pub enum Next {
 
 impl Policy {
     /// Decides, and keeps count in `attempts`. `random` lies in `0.0..1.0`.
-    pub fn next(&self, attempts: &mut Attempts, failure: Failure, now: Instant, random: f64) -> Next {
+    pub fn next(
+        &self,
+        attempts: &mut Attempts,
+        failure: Failure,
+        now: Instant,
+        random: f64,
+    ) -> Next {
         match failure {
             Failure::GivenUp => Next::GiveUp,
             Failure::Poison { kind, message } => {
@@ -191,11 +197,8 @@ mod tests {
 
     const BACKOFF: Backoff =
         Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
-    const POLICY: Policy = Policy {
-        backoff: BACKOFF,
-        poison_attempts: 10,
-        poison_after: Duration::from_secs(600),
-    };
+    const POLICY: Policy =
+        Policy { backoff: BACKOFF, poison_attempts: 10, poison_after: Duration::from_secs(600) };
 
     fn outage(breaker: &Arc<Breaker>) -> Failure {
         Failure::Outage {

@@ -1,18 +1,20 @@
 //! One piece of work: what the loop keeps of it, and what its consumer may ask for.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use smallvec::SmallVec;
 use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use super::frontier::Stamp;
 use super::permits::{Permits, Sample};
 use super::retry::{Attempts, Failure};
 use crate::dedup::{Claims, Reply, StoreAway};
+use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
 
 /// How soon to look again at a claim that another record holds.
@@ -29,19 +31,6 @@ pub struct Origin {
     pub offset: i64,
 }
 
-/// The bytes of a record, kept for the dead letter topic.
-#[derive(Debug, Clone)]
-pub(crate) struct Saved {
-    /// Key.
-    pub(crate) key: Option<Bytes>,
-    /// Value.
-    pub(crate) value: Option<Bytes>,
-    /// Headers, in order.
-    pub(crate) headers: Vec<(Box<str>, Option<Bytes>)>,
-    /// The record's timestamp in milliseconds since 1970.
-    pub(crate) timestamp_ms: Option<i64>,
-}
-
 /// An open offset of one assigned partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
@@ -51,37 +40,48 @@ pub(crate) struct Ticket {
     pub(crate) offset: i64,
     /// Bytes that it holds of the budget.
     pub(crate) bytes: usize,
+    /// When its change was committed.
+    pub(crate) committed_at: Option<Timestamp>,
 }
 
 /// A record set aside, on its way to the dead letter topic.
 #[derive(Debug, Clone)]
-pub(crate) struct DeadLetter {
+pub(crate) struct SetAside {
     /// The error's stable label.
     pub(crate) kind: &'static str,
     /// One line for people.
     pub(crate) message: String,
-    /// When it was first tried and failed, in wall-clock time.
-    pub(crate) first_at: Timestamp,
-    /// When it was last tried.
-    pub(crate) last_at: Timestamp,
+    /// When it was last tried, in wall-clock time.
+    pub(crate) at: Timestamp,
+    /// Failed attempts at writing it.
+    pub(crate) attempts: Attempts,
 }
 
 /// A piece of work in its lane.
 pub(crate) struct Job<W> {
     /// What its consumer made of the record; `None` for a record that could not be routed.
     pub(crate) work: Option<W>,
-    pub(crate) saved: Saved,
+    /// Its bytes, for the dead letter topic.
+    pub(crate) record: SavedRecord,
     pub(crate) cx: Cx,
     /// Its own offset, and those of what was coalesced into it.
     pub(crate) tickets: SmallVec<[Ticket; 1]>,
-    pub(crate) stamp: Option<super::frontier::Stamp>,
-    pub(crate) committed_at: Option<Timestamp>,
+    pub(crate) stamp: Option<Stamp>,
     pub(crate) attempts: Attempts,
-    pub(crate) first_failed_at: Option<Timestamp>,
-    pub(crate) dead: Option<DeadLetter>,
-    /// Whom it waits for while parked, and why.
-    pub(crate) waits_for: Option<Arc<Breaker>>,
-    pub(crate) wait_reason: std::borrow::Cow<'static, str>,
+    /// When it first failed, in wall-clock time.
+    pub(crate) failed_at: Option<Timestamp>,
+    pub(crate) set_aside: Option<SetAside>,
+    /// What it waits for while parked.
+    pub(crate) waits_for: Waits,
+}
+
+/// What a parked job waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    /// A dependency, whose recovery ends the wait.
+    pub(crate) breaker: Option<Arc<Breaker>>,
+    /// A stable label.
+    pub(crate) reason: Cow<'static, str>,
 }
 
 /// What the work of one consumer shares.

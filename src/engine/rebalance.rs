@@ -1,0 +1,387 @@
+//! Assignments and revocations, carried out by the loop one after another, and commits.
+//!
+//! An assignment is answered once it is known where each partition starts. A revocation is
+//! answered once its partitions are drained: what waits is dropped, what is in flight may finish
+//! within the deadline, and the watermark is stored before the partitions are given up, so that
+//! librdkafka commits it with the unassignment.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use jiff::Timestamp;
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::KafkaResult;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::task::JoinHandle;
+
+use super::partition::{Commit, Partition};
+use super::run::EngineError;
+use super::session::Session;
+use super::{Consumer, Observed};
+use crate::kafka::{self, Loss, PlanError, Rebalance, Start};
+
+/// How long to wait before the broker is asked again where to start.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long the last commit may take.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
+
+type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
+
+/// What is under way, and what comes after it.
+#[derive(Default)]
+pub(super) struct Assignment {
+    planning: Option<(Plan, Vec<(String, i32)>)>,
+    draining: Option<Draining>,
+    waiting: VecDeque<Rebalance>,
+    repairs: Vec<(u32, JoinHandle<KafkaResult<i64>>)>,
+}
+
+struct Draining {
+    ids: Vec<u32>,
+    deadline: Instant,
+}
+
+impl Assignment {
+    /// Resolves when it is known where the partitions of the pending assignment start.
+    pub(super) async fn planned(&mut self) -> Result<Vec<Start>, PlanError> {
+        match &mut self.planning {
+            Some((plan, _)) => match plan.await {
+                Ok(planned) => planned,
+                Err(_) => Err(PlanError::Interrupted),
+            },
+            None => pending().await,
+        }
+    }
+
+    pub(super) fn is_planning(&self) -> bool {
+        self.planning.is_some()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.planning.is_none() && self.draining.is_none()
+    }
+}
+
+impl<C: Consumer> Session<'_, C> {
+    /// Takes in what a callback has noted.
+    pub(super) fn rebalanced(&mut self, rebalance: Rebalance) {
+        if let Rebalance::Lost(names) = rebalance {
+            tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+                partitions = names.len(), "partitions lost, another member may have them already");
+            let ids = self.ids(&names);
+            self.mark_draining(&ids);
+            self.forget(&ids);
+            return;
+        }
+        self.assignment.waiting.push_back(rebalance);
+        self.next_rebalance();
+    }
+
+    fn next_rebalance(&mut self) {
+        while self.assignment.is_idle() {
+            match self.assignment.waiting.pop_front() {
+                Some(Rebalance::Assign(names)) => self.plan(names, Duration::ZERO),
+                Some(Rebalance::Revoke(names)) => self.begin_revoke(&names),
+                Some(Rebalance::Lost(_)) | None => return,
+            }
+        }
+    }
+
+    fn plan(&mut self, names: Vec<(String, i32)>, after: Duration) {
+        let client = Arc::clone(&self.client);
+        let group = self.engine.settings.group.clone();
+        let topics = self.topics.clone();
+        let reset = self.engine.kafka.offset_reset();
+        let assigned = names.clone();
+        let plan = tokio::task::spawn(async move {
+            tokio::time::sleep(after).await;
+            let planned = tokio::task::spawn_blocking(move || {
+                kafka::plan(&client, &group, &topics, &assigned, reset)
+            });
+            planned.await.unwrap_or(Err(PlanError::Interrupted))
+        });
+        self.assignment.planning = Some((plan, names));
+    }
+
+    /// Answers the pending assignment.
+    pub(super) fn assign(
+        &mut self,
+        planned: Result<Vec<Start>, PlanError>,
+    ) -> Result<(), EngineError> {
+        let Some((_, names)) = self.assignment.planning.take() else { return Ok(()) };
+        let starts = match planned {
+            Ok(starts) => starts,
+            Err(error @ PlanError::NoStart { .. }) => {
+                return Err(EngineError::NoStart(error.to_string()));
+            }
+            Err(error) => {
+                tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+                    error = %anyhow::Error::from(error).root_cause(),
+                    "committed offsets cannot be read, asking again");
+                self.plan(names, AGAIN);
+                return Ok(());
+            }
+        };
+        let mut list = TopicPartitionList::with_capacity(starts.len());
+        for start in &starts {
+            let offset = Offset::Offset(start.offset);
+            let added = list.add_partition_offset(&start.topic, start.partition, offset);
+            self.warn_on_error("assign", added);
+        }
+        let assigned = starts.len();
+        let result = self.client.incremental_assign(&list);
+        let accepted = result.is_ok();
+        self.warn_on_error("assign", result);
+        if accepted {
+            for start in starts {
+                if let Some(loss) = start.lost {
+                    self.report_loss(&start.topic, start.partition, loss);
+                }
+                self.add(start);
+            }
+            tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
+                assigned, partitions = self.partitions.len(), "partitions assigned");
+            let observed = Observed::Rebalanced { assigned, revoked: 0 };
+            self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        }
+        self.next_rebalance();
+        Ok(())
+    }
+
+    fn add(&mut self, start: Start) {
+        self.next_id += 1;
+        let id = self.next_id;
+        let partition = Partition::new(start, self.stop, Timestamp::now());
+        self.index.entry(Arc::clone(&partition.topic)).or_default().insert(partition.number, id);
+        self.partitions.insert(id, partition);
+    }
+
+    fn begin_revoke(&mut self, names: &[(String, i32)]) {
+        let ids = self.ids(names);
+        self.mark_draining(&ids);
+        // At once, so that a drain that fails repeats little.
+        self.store(&ids, true);
+        let deadline = Instant::now() + self.engine.settings.drain_deadline;
+        self.assignment.draining = Some(Draining { ids, deadline });
+        self.finish_revoke();
+    }
+
+    /// What waits in these partitions is dropped; what is in flight is asked to end.
+    fn mark_draining(&mut self, ids: &[u32]) {
+        for id in ids {
+            if let Some(partition) = self.partitions.get_mut(id) {
+                partition.draining = true;
+                partition.drain.cancel();
+            }
+        }
+        let mut lanes = std::mem::take(&mut self.lanes);
+        lanes.retain(|job| {
+            self.keep_live(job);
+            !job.tickets.is_empty()
+        });
+        self.lanes = lanes;
+    }
+
+    /// Gives revoked partitions up as soon as nothing of them is in flight.
+    pub(super) fn finish_revoke(&mut self) {
+        let Some(Draining { ids, .. }) = &self.assignment.draining else { return };
+        let drained = ids
+            .iter()
+            .all(|id| self.partitions.get(id).is_none_or(|partition| partition.running == 0));
+        if drained {
+            self.give_up();
+        }
+    }
+
+    /// Ends what is still in flight when a drain's time is up.
+    pub(super) fn expire_revoke(&mut self, now: Instant) {
+        let Some(Draining { ids, deadline }) = &self.assignment.draining else { return };
+        if now < *deadline {
+            return;
+        }
+        for id in ids {
+            if let Some(partition) = self.partitions.get(id) {
+                partition.kill.cancel();
+            }
+        }
+        tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+            "revoked partitions not drained in time, their next owner repeats what was in flight");
+        self.give_up();
+    }
+
+    fn give_up(&mut self) {
+        let Some(Draining { ids, .. }) = self.assignment.draining.take() else { return };
+        self.store(&ids, false);
+        let result = {
+            let list = list(ids.iter().filter_map(|id| self.partitions.get(id)));
+            self.client.incremental_unassign(&list)
+        };
+        self.warn_on_error("unassign", result);
+        self.forget(&ids);
+        tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
+            revoked = ids.len(), partitions = self.partitions.len(), "partitions given up");
+        let observed = Observed::Rebalanced { assigned: 0, revoked: ids.len() };
+        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        self.next_rebalance();
+    }
+
+    fn forget(&mut self, ids: &[u32]) {
+        for id in ids {
+            if let Some(partition) = self.partitions.remove(id) {
+                partition.kill.cancel();
+                self.total_without(&partition);
+                if let Some(numbers) = self.index.get_mut(&partition.topic) {
+                    numbers.remove(&partition.number);
+                }
+            }
+        }
+    }
+
+    fn ids(&self, names: &[(String, i32)]) -> Vec<u32> {
+        let find = |(topic, number): &(String, i32)| self.index.get(topic.as_str())?.get(number);
+        names.iter().filter_map(find).copied().collect()
+    }
+
+    /// Stores what has moved, for librdkafka to commit, and commits what has outcomes only above
+    /// its watermark: the automatic commit passes over an offset that has not moved.
+    pub(super) fn commit_progress(&mut self) {
+        let moved: Vec<u32> = self.ids_where(|p| !p.draining && p.has_moved());
+        self.store(&moved, false);
+        // A late commit of a partition that is on its way to another member would move it back.
+        if self.assignment.is_idle() && self.assignment.waiting.is_empty() {
+            let standing = self.ids_where(Partition::has_uncommitted);
+            let commits = self.commits(&standing);
+            self.commit(&commits, CommitMode::Async);
+        }
+    }
+
+    fn ids_where(&self, condition: impl Fn(&Partition) -> bool) -> Vec<u32> {
+        let found = self.partitions.iter().filter(|(_, partition)| condition(partition));
+        found.map(|(id, _)| *id).collect()
+    }
+
+    /// Stores the watermarks of these partitions, and commits them right away if asked.
+    fn store(&mut self, ids: &[u32], commit: bool) {
+        let commits = self.commits(ids);
+        if commits.is_empty() {
+            return;
+        }
+        let result = {
+            let list = commit_list(&commits);
+            self.client.store_offsets(&list)
+        };
+        self.warn_on_error("store offsets", result);
+        if commit {
+            self.commit(&commits, CommitMode::Async);
+        }
+    }
+
+    fn commits(&mut self, ids: &[u32]) -> Vec<Commit> {
+        let mut commits = Vec::with_capacity(ids.len());
+        for id in ids {
+            commits.extend(self.partitions.get_mut(id).map(Partition::commit));
+        }
+        commits
+    }
+
+    fn commit(&self, commits: &[Commit], mode: CommitMode) {
+        if !commits.is_empty() {
+            let result = self.client.commit(&commit_list(commits), mode);
+            self.warn_on_error("commit", result);
+        }
+    }
+
+    /// The last commit of a session, waited for.
+    pub(super) async fn commit_for_good(&mut self) {
+        let ids: Vec<u32> = self.ids_where(|_| true);
+        let commits = self.commits(&ids);
+        let client = Arc::clone(&self.client);
+        let commit = tokio::task::spawn_blocking(move || {
+            if commits.is_empty() {
+                return Ok(());
+            }
+            let list = commit_list(&commits);
+            client.store_offsets(&list)?;
+            client.commit(&list, CommitMode::Sync)
+        });
+        let group = &self.engine.settings.group;
+        match tokio::time::timeout(LAST_COMMIT, commit).await {
+            Ok(Ok(Ok(()))) => {
+                tracing::info!(messaging.consumer.group.name = %group, "offsets committed");
+            }
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(messaging.consumer.group.name = %group, %error,
+                    "last commit failed, what came since the one before is repeated");
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!(messaging.consumer.group.name = %group,
+                    "last commit not acknowledged, what came since the one before may be repeated");
+            }
+        }
+    }
+
+    /// Reports what repairs have found.
+    pub(super) fn finish_repairs(&mut self) {
+        let mut repairs = std::mem::take(&mut self.assignment.repairs);
+        repairs.retain_mut(|(id, repair)| match repair.now_or_never() {
+            None => true,
+            Some(Ok(Ok(lost))) => {
+                if let Some(partition) = self.partitions.get(id).filter(|_| lost > 0) {
+                    self.report_loss(&partition.topic, partition.number, Loss::Expired(lost));
+                }
+                false
+            }
+            Some(Ok(Err(error))) => {
+                self.warn_on_error("repair", Err(error));
+                self.must_repair();
+                false
+            }
+            Some(Err(_)) => false,
+        });
+        self.assignment.repairs.append(&mut repairs);
+    }
+
+    /// Retention has passed a position: finds which, and goes on at the earliest record.
+    pub(super) fn plan_repair(&mut self) {
+        for id in self.ids_where(|partition| !partition.draining) {
+            let Some(partition) = self.partitions.get(&id) else { continue };
+            let (topic, number) = (Arc::clone(&partition.topic), partition.number);
+            let next = partition.next_offset();
+            let client = Arc::clone(&self.client);
+            // A seek waits for librdkafka's own threads, the look-up for the broker.
+            let repair = tokio::task::spawn_blocking(move || {
+                let (low, _) = client.fetch_watermarks(&topic, number, Duration::from_secs(10))?;
+                let lost = low - next;
+                if lost > 0 {
+                    client.seek(&topic, number, Offset::Offset(low), Duration::from_secs(10))?;
+                }
+                Ok(lost)
+            });
+            self.assignment.repairs.push((id, repair));
+        }
+    }
+}
+
+/// The names of partitions, as librdkafka wants them. Must not outlive the call it is made for: a
+/// list that has been through some calls keeps the client alive.
+pub(super) fn list<'a>(partitions: impl Iterator<Item = &'a Partition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.number);
+    }
+    list
+}
+
+fn commit_list(commits: &[Commit]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for commit in commits {
+        let mut element = list.add_partition(&commit.topic, commit.partition);
+        if element.set_offset(Offset::Offset(commit.offset)).is_ok() {
+            element.set_metadata(&commit.metadata);
+        }
+    }
+    list
+}

@@ -1,0 +1,121 @@
+//! Clients of the broker, configured for the promises that the engine makes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::StreamConsumer;
+use rdkafka::error::KafkaResult;
+use secrecy::ExposeSecret;
+use tokio::sync::oneshot;
+
+use super::context::Context;
+use crate::config::{self, GroupProtocol, OffsetReset, Properties};
+
+/// The consumer of one group.
+pub(crate) type GroupConsumer = StreamConsumer<Context>;
+
+/// How long a client may take to leave its group and go.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Makes clients for one cluster.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    settings: config::Kafka,
+    commit_interval: Duration,
+}
+
+impl Kafka {
+    /// Clients for the cluster of `settings`; consumers commit every `commit_interval`.
+    #[must_use]
+    pub fn new(settings: config::Kafka, commit_interval: Duration) -> Self {
+        Self { settings, commit_interval }
+    }
+
+    /// Where a group without any commit starts.
+    #[must_use]
+    pub fn offset_reset(&self) -> Option<OffsetReset> {
+        self.settings.auto_offset_reset
+    }
+
+    /// What every client shares: brokers, security, and the user's own properties.
+    #[must_use]
+    pub fn base(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &self.settings.bootstrap);
+        client.set("client.id", env!("CARGO_PKG_NAME"));
+        if let Some(credentials) = &self.settings.credentials {
+            client.set("security.protocol", "SASL_SSL");
+            client.set("sasl.mechanisms", "PLAIN");
+            client.set("sasl.username", credentials.username.expose_secret());
+            client.set("sasl.password", credentials.password.expose_secret());
+        }
+        apply(&mut client, &self.settings.properties);
+        client
+    }
+
+    /// A consumer in `group`. `own` properties win over those of all clients.
+    pub(crate) fn consumer(
+        &self,
+        group: &str,
+        own: &Properties,
+        context: Context,
+    ) -> KafkaResult<GroupConsumer> {
+        let mut client = self.base();
+        // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
+        client.set("queued.max.messages.kbytes", "4096");
+        client.set("fetch.queue.backoff.ms", "10");
+        client.set("statistics.interval.ms", "5000");
+        client.set("allow.auto.create.topics", "false");
+        client.set(
+            "topic.metadata.refresh.interval.ms",
+            self.settings.metadata_refresh.as_millis().to_string(),
+        );
+        apply(&mut client, &self.settings.properties);
+        apply(&mut client, own);
+
+        client.set("group.id", group);
+        // librdkafka commits what the engine has stored, and only that; where a partition starts is
+        // the engine's decision.
+        client.set("enable.auto.commit", "true");
+        client.set("enable.auto.offset.store", "false");
+        client.set("auto.commit.interval.ms", self.commit_interval.as_millis().to_string());
+        client.set("auto.offset.reset", "error");
+        match self.settings.group_protocol {
+            GroupProtocol::Classic => {
+                client.set("partition.assignment.strategy", "cooperative-sticky");
+                let session = self.settings.session_timeout.as_millis();
+                client.set("session.timeout.ms", session.to_string());
+                client.set("heartbeat.interval.ms", (session / 10).clamp(100, 3_000).to_string());
+            }
+            GroupProtocol::Consumer => {
+                client.set("group.protocol", "consumer");
+            }
+        }
+        if let Some(instance) = &self.settings.instance_id {
+            client.set("group.instance.id", instance);
+        }
+        client.create_with_context(context)
+    }
+}
+
+fn apply(client: &mut ClientConfig, properties: &Properties) {
+    for (name, value) in properties.iter() {
+        client.set(name, value);
+    }
+}
+
+/// Drops a client on a thread of its own: dropping blocks, and after a fatal error or beside a
+/// broker that flaps it can hang for good.
+pub(crate) async fn close<T: Send + Sync + 'static>(client: Arc<T>) {
+    let (done, closed) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("kafka-close".to_owned());
+    let spawned = thread.spawn(move || {
+        drop(client);
+        // Nobody may be waiting any more.
+        done.send(()).ok();
+    });
+    if spawned.is_err() || tokio::time::timeout(CLOSE_DEADLINE, closed).await.is_err() {
+        tracing::warn!("kafka client did not close in time");
+    }
+}

@@ -1,0 +1,220 @@
+//! What librdkafka calls back. Callbacks run inside `recv` and must not wait: they note what
+//! happened, and the loop carries it out.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+/// A change of the assignment that the loop must carry out, or has lost already.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Rebalance {
+    /// These are ours as soon as the loop assigns them. May be empty, and is answered even so.
+    Assign(Vec<(String, i32)>),
+    /// These are to be given up: the group waits for it.
+    Revoke(Vec<(String, i32)>),
+    /// These are gone already.
+    Lost(Vec<(String, i32)>),
+}
+
+/// Callbacks of one consumer.
+pub(crate) struct Context {
+    group: String,
+    rebalances: mpsc::UnboundedSender<Rebalance>,
+    closing: Arc<AtomicBool>,
+    lag: Arc<AtomicI64>,
+    last_error: Arc<Mutex<Option<String>>>,
+}
+
+/// The loop's end of [`Context`].
+pub(crate) struct Signals {
+    pub(crate) rebalances: mpsc::UnboundedReceiver<Rebalance>,
+    /// Set before the client is dropped: from then on a revoke is answered on the spot.
+    pub(crate) closing: Arc<AtomicBool>,
+    /// Records that the brokers hold and the loop has not been given, from statistics.
+    pub(crate) lag: Arc<AtomicI64>,
+    /// Why no broker can be reached, while none can.
+    pub(crate) brokers_away: Arc<Mutex<Option<String>>>,
+}
+
+impl Context {
+    pub(crate) fn new(group: &str) -> (Self, Signals) {
+        let (sender, rebalances) = mpsc::unbounded_channel();
+        let signals = Signals {
+            rebalances,
+            closing: Arc::default(),
+            lag: Arc::default(),
+            brokers_away: Arc::default(),
+        };
+        let context = Self {
+            group: group.to_owned(),
+            rebalances: sender,
+            closing: Arc::clone(&signals.closing),
+            lag: Arc::clone(&signals.lag),
+            last_error: Arc::clone(&signals.brokers_away),
+        };
+        (context, signals)
+    }
+
+    fn note_brokers(&self, error: Option<String>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(&self.group, level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let all_down =
+            error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::AllBrokersDown);
+        if all_down {
+            self.note_brokers(Some(reason.to_owned()));
+        }
+        tracing::debug!(messaging.consumer.group.name = %self.group, %error, reason, "kafka client error");
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        match serde_json::from_slice::<Statistics>(statistics) {
+            Ok(statistics) => {
+                self.lag.store(statistics.lag(), Ordering::Relaxed);
+                if statistics.any_broker_up() {
+                    self.note_brokers(None);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "statistics cannot be read"),
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        err: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let names: Vec<(String, i32)> = partitions
+            .elements()
+            .iter()
+            .map(|partition| (partition.topic().to_owned(), partition.partition()))
+            .collect();
+        let rebalance = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            Rebalance::Assign(names)
+        } else if consumer.assignment_lost() || self.closing.load(Ordering::Acquire) {
+            // Nobody waits for a drain: the partitions have another owner, or the engine drained
+            // and committed before it closed the client.
+            if let Err(error) = consumer.incremental_unassign(partitions) {
+                tracing::warn!(messaging.consumer.group.name = %self.group, %error, "lost partitions not unassigned");
+            }
+            Rebalance::Lost(names)
+        } else {
+            Rebalance::Revoke(names)
+        };
+        // The loop is gone only once the client is being dropped.
+        drop(self.rebalances.send(rebalance));
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        match result {
+            Ok(())
+            | Err(KafkaError::ConsumerCommit(rdkafka::types::RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => {
+                tracing::warn!(messaging.consumer.group.name = %self.group, %error, "offsets not committed, will be committed again");
+            }
+        }
+    }
+}
+
+/// Passes librdkafka's own log on.
+pub(super) fn log(client: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning
+        | RDKafkaLogLevel::Notice => {
+            tracing::warn!(target: "librdkafka", client, facility, message, "librdkafka");
+        }
+        RDKafkaLogLevel::Info => {
+            tracing::info!(target: "librdkafka", client, facility, message, "librdkafka");
+        }
+        RDKafkaLogLevel::Debug => {
+            tracing::debug!(target: "librdkafka", client, facility, message, "librdkafka");
+        }
+    }
+}
+
+/// The little that is read of librdkafka's statistics.
+#[derive(Debug, Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    brokers: std::collections::HashMap<String, BrokerStatistics>,
+    #[serde(default)]
+    topics: std::collections::HashMap<String, TopicStatistics>,
+}
+
+#[derive(Debug, Deserialize)]
+struct BrokerStatistics {
+    state: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct TopicStatistics {
+    #[serde(default)]
+    partitions: std::collections::HashMap<String, PartitionStatistics>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PartitionStatistics {
+    app_offset: i64,
+    ls_offset: i64,
+    #[serde(default)]
+    desired: bool,
+}
+
+impl Statistics {
+    /// Records behind the position, over all partitions that are consumed. Offsets have gaps, so
+    /// this is an upper bound; it is 0 where everything was delivered, markers apart.
+    fn lag(&self) -> i64 {
+        self.topics
+            .values()
+            .flat_map(|topic| topic.partitions.values())
+            .filter(|partition| partition.desired && partition.app_offset >= 0)
+            .map(|partition| (partition.ls_offset - partition.app_offset).max(0))
+            .sum()
+    }
+
+    fn any_broker_up(&self) -> bool {
+        self.brokers.values().any(|broker| broker.state == "UP")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_tell_the_lag_and_whether_a_broker_is_there() {
+        let statistics: Statistics = serde_json::from_str(
+            r#"{"brokers": {"b:1/1": {"state": "UP", "tx": 5}, "b:2/2": {"state": "DOWN"}},
+                "topics": {"t": {"partitions": {
+                    "0": {"app_offset": 10, "ls_offset": 25, "desired": true},
+                    "1": {"app_offset": -1001, "ls_offset": 25, "desired": true},
+                    "2": {"app_offset": 3, "ls_offset": 25, "desired": false},
+                    "-1": {"app_offset": -1001, "ls_offset": -1001}}}}}"#,
+        )
+        .expect("statistics");
+        assert_eq!(statistics.lag(), 15);
+        assert!(statistics.any_broker_up());
+    }
+}

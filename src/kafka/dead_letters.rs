@@ -1,0 +1,118 @@
+//! The dead letter topic: records set aside for good reason, whole, with what went wrong.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::{Kafka, SavedRecord};
+
+/// How long a dead letter may take to be acknowledged before its lane waits and tries again.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A record on its way to the dead letter topic.
+pub(crate) struct Letter<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) record: &'a SavedRecord,
+    pub(crate) consumer: &'a str,
+    pub(crate) kind: &'a str,
+    pub(crate) message: &'a str,
+    pub(crate) attempts: u32,
+    pub(crate) first_at: Timestamp,
+    pub(crate) last_at: Timestamp,
+}
+
+/// Why a dead letter was not acknowledged.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "dead letter topic {topic} cannot be written ({cause}): create it, or allow this account to write it"
+)]
+pub(crate) struct NotWritten {
+    topic: String,
+    cause: KafkaError,
+}
+
+/// Writes dead letters, one after another acknowledged by all replicas.
+pub struct DeadLetters {
+    topic: String,
+    producer: FutureProducer,
+}
+
+impl DeadLetters {
+    /// A producer for `topic`.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the configuration.
+    pub fn new(kafka: &Kafka, topic: &str) -> KafkaResult<Self> {
+        let mut client: ClientConfig = kafka.base();
+        client.set("enable.idempotence", "true");
+        client.set("message.timeout.ms", TIMEOUT.as_millis().to_string());
+        client.set("queue.buffering.max.kbytes", "65536");
+        Ok(Self { topic: topic.to_owned(), producer: client.create()? })
+    }
+
+    /// Makes the topic where it is missing and may be made. What goes wrong is a warning: the
+    /// topic is needed only once there is a dead letter.
+    pub async fn ensure_topic(&self, kafka: &Kafka) {
+        if let Err(error) = self.create_topic(kafka).await {
+            tracing::warn!(messaging.destination.name = %self.topic, %error,
+                "dead letter topic cannot be made; records that need it will wait");
+        }
+    }
+
+    async fn create_topic(&self, kafka: &Kafka) -> KafkaResult<()> {
+        let admin: AdminClient<DefaultClientContext> = kafka.base().create()?;
+        let topic = NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1));
+        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
+        for result in admin.create_topics([&topic], &options).await? {
+            match result {
+                Ok(_) => {
+                    tracing::info!(messaging.destination.name = %self.topic, "dead letter topic made");
+                }
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, code)) => return Err(KafkaError::AdminOp(code)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one record and waits until it is acknowledged.
+    pub(crate) async fn write(&self, letter: &Letter<'_>) -> Result<(), NotWritten> {
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in letter.record.headers() {
+            headers = headers.insert(Header { key, value });
+        }
+        let timestamp = letter.record.timestamp_ms().map(|ms| ms.to_string());
+        let (first_at, last_at) = (letter.first_at.to_string(), letter.last_at.to_string());
+        let own = [
+            ("dlq.topic", Some(letter.topic)),
+            ("dlq.partition", Some(&*letter.partition.to_string())),
+            ("dlq.offset", Some(&*letter.offset.to_string())),
+            ("dlq.timestamp", timestamp.as_deref()),
+            ("dlq.consumer", Some(letter.consumer)),
+            ("dlq.error.kind", Some(letter.kind)),
+            ("dlq.error.message", Some(letter.message)),
+            ("dlq.attempts", Some(&*letter.attempts.to_string())),
+            ("dlq.first_at", Some(&*first_at)),
+            ("dlq.last_at", Some(&*last_at)),
+        ];
+        for (key, value) in own {
+            headers = headers.insert(Header { key, value });
+        }
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
+        record.key = letter.record.key();
+        record.payload = letter.record.value();
+        match self.producer.send(record, TIMEOUT).await {
+            Ok(_) => Ok(()),
+            Err((cause, _)) => Err(NotWritten { topic: self.topic.clone(), cause }),
+        }
+    }
+}

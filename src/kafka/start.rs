@@ -1,0 +1,207 @@
+//! Where a newly assigned partition starts, and what is known of it (contract section 1).
+//!
+//! Runs on a blocking thread before the assignment is answered: that is the place where what was
+//! committed can be read, new partitions be told from a new group, and losses be found.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rdkafka::Offset;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+
+use super::client::GroupConsumer;
+use crate::config::OffsetReset;
+use crate::engine::frontier::Frontier;
+use crate::engine::metadata;
+use crate::engine::offsets::OffsetMap;
+
+/// How long the broker may take for one answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where one partition starts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Start {
+    /// Topic.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// First offset to be delivered.
+    pub offset: i64,
+    /// What was finished before, for replay recognition.
+    pub frontier: Frontier,
+    /// What was completed at and above `offset`.
+    pub completed: OffsetMap,
+    /// Set when committed records are gone: how many, where that can be known.
+    pub lost: Option<Loss>,
+}
+
+/// Records that are gone although the group had not read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Retention removed this many.
+    Expired(i64),
+    /// The topic ends before the committed offset: it was made anew or cut off.
+    Recreated,
+}
+
+/// Why no start was found.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlanError {
+    /// The broker did not answer; ask again.
+    #[error("the broker did not tell where to start")]
+    Broker(#[from] KafkaError),
+    /// The process is stopping.
+    #[error("interrupted")]
+    Interrupted,
+    /// A group without any commit, on topics that hold records.
+    #[error(
+        "group {group} has never committed anything and its topics hold records: set \
+         KAFKA_AUTO_OFFSET_RESET=earliest to process all of their history, or latest to begin with \
+         what comes from now on"
+    )]
+    NoStart {
+        /// The group.
+        group: String,
+    },
+}
+
+type Name = (String, i32);
+
+/// Finds where each of `assigned` starts. `topics` are all topics of the group.
+pub(crate) fn plan(
+    consumer: &GroupConsumer,
+    group: &str,
+    topics: &[String],
+    assigned: &[Name],
+    reset: Option<OffsetReset>,
+) -> Result<Vec<Start>, PlanError> {
+    let mut committed = committed(consumer, assigned)?;
+    if assigned.iter().any(|name| !committed.contains_key(name)) {
+        begin(consumer, group, topics, reset)?;
+        committed = self::committed(consumer, assigned)?;
+    }
+    let mut starts = Vec::with_capacity(assigned.len());
+    for (topic, partition) in assigned {
+        let (low, high) = consumer.fetch_watermarks(topic, *partition, TIMEOUT)?;
+        let known = committed.get(&(topic.clone(), *partition));
+        starts.push(start(topic, *partition, known, low, high));
+    }
+    Ok(starts)
+}
+
+/// Decides for one partition. Pure.
+fn start(topic: &str, partition: i32, known: Option<&(i64, String)>, low: i64, high: i64) -> Start {
+    // Without a commit in a group that has some, the partition is new: all of it is to be read.
+    let (committed, text) = known.map_or((low, ""), |(offset, text)| (*offset, text));
+    let (frontier, completed) = metadata::decode(committed, text).unwrap_or_default();
+    let (offset, lost) = if committed < low {
+        (low, Some(Loss::Expired(low - committed)))
+    } else if committed > high {
+        (low, Some(Loss::Recreated))
+    } else {
+        (committed, None)
+    };
+    let completed = if offset == committed { completed } else { OffsetMap::default() };
+    Start { topic: topic.to_owned(), partition, offset, frontier, completed, lost }
+}
+
+/// For a group that has no commit anywhere, decides where it begins and commits that for every
+/// partition at once, so that a member which comes later finds a group that has begun.
+fn begin(
+    consumer: &GroupConsumer,
+    group: &str,
+    topics: &[String],
+    reset: Option<OffsetReset>,
+) -> Result<(), PlanError> {
+    let mut all = Vec::new();
+    for topic in topics {
+        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
+        for found in metadata.topics() {
+            all.extend(found.partitions().iter().map(|part| (topic.clone(), part.id())));
+        }
+    }
+    if !committed(consumer, &all)?.is_empty() {
+        return Ok(());
+    }
+    let mut bounds = Vec::with_capacity(all.len());
+    for (topic, partition) in &all {
+        bounds.push(consumer.fetch_watermarks(topic, *partition, TIMEOUT)?);
+    }
+    let empty = bounds.iter().all(|(low, high)| low == high);
+    let from_the_end = match reset {
+        None if !empty => return Err(PlanError::NoStart { group: group.to_owned() }),
+        None | Some(OffsetReset::Earliest) => false,
+        Some(OffsetReset::Latest) => true,
+    };
+    // Looked at again right before: another member may have begun in the meantime.
+    let begun = committed(consumer, &all)?;
+    let mut list = TopicPartitionList::new();
+    for (name, (low, high)) in all.iter().zip(bounds) {
+        if !begun.contains_key(name) {
+            let offset = Offset::Offset(if from_the_end { high } else { low });
+            list.add_partition_offset(&name.0, name.1, offset)?;
+        }
+    }
+    if list.count() > 0 {
+        consumer.commit(&list, CommitMode::Sync)?;
+    }
+    tracing::info!(messaging.consumer.group.name = group, from_the_end, "group begins");
+    Ok(())
+}
+
+/// The committed offsets and their metadata, of those partitions that have any.
+fn committed(
+    consumer: &GroupConsumer,
+    names: &[Name],
+) -> KafkaResult<HashMap<Name, (i64, String)>> {
+    if names.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut list = TopicPartitionList::with_capacity(names.len());
+    for (topic, partition) in names {
+        list.add_partition(topic, *partition);
+    }
+    let mut found = HashMap::with_capacity(names.len());
+    for element in consumer.committed_offsets(list, TIMEOUT)?.elements() {
+        element.error()?;
+        if let Offset::Offset(offset) = element.offset() {
+            let name = (element.topic().to_owned(), element.partition());
+            found.insert(name, (offset, element.metadata().to_owned()));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_goes_on_where_it_was_committed_with_what_was_finished_above() {
+        let completed = OffsetMap::from_ascending([12, 13]);
+        let text = metadata::encode(10, &Frontier::default(), &completed);
+        let start = start("t", 0, Some(&(10, text)), 0, 100);
+        assert_eq!((start.offset, start.completed, start.lost), (10, completed, None));
+    }
+
+    #[test]
+    fn a_new_partition_starts_at_its_beginning() {
+        let start = start("t", 3, None, 5, 100);
+        assert_eq!((start.offset, start.lost), (5, None));
+    }
+
+    #[test]
+    fn records_that_retention_took_are_counted_as_lost() {
+        let start = start("t", 0, Some(&(10, String::new())), 25, 100);
+        assert_eq!((start.offset, start.lost), (25, Some(Loss::Expired(15))));
+    }
+
+    #[test]
+    fn a_topic_made_anew_is_read_from_its_beginning() {
+        let start = start("t", 0, Some(&(90, "left by another client".into())), 0, 7);
+        assert_eq!((start.offset, start.lost), (0, Some(Loss::Recreated)));
+        assert_eq!(start.completed, OffsetMap::default());
+    }
+}
