@@ -96,8 +96,9 @@ fn kafka(
         let topic = format!("{group_id}.dlq");
         if value::topic(&topic).is_err() {
             reader.missing("kafka.dlq_topic", "the group id does not make a topic's name");
+        } else {
+            derived.push(("kafka.dlq_topic", topic.clone(), Source::Setting("kafka.group_id")));
         }
-        derived.push(("kafka.dlq_topic", topic.clone(), Source::Setting("kafka.group_id")));
         topic
     });
     Kafka {

@@ -158,7 +158,7 @@ pub(super) fn consumers(text: &str) -> Result<Vec<ConsumerName>, String> {
         let consumer = ConsumerName::ALL
             .into_iter()
             .find(|consumer| consumer.as_str().eq_ignore_ascii_case(name))
-            .ok_or_else(|| format!("names the unknown consumer {name} (known: {})", known()))?;
+            .ok_or_else(|| format!("names an unknown consumer (known: {})", known()))?;
         if !consumers.contains(&consumer) {
             consumers.push(consumer);
         }
@@ -295,7 +295,6 @@ mod tests {
         for wrong in ["", "30", "s", "-5s", "1.5s", "5 minutes", "99999999999999999999s"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
-        assert!(u64::MAX.to_string().parse::<u64>().is_ok());
         assert!(duration("18446744073709551615h").is_err(), "does not overflow");
     }
 
@@ -368,7 +367,7 @@ mod tests {
             Ok(vec![ConsumerName::Tier, ConsumerName::Currency])
         );
         let error = consumers("currency,curency").expect_err("a typo");
-        assert!(error.contains("curency") && error.contains("marketplace"), "{error}");
+        assert!(error.contains("known: currency, tier, mission, reward, marketplace"), "{error}");
         assert!(consumers(" , ").is_err());
     }
 }
