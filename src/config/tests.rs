@@ -246,6 +246,12 @@ fn only_what_an_enabled_consumer_needs_is_required() {
             assert_eq!(result, if needed { Err(1) } else { Ok(()) }, "{name} for {consumer}");
         }
     }
+    let nobody: Environment = [("CONSUMERS".to_owned(), "curency".to_owned())].into();
+    let all = load_env(&nobody).settings.expect_err("bad configuration").to_string();
+    assert!(
+        all.contains("REDIS_URL: missing") && all.contains("needed by every consumer"),
+        "{all}"
+    );
     let unknown = problems(&[("CONSUMERS", "currency,curency")]);
     assert!(unknown[0].message.contains("curency"), "{}", unknown[0]);
     assert!(unknown[0].message.contains("known: currency, tier, mission, reward, marketplace"));

@@ -76,6 +76,16 @@ pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A [`positive_duration`] of at most an hour, which is as much as librdkafka takes.
+pub(super) fn client_duration(text: &str) -> Result<Duration, String> {
+    let duration = positive_duration(text)?;
+    if duration <= Duration::from_secs(3_600) {
+        Ok(duration)
+    } else {
+        Err("is longer than librdkafka takes (1h)".to_owned())
+    }
+}
+
 /// Bytes: `65536`, `64KiB`, `16MiB` or `1GiB`, at least 1.
 pub(super) fn size(text: &str) -> Result<usize, String> {
     let wrong = || "is not a size (65536, 64KiB, 16MiB or 1GiB)".to_owned();
@@ -296,6 +306,8 @@ mod tests {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
         assert!(duration("18446744073709551615h").is_err(), "does not overflow");
+        assert!(positive_duration("0s").is_err());
+        assert!(client_duration("1h").is_ok() && client_duration("3600001ms").is_err());
     }
 
     #[test]
