@@ -1,9 +1,12 @@
 //! Turns Debezium changes of a loyalty CRM into Inngest events.
 
 pub mod cdc;
+pub mod cli;
 pub mod clients;
 pub mod config;
+pub mod consumers;
 pub mod dedup;
 pub mod engine;
 pub mod kafka;
 pub mod outage;
+pub mod telemetry;

@@ -96,8 +96,9 @@ fn kafka(
         let topic = format!("{group_id}.dlq");
         if value::topic(&topic).is_err() {
             reader.missing("kafka.dlq_topic", "the group id does not make a topic's name");
+        } else {
+            derived.push(("kafka.dlq_topic", topic.clone(), Source::Setting("kafka.group_id")));
         }
-        derived.push(("kafka.dlq_topic", topic.clone(), Source::Setting("kafka.group_id")));
         topic
     });
     Kafka {
@@ -106,12 +107,12 @@ fn kafka(
         topic_prefix: reader.read("kafka.topic_prefix", value::topic),
         group_id,
         group_protocol: reader.read("kafka.group_protocol", value::group_protocol),
-        session_timeout: reader.read("kafka.session_timeout", value::positive_duration),
+        session_timeout: reader.read("kafka.session_timeout", value::client_duration),
         instance_id: reader.optional("kafka.instance_id", text),
         auto_offset_reset: reader.optional("kafka.auto_offset_reset", value::offset_reset),
         properties: reader.properties("kafka.properties"),
         dlq_topic,
-        metadata_refresh: reader.read("kafka.metadata_refresh", value::positive_duration),
+        metadata_refresh: reader.read("kafka.metadata_refresh", value::client_duration),
     }
 }
 
@@ -195,7 +196,7 @@ fn engine(reader: &mut Reader<'_>) -> Engine {
         breaker_threshold: reader.read("engine.breaker_threshold", value::count(1, 1_000_000)),
         backoff_base: reader.read("engine.backoff_base", value::positive_duration),
         backoff_max: reader.read("engine.backoff_max", value::positive_duration),
-        commit_interval: reader.read("engine.commit_interval", value::positive_duration),
+        commit_interval: reader.read("engine.commit_interval", value::client_duration),
     }
 }
 
@@ -306,15 +307,17 @@ impl Reader<'_> {
         self.optional(path, parse).unwrap_or_default()
     }
 
+    /// `consumers` are those that need it; an empty list means all of them.
     fn required<T: Default>(
         &mut self,
         path: &str,
         consumers: &[ConsumerName],
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> T {
-        if self.values[path].text.is_empty() && !consumers.is_empty() {
-            let consumers: Vec<_> = consumers.iter().map(|consumer| consumer.as_str()).collect();
-            self.missing(path, &format!("needed by {}", consumers.join(", ")));
+        if self.values[path].text.is_empty() {
+            let names: Vec<_> = consumers.iter().map(|consumer| consumer.as_str()).collect();
+            let who = if names.is_empty() { "every consumer".to_owned() } else { names.join(", ") };
+            self.missing(path, &format!("needed by {who}"));
         }
         self.read(path, parse)
     }

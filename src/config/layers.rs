@@ -15,8 +15,8 @@ pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
 
 const ENV_ORIGIN: &str = "environment ";
 
-/// The text of one setting and where it came from; empty where it is not set.
-#[derive(Debug, Clone)]
+/// The text of one setting and where it came from; empty where it is not set. Not `Debug`: the text
+/// may be a secret.
 pub(super) struct Value {
     pub(super) variable: &'static Variable,
     pub(super) text: String,
@@ -24,7 +24,6 @@ pub(super) struct Value {
 }
 
 /// All layers merged: a value for every row of the table.
-#[derive(Debug)]
 pub(super) struct Layers {
     pub(super) values: BTreeMap<&'static str, Value>,
     pub(super) problems: Vec<Problem>,

@@ -1,0 +1,4 @@
+//! The consumers and the rules that they share.
+
+pub mod award_time;
+pub mod refund;
