@@ -17,7 +17,7 @@ use rdkafka::{
 };
 use tokio::task::spawn_blocking;
 
-use super::{PATIENCE, until};
+use super::{PATIENCE, unique, until};
 
 /// Client configuration for `brokers` and nothing else.
 pub(crate) fn client(brokers: &str) -> ClientConfig {
@@ -88,9 +88,11 @@ pub(crate) async fn read_topic(brokers: &str, topic: &str) -> Vec<OwnedMessage> 
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     spawn_blocking(move || {
         let consumer: BaseConsumer = client(&brokers)
+            .set("group.id", unique("reader")) // librdkafka assigns nothing without one; it is never joined
+            .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .create()
-            .expect("a consumer without a group");
+            .expect("a consumer");
         let mut open = led_partitions(&consumer, &topic);
         assert!(!open.is_empty(), "there is no topic {topic}");
         let mut list = TopicPartitionList::new();

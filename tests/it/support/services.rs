@@ -62,7 +62,7 @@ fn script(name: &str, arguments: &[&str]) -> Result<BTreeMap<String, String>, St
     Ok(String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.replace('\\', "")))
+        .map(|(name, value)| (name.to_owned(), value.replace('\\', ""))) // the quoting of a directory's odd characters
         .collect())
 }
 
