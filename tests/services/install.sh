@@ -16,10 +16,13 @@ package() {
     command -v apt-get >/dev/null || die "$1 is missing and there is no apt-get: install it by hand"
     say "installing $1"
     # RUNLEVEL: outside systemd the package must not start a service of its own.
-    "${as[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 bash -c '
+    local output
+    output="$("${as[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 bash -c '
         apt-get -qq -o DPkg::Lock::Timeout=300 update &&
-        apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$1"' install "$1" >&2 ||
+        apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$1"' install "$1" 2>&1)" || {
+        tail -n 20 >&2 <<<"$output"
         die "$1 could not be installed: see above, then apt-get install $1"
+    }
 }
 
 java_version() { "$java" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p'; }
@@ -42,8 +45,10 @@ install_jars() {
         command -v mvn >/dev/null || package maven
         say 'copying the jars of pom.xml'
         rm -rf "$jars.part"
-        mvn -q -B -f "$pom" dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$jars.part" >&2 ||
+        output="$(mvn -q -B -f "$pom" dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$jars.part" 2>&1)" || {
+            tail -n 20 >&2 <<<"$output"
             die 'maven could not copy the jars: see above'
+        }
         mv "$jars.part" "$jars"
     ) 9>"$cache/lock"
 }
