@@ -1,0 +1,29 @@
+//! What the tests stand on: the door to real services, Kafka helpers, and waiting for a condition.
+
+pub(crate) mod kafka;
+pub(crate) mod services;
+
+use std::time::{Duration, Instant};
+
+/// Longest that a test waits for anything; only a failure takes this long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A name that no other test, process or run uses: for topics, groups and Redis keys.
+pub(crate) fn unique(prefix: &str) -> String {
+    format!("{prefix}-{:016x}", fastrand::u64(..))
+}
+
+/// Asks `probe` until it answers `Some`, for at most [`PATIENCE`].
+///
+/// # Panics
+/// At the deadline, naming `what` was waited for.
+pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = probe().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
