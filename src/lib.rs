@@ -1,3 +1,4 @@
 //! Turns Debezium changes of a loyalty CRM into Inngest events.
 
+pub mod clients;
 pub mod outage;

@@ -24,10 +24,8 @@ impl Backoff {
     /// How long to wait after failure number `attempt` (0 is the first). `random` lies in `0.0..1.0`.
     #[must_use]
     pub fn delay(&self, attempt: u32, random: f64) -> Duration {
-        let ceiling = self
-            .base
-            .saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX))
-            .min(self.max);
+        let ceiling =
+            self.base.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(self.max);
         ceiling.mul_f64(random.clamp(0.0, 1.0))
     }
 }
