@@ -312,8 +312,8 @@ impl Queue {
         // A body is the opening bracket and, for each event, its bytes and a comma or bracket.
         let (mut events, mut bytes) = (0, 1);
         while let Some(first) = self.waiting.front() {
-            let fits = events + first.events() <= limits.events
-                && bytes + first.bytes() + 1 <= limits.bytes;
+            let fits =
+                events + first.events() <= limits.events && bytes + first.bytes() < limits.bytes;
             if !fits && !parts.is_empty() && !first.is_abandoned() {
                 break;
             }
