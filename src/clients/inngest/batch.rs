@@ -98,7 +98,9 @@ pub(super) struct Batch {
     pub(super) seed: Option<String>,
     /// Attempts that failed so far.
     pub(super) attempts: u32,
-    /// How often it failed with an answer while others were accepted in between.
+    /// How often it failed with an answer that may be about its events.
+    pub(super) answers: u32,
+    /// How many of these came with others accepted in between.
     pub(super) strikes: u32,
     /// How many batches had been accepted at the last strike.
     pub(super) accepted_before: u64,
@@ -144,6 +146,7 @@ impl Batch {
             body,
             seed: None,
             attempts: 0,
+            answers: 0,
             strikes: 0,
             accepted_before: 0,
             // What waited longest goes first; a batch of nobody is never sent.
@@ -159,6 +162,11 @@ impl Batch {
     /// How many events it holds.
     pub(super) fn events(&self) -> usize {
         self.events
+    }
+
+    /// Whether it holds events of more than one caller.
+    pub(super) fn is_shared(&self) -> bool {
+        self.parts.len() > 1
     }
 
     /// Whether every caller has gone.
@@ -204,7 +212,7 @@ impl Batch {
     /// Takes apart a batch that keeps failing while others are accepted: two halves, or, when it
     /// has one caller, an outage of that caller's own, who counts its attempts.
     pub(super) fn take_apart(self, message: String) -> Vec<Self> {
-        if self.parts.len() > 1 {
+        if self.is_shared() {
             return halves(self.parts);
         }
         for part in self.parts {

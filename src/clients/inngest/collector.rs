@@ -22,6 +22,10 @@ const SEED: HeaderName = HeaderName::from_static("x-inngest-event-id-seed");
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// How often a batch fails, with others accepted in between, before it is taken apart.
 const STRIKES: u32 = 3;
+/// How often it fails without any other to compare with before it is halved all the same, so that
+/// one bad event at a quiet time does not hold its neighbours for ever. In a true outage this
+/// happens rarely: the breaker lets through few requests.
+const PATIENCE: u32 = 6;
 /// Submissions taken over at a time.
 const INTAKE: usize = 1024;
 
@@ -141,16 +145,19 @@ impl Collector {
         let at = Accepted { at: jiff::Timestamp::now() };
         match verdict {
             Verdict::Retry { answered, retry_after, message } => {
-                let struck = batch.strikes == 0 || self.accepted > batch.accepted_before;
-                if answered && struck {
-                    batch.strikes += 1;
-                    batch.accepted_before = self.accepted;
+                if answered {
+                    batch.answers += 1;
+                    if batch.strikes == 0 || self.accepted > batch.accepted_before {
+                        batch.strikes += 1;
+                        batch.accepted_before = self.accepted;
+                    }
                 }
-                if batch.strikes >= STRIKES {
+                let out_of_patience = batch.answers >= PATIENCE && batch.is_shared();
+                if batch.strikes >= STRIKES || out_of_patience {
                     tracing::warn!(
                         events = batch.events(),
                         error = message,
-                        "a batch keeps failing while others are accepted: it is taken apart"
+                        "a batch keeps failing: it is taken apart to find the event at fault"
                     );
                     self.waiting.extend(batch.take_apart(message));
                     return;

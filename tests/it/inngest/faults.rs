@@ -202,6 +202,26 @@ async fn a_batch_that_keeps_failing_while_others_pass_is_narrowed_down_to_its_cu
 }
 
 #[tokio::test]
+async fn one_bad_event_at_a_quiet_time_does_not_hold_its_neighbours() {
+    let scene = scene_with(|config| config.max_wait = Duration::from_millis(50)).await;
+    scene.double.poison("bad", Some(Poison::Status(500)));
+    let bad = scene.inngest.send(events(["bad"]));
+    let good = scene.send_each(&["1", "2", "3", "4", "5", "6", "7"]);
+    // With nothing else to compare it with, the bad one may go on waiting.
+    tokio::pin!(bad, good);
+    let outcomes = match futures::future::select(bad, good).await {
+        futures::future::Either::Right((outcomes, _)) => outcomes,
+        futures::future::Either::Left((outcome, good)) => {
+            let outcome = outcome.map(|_| ());
+            assert!(matches!(outcome, Err(SendError::Outage { .. })), "{outcome:?}");
+            good.await
+        }
+    };
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert!(scene.copies().values().all(|copies| *copies == 1));
+}
+
+#[tokio::test]
 async fn when_the_client_goes_its_collector_goes() {
     let scene = scene().await;
     scene.send(&["a"]).await.expect("accepted");
