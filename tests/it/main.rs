@@ -1,4 +1,5 @@
 //! Tests that need more than one part of the daemon.
 
+mod double;
 mod inngest;
 mod supabase;
