@@ -6,6 +6,7 @@ pub mod clients;
 pub mod config;
 pub mod consumers;
 pub mod dedup;
+pub mod demo;
 pub mod engine;
 pub mod kafka;
 pub mod outage;

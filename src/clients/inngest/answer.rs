@@ -1,0 +1,327 @@
+//! What an answer to a batch says: a pure function of status and body.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::clients::http::one_line;
+
+/// Error texts that are about the event and leave no doubt.
+const ABOUT_THE_EVENT: [&str; 5] = [
+    "event name is",
+    "event is over the max size",
+    "json: cannot unmarshal",
+    "timestamp is before",
+    "event name cannot",
+];
+const TOO_MANY: &str = "cannot have more than";
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Every event was taken.
+    Accepted,
+    /// A 400: the first `accepted` events were taken, the next one was not, the rest was not read.
+    Stopped { accepted: usize, cause: Cause, message: String },
+    /// 413: the request is too large, whatever is in it.
+    TooLarge { message: String },
+    /// The events may or may not have been taken, or the server takes none at present: the same
+    /// request again. `answered` tells a whole answer that is about this very request (a 5xx, an
+    /// odd 200) from silence and from refusals of everybody.
+    Retry { answered: bool, retry_after: Option<Duration>, message: String },
+}
+
+/// Why a 400 stopped where it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The text says that it is the event.
+    Event,
+    /// The server's own failure is possible.
+    Unsure,
+    /// The request holds more events than the server takes.
+    TooMany,
+}
+
+/// Judges an answer to a request of `events` events.
+pub(super) fn judge(
+    status: u16,
+    body: &[u8],
+    events: usize,
+    retry_after: Option<Duration>,
+) -> Verdict {
+    let reply = Reply::parse(body);
+    let retry = |answered, message| Verdict::Retry { answered, retry_after, message };
+    match (status, reply) {
+        (200, Some(reply)) if reply.took_all(events) => Verdict::Accepted,
+        (200, _) => retry(
+            true,
+            "inngest answered 200 without naming every event: \
+             check the base url and what stands in between"
+                .to_owned(),
+        ),
+        (400, Some(reply)) if reply.ids.named <= events => {
+            let text = reply.error.unwrap_or_default();
+            let cause = cause(&text);
+            let message = format!("inngest answered 400: {}", one_line(&text));
+            Verdict::Stopped { accepted: reply.ids.named, cause, message }
+        }
+        (413, _) => Verdict::TooLarge {
+            message: "inngest answered 413: the request is too large".to_owned(),
+        },
+        (status, reply) => {
+            let text = reply.and_then(|reply| reply.error).unwrap_or_default();
+            let mut message = format!("inngest answered {status}");
+            for part in [one_line(&text).as_str(), advice(status)] {
+                if !part.is_empty() {
+                    message.push_str(": ");
+                    message.push_str(part);
+                }
+            }
+            retry(!about_everybody(status), message)
+        }
+    }
+}
+
+/// Statuses that say nothing about one request: faults of configuration, and rate limits.
+fn about_everybody(status: u16) -> bool {
+    matches!(status, 300..=399 | 401..=406 | 409 | 412 | 429)
+}
+
+fn advice(status: u16) -> &'static str {
+    match status {
+        300..=399 => "it redirects, which is not followed: check the base url and the event key",
+        401 | 403 => "check INNGEST_EVENT_KEY and INNGEST_ENV",
+        402 => "check the plan of the account",
+        404 | 405 | 406 | 409 | 412 => "check the base url, INNGEST_EVENT_KEY and INNGEST_ENV",
+        429 => "too many requests",
+        _ => "",
+    }
+}
+
+fn cause(text: &str) -> Cause {
+    let text = text.to_ascii_lowercase();
+    if text.contains(TOO_MANY) {
+        Cause::TooMany
+    } else if ABOUT_THE_EVENT.iter().any(|known| text.contains(known)) {
+        Cause::Event
+    } else {
+        Cause::Unsure
+    }
+}
+
+/// Inngest's answer. It comes as text/plain, so the type is not looked at.
+#[derive(Debug, Deserialize)]
+struct Reply {
+    #[serde(default)]
+    ids: Ids,
+    #[serde(default)]
+    status: u16,
+    #[serde(default, deserialize_with = "error_text")]
+    error: Option<String>,
+}
+
+impl Reply {
+    fn parse(body: &[u8]) -> Option<Self> {
+        serde_json::from_slice(body).ok()
+    }
+
+    fn took_all(&self, events: usize) -> bool {
+        self.status == 200
+            && self.error.is_none()
+            && self.ids.named == events
+            && self.ids.total == events
+    }
+}
+
+/// Any error but an absent, null or empty one counts, whatever its type.
+fn error_text<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+    let value = Option::<serde_json::Value>::deserialize(input)?;
+    Ok(value.and_then(|value| match value {
+        serde_json::Value::Null => None,
+        serde_json::Value::String(text) => (!text.is_empty()).then_some(text),
+        other => Some(other.to_string()),
+    }))
+}
+
+/// The ids of an answer, counted without keeping them.
+#[derive(Debug, Default)]
+struct Ids {
+    /// How many are there.
+    total: usize,
+    /// How many, from the first on, are not empty: these events were stored.
+    named: usize,
+}
+
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Count;
+        impl<'de> Visitor<'de> for Count {
+            type Value = Ids;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a list of ids or null")
+            }
+
+            fn visit_unit<E>(self) -> Result<Ids, E> {
+                Ok(Ids::default())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Ids, A::Error> {
+                let mut ids = Ids::default();
+                while let Some(id) = list.next_element::<Id>()? {
+                    if id.is_named && ids.named == ids.total {
+                        ids.named += 1;
+                    }
+                    ids.total += 1;
+                }
+                Ok(ids)
+            }
+        }
+        input.deserialize_any(Count)
+    }
+}
+
+struct Id {
+    is_named: bool,
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Look;
+        impl<'de> Visitor<'de> for Look {
+            type Value = Id;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("an id")
+            }
+
+            fn visit_str<E>(self, id: &str) -> Result<Id, E> {
+                Ok(Id { is_named: !id.is_empty() })
+            }
+
+            fn visit_unit<E>(self) -> Result<Id, E> {
+                Ok(Id { is_named: false })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Id, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Id { is_named: false })
+            }
+        }
+        input.deserialize_any(Look)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stopped(body: &str, events: usize) -> (usize, Cause) {
+        match judge(400, body.as_bytes(), events, None) {
+            Verdict::Stopped { accepted, cause, .. } => (accepted, cause),
+            other => panic!("not a partial answer: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn accepted_means_status_200_twice_no_error_and_an_id_for_every_event() {
+        let accepted = |body: &str| judge(200, body.as_bytes(), 2, None) == Verdict::Accepted;
+        assert!(accepted(r#"{"ids":["a","b"],"status":200}"#));
+        assert!(accepted(r#"{"ids":["a","b"],"status":200,"error":null,"more":[{}]}"#));
+        for odd in [
+            "",
+            "<html>",
+            "null",
+            "[]",
+            r#"{"ids":["a","b"]}"#,
+            r#"{"ids":["a","b"],"status":201}"#,
+            r#"{"ids":["a","b"],"status":200,"error":"x"}"#,
+            r#"{"ids":["a","b"],"status":200,"error":{"code":1}}"#,
+            r#"{"ids":["a"],"status":200}"#,
+            r#"{"ids":["a",""],"status":200}"#,
+            r#"{"ids":["a","b","c"],"status":200}"#,
+            r#"{"ids":["a","b",""],"status":200}"#,
+            r#"{"ids":[""],"status":200}"#,
+            r#"{"ids":null,"status":200}"#,
+            r#"{"ids":["a","b"],"status":200"#,
+        ] {
+            let verdict = judge(200, odd.as_bytes(), 2, None);
+            assert!(matches!(verdict, Verdict::Retry { answered: true, .. }), "{odd}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_400_names_what_was_accepted_and_why_it_stopped() {
+        let known = [
+            "event name is empty",
+            "event name is reserved for internal use: inngest/x",
+            "Event is over the max size: Max 3145728 bytes / Size 3145729 bytes",
+            "json: cannot unmarshal string into Go struct field raw.data of type map",
+            "timestamp is before Jan 1, 1980",
+        ];
+        for text in known {
+            let body = format!(r#"{{"ids":["a","b"],"status":400,"error":"{text}"}}"#);
+            assert_eq!(stopped(&body, 5), (2, Cause::Event), "{text}");
+        }
+        let unknown = r#"{"ids":["a"],"status":400,"error":"queue is not there"}"#;
+        assert_eq!(stopped(unknown, 5), (1, Cause::Unsure));
+        assert_eq!(stopped(r#"{"ids":[""],"status":400}"#, 5), (0, Cause::Unsure));
+        assert_eq!(stopped(r#"{"ids":null,"status":400}"#, 5), (0, Cause::Unsure));
+        assert_eq!(stopped(r#"{"error":"x","status":400}"#, 5), (0, Cause::Unsure));
+        assert_eq!(stopped(r#"{"ids":["a","","c"],"status":400}"#, 5), (1, Cause::Unsure));
+        let cap = r#"{"ids":["a"],"error":"Cannot have more than 5000 events in a batch"}"#;
+        assert_eq!(stopped(cap, 2), (1, Cause::TooMany));
+    }
+
+    #[test]
+    fn a_400_that_makes_no_sense_is_of_unknown_outcome() {
+        for body in ["", "<html>", r#"{"ids":["a","b","c"],"status":400}"#] {
+            let verdict = judge(400, body.as_bytes(), 2, None);
+            assert!(matches!(verdict, Verdict::Retry { answered: true, .. }), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_about_everybody_is_told_from_what_may_be_about_the_request() {
+        for (status, about_the_request) in [
+            (301, false),
+            (303, false),
+            (401, false),
+            (402, false),
+            (403, false),
+            (404, false),
+            (405, false),
+            (406, false),
+            (409, false),
+            (412, false),
+            (429, false),
+            (500, true),
+            (502, true),
+            (503, true),
+            (408, true),
+            (422, true),
+        ] {
+            let wait = Some(Duration::from_secs(3));
+            let verdict = judge(status, b"", 1, wait);
+            let Verdict::Retry { answered, retry_after, .. } = verdict else {
+                panic!("{status}: {verdict:?}");
+            };
+            assert_eq!((answered, retry_after), (about_the_request, wait), "{status}");
+        }
+        assert!(matches!(judge(413, b"", 1, None), Verdict::TooLarge { .. }));
+    }
+
+    #[test]
+    fn a_fault_of_configuration_says_what_to_check() {
+        let body = br#"{"status":401,"error":"Event key not found"}"#;
+        let Verdict::Retry { message, .. } = judge(401, body, 1, None) else {
+            panic!("an outage");
+        };
+        assert_eq!(
+            message,
+            "inngest answered 401: Event key not found: check INNGEST_EVENT_KEY and INNGEST_ENV"
+        );
+    }
+}

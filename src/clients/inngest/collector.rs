@@ -1,0 +1,253 @@
+//! The task that fills requests, keeps a few under way and repeats those of unknown outcome.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use reqwest::header::{HeaderMap, HeaderName};
+use reqwest::{Client, Url};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::answer::{self, Cause, Verdict};
+use super::batch::{Batch, Limits, Queue, Submission};
+use super::{Accepted, InngestConfig};
+use crate::clients::http::{self, ReadError};
+use crate::outage::{Backoff, Breaker, Leave};
+
+const SEED: HeaderName = HeaderName::from_static("x-inngest-event-id-seed");
+/// 5,000 ids take 150 kB; what is far beyond that is no answer of Inngest's.
+const MAX_ANSWER_BYTES: usize = 4 << 20;
+/// How often a batch fails, with others accepted in between, before it is taken apart.
+const STRIKES: u32 = 3;
+/// How often it fails without any other to compare with before it is halved all the same, so that
+/// one bad event at a quiet time does not hold its neighbours for ever. In a true outage this
+/// happens rarely: the breaker lets through few requests.
+const PATIENCE: u32 = 6;
+/// Submissions taken over at a time.
+const INTAKE: usize = 1024;
+
+/// How a request goes out.
+pub(super) struct Wire {
+    pub(super) http: Client,
+    /// Holds the key: never printed.
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+}
+
+/// The state of the batching; owned by one task.
+pub(super) struct Collector {
+    incoming: mpsc::UnboundedReceiver<Submission>,
+    queue: Queue,
+    /// Batches to be sent as they are: repeats, suspects and halves. They hold no request slot
+    /// while they wait, so that a few bad batches cannot keep the good ones out.
+    waiting: Vec<Batch>,
+    limits: Limits,
+    max_wait: Duration,
+    requests: usize,
+    backoff: Backoff,
+    /// Batches of which something was accepted.
+    accepted: u64,
+}
+
+/// What may be sent next.
+enum Next {
+    Waiting(usize),
+    Fresh,
+}
+
+impl Collector {
+    pub(super) fn new(
+        config: &InngestConfig,
+        limits: Limits,
+        incoming: mpsc::UnboundedReceiver<Submission>,
+    ) -> Self {
+        Self {
+            incoming,
+            queue: Queue::default(),
+            waiting: Vec::new(),
+            limits,
+            max_wait: config.max_wait,
+            requests: config.requests.max(1),
+            backoff: config.backoff,
+            accepted: 0,
+        }
+    }
+
+    /// Runs until every [`super::Inngest`] has been dropped, and with them every caller.
+    ///
+    /// Answers come first, since they free slots; then new submissions; then the timer.
+    pub(super) async fn run(mut self, wire: &Wire, breaker: &Breaker) {
+        let mut under_way = FuturesUnordered::new();
+        let mut arrivals = Vec::with_capacity(INTAKE);
+        loop {
+            let wake = loop {
+                let now = Instant::now();
+                if under_way.len() >= self.requests {
+                    break None;
+                }
+                let Some(next) = self.next(now) else { break self.next_due() };
+                let leave = match breaker.admit(now.into_std()) {
+                    Ok(leave) => leave,
+                    Err(until) => break Some(Instant::from_std(until)),
+                };
+                let batch = match next {
+                    Next::Waiting(index) => Some(self.waiting.swap_remove(index)),
+                    Next::Fresh => self.queue.take(self.limits),
+                };
+                if let Some(mut batch) = batch.filter(|batch| !batch.is_abandoned()) {
+                    batch.seed.get_or_insert_with(new_seed);
+                    under_way.push(post(wire, batch, leave));
+                }
+            };
+            tokio::select! {
+                biased;
+                Some((batch, verdict)) = under_way.next() => self.settle(batch, verdict, breaker),
+                count = self.incoming.recv_many(&mut arrivals, INTAKE) => {
+                    if count == 0 {
+                        return;
+                    }
+                    for submission in arrivals.drain(..) {
+                        self.queue.push(submission);
+                    }
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    /// What waits longest of all that may be sent now.
+    fn next(&self, now: Instant) -> Option<Next> {
+        let waiting = self.waiting.iter().enumerate().filter(|(_, batch)| batch.due <= now);
+        let waiting = waiting.min_by_key(|(_, batch)| batch.due).map(|(i, batch)| (i, batch.due));
+        let oldest = self
+            .queue
+            .oldest()
+            .filter(|oldest| *oldest + self.max_wait <= now || self.queue.is_full(self.limits));
+        match (waiting, oldest) {
+            (Some((_, due)), Some(oldest)) if oldest < due => Some(Next::Fresh),
+            (Some((index, _)), _) => Some(Next::Waiting(index)),
+            (None, Some(_)) => Some(Next::Fresh),
+            (None, None) => None,
+        }
+    }
+
+    /// When something may be sent, if nothing may now.
+    fn next_due(&self) -> Option<Instant> {
+        let waiting = self.waiting.iter().map(|batch| batch.due).min();
+        let fresh = self.queue.oldest().map(|oldest| oldest + self.max_wait);
+        waiting.into_iter().chain(fresh).min()
+    }
+
+    fn settle(&mut self, mut batch: Batch, verdict: Verdict, breaker: &Breaker) {
+        let at = Accepted { at: jiff::Timestamp::now() };
+        match verdict {
+            Verdict::Retry { answered, retry_after, message } => {
+                if answered {
+                    batch.answers += 1;
+                    if batch.strikes == 0 || self.accepted > batch.accepted_before {
+                        batch.strikes += 1;
+                        batch.accepted_before = self.accepted;
+                    }
+                }
+                let out_of_patience = batch.answers >= PATIENCE && batch.is_shared();
+                if batch.strikes >= STRIKES || out_of_patience {
+                    tracing::warn!(
+                        events = batch.events(),
+                        error = message,
+                        "a batch keeps failing: it is taken apart to find the event at fault"
+                    );
+                    self.waiting.extend(batch.take_apart(message));
+                    return;
+                }
+                // While the breaker is away it says when the next request goes out. A pause of its
+                // own on top would make every batch late after the outage.
+                let pause = if breaker.away().is_some() {
+                    Duration::ZERO
+                } else {
+                    self.backoff.delay(batch.attempts, fastrand::f64())
+                };
+                batch.attempts = batch.attempts.saturating_add(1);
+                batch.due = Instant::now() + retry_after.unwrap_or(pause);
+                self.waiting.push(batch);
+                self.waiting.retain(|batch| !batch.is_abandoned());
+            }
+            verdict => {
+                match &verdict {
+                    Verdict::Accepted => self.accepted += 1,
+                    Verdict::Stopped { accepted: 1.., .. } => self.accepted += 1,
+                    Verdict::TooLarge { .. } if batch.events() > 1 => {
+                        self.limits.bytes = self.limits.bytes.min(batch.body().len() / 2);
+                        let bytes = self.limits.bytes;
+                        tracing::warn!(bytes, "inngest takes smaller requests than configured");
+                    }
+                    _ => {}
+                }
+                let left = batch.settle(verdict, at);
+                self.waiting.extend(left.batches);
+                self.queue.push_front(left.rest);
+            }
+        }
+    }
+}
+
+/// Sends a batch once and reports to the breaker.
+async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
+    let start = Instant::now();
+    let verdict = exchange(wire, &batch).await;
+    match &verdict {
+        Verdict::Retry { retry_after, message, .. } => {
+            leave.failed(Instant::now().into_std(), *retry_after, message);
+        }
+        // Alone and refused without a clear reason, the server may be the one that is unwell. With
+        // others around it nobody can tell yet, and the leave is given back unused.
+        Verdict::Stopped { accepted: 0, cause: Cause::Unsure, message } => {
+            if batch.events() == 1 {
+                leave.failed(Instant::now().into_std(), None, message);
+            }
+        }
+        _ => leave.succeeded(),
+    }
+    tracing::debug!(
+        events = batch.events(),
+        bytes = batch.body().len(),
+        seconds = start.elapsed().as_secs_f64(),
+        accepted = verdict == Verdict::Accepted,
+        "batch answered"
+    );
+    (batch, verdict)
+}
+
+async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
+    let unknown = |message: &str| Verdict::Retry {
+        answered: false,
+        retry_after: None,
+        message: format!("inngest did not answer: {message}"),
+    };
+    let request = wire.http.post(wire.url.clone()).headers(wire.headers.clone());
+    let seed = batch.seed.as_deref().unwrap_or_default();
+    let response = match request.header(SEED, seed).body(batch.body()).send().await {
+        Ok(response) => response,
+        Err(error) => return unknown(&http::describe(error)),
+    };
+    let status = response.status().as_u16();
+    let retry_after = http::retry_after(response.headers(), jiff::Timestamp::now());
+    match http::read(response, MAX_ANSWER_BYTES).await {
+        Ok(body) => answer::judge(status, &body, batch.events(), retry_after),
+        // Success and a partial 400 need the whole answer; every other status speaks for itself.
+        Err(_) if !matches!(status, 200 | 400) => {
+            answer::judge(status, b"", batch.events(), retry_after)
+        }
+        Err(ReadError::Broken { message, .. }) => unknown(&message),
+        Err(ReadError::TooLarge) => unknown("its answer is longer than one of inngest can be"),
+    }
+}
+
+/// A seed for a request's ids: the time in Unix milliseconds and 10 random bytes.
+fn new_seed() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let random: [u8; 10] = std::array::from_fn(|_| fastrand::u8(..));
+    format!("{},{}", now.as_millis(), STANDARD.encode(random))
+}

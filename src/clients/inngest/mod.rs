@@ -1,0 +1,209 @@
+//! Inngest's event API: micro-batches across all lanes and consumers of the process.
+//!
+//! [`Inngest::send`] hands events to one collector task, which fills requests from all callers
+//! (a bounded wait of a few milliseconds, 5,000 events, a byte limit) and keeps a few of them under
+//! way. Each caller gets the outcome of its own events:
+//!
+//! - A request of unknown outcome (time-out, reset, 5xx, a 200 that does not name every event) is
+//!   repeated for as long as it takes, with the same bytes and the same seed, so that Inngest gives
+//!   the events the same ids and starts no second run.
+//! - After a partial 400 what was accepted is done, the event where it stopped is tried alone, and
+//!   the rest goes on.
+//! - A batch that keeps failing with answers is halved until the caller at fault is alone; when
+//!   others were accepted meanwhile, that caller gets an [`SendError::Outage`] to count.
+//!
+//! What the caller of a pending `send` should know: an outage is not an error but a longer wait.
+//! While the breaker handed to [`Inngest::start`] is away, a pending `send` *waits* and is not in
+//! flight; select it against [`Breaker::until_away`] to give up or to count the wait. `send` may be
+//! dropped at any time: its events are left out of requests that are not sent yet, and a request
+//! whose callers have all gone is not repeated. Dropped while its request is on the wire, the
+//! outcome is unknown, as after a crash.
+
+mod answer;
+mod batch;
+mod collector;
+mod event;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+pub use event::{Events, InvalidEvent};
+
+use self::batch::{Limits, Submission};
+use self::collector::{Collector, Wire};
+use super::http::{self, HttpConfig, SetupError};
+use crate::outage::{Backoff, Breaker};
+
+const SERVICE: &str = "inngest";
+const ENVIRONMENT: HeaderName = HeaderName::from_static("x-inngest-env");
+
+/// Where Inngest is and how events are batched.
+#[derive(Debug, Clone)]
+pub struct InngestConfig {
+    /// The base address, `/e/<key>` not included.
+    pub base_url: String,
+    /// `INNGEST_EVENT_KEY`; the dev server takes any that is not empty.
+    pub event_key: SecretString,
+    /// `INNGEST_ENV`, a branch environment.
+    pub environment: Option<String>,
+    /// How long an event waits at most for company while a request could be sent. Default 3 ms.
+    pub max_wait: Duration,
+    /// Events of a request, at most. Default 5,000, Inngest's own limit.
+    pub max_events: usize,
+    /// Bytes of a request, at most, unless one event alone is larger. Default 4 MiB.
+    pub max_bytes: usize,
+    /// Bytes of an event, at most; a larger one is refused without asking. Default 3 MiB, the most
+    /// that Inngest takes on any plan.
+    pub max_event_bytes: usize,
+    /// Requests under way at a time. Default 4.
+    pub requests: usize,
+    /// Pause before a request is repeated. Default 100 ms to 30 s.
+    pub backoff: Backoff,
+    /// Time-outs.
+    pub http: HttpConfig,
+}
+
+impl InngestConfig {
+    /// The defaults for one base address and key.
+    #[must_use]
+    pub fn new(base_url: impl Into<String>, event_key: SecretString) -> Self {
+        Self {
+            base_url: base_url.into(),
+            event_key,
+            environment: None,
+            max_wait: Duration::from_millis(3),
+            max_events: 5_000,
+            max_bytes: 4 << 20,
+            max_event_bytes: 3 << 20,
+            requests: 4,
+            backoff: Backoff { base: Duration::from_millis(100), max: Duration::from_secs(30) },
+            http: HttpConfig::default(),
+        }
+    }
+}
+
+/// Events were accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// When the answer for the last of them came: not before they were taken in, so that a settle
+    /// time counted from here is long enough (contract section 3).
+    pub at: jiff::Timestamp,
+}
+
+/// Events were not accepted. The ones before the event at fault may have been.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SendError {
+    /// Inngest refused an event that was alone in its request.
+    #[error("{message}")]
+    Refused {
+        /// What it said.
+        message: String,
+        /// Whether it is the event's fault beyond doubt. If not, the server's own failure is
+        /// possible: the engine counts attempts.
+        certain: bool,
+    },
+    /// The request of these events alone keeps failing while others are accepted: an outage to
+    /// count (contract section 8.4). What fails for everybody is retried inside `send`.
+    #[error("{message}")]
+    Outage {
+        /// What Inngest said last.
+        message: String,
+        /// How long to wait at least.
+        retry_after: Option<Duration>,
+    },
+    /// The collector has ended, since the process is stopping.
+    #[error("the inngest client has stopped")]
+    Closed,
+}
+
+impl SendError {
+    /// A stable label, for metrics and `dlq.error.kind`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Refused { certain: true, .. } => "inngest_refused",
+            Self::Refused { certain: false, .. } => "inngest_unsure",
+            Self::Outage { .. } => "inngest_outage",
+            Self::Closed => "inngest_closed",
+        }
+    }
+}
+
+impl From<InvalidEvent> for SendError {
+    fn from(invalid: InvalidEvent) -> Self {
+        Self::Refused { message: invalid.to_string(), certain: true }
+    }
+}
+
+/// The process's way to Inngest. Cheap to clone; the collector ends when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub struct Inngest {
+    // Unbounded: each caller has one submission here at most, so the engine's budget of records and
+    // bytes is the bound, and waiting for room would only be a second queue.
+    submissions: mpsc::UnboundedSender<Submission>,
+    max_event_bytes: usize,
+}
+
+impl Inngest {
+    /// Starts the collector on the current runtime. Outages are reported to `breaker`, which also
+    /// gives leave to every request.
+    ///
+    /// # Errors
+    /// When the address or the key cannot be used, or TLS cannot be set up.
+    pub fn start(config: &InngestConfig, breaker: Arc<Breaker>) -> Result<Self, SetupError> {
+        let wire = Wire::new(config)?;
+        let (submissions, incoming) = mpsc::unbounded_channel();
+        let limits = Limits { events: config.max_events.max(1), bytes: config.max_bytes };
+        let collector = Collector::new(config, limits, incoming);
+        tokio::spawn(async move { collector.run(&wire, &breaker).await });
+        Ok(Self { submissions, max_event_bytes: config.max_event_bytes })
+    }
+
+    /// Sends events in their order, within one request unless they exceed a whole one. Resolves when
+    /// all of them were accepted; no events are accepted at once.
+    ///
+    /// # Errors
+    /// When Inngest refuses one of them; the rest of them is then not sent. An outage is waited out
+    /// (see the module's documentation), so there is no error for it but the one that is the
+    /// events' own.
+    pub async fn send(&self, events: Events) -> Result<Accepted, SendError> {
+        if events.is_empty() {
+            return Ok(Accepted { at: jiff::Timestamp::now() });
+        }
+        let (largest, most) = (events.largest(), self.max_event_bytes);
+        if largest > most {
+            let message = format!("an event of {largest} bytes is over the limit of {most} bytes");
+            return Err(SendError::Refused { message, certain: true });
+        }
+        let (reply, outcome) = oneshot::channel();
+        let submission = Submission::new(events, reply, Instant::now());
+        self.submissions.send(submission).map_err(|_| SendError::Closed)?;
+        outcome.await.map_err(|_| SendError::Closed)?
+    }
+}
+
+impl Wire {
+    fn new(config: &InngestConfig) -> Result<Self, SetupError> {
+        let bad_key = SetupError::Key { service: SERVICE, setting: "INNGEST_EVENT_KEY" };
+        let key = config.event_key.expose_secret().trim();
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(bad_key);
+        }
+        let setting = "INNGEST_EVENT_API_BASE_URL";
+        let url = http::endpoint(&config.base_url, &["e", key])
+            .ok_or(SetupError::Address { service: SERVICE, setting })?;
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(environment) = config.environment.as_deref().filter(|name| !name.is_empty()) {
+            let value = HeaderValue::from_str(environment)
+                .map_err(|_| SetupError::Key { service: SERVICE, setting: "INNGEST_ENV" })?;
+            headers.insert(ENVIRONMENT, value);
+        }
+        Ok(Self { http: http::client(SERVICE, &config.http, &url)?, url, headers })
+    }
+}

@@ -1,0 +1,135 @@
+//! Whose fault an error answer is: a pure function of status and PostgREST's `code`.
+
+/// What an error answer means for the record that asked (contract section 8.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The service is unwell or busy: retry.
+    Transient,
+    /// Credentials, configuration or a deploy that is half done: retry, and say what to look at.
+    Setup,
+    /// The record's own: retrying changes nothing.
+    Record,
+}
+
+/// Classifies an error answer. `code` is the body's `code`: an SQLSTATE or PostgREST's own; `None`
+/// when the body is not PostgREST's, as when a gateway answers with a page.
+///
+/// The code decides before the status, since 500 covers both kinds; only a status that says
+/// "too much" or "nobody there" is believed whatever the code.
+#[must_use]
+pub fn classify(status: u16, code: Option<&str>) -> Fault {
+    if matches!(status, 429 | 502 | 503 | 504 | 520..=524 | 544) {
+        return Fault::Transient;
+    }
+    if let Some(fault) = code.and_then(by_code) {
+        return fault;
+    }
+    match status {
+        408 => Fault::Transient,
+        401..=403 => Fault::Setup,
+        // PostgREST always names a code: without one the request never got there (a wrong address,
+        // a gateway's redirect), which says nothing about the record.
+        300..=399 | 404 | 405 if code.is_none() => Fault::Setup,
+        400..=499 => Fault::Record,
+        _ => Fault::Setup,
+    }
+}
+
+fn by_code(code: &str) -> Option<Fault> {
+    let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| code.starts_with(prefix));
+    if starts(&["PGRST"]) {
+        return match code {
+            "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003" => Some(Fault::Transient),
+            "PGRST301" | "PGRST302" | "PGRST303" => Some(Fault::Setup),
+            _ if code.starts_with("PGRST2") => Some(Fault::Setup),
+            _ => None,
+        };
+    }
+    if code.len() != 5 {
+        return None;
+    }
+    if matches!(code, "40001" | "40P01" | "55P03" | "57014") || starts(&["53", "08", "57P0"]) {
+        Some(Fault::Transient)
+    } else if code == "25006" || starts(&["42", "54", "55", "58", "XX"]) {
+        Some(Fault::Setup)
+    } else if starts(&["22", "23", "P0"]) {
+        Some(Fault::Record)
+    } else {
+        None
+    }
+}
+
+/// Whether an error answer says that the service has too much to do: what an adaptive bound
+/// shrinks on (contract section 1). A time-out says so too, but is no answer.
+#[must_use]
+pub fn is_overload(status: u16, code: Option<&str>) -> bool {
+    matches!(status, 429 | 503 | 504) || code == Some("57014")
+}
+
+/// What to do about an error answer, for its message.
+pub(super) fn advice(status: u16, code: Option<&str>) -> &'static str {
+    match (status, code.unwrap_or_default()) {
+        (_, "PGRST202" | "PGRST203" | "42883") => "is the migration that defines it deployed?",
+        (_, "PGRST204" | "PGRST205" | "PGRST200" | "42P01" | "42703") => {
+            "is the migration that defines the table and its columns deployed?"
+        }
+        (_, "42501") => "the key may not do this: grant it to service_role",
+        (_, "PGRST301" | "PGRST302" | "PGRST303") | (401, _) => "check SUPABASE_SERVICE_ROLE_KEY",
+        (402, _) => "the project is over its quota: check its plan",
+        (540, _) => "the project is paused: restore it",
+        (_, "25006") => "the database is read only: is its disk full?",
+        (_, "57014") => "the statement ran into its time-out",
+        (_, "23505") => "it may have been done already",
+        (300..=399 | 404 | 405, "") => "check SUPABASE_URL",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_is_classified_as_the_wire_facts_say() {
+        use Fault::{Record, Setup, Transient};
+        let table: &[(&[u16], &[&str], Fault)] = &[
+            (&[500, 409, 400], &["40001", "40P01", "55P03", "57014"], Transient),
+            (&[500, 503], &["53000", "53100", "53200", "53300", "53400"], Transient),
+            (&[500, 503], &["08000", "08006", "57P01", "57P02", "57P03"], Transient),
+            (&[503, 504, 500], &["PGRST000", "PGRST001", "PGRST002", "PGRST003"], Transient),
+            (&[429, 502, 503, 504, 520, 521, 522, 523, 524, 544], &["", "P0001"], Transient),
+            (&[408], &[""], Transient),
+            (&[401, 402, 403], &["", "PGRST301", "PGRST302", "PGRST303"], Setup),
+            (&[404, 400], &["PGRST200", "PGRST202", "PGRST203", "PGRST204", "PGRST205"], Setup),
+            (&[404, 401, 403, 400, 500], &["42883", "42P01", "42703", "42501", "42601"], Setup),
+            (&[405, 500], &["25006"], Setup),
+            (&[540, 500, 501, 525, 530, 599], &["", "F0000", "99999"], Setup),
+            (&[500], &["XX000", "54001", "58000", "58030", "55000", "57000"], Setup),
+            (&[301, 302, 303, 307, 404, 405], &[""], Setup),
+            (&[400, 500], &["22P02", "22003", "22007", "22023"], Record),
+            (&[409, 400, 500], &["23502", "23503", "23505", "23514"], Record),
+            (&[400, 500], &["P0001", "P0002", "P0003", "P0004"], Record),
+            (&[400, 406, 413, 415, 416, 422], &["", "PGRST100", "PGRST102", "PGRST116"], Record),
+            (&[404], &["PGRST116", "P0001", "23503"], Record),
+        ];
+        for (statuses, codes, fault) in table {
+            for status in *statuses {
+                for code in *codes {
+                    let code = (!code.is_empty()).then_some(*code);
+                    assert_eq!(classify(*status, code), *fault, "{status} {code:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn overload_is_what_a_bound_should_shrink_on_and_nothing_else() {
+        for (status, code) in [(429, None), (503, None), (504, Some("PGRST003"))] {
+            assert!(is_overload(status, code), "{status}");
+        }
+        assert!(is_overload(500, Some("57014")));
+        for (status, code) in [(500, None), (502, None), (401, None), (500, Some("40001"))] {
+            assert!(!is_overload(status, code), "{status}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What a call to Supabase can fail with.
+
+use std::time::Duration;
+
+use super::classify::{self, Fault};
+use crate::clients::http::one_line;
+
+/// What a failed call is to the record that made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallFault {
+    /// Not the record's: retry for as long as it takes, not before `retry_after` where it is known
+    /// (the server's `Retry-After`, or the time until the open breaker lets a request through).
+    Outage {
+        /// How long to wait at least.
+        retry_after: Option<Duration>,
+    },
+    /// The record's: retrying changes nothing.
+    Record,
+}
+
+/// A call that was not answered with success.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// Whose fault it is.
+    pub fault: CallFault,
+    /// 429, 503, 504, a statement or request time-out: an adaptive bound shrinks on it.
+    pub overload: bool,
+    /// PostgREST's `code` (an SQLSTATE or its own), where it gave one.
+    pub code: Option<String>,
+    /// How long the request took; `None` when none was sent.
+    pub latency: Option<Duration>,
+    kind: &'static str,
+    message: String,
+}
+
+impl CallError {
+    /// A stable label, for metrics and `dlq.error.kind`: `supabase_away` (the breaker is open),
+    /// `supabase_unreachable`, `supabase_timeout`, `supabase_overload`, `supabase_transient`,
+    /// `supabase_setup`, `supabase_answer` (no JSON), `supabase_too_large`, `supabase_arguments`
+    /// or `supabase_refused`.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// Whether this is an outage, which is retried without end.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self.fault, CallFault::Outage { .. })
+    }
+
+    fn new(kind: &'static str, fault: CallFault, message: String) -> Self {
+        Self { fault, overload: false, code: None, latency: None, kind, message }
+    }
+
+    fn outage(kind: &'static str, message: String) -> Self {
+        Self::new(kind, CallFault::Outage { retry_after: None }, message)
+    }
+
+    pub(super) fn away(what: &str, wait: Duration, cause: Option<&str>) -> Self {
+        let cause = cause.unwrap_or("another request is finding out whether it is back");
+        let message = format!("supabase {what} is away, no request was sent: {cause}");
+        Self::new("supabase_away", CallFault::Outage { retry_after: Some(wait) }, message)
+    }
+
+    pub(super) fn transport(what: &str, timeout: bool, reason: &str) -> Self {
+        let (kind, advice) = if timeout {
+            ("supabase_timeout", "it may have been done all the same")
+        } else {
+            ("supabase_unreachable", "check SUPABASE_URL and the network")
+        };
+        let mut error =
+            Self::outage(kind, format!("supabase {what} did not answer ({reason}): {advice}"));
+        error.overload = timeout;
+        error
+    }
+
+    pub(super) fn arguments(what: &str, reason: &str) -> Self {
+        let message =
+            format!("the arguments of supabase {what} are not json: {}", one_line(reason));
+        Self::new("supabase_arguments", CallFault::Record, message)
+    }
+
+    pub(super) fn not_json(what: &str, status: u16) -> Self {
+        let message = format!(
+            "supabase {what} answered {status} with something that is not json: \
+             check SUPABASE_URL and what stands in between"
+        );
+        Self::outage("supabase_answer", message)
+    }
+
+    pub(super) fn unexpected(what: &str) -> Self {
+        let message = format!(
+            "supabase {what} answered in another shape than expected: \
+             is the version that belongs to this release deployed?"
+        );
+        Self::outage("supabase_answer", message)
+    }
+
+    pub(super) fn too_large(what: &str, limit: usize) -> Self {
+        let message = format!(
+            "supabase {what} answered with more than {limit} bytes: it should answer with less"
+        );
+        Self::new("supabase_too_large", CallFault::Record, message)
+    }
+
+    /// An answer with an error status.
+    pub(super) fn answer(
+        what: &str,
+        status: u16,
+        body: &[u8],
+        retry_after: Option<Duration>,
+    ) -> Self {
+        let body = ErrorBody::parse(body);
+        let code = body.code.as_deref();
+        let fault = classify::classify(status, code);
+        let overload = classify::is_overload(status, code);
+        let kind = match fault {
+            Fault::Transient if overload => "supabase_overload",
+            Fault::Transient => "supabase_transient",
+            Fault::Setup => "supabase_setup",
+            Fault::Record => "supabase_refused",
+        };
+        let mut message = format!("supabase {what} answered {status}");
+        for (separator, text) in [
+            (" ", code.unwrap_or_default()),
+            (": ", &*body.message),
+            (": ", classify::advice(status, code)),
+        ] {
+            if !text.is_empty() {
+                message.push_str(separator);
+                message.push_str(text);
+            }
+        }
+        let fault = match fault {
+            Fault::Record => CallFault::Record,
+            Fault::Transient | Fault::Setup => CallFault::Outage { retry_after },
+        };
+        Self { fault, overload, code: body.code, latency: None, kind, message }
+    }
+}
+
+/// PostgREST's error body, or as much of it as a gateway's answer has in common with it.
+#[derive(Default)]
+struct ErrorBody {
+    code: Option<String>,
+    message: String,
+}
+
+impl ErrorBody {
+    /// `details` and `hint` are left out on purpose: they repeat values of the row.
+    fn parse(body: &[u8]) -> Self {
+        #[derive(serde::Deserialize)]
+        struct Wire {
+            code: Option<serde_json::Value>,
+            message: Option<serde_json::Value>,
+        }
+        let Ok(Wire { code, message }) = serde_json::from_slice(body) else {
+            return Self::default();
+        };
+        // The gateways have `code` too, as a number or a word: only PostgREST's is classified by.
+        let code = code.as_ref().and_then(|code| code.as_str()).filter(|code| {
+            code.starts_with("PGRST")
+                || (code.len() == 5 && code.bytes().all(|b| b.is_ascii_alphanumeric()))
+        });
+        let message = message.as_ref().and_then(|message| message.as_str());
+        Self {
+            code: code.map(|code| code.chars().take(16).collect()),
+            message: one_line(message.unwrap_or_default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_function_the_code_and_what_to_do() {
+        let body = br#"{"code":"PGRST202","details":"Searched for x","hint":null,
+            "message":"Could not find the function public.f(p_a)\nin the schema cache"}"#;
+        let error = CallError::answer("function f", 404, body, None);
+        assert_eq!(
+            error.to_string(),
+            "supabase function f answered 404 PGRST202: Could not find the function public.f(p_a) \
+             in the schema cache: is the migration that defines it deployed?"
+        );
+        assert_eq!(error.kind(), "supabase_setup");
+        assert!(error.is_outage());
+    }
+
+    #[test]
+    fn details_and_hints_which_repeat_values_stay_out_of_the_message() {
+        let body = br#"{"code":"23505","details":"Key (email)=(a@b.c) already exists.",
+            "hint":"a@b.c","message":"duplicate key value violates unique constraint \"u\""}"#;
+        let error = CallError::answer("function f", 409, body, None);
+        assert_eq!(error.fault, CallFault::Record);
+        assert_eq!(error.code.as_deref(), Some("23505"));
+        assert!(!error.to_string().contains("a@b.c"), "{error}");
+    }
+
+    #[test]
+    fn a_gateways_page_is_an_outage_and_is_not_printed() {
+        let wait = Some(Duration::from_secs(9));
+        let error = CallError::answer("function f", 503, b"<html>Service down</html>", wait);
+        assert_eq!(error.to_string(), "supabase function f answered 503");
+        assert_eq!(error.fault, CallFault::Outage { retry_after: wait });
+        assert!(error.overload);
+        let numeric = CallError::answer("function f", 500, br#"{"code":500,"message":"x"}"#, None);
+        assert!(numeric.is_outage() && numeric.code.is_none());
+    }
+}

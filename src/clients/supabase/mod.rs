@@ -1,0 +1,272 @@
+//! Supabase over PostgREST: functions by RPC, rows by REST.
+//!
+//! One request per call and no retries of its own: the engine retries, so that a wait never holds a
+//! permit (contract section 3). A call that fails is an outage or the record's fault, decided by
+//! the answer's `code` ([`classify`]). Each function and each table has its own breaker, since a
+//! function can be missing while the rest is well; while that is open, calls fail at once and say
+//! when to come back.
+//!
+//! Dropping a call does not stop the function: it still commits. So does one that timed out. That
+//! is why every function called here must take a repeat.
+
+pub mod classify;
+mod error;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, RequestBuilder, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+pub use error::{CallError, CallFault};
+
+use super::http::{self, HttpConfig, ReadError, SetupError};
+use crate::outage::Breakers;
+
+const SERVICE: &str = "supabase";
+const API_KEY: HeaderName = HeaderName::from_static("apikey");
+
+/// Where Supabase is and how to talk to it.
+#[derive(Debug, Clone)]
+pub struct SupabaseConfig {
+    /// `SUPABASE_URL`, with or without a path.
+    pub url: String,
+    /// `SUPABASE_SERVICE_ROLE_KEY`: a legacy JWT, or a new key that starts with `sb_secret_`.
+    pub key: SecretString,
+    /// Time-outs.
+    pub http: HttpConfig,
+    /// The longest answer that is read, in bytes. Default 8 MiB.
+    pub max_answer_bytes: usize,
+}
+
+impl SupabaseConfig {
+    /// The defaults for one project.
+    #[must_use]
+    pub fn new(url: impl Into<String>, key: SecretString) -> Self {
+        Self { url: url.into(), key, http: HttpConfig::default(), max_answer_bytes: 8 << 20 }
+    }
+}
+
+/// A call's answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    body: Bytes,
+    what: Arc<str>,
+    /// How long the request took, for adaptive bounds and metrics.
+    pub latency: Duration,
+}
+
+impl Answer {
+    /// The answer as JSON text; `null` for a void function.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// Decodes the answer. `Box<serde_json::value::RawValue>` keeps it as it came.
+    ///
+    /// # Errors
+    /// When it has another shape than expected: an outage of kind `supabase_answer`, since a
+    /// function that answers otherwise than agreed is a deploy that is half done.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, CallError> {
+        serde_json::from_slice(&self.body).map_err(|_| {
+            let mut error = CallError::unexpected(&self.what);
+            error.latency = Some(self.latency);
+            error
+        })
+    }
+}
+
+/// A Supabase project. Cheap to clone; clones share connections and breakers.
+#[derive(Debug, Clone)]
+pub struct Supabase {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    http: Client,
+    base: String,
+    headers: HeaderMap,
+    max_answer_bytes: usize,
+    breakers: Arc<Breakers>,
+}
+
+impl Supabase {
+    /// A client whose outages are reported to `breakers`, as `supabase/rpc/<function>` and
+    /// `supabase/<table>`.
+    ///
+    /// # Errors
+    /// When the address or the key cannot be used, or TLS cannot be set up.
+    pub fn new(config: &SupabaseConfig, breakers: Arc<Breakers>) -> Result<Self, SetupError> {
+        let base = http::endpoint(&config.url, &[])
+            .ok_or(SetupError::Address { service: SERVICE, setting: "SUPABASE_URL" })?;
+        let shared = Shared {
+            http: http::client(SERVICE, &config.http, &base)?,
+            base: base.into(),
+            headers: key_headers(&config.key)?,
+            max_answer_bytes: config.max_answer_bytes,
+            breakers,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Calls a function with named arguments.
+    ///
+    /// # Errors
+    /// An outage or the record's fault, see [`CallError`].
+    pub async fn rpc(
+        &self,
+        function: &str,
+        arguments: &(impl Serialize + ?Sized),
+    ) -> Result<Answer, CallError> {
+        let what = format!("function {function}");
+        let body = serde_json::to_vec(arguments)
+            .map_err(|error| CallError::arguments(&what, &error.to_string()))?;
+        let url = self.endpoint(&what, &["rest", "v1", "rpc", function])?;
+        let request =
+            self.shared.http.post(url).header(CONTENT_TYPE, "application/json").body(body);
+        self.call(&format!("supabase/rpc/{function}"), what, request).await
+    }
+
+    /// Reads rows of a table or view: an array. `query` is PostgREST's, such as
+    /// `[("id", "eq.5"), ("select", "a,b")]`; values are encoded here.
+    ///
+    /// # Errors
+    /// An outage or the record's fault, see [`CallError`].
+    pub async fn select(&self, table: &str, query: &[(&str, &str)]) -> Result<Answer, CallError> {
+        let what = format!("table {table}");
+        let mut url = self.endpoint(&what, &["rest", "v1", table])?;
+        url.query_pairs_mut().extend_pairs(query);
+        self.call(&format!("supabase/{table}"), what, self.shared.http.get(url)).await
+    }
+
+    fn endpoint(&self, what: &str, segments: &[&str]) -> Result<Url, CallError> {
+        http::endpoint(&self.shared.base, segments)
+            .ok_or_else(|| CallError::arguments(what, "its name cannot be part of an address"))
+    }
+
+    async fn call(
+        &self,
+        dependency: &str,
+        what: String,
+        request: RequestBuilder,
+    ) -> Result<Answer, CallError> {
+        let breaker = self.shared.breakers.get(dependency);
+        let start = Instant::now();
+        let leave = breaker.admit(start.into_std()).map_err(|until| {
+            let wait = until.saturating_duration_since(start.into_std());
+            CallError::away(&what, wait, breaker.away().map(|away| away.error.clone()).as_deref())
+        })?;
+        let outcome = self.exchange(&what, request).await;
+        let latency = start.elapsed();
+        match outcome {
+            Ok(body) => {
+                leave.succeeded();
+                Ok(Answer { body, what: what.into(), latency })
+            }
+            Err(mut error) => {
+                error.latency = Some(latency);
+                match error.fault {
+                    CallFault::Record => leave.succeeded(),
+                    CallFault::Outage { retry_after } => {
+                        leave.failed(Instant::now().into_std(), retry_after, &error.to_string());
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn exchange(&self, what: &str, request: RequestBuilder) -> Result<Bytes, CallError> {
+        let response = request.headers(self.shared.headers.clone()).send().await;
+        let response = response.map_err(|error| {
+            let timeout = error.is_timeout();
+            CallError::transport(what, timeout, &http::describe(error))
+        })?;
+        let status = response.status().as_u16();
+        let wait = http::retry_after(response.headers(), jiff::Timestamp::now());
+        let body = http::read(response, self.shared.max_answer_bytes).await;
+        let success = (200..300).contains(&status);
+        match body {
+            Ok(body) if !success => Err(CallError::answer(what, status, &body, wait)),
+            // The status tells enough where the rest of an error cannot be had.
+            Err(_) if !success => Err(CallError::answer(what, status, b"", wait)),
+            Ok(body) if body.is_empty() && status == 204 => Ok(Bytes::from_static(b"null")),
+            Ok(body) if is_json(&body) => Ok(body),
+            Ok(_) => Err(CallError::not_json(what, status)),
+            Err(ReadError::TooLarge) => {
+                Err(CallError::too_large(what, self.shared.max_answer_bytes))
+            }
+            Err(ReadError::Broken { timeout, message }) => {
+                Err(CallError::transport(what, timeout, &message))
+            }
+        }
+    }
+}
+
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<&serde_json::value::RawValue>(body).is_ok()
+}
+
+/// New keys are no JWTs: as a bearer token they are refused, so they go into `apikey` alone.
+fn key_headers(key: &SecretString) -> Result<HeaderMap, SetupError> {
+    let fault = SetupError::Key { service: SERVICE, setting: "SUPABASE_SERVICE_ROLE_KEY" };
+    let key = key.expose_secret().trim();
+    let secret = |text: &str| {
+        HeaderValue::from_str(text).ok().map(|mut value| {
+            value.set_sensitive(true);
+            value
+        })
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    if key.is_empty() {
+        return Err(fault);
+    }
+    match (secret(key), secret(&format!("Bearer {key}"))) {
+        (Some(plain), Some(bearer)) => {
+            headers.insert(API_KEY, plain);
+            if !key.starts_with("sb_secret_") {
+                headers.insert(AUTHORIZATION, bearer);
+            }
+            Ok(headers)
+        }
+        _ => Err(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_legacy_key_goes_into_both_headers_and_a_new_one_into_apikey_alone() {
+        let legacy = key_headers(&SecretString::from("aaa.bbb.ccc")).expect("a key");
+        assert_eq!(legacy[API_KEY], "aaa.bbb.ccc");
+        assert_eq!(legacy[AUTHORIZATION], "Bearer aaa.bbb.ccc");
+        let new = key_headers(&SecretString::from("sb_secret_x")).expect("a key");
+        assert_eq!(new[API_KEY], "sb_secret_x");
+        assert!(!new.contains_key(AUTHORIZATION));
+        assert!(new[API_KEY].is_sensitive());
+    }
+
+    #[test]
+    fn an_unusable_key_or_address_is_named_without_its_value() {
+        let error = key_headers(&SecretString::from("a\nb")).expect_err("no header");
+        assert!(error.to_string().contains("SUPABASE_SERVICE_ROLE_KEY"), "{error}");
+        let breakers = Arc::new(Breakers::new(
+            3,
+            crate::outage::Backoff { base: Duration::ZERO, max: Duration::ZERO },
+        ));
+        let config = SupabaseConfig::new("postgres://u:hidden@h", SecretString::from("k"));
+        let error = Supabase::new(&config, breakers).expect_err("not http");
+        assert!(error.to_string().contains("SUPABASE_URL"), "{error}");
+        assert!(!error.to_string().contains("hidden"), "{error}");
+    }
+}
