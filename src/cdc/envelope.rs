@@ -377,3 +377,7 @@ fn take_out_invented(before: &mut Row<'_>, key: &Row<'_>) -> bool {
     }
     invented
 }
+
+#[cfg(test)]
+#[path = "envelope_tests.rs"]
+mod tests;

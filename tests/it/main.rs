@@ -1,0 +1,5 @@
+//! All integration tests in one binary.
+
+mod decode_fixtures;
+mod decode_mutations;
+mod explain;
