@@ -1,19 +1,15 @@
 //! Every recorded record decodes to what SQL said, or is skipped for its documented reason.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
 
 use bigdecimal::BigDecimal;
-use crm_event_processors::cdc::{
-    self, Change, DecodeError, Decoded, Field, Nothing, Op, Options, Row,
-};
-use crm_event_processors::cli::recording::{self, Recorded};
-use flate2::read::GzDecoder;
+use crm_event_processors::cdc::{self, Change, Decoded, Field, Nothing, Op, Options, Row};
+use crm_event_processors::cli::recording::Recorded;
 use jiff::{Timestamp, civil, tz::Offset};
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::support::{fixture, known, unpacked};
 
 type SqlRow = HashMap<String, Option<String>>;
 
@@ -88,18 +84,6 @@ const VARIANTS: &[Variant] = &[
     },
     Variant { file: "I_json_decimal_numeric", records: 278, null_is_default: false, ..PLAIN },
 ];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-fn unpacked(name: &str) -> String {
-    let mut text = String::new();
-    GzDecoder::new(File::open(fixture(name)).expect("the fixture is there"))
-        .read_to_string(&mut text)
-        .expect("the fixture is gzip of text");
-    text
-}
 
 fn truths() -> HashMap<String, Truth> {
     unpacked("truth.jsonl.gz")
@@ -303,14 +287,6 @@ impl Walk<'_> {
     }
 }
 
-fn known<T>(field: Result<Field<T>, DecodeError>, place: &str) -> T {
-    match field {
-        Ok(Field::Value(value)) => value,
-        Ok(_) => panic!("{place} holds no value"),
-        Err(error) => panic!("{place}: {error}"),
-    }
-}
-
 fn names<'r>(row: &'r Row<'_>) -> HashSet<&'r str> {
     row.columns().map(|(name, _)| name).collect()
 }
@@ -398,137 +374,4 @@ fn avro_gets_an_error_that_names_the_format_and_the_setting() {
         records += 1;
     }
     assert_eq!(records, 278);
-}
-
-fn recorded(name: &str) -> impl Iterator<Item = Recorded> {
-    recording::read(File::open(fixture(name)).expect("the fixture is there"))
-        .map(|record| record.expect("a record"))
-}
-
-#[test]
-fn what_a_real_spicedb_writes_decodes() {
-    for (file, records) in [("default", 556), ("xids", 722), ("xids_keyed", 556)] {
-        let (mut changes, mut tombstones) = (0, 0);
-        for record in recorded(&format!("spicedb/{file}.jsonl.gz")) {
-            record.lend(|record| match cdc::decode(record, &Options::default()) {
-                Ok(Decoded::Change(change)) => {
-                    assert!(matches!(change.table.as_ref(), "relation_tuple" | "namespace_config"));
-                    let row = change.after.as_ref().or(change.before.as_ref()).expect("a row");
-                    assert!(known(row.text("namespace"), "namespace").len() > 1);
-                    let created = row.integer("created_xid").expect("an xid or none");
-                    assert_eq!(created.is_value(), file != "default");
-                    changes += 1;
-                }
-                Ok(Decoded::Nothing(Nothing::Tombstone)) => tombstones += 1,
-                other => panic!("{file} {}: {other:?}", record.offset),
-            });
-        }
-        assert!(tombstones > 0);
-        assert_eq!(changes + tombstones, records, "{file}");
-    }
-}
-
-#[test]
-fn lives_of_purchases_decode_for_both_replica_identities() {
-    for (file, before) in [("default", false), ("full", true)] {
-        let (mut records, mut updates) = (0, 0);
-        for record in recorded(&format!("life/{file}.jsonl.gz")) {
-            record.lend(|record| match cdc::decode(record, &Options::default()) {
-                Ok(Decoded::Change(change)) => {
-                    if change.table == "purchase_ledger" && change.op == Op::Update {
-                        assert_eq!(change.before.is_some(), before);
-                        updates += 1;
-                    }
-                    if change.table == "purchase_ledger" && change.op == Op::Delete {
-                        assert_eq!(change.before_invented, !before);
-                    }
-                }
-                Ok(Decoded::Nothing(Nothing::Tombstone)) => {}
-                other => panic!("{file} {}: {other:?}", record.offset),
-            });
-            records += 1;
-        }
-        assert_eq!(records, 319, "{file}");
-        assert!(updates > 0, "{file}");
-    }
-}
-
-#[derive(Deserialize)]
-struct Load {
-    records: usize,
-    final_rows: HashMap<String, usize>,
-    final_purchase_state: Vec<PurchaseState>,
-}
-
-#[derive(Deserialize)]
-struct PurchaseState {
-    merchant_id: String,
-    status: String,
-    earn_currency: String,
-    record_type: String,
-    rows: String,
-    sum_final_amount: String,
-}
-
-#[test]
-fn fifty_thousand_changes_add_up_to_the_tables_at_the_end() {
-    let text = std::fs::read_to_string(fixture("load_50k.truth.json")).expect("it is there");
-    let load: Load = serde_json::from_str(&text).expect("the truth of the load");
-    let mut tables: HashMap<String, HashMap<String, (String, BigDecimal)>> = HashMap::new();
-    let mut records = 0;
-    for record in recorded("load_50k.jsonl.gz") {
-        records += 1;
-        record.lend(|record| {
-            let change = match cdc::decode(record, &Options::default()).expect("it decodes") {
-                Decoded::Change(change) => change,
-                Decoded::Nothing(nothing) => {
-                    assert_eq!(nothing, Nothing::Tombstone);
-                    return;
-                }
-            };
-            let rows = tables.entry(change.table.to_string()).or_default();
-            let id = known(change.key.text("id"), "id").into_owned();
-            let Some(after) = &change.after else {
-                rows.remove(&id);
-                return;
-            };
-            let text = |column| known(after.text(column), column);
-            let state = if change.table == "purchase_ledger" {
-                let earns = known(after.bool("earn_currency"), "earn_currency");
-                let group = format!(
-                    "{} {} {earns} {}",
-                    text("merchant_id"),
-                    text("status"),
-                    text("record_type")
-                );
-                (group, known(after.decimal("final_amount"), "final_amount"))
-            } else {
-                (String::new(), known(after.decimal("amount"), "amount"))
-            };
-            rows.insert(id, state);
-        });
-    }
-    assert_eq!(records, load.records);
-    let rows: HashMap<_, _> =
-        tables.iter().map(|(name, rows)| (name.clone(), rows.len())).collect();
-    assert_eq!(rows, load.final_rows);
-
-    let mut got: BTreeMap<String, (usize, BigDecimal)> = BTreeMap::new();
-    for (group, amount) in tables["purchase_ledger"].values() {
-        let sum = got.entry(group.clone()).or_default();
-        sum.0 += 1;
-        sum.1 += amount;
-    }
-    let said: BTreeMap<String, (usize, BigDecimal)> = load
-        .final_purchase_state
-        .iter()
-        .map(|state| {
-            let earns = state.earn_currency.to_lowercase();
-            let group =
-                format!("{} {} {earns} {}", state.merchant_id, state.status, state.record_type);
-            let sum = state.sum_final_amount.parse().expect("a sum");
-            (group, (state.rows.parse().expect("a count"), sum))
-        })
-        .collect();
-    assert_eq!(got, said);
 }

@@ -1,15 +1,15 @@
 //! No bytes make decoding panic, however real records are cut, mixed and spoilt.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::path::Path;
 use std::sync::OnceLock;
 
 use crm_event_processors::cdc::{self, Decoded, Options, Row};
-use crm_event_processors::cli::recording::{self, Recorded};
+use crm_event_processors::cli::recording::Recorded;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::value::RawValue;
+
+use crate::support::recorded;
 
 fn records() -> &'static [Recorded] {
     static RECORDS: OnceLock<Vec<Recorded>> = OnceLock::new();
@@ -22,14 +22,7 @@ fn records() -> &'static [Recorded] {
             "G_avro_registry",
             "H_json_precise_unknown_types",
         ];
-        files
-            .iter()
-            .flat_map(|name| {
-                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-                let file = File::open(path.join(format!("{name}.jsonl.gz"))).expect("it is there");
-                recording::read(file).map(|record| record.expect("a record"))
-            })
-            .collect()
+        files.iter().flat_map(|name| recorded(&format!("{name}.jsonl.gz"))).collect()
     })
 }
 

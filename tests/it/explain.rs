@@ -1,7 +1,5 @@
 //! `explain` says what records are, one object a record, in order (contract section 11).
 
-use std::path::Path;
-
 use crm_event_processors::cdc::Options;
 use crm_event_processors::cli::explain::{self, Args, Context, Subject};
 use rdkafka::ClientConfig;
@@ -9,13 +7,14 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::{Map, Value, json};
 
+use crate::support;
+
 fn args() -> Args {
     Args { file: None, topic: None, partition: None, offset: None, count: 1, json: true }
 }
 
 fn fixture(name: &str) -> Args {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-    Args { file: Some(path), ..args() }
+    Args { file: Some(support::fixture(name)), ..args() }
 }
 
 fn output(args: &Args, kafka: ClientConfig) -> anyhow::Result<String> {

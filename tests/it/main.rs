@@ -2,4 +2,6 @@
 
 mod decode_fixtures;
 mod decode_mutations;
+mod decode_recordings;
 mod explain;
+mod support;
