@@ -76,17 +76,24 @@ fn wrapped<'a>(top: &Columns<'a>) -> Option<(&'a RawValue, &'a RawValue)> {
     (top.0.len() == 2 && sound(schema) && sound(payload)).then_some((schema, payload))
 }
 
+/// Whether the connector added members to a flattened row (`add.fields`, `__deleted`).
+fn is_marked(top: &Columns<'_>) -> bool {
+    top.0.iter().any(|(name, _)| {
+        matches!(name.as_ref(), "__op" | "__deleted" | "__ts_ms" | "__lsn")
+            || name.starts_with("__source_")
+    })
+}
+
 /// A flattened row may have columns named `op`, `after` or `source` of its own. What gives an envelope
 /// away is its `source` object; one written without it has no member that Debezium does not know.
 fn is_envelope(top: &Columns<'_>) -> bool {
     let row_or_null = |name| top.get(name).is_none_or(|raw| is_object(raw) || raw.get() == "null");
-    let flattened = top.has("__op") || top.has("__deleted");
     let alone = || {
         (top.has("before") || top.has("after"))
             && row_or_null("source")
             && top.0.iter().all(|(name, _)| ENVELOPE.contains(&name.as_ref()))
     };
-    !flattened
+    !is_marked(top)
         && top.has("op")
         && row_or_null("before")
         && row_or_null("after")
@@ -222,7 +229,7 @@ impl<'a> Parts<'_, 'a> {
         top: Columns<'a>,
         schema: Option<&'a RawValue>,
     ) -> Result<Decoded<'a>, DecodeError> {
-        let marked = top.has("__op") || top.has("__deleted");
+        let marked = is_marked(&top);
         let row_of_key = || {
             self.key.as_ref().is_ok_and(|(key, _)| {
                 !key.0.is_empty()
@@ -273,12 +280,6 @@ impl<'a> Parts<'_, 'a> {
         let key_change = ["__debezium.newkey", "__debezium.oldkey"]
             .iter()
             .any(|name| self.record.headers.iter().any(|header| header.name == *name));
-        let (key, key_schema) = match self.key {
-            Ok(key) => key,
-            // Its row has the key's columns as well.
-            Err(_) if op != Op::Delete => (Columns::default(), None),
-            Err(error) => return Err(DecodeError::DeleteWithoutKey(Box::new(error))),
-        };
         let commit_time = source
             .commit_ms()
             .or(outer_ms)
@@ -298,7 +299,22 @@ impl<'a> Parts<'_, 'a> {
             ),
         };
         let types = |schema| Types::new(table.clone(), schema, self.options.default_scale);
-        let key = Row::new(key, types(key_schema.map(|raw| Schema::new(raw, None))));
+        let key = match self.key {
+            Ok((key, key_schema)) if !key.0.is_empty() => {
+                Row::new(key, types(key_schema.map(|raw| Schema::new(raw, None))))
+            }
+            unknown => {
+                let types = types(schema.clone());
+                let image = before.as_ref().or(after.as_ref());
+                let key = image.map(|row| row.only(types.primary_key())).unwrap_or_default();
+                match unknown {
+                    Err(error) if op == Op::Delete && key.0.is_empty() => {
+                        return Err(DecodeError::DeleteWithoutKey(Box::new(error)));
+                    }
+                    _ => Row::new(key, types),
+                }
+            }
+        };
         let mut before = before.map(|columns| Row::new(columns, types(schema.clone())));
         let before_invented = before.as_mut().is_some_and(|before| take_out_invented(before, &key));
         Ok(Decoded::Change(Change {
@@ -377,3 +393,7 @@ fn take_out_invented(before: &mut Row<'_>, key: &Row<'_>) -> bool {
     }
     invented
 }
+
+#[cfg(test)]
+#[path = "envelope_tests.rs"]
+mod tests;

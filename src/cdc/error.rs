@@ -86,7 +86,7 @@ pub enum DecodeError {
         /// What belongs there.
         expected: &'static str,
     },
-    /// A delete whose key cannot be read names no row.
+    /// A delete without `before` whose key cannot be read names no row.
     #[error("key of a delete cannot be read, so the deleted row is not known: {0}")]
     DeleteWithoutKey(Box<DecodeError>),
     /// A column holds something that its type does not allow.

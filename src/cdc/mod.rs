@@ -146,7 +146,8 @@ pub struct Change<'a> {
     pub table: Cow<'a, str>,
     /// The row was read by a snapshot (also an incremental one), not captured from the log.
     pub snapshot: bool,
-    /// The columns of the record's key; empty when the record has none that can be read.
+    /// The columns of the record's key. Where it has none that can be read, the primary key's columns
+    /// of the row; empty when the table is not known either.
     pub key: Row<'a>,
     /// The row before, without what Debezium invented (see `before_invented`). `None` when the
     /// record does not hold it: inserts, snapshots, and updates under REPLICA IDENTITY DEFAULT.

@@ -7,7 +7,7 @@ use super::DecodeError;
 /// Transactions arrive by commit: `first` orders them, `lsn` orders the changes within one. Neither
 /// order is total, equal positions occur (COPY, key changes), and `lsn` alone goes down between
 /// interleaved transactions; so there is no `Ord` here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Position {
     /// LSN of the last commit before this transaction; unknown until the connector has one stored.
     pub first: Option<u64>,

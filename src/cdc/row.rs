@@ -254,6 +254,12 @@ impl<'a> Columns<'a> {
         self.0.iter().find(|(column, _)| column == name).map(|(_, raw)| *raw)
     }
 
+    /// Those of these names.
+    pub(super) fn only(&self, names: &[&str]) -> Self {
+        let named = self.0.iter().filter(|(name, _)| names.contains(&name.as_ref()));
+        Self(named.cloned().collect())
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
     }

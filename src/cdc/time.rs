@@ -68,7 +68,7 @@ fn epoch(number: i64, unit: Option<Unit>) -> Option<Timestamp> {
     }
     let unit = unit.unwrap_or(match number.unsigned_abs() {
         0..100_000_000_000_000 => Unit::Milliseconds,
-        0..100_000_000_000_000_000 => Unit::Microseconds,
+        100_000_000_000_000..100_000_000_000_000_000 => Unit::Microseconds,
         _ => Unit::Nanoseconds,
     });
     let time = match unit {

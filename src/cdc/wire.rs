@@ -7,10 +7,8 @@ use super::Record;
 use super::error::{DecodeError, Part};
 use super::row::Columns;
 
-/// Byte 0 and the four bytes of a schema id.
-const PREFIX: usize = 5;
-
-/// The record's text, without the wire prefix and white space around it.
+/// The record's text, without the wire prefix (byte 0 and four bytes of a schema id) and white space
+/// around it.
 pub(super) fn text(bytes: &[u8], part: Part) -> Result<&str, DecodeError> {
     let body = match bytes {
         [0, a, b, c, d, body @ ..] => {
@@ -27,7 +25,6 @@ pub(super) fn text(bytes: &[u8], part: Part) -> Result<&str, DecodeError> {
         _ => bytes,
     };
     let skipped = bytes.len() - body.len();
-    debug_assert!(skipped == 0 || skipped == PREFIX, "only the prefix is taken off");
     std::str::from_utf8(body)
         .map(|text| text.trim_ascii())
         .map_err(|error| DecodeError::Utf8 { part, at: skipped + error.valid_up_to() })

@@ -1,3 +1,5 @@
-//! The subcommands.
+//! The commands, one file each.
 
 pub mod check;
+pub mod explain;
+pub mod recording;

@@ -1,7 +1,9 @@
 //! Tests that need more than one part of the daemon, or a real service: one binary, so that they
 //! share what is started.
 
+mod decode_fixtures;
 mod double;
+mod explain;
 mod inngest;
 mod services_smoke;
 mod supabase;
