@@ -61,14 +61,19 @@ pub enum SetupError {
     },
 }
 
+/// Makes ring the process's TLS provider, once.
+pub(super) fn install_tls() {
+    // Err means that the process has a provider already, which is all that is needed.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
 /// A pooled client for one service.
 pub(super) fn client(
     service: &'static str,
     config: &HttpConfig,
     base: &Url,
 ) -> Result<Client, SetupError> {
-    // Err means that the process has a provider already, which is all that is needed.
-    drop(rustls::crypto::ring::default_provider().install_default());
+    install_tls();
     let mut builder = Client::builder()
         .user_agent(concat!("crm-event-processors/", env!("CARGO_PKG_VERSION")))
         // An empty Inngest key is redirected to a page that answers 200: nothing would be sent.

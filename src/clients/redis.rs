@@ -1,8 +1,12 @@
 //! Connections to Redis: one per server, shared, made on first use and again after every loss.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use redis::AsyncCommands;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+
+use crate::outage::Breaker;
 
 /// How long a connection or an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -13,9 +17,63 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// When `url` is no Redis URL.
 pub fn connect(url: &str) -> redis::RedisResult<ConnectionManager> {
+    super::http::install_tls();
     let config = ConnectionManagerConfig::new()
         .set_number_of_retries(0)
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT));
     ConnectionManager::new_lazy_with_config(redis::Client::open(url)?, config)
+}
+
+/// The cache that this daemon shares with the rest of the CRM (`CRM_CACHE_REDIS_URL`). A cache that
+/// is away is no outage: it just has nothing.
+#[derive(Clone)]
+pub struct Cache {
+    backend: Option<(ConnectionManager, Arc<Breaker>)>,
+}
+
+impl Cache {
+    /// A cache on a server; `breaker` keeps a server that is away from being asked each time.
+    #[must_use]
+    pub fn new(connection: ConnectionManager, breaker: Arc<Breaker>) -> Self {
+        Self { backend: Some((connection, breaker)) }
+    }
+
+    /// A cache that never has anything, for the demo.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { backend: None }
+    }
+
+    /// The text at `key`.
+    pub async fn get(&self, key: &str) -> Option<String> {
+        self.ask(async |mut connection| connection.get::<_, Option<String>>(key).await)
+            .await
+            .flatten()
+    }
+
+    /// Puts `text` at `key`, for `lifetime`.
+    pub async fn set(&self, key: &str, text: &str, lifetime: Duration) {
+        let seconds = lifetime.as_secs().max(1);
+        self.ask(async |mut connection| connection.set_ex::<_, _, ()>(key, text, seconds).await)
+            .await;
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl AsyncFnOnce(ConnectionManager) -> redis::RedisResult<T>,
+    ) -> Option<T> {
+        let (connection, breaker) = self.backend.as_ref()?;
+        let leave = breaker.admit(Instant::now()).ok()?;
+        match request(connection.clone()).await {
+            Ok(answer) => {
+                leave.succeeded();
+                Some(answer)
+            }
+            Err(error) => {
+                leave.failed(Instant::now(), None, &error.to_string().replace('\n', " "));
+                None
+            }
+        }
+    }
 }

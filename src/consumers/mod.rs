@@ -1,4 +1,9 @@
-//! The consumers and the rules that they share.
+//! The consumers and what they share.
 
 pub mod award_time;
+pub mod call;
+pub mod currency;
+pub mod merchants;
 pub mod refund;
+pub mod registry;
+pub mod snapshot;

@@ -71,8 +71,8 @@ pub enum EngineError {
     },
 }
 
-/// Everything that one consumer needs to run.
-pub struct Engine<C: Consumer> {
+/// Everything that one consumer needs to run; `Engine<()>` still lacks the consumer.
+pub struct Engine<C> {
     /// The consumer.
     pub consumer: Arc<C>,
     /// Its settings.
@@ -89,6 +89,23 @@ pub struct Engine<C: Consumer> {
     pub observer: Arc<dyn Observer>,
     /// Its signs of life.
     pub pulse: Arc<Pulse>,
+}
+
+impl Engine<()> {
+    /// The engine of `consumer`.
+    #[must_use]
+    pub fn with<C: Consumer>(self, consumer: Arc<C>) -> Engine<C> {
+        Engine {
+            consumer,
+            settings: self.settings,
+            kafka: self.kafka,
+            dead_letters: self.dead_letters,
+            claims: self.claims,
+            breakers: self.breakers,
+            observer: self.observer,
+            pulse: self.pulse,
+        }
+    }
 }
 
 impl<C: Consumer> Engine<C> {

@@ -1,0 +1,142 @@
+//! What consumers ask of others: requests under a permit, events without one, and failures in the
+//! engine's terms.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::clients::inngest::{Events, Inngest, SendError};
+use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
+use crate::engine::permits::Sample;
+use crate::engine::{Cx, Failure};
+use crate::outage::{Breaker, Breakers};
+
+/// Supabase, as consumers call it.
+#[derive(Debug, Clone)]
+pub struct Calls {
+    supabase: Supabase,
+    breakers: Arc<Breakers>,
+}
+
+impl Calls {
+    /// Calls through `supabase`; `breakers` are those that it reports to.
+    #[must_use]
+    pub fn new(supabase: Supabase, breakers: Arc<Breakers>) -> Self {
+        Self { supabase, breakers }
+    }
+
+    /// Calls a function and decodes its answer.
+    ///
+    /// # Errors
+    /// The call's failure, as the engine's.
+    pub async fn rpc<T: DeserializeOwned>(
+        &self,
+        cx: &Cx,
+        function: &str,
+        arguments: &(impl Serialize + Sync + ?Sized),
+    ) -> Result<T, Failure> {
+        let answer = under_permit(cx, self.supabase.rpc(function, arguments)).await?;
+        answer
+            .and_then(|answer| answer.json())
+            .map_err(|error| self.failure(&format!("supabase/rpc/{function}"), error))
+    }
+
+    /// Reads rows of a table and decodes them.
+    ///
+    /// # Errors
+    /// The call's failure, as the engine's.
+    pub async fn select<T: DeserializeOwned>(
+        &self,
+        cx: &Cx,
+        table: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Vec<T>, Failure> {
+        let answer = under_permit(cx, self.supabase.select(table, query)).await?;
+        answer
+            .and_then(|answer| answer.json())
+            .map_err(|error| self.failure(&format!("supabase/{table}"), error))
+    }
+
+    /// The breaker that stands for a table.
+    #[must_use]
+    pub fn breaker_of_table(&self, table: &str) -> Arc<Breaker> {
+        self.breakers.get(&format!("supabase/{table}"))
+    }
+
+    fn failure(&self, dependency: &str, error: CallError) -> Failure {
+        let (kind, message) = (error.kind(), error.to_string());
+        match error.fault {
+            CallFault::Record => Failure::Poison { kind, message },
+            CallFault::Outage { retry_after } => Failure::Outage {
+                breaker: self.breakers.get(dependency),
+                kind,
+                message,
+                retry_after,
+            },
+        }
+    }
+}
+
+/// One request under one permit, which learns what the request met.
+async fn under_permit(
+    cx: &Cx,
+    request: impl Future<Output = Result<Answer, CallError>> + Send,
+) -> Result<Result<Answer, CallError>, Failure> {
+    let permit = cx.permit().await?;
+    let answer = request.await;
+    match &answer {
+        Ok(answer) => permit.report(Sample::Answered(answer.latency)),
+        Err(error) if error.overload => permit.report(Sample::Overloaded),
+        Err(error) => {
+            if let Some(latency) = error.latency {
+                permit.report(Sample::Answered(latency));
+            }
+        }
+    }
+    Ok(answer)
+}
+
+/// Inngest, as consumers send to it.
+#[derive(Debug, Clone)]
+pub struct Sender {
+    inngest: Inngest,
+    breaker: Arc<Breaker>,
+}
+
+impl Sender {
+    /// Sends through `inngest`, which reports to `breaker`.
+    #[must_use]
+    pub fn new(inngest: Inngest, breaker: Arc<Breaker>) -> Self {
+        Self { inngest, breaker }
+    }
+
+    /// Sends events in their order. Returns when they were accepted.
+    ///
+    /// # Errors
+    /// The send's failure, as the engine's.
+    pub async fn send(&self, cx: &Cx, events: Events) -> Result<Timestamp, Failure> {
+        let sent = cx.patiently(&self.breaker, self.inngest.send(events)).await?;
+        let error = match sent {
+            Ok(accepted) => return Ok(accepted.at),
+            Err(error) => error,
+        };
+        let (kind, message, breaker) = (error.kind(), error.to_string(), Arc::clone(&self.breaker));
+        Err(match error {
+            SendError::Refused { certain: true, .. } => Failure::Poison { kind, message },
+            SendError::Refused { certain: false, .. } => {
+                Failure::Suspect { breaker, kind, message }
+            }
+            SendError::Outage { retry_after, .. } => {
+                Failure::Outage { breaker, kind, message, retry_after }
+            }
+            SendError::Closed => Failure::GivenUp,
+        })
+    }
+}
+
+/// An event that a consumer could not write is the record's fault.
+pub(crate) fn unwritable(error: impl std::fmt::Display) -> Failure {
+    Failure::Poison { kind: "invalid_event", message: error.to_string() }
+}

@@ -1,0 +1,100 @@
+//! Merchants' award settings, cached: in the process for a moment, in the cache Redis for longer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::sync::OnceCell;
+
+use super::award_time::MerchantSettings;
+use super::call::Calls;
+use crate::clients::redis::Cache;
+use crate::engine::{Cx, Failure};
+
+/// How long settings stay in the process. Short: a merchant who changes them expects it to count.
+const FRESH: Duration = Duration::from_secs(15);
+/// How long they stay in the cache Redis (contract section 3).
+const CACHED: Duration = Duration::from_secs(300);
+/// Merchants remembered in the process.
+const MOST: usize = 10_000;
+
+const TABLE: &str = "merchant_master";
+const COLUMNS: &str = "currency_award_delay_days,currency_award_delay_minutes,\
+                       currency_award_time,currency_award_timezone";
+
+type Slot = Arc<OnceCell<Option<Arc<MerchantSettings>>>>;
+
+/// Looks up merchants' settings: one request a merchant however many awards wait for it.
+pub struct Merchants {
+    calls: Calls,
+    cache: Cache,
+    known: Mutex<HashMap<String, (Instant, Slot)>>,
+}
+
+impl Merchants {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn new(calls: Calls, cache: Cache) -> Self {
+        Self { calls, cache, known: Mutex::default() }
+    }
+
+    /// The settings of `merchant`; `None` when there is no such merchant.
+    ///
+    /// # Errors
+    /// When they can be read neither from a cache nor from Supabase.
+    pub async fn settings(
+        &self,
+        cx: &Cx,
+        merchant: &str,
+    ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
+        let slot = self.slot(merchant, Instant::now());
+        slot.get_or_try_init(|| self.load(cx, merchant)).await.cloned()
+    }
+
+    fn slot(&self, merchant: &str, now: Instant) -> Slot {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < FRESH;
+        match known.get(merchant) {
+            Some((at, slot)) if fresh(at) => Arc::clone(slot),
+            _ => {
+                if known.len() >= MOST {
+                    known.retain(|_, (at, _)| fresh(at));
+                }
+                let slot = Slot::default();
+                known.insert(merchant.to_owned(), (now, Arc::clone(&slot)));
+                slot
+            }
+        }
+    }
+
+    async fn load(
+        &self,
+        cx: &Cx,
+        merchant: &str,
+    ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
+        let key = format!("merchant:{merchant}:currency_config");
+        if let Some(text) = self.cache.get(&key).await
+            && let Ok(settings) = serde_json::from_str(&text)
+        {
+            return Ok(Some(Arc::new(settings)));
+        }
+        let id = format!("eq.{merchant}");
+        let query = [("id", &*id), ("select", COLUMNS)];
+        let rows: Vec<Box<RawValue>> = self.calls.select(cx, TABLE, &query).await?;
+        let Some(row) = rows.first() else {
+            tracing::warn!(merchant.id = merchant, "no such merchant, awarding without delay");
+            return Ok(None);
+        };
+        // The merchant's fault and not the change's: its awards wait until somebody mends it.
+        let settings = MerchantSettings::deserialize(&**row).map_err(|error| Failure::Outage {
+            breaker: self.calls.breaker_of_table(TABLE),
+            kind: "merchant_settings",
+            message: format!("award settings of merchant {merchant} cannot be read: {error}"),
+            retry_after: None,
+        })?;
+        self.cache.set(&key, row.get(), CACHED).await;
+        Ok(Some(Arc::new(settings)))
+    }
+}

@@ -1,0 +1,136 @@
+//! The registry: every consumer, by name. A further consumer is one line in [`build`].
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::call::{Calls, Sender};
+use super::currency::{self, Currency};
+use super::merchants::Merchants;
+use crate::cdc::{Change, DecodeError, Record};
+use crate::clients::redis::Cache;
+use crate::config::{ConsumerName, Settings};
+use crate::engine::permits::Limits;
+use crate::engine::{Consumer, Engine, EngineError, Plan, Route, intake};
+
+/// What consumers are built from.
+pub struct Parts<'a> {
+    /// The settings.
+    pub settings: &'a Settings,
+    /// Supabase.
+    pub calls: Calls,
+    /// Inngest.
+    pub sender: Sender,
+    /// The cache that is shared with the rest of the CRM.
+    pub cache: Cache,
+}
+
+impl Parts<'_> {
+    fn topics(&self, tables: &[&str]) -> Vec<String> {
+        tables.iter().map(|table| self.settings.kafka.topic_of(table)).collect()
+    }
+
+    fn limits(&self, name: ConsumerName) -> Limits {
+        let bound = self.settings.consumer(name).concurrency;
+        Limits { min: bound.min, max: bound.max }
+    }
+}
+
+/// Builds a consumer; `None` for one that this version does not have yet.
+#[must_use]
+pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Option<Arc<dyn Registered>> {
+    match name {
+        ConsumerName::Currency => Some(Arc::new(Currency {
+            topics: parts.topics(&currency::TABLES),
+            limits: parts.limits(name),
+            snapshot: parts.settings.snapshot.clone(),
+            settle: parts.settings.inngest.cancel_settle,
+            calls: parts.calls.clone(),
+            sender: parts.sender.clone(),
+            merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
+        })),
+        _ => None,
+    }
+}
+
+/// A consumer whose work nobody needs to name.
+pub trait Registered: Send + Sync {
+    /// [`Consumer::name`].
+    fn name(&self) -> &'static str;
+
+    /// [`Consumer::topics`].
+    fn topics(&self) -> Vec<String>;
+
+    /// [`Consumer::takes_commands`].
+    fn takes_commands(&self, topic: &str) -> bool;
+
+    /// What it would do about a change, as `explain` prints it.
+    fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value;
+
+    /// What it would do about a command, as `explain` prints it.
+    fn explain_command(&self, record: &Record<'_>) -> Value;
+
+    /// Runs it in the engine that `launch` makes for it.
+    fn run(
+        self: Arc<Self>,
+        launch: &dyn Launch,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>>;
+}
+
+/// Makes the engine of a consumer.
+pub trait Launch {
+    /// Everything but the consumer.
+    fn engine(&self, name: &'static str) -> Engine<()>;
+}
+
+impl<C: Consumer> Registered for C {
+    fn name(&self) -> &'static str {
+        Consumer::name(self)
+    }
+
+    fn topics(&self) -> Vec<String> {
+        Consumer::topics(self)
+    }
+
+    fn takes_commands(&self, topic: &str) -> bool {
+        Consumer::takes_commands(self, topic)
+    }
+
+    fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value {
+        decision(self, intake::route(self, change, now))
+    }
+
+    fn explain_command(&self, record: &Record<'_>) -> Value {
+        decision(self, self.route_command(record))
+    }
+
+    fn run(
+        self: Arc<Self>,
+        launch: &dyn Launch,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>> {
+        let engine = launch.engine(Consumer::name(&*self)).with(self);
+        Box::pin(engine.run(stop))
+    }
+}
+
+fn decision<C: Consumer>(consumer: &C, route: Result<Route<C::Work>, DecodeError>) -> Value {
+    match route {
+        Ok(Route::Skip(reason)) => skip(reason),
+        Ok(Route::Process { work, .. }) => {
+            let Plan { lane, claim, steps } = consumer.plan(&work);
+            json!({"decision": "process", "reason": null, "lane": lane, "claim": claim, "plan": steps})
+        }
+        Err(error) => skip(&format!("dead letter: {error}")),
+    }
+}
+
+/// A skip, as `explain` prints it.
+#[must_use]
+pub fn skip(reason: &str) -> Value {
+    json!({"decision": "skip", "reason": reason})
+}

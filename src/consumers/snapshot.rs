@@ -1,0 +1,54 @@
+//! Which rows of a snapshot are handled (contract section 2), and how old a row is.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::cdc::{Change, DecodeError, Op, Row};
+use crate::config::{Snapshot, SnapshotPolicy};
+
+/// Until this age a row without its state before is taken at its present state: claims and event
+/// ids absorb repeats that long (contract section 2).
+pub const YOUNG: Duration = Duration::from_secs(20 * 60 * 60);
+
+/// The columns that tell when a row was last touched.
+const TOUCHED: [&str; 4] = ["updated_at", "created_at", "redeemed_at", "submitted_at"];
+
+/// Whether the snapshot policy lets a change through. Changes from the log always pass.
+///
+/// # Errors
+/// When one of the time columns cannot be decoded.
+pub fn admits(
+    snapshot: &Snapshot,
+    change: &Change<'_>,
+    now: Timestamp,
+) -> Result<bool, DecodeError> {
+    if change.op != Op::Read {
+        return Ok(true);
+    }
+    match (snapshot.policy, &change.after) {
+        (SnapshotPolicy::All, _) => Ok(true),
+        (SnapshotPolicy::Skip, _) | (_, None) => Ok(false),
+        (SnapshotPolicy::Recent, Some(row)) => {
+            let mut newest: Option<Timestamp> = None;
+            for column in TOUCHED {
+                newest = newest.max(row.timestamp(column)?.value());
+            }
+            Ok(newest.is_some_and(|touched| younger(touched, now, snapshot.max_age)))
+        }
+    }
+}
+
+/// Whether the row was young when its change was committed: without the state before, its present
+/// state then tells what happened.
+///
+/// # Errors
+/// When `created_at` cannot be decoded.
+pub fn was_young(row: &Row<'_>, committed: Timestamp) -> Result<bool, DecodeError> {
+    let created = row.timestamp("created_at")?.value();
+    Ok(created.is_some_and(|created| younger(created, committed, YOUNG)))
+}
+
+fn younger(then: Timestamp, now: Timestamp, age: Duration) -> bool {
+    SignedDuration::try_from(age).is_ok_and(|age| now.duration_since(then) < age)
+}
