@@ -36,8 +36,14 @@ struct Scaled<'a> {
     value: Text<'a>,
 }
 
-/// Reads a column's JSON; `None` when it is no number in that form.
+/// Reads a column's JSON; `None` when it is no number in that form. The scale is never negative: a
+/// zero of scale -3 would print as `0000`, which is no JSON.
 pub(super) fn decode(json: &str, form: Form) -> Option<BigDecimal> {
+    let number = read(json, form)?;
+    Some(if number.fractional_digit_count() < 0 { number.with_scale(0) } else { number })
+}
+
+fn read(json: &str, form: Form) -> Option<BigDecimal> {
     match json.as_bytes().first()? {
         b'"' => {
             let Text(text) = serde_json::from_str(json).ok()?;
@@ -98,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    fn read(json: &str, form: Form) -> Option<String> {
+    fn plain(json: &str, form: Form) -> Option<String> {
         decode(json, form).map(|number| number.to_plain_string())
     }
 
@@ -114,41 +120,54 @@ mod tests {
             ("AKtUqYyo5NUV", 10, "1234567890.0123456789"),
         ] {
             let json = json!(text).to_string();
-            assert_eq!(read(&json, Form::Scale(scale)).as_deref(), Some(number), "{text}");
-            assert_eq!(read(&json, Form::Base64(scale)).as_deref(), Some(number), "{text}");
+            assert_eq!(plain(&json, Form::Scale(scale)).as_deref(), Some(number), "{text}");
+            assert_eq!(plain(&json, Form::Base64(scale)).as_deref(), Some(number), "{text}");
         }
     }
 
     #[test]
     fn digits_alone_are_base64_where_the_scale_is_above_zero_and_text_where_it_is_not() {
         // 1500 as base64 is the bytes d7 9d 34.
-        assert_eq!(read("\"1500\"", Form::Scale(2)).as_deref(), Some("-26467.32"));
-        assert_eq!(read("\"1500\"", Form::Scale(0)).as_deref(), Some("1500"));
-        assert_eq!(read("\"1500\"", Form::Base64(0)).as_deref(), Some("-2646732"));
-        assert_eq!(read("\"1500\"", Form::Unconstrained).as_deref(), Some("1500"));
-        assert_eq!(read("\"1500.00\"", Form::Scale(2)).as_deref(), Some("1500.00"));
-        assert_eq!(read("1500", Form::Scale(2)).as_deref(), Some("1500"));
+        assert_eq!(plain("\"1500\"", Form::Scale(2)).as_deref(), Some("-26467.32"));
+        assert_eq!(plain("\"1500\"", Form::Scale(0)).as_deref(), Some("1500"));
+        assert_eq!(plain("\"1500\"", Form::Base64(0)).as_deref(), Some("-2646732"));
+        assert_eq!(plain("\"1500\"", Form::Unconstrained).as_deref(), Some("1500"));
+        assert_eq!(plain("\"1500.00\"", Form::Scale(2)).as_deref(), Some("1500.00"));
+        assert_eq!(plain("1500", Form::Scale(2)).as_deref(), Some("1500"));
     }
 
     #[test]
     fn an_unconstrained_numeric_brings_its_own_scale_and_is_never_bare_base64() {
         let form = Form::Unconstrained;
-        assert_eq!(read(r#"{"scale":1,"value":"Dw=="}"#, form).as_deref(), Some("1.5"));
-        assert_eq!(read(r#"{"value":"GQ==","scale":-2}"#, form).as_deref(), Some("2500"));
-        assert_eq!(read("\"2500.00\"", form).as_deref(), Some("2500.00"));
-        assert_eq!(read("\"JxA=\"", form), None);
+        assert_eq!(plain(r#"{"scale":1,"value":"Dw=="}"#, form).as_deref(), Some("1.5"));
+        assert_eq!(plain(r#"{"value":"GQ==","scale":-2}"#, form).as_deref(), Some("2500"));
+        assert_eq!(plain("\"2500.00\"", form).as_deref(), Some("2500.00"));
+        assert_eq!(plain("\"JxA=\"", form), None);
+    }
+
+    #[test]
+    fn a_number_prints_as_json_whatever_its_scale() {
+        for json in [r#"{"scale":-9,"value":"AA=="}"#, "0e5", "\"0E+5\"", "-0", "-0.00e2"] {
+            let text = plain(json, Form::Unconstrained).expect("zero");
+            let number: Result<f64, _> = serde_json::from_str(&text);
+            assert_eq!(number.ok(), Some(0.0), "{json} became {text}");
+        }
+        assert_eq!(plain("12e3", Form::Unconstrained).as_deref(), Some("12000"));
     }
 
     #[test]
     fn digits_beyond_a_double_survive() {
         let text = "123456789012345678901234567890.123456789";
-        assert_eq!(read(text, Form::Scale(2)).as_deref(), Some(text));
+        assert_eq!(plain(text, Form::Scale(2)).as_deref(), Some(text));
         assert_eq!(
-            read("9007199254740993", Form::Unconstrained).as_deref(),
+            plain("9007199254740993", Form::Unconstrained).as_deref(),
             Some("9007199254740993")
         );
-        assert_eq!(read("9.99999999999E9", Form::Scale(2)).as_deref(), Some("9999999999.99"));
-        assert_eq!(read("\"1E-18\"", Form::Unconstrained).as_deref(), Some("0.000000000000000001"));
+        assert_eq!(plain("9.99999999999E9", Form::Scale(2)).as_deref(), Some("9999999999.99"));
+        assert_eq!(
+            plain("\"1E-18\"", Form::Unconstrained).as_deref(),
+            Some("0.000000000000000001")
+        );
     }
 
     #[test]
@@ -167,8 +186,8 @@ mod tests {
             "\"1.0e-999999999999999999999\"",
             r#"{"scale":9999999,"value":"AA=="}"#,
         ] {
-            assert_eq!(read(json, Form::Scale(2)), None, "{json}");
-            assert_eq!(read(json, Form::Unconstrained), None, "{json}");
+            assert_eq!(plain(json, Form::Scale(2)), None, "{json}");
+            assert_eq!(plain(json, Form::Unconstrained), None, "{json}");
         }
     }
 

@@ -114,7 +114,7 @@ fn read_all(row: &Row<'_>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(5000))]
 
     #[test]
     fn decoding_never_panics(
