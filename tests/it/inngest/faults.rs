@@ -153,6 +153,43 @@ async fn events_whose_caller_has_gone_are_not_sent_after_the_outage() {
 }
 
 #[tokio::test]
+async fn a_request_whose_callers_have_gone_is_not_repeated() {
+    let scene = scene().await;
+    scene.double.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
+    let tried = scene.inngest.send(events(["tried"]));
+    tokio::select! {
+        outcome = tried => panic!("it waits: {outcome:?}"),
+        () = within(scene.breaker.until_away()) => {}
+    }
+    let posts = scene.double.inspect(|log| log.posts.len());
+    let outage = async {
+        within(scene.double.until(|log| log.posts.len() >= posts + 5)).await;
+        scene.double.heal(Endpoint::Post);
+    };
+    let (sent, ()) = futures::join!(scene.send(&["later"]), outage);
+    sent.expect("accepted");
+    scene.send(&["last"]).await.expect("accepted");
+    scene.double.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["later", "last"]));
+}
+
+#[tokio::test]
+async fn a_batch_keeps_the_wait_it_was_given_while_others_pass() {
+    let scene = scene().await;
+    scene.double.fail(Endpoint::Post, Fault::too_many(3600), Lasting::Next(1));
+    let told_to_wait = scene.inngest.send(events(["told to wait"]));
+    tokio::pin!(told_to_wait);
+    tokio::select! {
+        outcome = &mut told_to_wait => panic!("it waits: {outcome:?}"),
+        () = within(scene.breaker.until_away()) => {}
+    }
+    scene.breaker.succeeded();
+    scene.send(&["another"]).await.expect("accepted");
+    scene.send(&["last"]).await.expect("accepted");
+    assert!(futures::FutureExt::now_or_never(told_to_wait).is_none(), "it still waits");
+    scene.double.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["another", "last"]));
+}
+
+#[tokio::test]
 async fn a_batch_lives_on_while_one_of_its_callers_waits() {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(50)).await;
     scene.double.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
