@@ -10,4 +10,5 @@ pub mod demo;
 pub mod engine;
 pub mod kafka;
 pub mod outage;
+pub mod supervisor;
 pub mod telemetry;

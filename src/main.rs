@@ -1,2 +1,103 @@
-//! Entry point.
-fn main() {}
+//! The command line; exit codes; nothing else.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use crm_event_processors::cli::{check, decisions, explain, run};
+use crm_event_processors::config::{self, Loaded, Settings};
+use crm_event_processors::telemetry::logs;
+
+/// Exit status of a configuration that cannot work.
+const BAD_CONFIGURATION: u8 = 64;
+/// Exit status of everything else that went wrong.
+const FAILED: u8 = 70;
+
+/// Turns Debezium changes of a loyalty CRM into Inngest events: nothing lost, nothing twice.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon (the default)
+    Run,
+    /// Show the configuration that a start would use, and what is wrong with it
+    Check(check::Args),
+    /// Tell why a change is or is not handled, without handling it
+    Explain(explain::Args),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command.unwrap_or(Command::Run) {
+        Command::Run => run_daemon(&load()),
+        Command::Check(args) => check(&args),
+        Command::Explain(args) => report(decisions::explain(&args, &config::process_environment())),
+    }
+}
+
+fn load() -> Loaded {
+    config::load(&config::process_environment(), Path::new(config::LOCAL_FILE))
+}
+
+fn check(args: &check::Args) -> ExitCode {
+    match check::check(&load(), args.json, &mut std::io::stdout().lock()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(BAD_CONFIGURATION),
+        Err(error) => report(Err(error.into())),
+    }
+}
+
+fn run_daemon(loaded: &Loaded) -> ExitCode {
+    let settings: &Settings = match &loaded.settings {
+        Ok(settings) => settings,
+        Err(problems) => {
+            complain(&problems.to_string());
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    if let Err(error) = logs::init(&settings.log) {
+        complain(&error.to_string());
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!(warning, "configuration");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("the async runtime cannot be started: {error}"));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let ended = runtime.block_on(run::run(settings.clone()));
+    // Blocking calls into librdkafka may still be under way; nothing depends on them any more.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = error.exit_code();
+            let error = anyhow::Error::from(error);
+            tracing::error!(error = format!("{error:#}"), "ended");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Nothing can be done where even standard error is closed.
+fn complain(message: &str) {
+    writeln!(std::io::stderr(), "error: {message}").ok();
+}

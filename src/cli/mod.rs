@@ -1,5 +1,7 @@
 //! The commands, one file each.
 
 pub mod check;
+pub mod decisions;
 pub mod explain;
 pub mod recording;
+pub mod run;

@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::memory::MemoryStore;
-pub use self::redis::RedisStore;
+pub use self::redis::{RedisStore, warn_of_eviction};
 use crate::outage::Breaker;
 
 /// One step of the protocol, as a store carries it out.
@@ -86,6 +86,12 @@ impl StoreAway {
 pub trait Store: Send + Sync + 'static {
     /// Carries out `ops` in one round trip where it can.
     fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>>;
+}
+
+impl Store for Box<dyn Store> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+        (**self).execute(ops)
+    }
 }
 
 /// What to do while claims cannot be reached (`DEDUP_ON_OUTAGE`).

@@ -96,6 +96,22 @@ impl Store for RedisStore {
     }
 }
 
+/// Warns of a server that may drop claims before their time. Managed servers that do not tell their
+/// policy are believed.
+pub async fn warn_of_eviction(mut connection: ConnectionManager) {
+    let mut command = redis::cmd("CONFIG");
+    command.arg("GET").arg("maxmemory-policy");
+    let policy: redis::RedisResult<Vec<String>> = command.query_async(&mut connection).await;
+    if let Ok([_, policy]) = policy.as_deref()
+        && policy != "noeviction"
+    {
+        tracing::warn!(
+            policy,
+            "redis may drop claims when its memory is full: set maxmemory-policy noeviction"
+        );
+    }
+}
+
 /// What the first round trip settles; `None` for a claim that somebody has.
 fn reply(op: &Op, answer: &Value) -> Option<Reply> {
     match (op, answer) {

@@ -14,7 +14,7 @@ fn args() -> Args {
 }
 
 fn fixture(name: &str) -> Args {
-    Args { file: Some(support::fixture(name)), ..args() }
+    Args { file: Some(support::recordings::fixture(name)), ..args() }
 }
 
 fn output(args: &Args, kafka: ClientConfig) -> anyhow::Result<String> {

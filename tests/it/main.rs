@@ -2,6 +2,8 @@
 //! share what is started.
 
 mod decode_fixtures;
+mod decode_mutations;
+mod decode_recordings;
 mod double;
 mod explain;
 mod inngest;

@@ -1,0 +1,89 @@
+//! What the consumers say to `explain`: their own rules, with clients that are never asked.
+
+use std::io::{self, BufWriter};
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::explain::{self, Context, Subject};
+use crate::cdc::{Options, Record};
+use crate::clients::redis::Cache;
+use crate::config::{self, ConsumerName, Environment, Settings, variables};
+use crate::consumers::registry::{self, Parts};
+use crate::kafka::Kafka;
+use crate::supervisor;
+
+/// Explains with the consumers' own rules, all of them whatever `CONSUMERS` says. Nothing but the
+/// reading needs a service, so nothing but that needs a setting.
+///
+/// # Errors
+/// As [`explain::run`], and when the configuration cannot work.
+pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Result<()> {
+    let settings = settings(args, environment)?;
+    // Consumers are built around clients, which live on a runtime.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _entered = runtime.enter();
+    let breakers = supervisor::breakers(&settings);
+    let parts = Parts {
+        settings: &settings,
+        calls: supervisor::calls(&settings, &breakers)?,
+        sender: supervisor::sender(&settings, &breakers)?,
+        cache: Cache::none(),
+    };
+    let consumers: Vec<_> =
+        ConsumerName::ALL.iter().filter_map(|name| registry::build(*name, &parts)).collect();
+    let topics = consumers.iter().map(|consumer| (consumer.topics(), consumer));
+    let command_topics: Vec<String> = topics
+        .flat_map(|(topics, consumer)| {
+            topics.into_iter().filter(|topic| consumer.takes_commands(topic))
+        })
+        .collect();
+    let decide = |record: &Record<'_>, subject: &Subject<'_>| {
+        let now = Timestamp::now();
+        let takers = consumers
+            .iter()
+            .filter(|consumer| consumer.topics().iter().any(|topic| topic == record.topic));
+        takers.filter_map(|consumer| {
+            let decision = match subject {
+                Subject::Change(change) => consumer.explain_change(change, now),
+                Subject::Command(_) => consumer.explain_command(record),
+                Subject::Nothing(nothing) => registry::skip(nothing.as_str()),
+                Subject::Error(_) => return None,
+            };
+            Some((consumer.name().to_owned(), decision))
+        })
+        .collect()
+    };
+    let context = Context {
+        options: Options { default_scale: settings.cdc.numeric_scale },
+        command_topics: &command_topics,
+        decide: &decide,
+        kafka: Kafka::new(settings.kafka.clone(), settings.engine.commit_interval).base(),
+    };
+    explain::run(args, &context, &mut BufWriter::new(io::stdout().lock()))
+}
+
+/// The settings that rules depend on; services that are not asked need not be named.
+fn settings(args: &explain::Args, environment: &Environment) -> anyhow::Result<Box<Settings>> {
+    let mut environment = environment.clone();
+    let mut needless = vec![
+        ("SUPABASE_URL", "http://supabase.invalid"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "not-needed"),
+        ("REDIS_URL", "redis://redis.invalid"),
+        ("INNGEST_EVENT_KEY", "not-needed"),
+    ];
+    if args.topic.is_none() {
+        needless.push(("KAFKA_BOOTSTRAP_SERVERS", "kafka.invalid:9092"));
+    }
+    for (name, value) in needless {
+        let names = variables::VARIABLES
+            .iter()
+            .find(|variable| variable.env.contains(&name))
+            .map_or(&[][..], |variable| variable.env);
+        if names.iter().all(|name| environment.get(*name).is_none_or(String::is_empty)) {
+            environment.insert(name.to_owned(), value.to_owned());
+        }
+    }
+    Ok(config::load(&environment, Path::new(config::LOCAL_FILE)).settings?)
+}
+

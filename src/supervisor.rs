@@ -1,0 +1,323 @@
+//! Starts the consumers, watches over them, and stops them.
+//!
+//! One consumer that cannot go on ends the process, so that the platform starts it again: a worker
+//! without health checks has nobody else to notice (contract section 8.8).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use secrecy::ExposeSecret;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::cdc;
+use crate::clients::inngest::{Inngest, InngestConfig};
+use crate::clients::redis::{Cache, connect};
+use crate::clients::supabase::{Supabase, SupabaseConfig};
+use crate::clients::{HttpConfig, SetupError};
+use crate::config::{DedupOutage, Settings};
+use crate::consumers::call::{Calls, Sender};
+use crate::consumers::registry::{self, Launch, Parts, Registered};
+use crate::dedup::{Claims, OnOutage, RedisStore, Store};
+use crate::engine::backpressure::Bounds;
+use crate::engine::retry::Policy;
+use crate::engine::vitals::Pulse;
+use crate::engine::{self, Engine, EngineError, Observer};
+use crate::kafka::{DeadLetters, Kafka};
+use crate::outage::{Backoff, Breakers};
+
+/// What a stop needs after the last work has ended: the last commit and leaving the group.
+const STOP_RESERVE: Duration = Duration::from_secs(5);
+/// How often consumers are looked at.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Why the daemon ended although nobody stopped it.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Something in the configuration cannot work.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A Redis URL is none.
+    #[error("{variable} is no usable redis:// or rediss:// URL")]
+    RedisUrl {
+        /// Which variable.
+        variable: &'static str,
+    },
+    /// The dead letter producer cannot be made.
+    #[error("the dead letter producer cannot be made: check KAFKA_* settings")]
+    DeadLetters(#[from] rdkafka::error::KafkaError),
+    /// A consumer that is enabled is not part of this version.
+    #[error("consumer {0} is not part of this version: take it out of CONSUMERS")]
+    Missing(&'static str),
+    /// A consumer ended.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A consumer's task ended without a word.
+    #[error("a consumer's task panicked; see the log")]
+    Panicked,
+    /// A consumer has work and makes no progress.
+    #[error("consumer {consumer} has made no progress for {seconds} s while it has work")]
+    Stalled {
+        /// Which consumer.
+        consumer: &'static str,
+        /// `STALL_TIMEOUT`, in seconds.
+        seconds: u64,
+    },
+}
+
+impl RunError {
+    /// Exit status (contract section 8.8): 64 configuration, 70 stalled or a fatal client error.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Setup(_)
+            | Self::RedisUrl { .. }
+            | Self::DeadLetters(_)
+            | Self::Missing(_)
+            | Self::Engine(EngineError::NoStart(_)) => 64,
+            Self::Engine(_) | Self::Panicked | Self::Stalled { .. } => 70,
+        }
+    }
+}
+
+/// The daemon, built and not yet running.
+pub struct Daemon {
+    settings: Settings,
+    breakers: Arc<Breakers>,
+    claims: Claims,
+    kafka: Kafka,
+    dead_letters: Arc<DeadLetters>,
+    observer: Arc<dyn Observer>,
+    consumers: Vec<(Arc<dyn Registered>, Arc<Pulse>)>,
+}
+
+/// Where the daemon keeps claims and finds cached settings.
+pub struct Memory {
+    /// Claims.
+    pub claims: Box<dyn Store>,
+    /// The cache that is shared with the rest of the CRM.
+    pub cache: Cache,
+}
+
+impl Memory {
+    /// The Redis servers of the settings. Connections are made on first use.
+    ///
+    /// # Errors
+    /// When a URL is none.
+    pub fn redis(settings: &Settings, breakers: &Breakers) -> Result<Self, RunError> {
+        let claims = connect(settings.redis.url.expose_secret())
+            .map_err(|_| RunError::RedisUrl { variable: "REDIS_URL" })?;
+        let cache = connect(settings.redis.cache_url.expose_secret())
+            .map_err(|_| RunError::RedisUrl { variable: "CRM_CACHE_REDIS_URL" })?;
+        tokio::spawn(crate::dedup::warn_of_eviction(claims.clone()));
+        Ok(Self {
+            claims: Box::new(RedisStore::new(claims, settings.dedup.window)),
+            cache: Cache::new(cache, breakers.get("cache")),
+        })
+    }
+}
+
+/// The breakers of one process.
+#[must_use]
+pub fn breakers(settings: &Settings) -> Arc<Breakers> {
+    let engine = &settings.engine;
+    let backoff = Backoff { base: engine.backoff_base, max: engine.backoff_max };
+    Arc::new(Breakers::new(engine.breaker_threshold, backoff))
+}
+
+impl Daemon {
+    /// Builds everything that the enabled consumers need. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the configuration cannot work.
+    pub fn new(
+        settings: Settings,
+        breakers: Arc<Breakers>,
+        memory: Memory,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, RunError> {
+        let on_outage = match settings.dedup.on_outage {
+            DedupOutage::Wait => OnOutage::Wait,
+            DedupOutage::Proceed => OnOutage::Proceed,
+        };
+        let claims = Claims::start(
+            memory.claims,
+            breakers.get("redis"),
+            on_outage,
+            settings.dedup.window,
+            settings.inngest.cancel_settle,
+        );
+        let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
+        let dead_letters = Arc::new(DeadLetters::new(&kafka, &settings.kafka.dlq_topic)?);
+        let parts = Parts {
+            settings: &settings,
+            calls: calls(&settings, &breakers)?,
+            sender: sender(&settings, &breakers)?,
+            cache: memory.cache,
+        };
+        let mut consumers = Vec::new();
+        for name in &settings.consumers {
+            let consumer =
+                registry::build(*name, &parts).ok_or(RunError::Missing(name.as_str()))?;
+            consumers.push((consumer, Arc::new(Pulse::default())));
+        }
+        Ok(Self { settings, breakers, claims, kafka, dead_letters, observer, consumers })
+    }
+
+    /// Runs until the first word on `signals`, then finishes what is in flight; a second word, or
+    /// the end of `SHUTDOWN_GRACE`, ends it at once and loses nothing.
+    ///
+    /// # Errors
+    /// When a consumer cannot go on.
+    pub async fn run(self, mut signals: mpsc::Receiver<()>) -> Result<(), RunError> {
+        let stop = CancellationToken::new();
+        {
+            let (dead_letters, kafka) = (Arc::clone(&self.dead_letters), self.kafka.clone());
+            tokio::spawn(async move { dead_letters.ensure_topic(&kafka).await });
+        }
+        let mut running = JoinSet::new();
+        for (consumer, _) in &self.consumers {
+            running.spawn(Arc::clone(consumer).run(&self, stop.clone()));
+            tracing::info!(consumer = consumer.name(), topics = ?consumer.topics(), "consumer started");
+        }
+        let mut watch = tokio::time::interval(WATCH);
+        let ended = loop {
+            tokio::select! {
+                _ = signals.recv() => break Ok(()),
+                Some(ended) = running.join_next() => match flatten(ended) {
+                    Ok(()) if running.is_empty() => return Ok(()),
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+                _ = watch.tick() => {
+                    if let Some(error) = self.stalled() {
+                        // Whatever holds it up may hold up a clean stop too.
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        if ended.is_ok() {
+            tracing::info!("stop signal, finishing what is in flight");
+        }
+        stop.cancel();
+        let all = async {
+            while let Some(ended) = running.join_next().await {
+                if let Err(error) = flatten(ended) {
+                    tracing::warn!(%error, "consumer ended while stopping");
+                }
+            }
+        };
+        tokio::select! {
+            () = all => tracing::info!("stopped"),
+            _ = signals.recv() => tracing::warn!("second signal, stopping at once"),
+            () = tokio::time::sleep(self.settings.engine.shutdown_grace) => {
+                tracing::warn!("SHUTDOWN_GRACE is over, stopping at once");
+            }
+        }
+        ended
+    }
+
+    fn stalled(&self) -> Option<RunError> {
+        let (now, timeout) = (Instant::now(), self.settings.engine.stall_timeout);
+        let stalled = self.consumers.iter().find(|(_, pulse)| pulse.read().stalled(now, timeout));
+        stalled.map(|(consumer, _)| RunError::Stalled {
+            consumer: consumer.name(),
+            seconds: timeout.as_secs(),
+        })
+    }
+}
+
+fn flatten(
+    ended: Result<Result<(), EngineError>, tokio::task::JoinError>,
+) -> Result<(), RunError> {
+    match ended {
+        Ok(ended) => Ok(ended?),
+        Err(_) => Err(RunError::Panicked),
+    }
+}
+
+impl Launch for Daemon {
+    fn engine(&self, name: &'static str) -> Engine<()> {
+        let Settings { kafka, engine, cdc, .. } = &self.settings;
+        let own = self.settings.consumers.iter().find(|consumer| consumer.as_str() == name);
+        let pulse = self.consumers.iter().find(|(consumer, _)| consumer.name() == name);
+        Engine {
+            consumer: Arc::new(()),
+            settings: engine::Settings {
+                group: format!("{}-{name}", kafka.group_id),
+                properties: own
+                    .map(|own| self.settings.consumer(*own).kafka_properties.clone())
+                    .unwrap_or_default(),
+                decode: cdc::Options { default_scale: cdc.numeric_scale },
+                bounds: Bounds {
+                    records: engine.buffer_records,
+                    bytes: engine.buffer_bytes,
+                    span: engine.buffer_records.saturating_mul(10),
+                },
+                retry: Policy {
+                    backoff: Backoff { base: engine.backoff_base, max: engine.backoff_max },
+                    poison_attempts: engine.poison_attempts,
+                    poison_after: engine.poison_after,
+                },
+                drain_deadline: engine.drain_deadline,
+                stop_deadline: engine.shutdown_grace.saturating_sub(STOP_RESERVE),
+                commit_interval: engine.commit_interval,
+            },
+            kafka: self.kafka.clone(),
+            dead_letters: Arc::clone(&self.dead_letters),
+            claims: self.claims.clone(),
+            breakers: Arc::clone(&self.breakers),
+            observer: Arc::clone(&self.observer),
+            pulse: pulse.map(|(_, pulse)| Arc::clone(pulse)).unwrap_or_default(),
+        }
+    }
+}
+
+fn http(settings: &Settings) -> HttpConfig {
+    HttpConfig {
+        connect_timeout: settings.clients.connect_timeout,
+        timeout: settings.clients.request_timeout,
+    }
+}
+
+/// The way to Supabase that the settings name. Without any it leads nowhere: no enabled consumer
+/// needs it then.
+///
+/// # Errors
+/// When address or key cannot be used.
+pub fn calls(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Calls, SetupError> {
+    let mut config = match &settings.supabase {
+        Some(supabase) => {
+            SupabaseConfig::new(supabase.url.clone(), supabase.service_role_key.clone())
+        }
+        None => SupabaseConfig::new("http://supabase.invalid", "not-set".to_owned().into()),
+    };
+    config.http = http(settings);
+    Ok(Calls::new(Supabase::new(&config, Arc::clone(breakers))?, Arc::clone(breakers)))
+}
+
+/// The way to Inngest that the settings name.
+///
+/// # Errors
+/// When address or key cannot be used.
+pub fn sender(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Sender, SetupError> {
+    let inngest = &settings.inngest;
+    let config = InngestConfig {
+        environment: inngest.env.clone(),
+        max_wait: inngest.batch_wait,
+        max_events: inngest.batch_events,
+        max_bytes: inngest.batch_bytes,
+        max_event_bytes: inngest.max_event_bytes,
+        requests: inngest.requests,
+        backoff: Backoff {
+            base: settings.engine.backoff_base,
+            max: settings.engine.backoff_max,
+        },
+        http: http(settings),
+        ..InngestConfig::new(inngest.base_url.clone(), inngest.event_key.clone())
+    };
+    let breaker = breakers.get("inngest");
+    Ok(Sender::new(Inngest::start(&config, Arc::clone(&breaker))?, breaker))
+}
