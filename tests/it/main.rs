@@ -7,6 +7,8 @@ mod decode_recordings;
 mod double;
 mod explain;
 mod inngest;
+mod load;
+mod replay;
 mod services_smoke;
 mod supabase;
 mod support;

@@ -291,7 +291,8 @@ impl Currency {
             let message = "the debit row names no original: external_ref is empty".to_owned();
             return Err(poison("no_original", message));
         };
-        let (number_is, merchant_is) = (format!("eq.{number}"), format!("eq.{}", source.merchant_id));
+        let (number_is, merchant_is) =
+            (format!("eq.{number}"), format!("eq.{}", source.merchant_id));
         let query = [
             ("transaction_number", &*number_is),
             ("merchant_id", &*merchant_is),
