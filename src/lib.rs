@@ -9,6 +9,7 @@ pub mod dedup;
 pub mod demo;
 pub mod engine;
 pub mod kafka;
+pub mod measures;
 pub mod outage;
 pub mod supervisor;
 pub mod telemetry;
