@@ -7,6 +7,7 @@ mod decode_recordings;
 mod double;
 mod explain;
 mod inngest;
+mod life;
 mod load;
 mod replay;
 mod services_smoke;
