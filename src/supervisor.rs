@@ -229,9 +229,7 @@ impl Daemon {
     }
 }
 
-fn flatten(
-    ended: Result<Result<(), EngineError>, tokio::task::JoinError>,
-) -> Result<(), RunError> {
+fn flatten(ended: Result<Result<(), EngineError>, tokio::task::JoinError>) -> Result<(), RunError> {
     match ended {
         Ok(ended) => Ok(ended?),
         Err(_) => Err(RunError::Panicked),
@@ -311,10 +309,7 @@ pub fn sender(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Sender, S
         max_bytes: inngest.batch_bytes,
         max_event_bytes: inngest.max_event_bytes,
         requests: inngest.requests,
-        backoff: Backoff {
-            base: settings.engine.backoff_base,
-            max: settings.engine.backoff_max,
-        },
+        backoff: Backoff { base: settings.engine.backoff_base, max: settings.engine.backoff_max },
         http: http(settings),
         ..InngestConfig::new(inngest.base_url.clone(), inngest.event_key.clone())
     };

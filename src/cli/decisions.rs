@@ -43,16 +43,17 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
         let takers = consumers
             .iter()
             .filter(|consumer| consumer.topics().iter().any(|topic| topic == record.topic));
-        takers.filter_map(|consumer| {
-            let decision = match subject {
-                Subject::Change(change) => consumer.explain_change(change, now),
-                Subject::Command(_) => consumer.explain_command(record),
-                Subject::Nothing(nothing) => registry::skip(nothing.as_str()),
-                Subject::Error(_) => return None,
-            };
-            Some((consumer.name().to_owned(), decision))
-        })
-        .collect()
+        takers
+            .filter_map(|consumer| {
+                let decision = match subject {
+                    Subject::Change(change) => consumer.explain_change(change, now),
+                    Subject::Command(_) => consumer.explain_command(record),
+                    Subject::Nothing(nothing) => registry::skip(nothing.as_str()),
+                    Subject::Error(_) => return None,
+                };
+                Some((consumer.name().to_owned(), decision))
+            })
+            .collect()
     };
     let context = Context {
         options: Options { default_scale: settings.cdc.numeric_scale },
@@ -86,4 +87,3 @@ fn settings(args: &explain::Args, environment: &Environment) -> anyhow::Result<B
     }
     Ok(config::load(&environment, Path::new(config::LOCAL_FILE)).settings?)
 }
-
