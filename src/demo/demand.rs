@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use super::double::currency_rows;
 use crate::config::ConsumerName;
@@ -39,7 +39,7 @@ pub struct Reverse {
     /// The purchase that a debit row refunds.
     pub original_source_id: Option<String>,
     /// The share that a debit row takes back.
-    pub refund_percentage: Option<Number>,
+    pub refund_percentage: Option<f64>,
 }
 
 /// What was seen at the other end.
@@ -221,7 +221,7 @@ fn judge_currency(demand: &Demand, seen: &Seen, allowance: &Allowance, findings:
                 id: wanted.id.clone(),
                 source_id: text(data, "source_id"),
                 original_source_id: data["original_source_id"].as_str().map(str::to_owned),
-                refund_percentage: data["refund_percentage"].as_number().cloned(),
+                refund_percentage: data["refund_percentage"].as_f64(),
             };
             if sent != *wanted {
                 findings.different.push(format!("{}: {data}", wanted.id));

@@ -40,31 +40,31 @@ impl Fault {
         match self {
             Self::Inngest429 => {
                 "Inngest refuses every request with 429 for 3 s: nothing is lost, nothing becomes a \
-                 dead letter,\nthe same batches go out again when it asks for them."
+                 dead letter, the same batches go out again when it asks for them."
             }
             Self::InngestPartial => {
                 "Inngest takes the events before one that it refuses, and not those behind it: the \
-                 first are done,\nthe refused one is tried alone and set aside, the rest goes on."
+                 first are done, the refused one is tried alone and set aside, the rest goes on."
             }
             Self::InngestDown => {
                 "Inngest resets every connection for 3 s: nothing is lost, nothing becomes a dead \
-                 letter,\nand consuming goes on by itself when it is back."
+                 letter, and consuming goes on by itself when it is back."
             }
             Self::Supabase500 => {
                 "Supabase answers every request with 500 for 3 s: an outage, not the records' \
-                 fault;\nnothing is lost, nothing becomes a dead letter."
+                 fault; nothing is lost, nothing becomes a dead letter."
             }
             Self::RedisEmpty => {
                 "The claims are emptied right before the connector repeats old changes: they are \
-                 recognised as\nreplays by their place in the log, and event ids absorb the rest."
+                 recognised as replays by their place in the log, and event ids absorb the rest."
             }
             Self::Poison => {
                 "Records that nobody can read are put among the others: each ends in the dead \
-                 letter topic with\nits reason, and holds nothing up."
+                 letter topic with its reason, and holds nothing up."
             }
             Self::Kill => {
                 "The daemon is torn down at a random moment, without a last commit, and started \
-                 again: nothing is\nlost, and only what was in flight may be sent again, with the \
+                 again: nothing is lost, and only what was in flight may be sent again, with the \
                  same id and content."
             }
         }

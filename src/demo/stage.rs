@@ -126,11 +126,14 @@ impl Stage {
     }
 
     fn say_what_differs(&self, fault: Option<Fault>) {
+        self.say(
+            "Recorded changes of a real Debezium go through an embedded Kafka to the daemon, and \
+             from there to doubles of Inngest and Supabase.",
+        );
         self.say(format!(
-            "Recorded changes of a real Debezium -> Kafka (embedded) -> the daemon -> Inngest and \
-             Supabase (doubles)\nDifferent from production, to be quick: a cancel waits {:?} after \
-             its award (30 s there), a debit's original\nis looked for during {:?} (60 s there). \
-             Snapshot rows are skipped: the recorded ones get older every day.",
+            "Other than in production, to be quick: a cancel waits {:?} after its award (30 s \
+             there), a debit's original is looked for during {:?} (60 s there). Snapshot rows are \
+             skipped: the recorded ones get older every day.",
             self.settings.inngest.cancel_settle, self.settings.currency_original_patience,
         ));
         if let Some(fault) = fault {

@@ -42,9 +42,7 @@ impl<W: Write> Screen<W> {
     pub(super) fn tell(&mut self, told: &Told) {
         match told {
             Told::Note(text) => {
-                for line in text.lines() {
-                    self.line(BOLD, line);
-                }
+                self.wrapped("", text, BOLD);
             }
             Told::Event(event) => {
                 self.capped(EVENTS, &event.name, GREEN, "sent", &about(event));
@@ -78,7 +76,7 @@ impl<W: Write> Screen<W> {
             std::cmp::Ordering::Greater => return,
         };
         let seconds = self.started.elapsed().as_secs_f64();
-        self.line(colour, &format!("{seconds:7.2} s  {what:<9}  {kind:<20}  {about}{more}"));
+        self.line(colour, &format!("{seconds:6.2} s  {what:<9}  {kind:<18}  {about}{more}"));
     }
 
     fn line(&mut self, colour: &str, text: &str) {
@@ -88,6 +86,23 @@ impl<W: Write> Screen<W> {
             true => writeln!(self.out, "\x1b[{colour}m{text}\x1b[0m"),
             false => writeln!(self.out, "{text}"),
         });
+    }
+
+    /// A text of any length, broken between words.
+    fn wrapped(&mut self, indent: &str, text: &str, colour: &str) {
+        let mut line = indent.to_owned();
+        for word in text.split_whitespace() {
+            if line.len() > indent.len() {
+                if line.chars().count() + 1 + word.chars().count() > WIDTH {
+                    self.line(colour, &line);
+                    line = indent.to_owned();
+                } else {
+                    line.push(' ');
+                }
+            }
+            line.push_str(word);
+        }
+        self.line(colour, &line);
     }
 
     fn plain(&mut self, text: &str) {
@@ -114,7 +129,7 @@ impl<W: Write> Screen<W> {
             self.line(BOLD, &format!("dead letter topic, {} records:", report.dead_letters.len()));
             for letter in report.dead_letters.iter().take(EVENTS) {
                 self.line(RED, &format!("  {:<19} {}", letter.kind, letter.origin));
-                self.plain(&format!("    {}", letter.message));
+                self.wrapped("    ", &letter.message, DIM);
             }
         }
         self.plain("");
@@ -201,7 +216,8 @@ fn short(time: Duration) -> String {
 }
 
 fn place(origin: &Origin) -> String {
-    format!("{} {}@{}", origin.topic, origin.partition, origin.offset)
+    let table = origin.topic.rsplit('.').next().unwrap_or_default();
+    format!("{table} {}@{}", origin.partition, origin.offset)
 }
 
 /// What an event is about, in a few words.
