@@ -158,21 +158,26 @@ impl<'a, C: Consumer> Session<'a, C> {
                     }
                 }
                 Some(message) = stream.next(), if self.polling && self.stopping.is_none() => {
-                    let mut next = Some(message);
-                    for _ in 0..BURST {
-                        match next {
-                            Some(Ok(message)) => self.take(&message),
-                            Some(Err(error)) => {
+                    let mut message = message;
+                    let mut taken = 0;
+                    loop {
+                        match message {
+                            Ok(message) => self.take(&message),
+                            Err(error) => {
                                 if let Some(end) = self.client_error(&error) {
                                     return end;
                                 }
                             }
-                            None => break,
                         }
-                        if !self.polling {
+                        taken += 1;
+                        // What is fetched here must be taken: it does not come again.
+                        if taken == BURST || !self.polling {
                             break;
                         }
-                        next = stream.next().now_or_never().flatten();
+                        match stream.next().now_or_never().flatten() {
+                            Some(next) => message = next,
+                            None => break,
+                        }
                     }
                 }
             }

@@ -8,6 +8,8 @@ mod demo;
 mod double;
 mod explain;
 mod inngest;
+mod load;
+mod replay;
 mod services_smoke;
 mod supabase;
 mod support;

@@ -139,7 +139,14 @@ pub(crate) async fn committed(
         for partition in led_partitions(&consumer, &topic) {
             list.add_partition(&topic, partition);
         }
-        let answer = consumer.committed_offsets(list, PATIENCE).expect("the group's offsets");
+        let deadline = Instant::now() + PATIENCE;
+        let answer = loop {
+            // A broker that has just started may not coordinate the group yet.
+            match consumer.committed_offsets(list.clone(), PATIENCE) {
+                Ok(answer) => break answer,
+                Err(error) => assert!(Instant::now() < deadline, "the group's offsets: {error}"),
+            }
+        };
         answer
             .elements()
             .iter()
@@ -153,6 +160,21 @@ pub(crate) async fn committed(
     })
     .await
     .expect("the group's offsets are read")
+}
+
+/// The end of each of the topic's partitions: the offset that the next record will have.
+pub(crate) async fn ends(brokers: &str, topic: &str) -> BTreeMap<i32, i64> {
+    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
+    spawn_blocking(move || {
+        let consumer: BaseConsumer = client(&brokers).create().expect("a consumer");
+        let end = |partition| {
+            let bounds = consumer.fetch_watermarks(&topic, partition, PATIENCE);
+            (partition, bounds.expect("the partition's bounds").1)
+        };
+        led_partitions(&consumer, &topic).into_iter().map(end).collect()
+    })
+    .await
+    .expect("the ends are read")
 }
 
 /// Partitions of the topic that have a leader; none when there is no such topic.

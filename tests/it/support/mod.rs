@@ -1,5 +1,6 @@
 //! What the tests stand on: the door to real services, Kafka helpers, and waiting for a condition.
 
+pub(crate) mod daemon;
 pub(crate) mod kafka;
 pub(crate) mod recordings;
 pub(crate) mod services;
@@ -18,13 +19,22 @@ pub(crate) fn unique(prefix: &str) -> String {
 ///
 /// # Panics
 /// At the deadline, naming `what` was waited for.
-pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, what, probe).await
+}
+
+/// As [`until`], for what may take longer than [`PATIENCE`].
+pub(crate) async fn until_within<T>(
+    patience: Duration,
+    what: &str,
+    mut probe: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = probe().await {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

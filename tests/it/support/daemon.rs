@@ -1,0 +1,86 @@
+//! The daemon as a process of its own, so that it can be killed as a machine kills it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// A daemon's environment: nothing of the test's own but what is named.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// What every daemon under test needs.
+    pub(crate) fn new(kafka: &str, redis: &str, services: &str, prefix: &str) -> Self {
+        Self::default()
+            .with("KAFKA_BOOTSTRAP_SERVERS", kafka)
+            .with("KAFKA_AUTO_OFFSET_RESET", "earliest")
+            .with("REDIS_URL", redis)
+            .with("SUPABASE_URL", services)
+            .with("SUPABASE_SERVICE_ROLE_KEY", "for-the-double")
+            .with("INNGEST_EVENT_API_BASE_URL", services)
+            .with("INNGEST_EVENT_KEY", "for-the-double")
+            .with("CDC_TOPIC_PREFIX", prefix)
+            .with("CONSUMER_GROUP_ID", prefix)
+            .with("CONSUMERS", "currency")
+            .with("LOG_FORMAT", "human")
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.0.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Starts a daemon; its log goes where the test's goes.
+    pub(crate) fn start(&self) -> Daemon {
+        let child = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"))
+            .env_clear()
+            .envs(&self.0)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the daemon starts");
+        Daemon(child)
+    }
+}
+
+/// A running daemon. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Daemon(Child);
+
+impl Daemon {
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Ends it without any warning, and waits until it is gone.
+    pub(crate) fn kill(mut self) {
+        self.end().expect("the daemon is killed");
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub(crate) fn stop(mut self) -> ExitStatus {
+        let sent = Command::new("kill").arg(self.pid().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIGTERM is sent");
+        self.0.wait().expect("the daemon ends")
+    }
+
+    /// Its largest resident memory so far, in KiB.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("the daemon is running");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.0.kill()?;
+        self.0.wait().map(|_| ())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Gone already, when the test ended it.
+        self.end().ok();
+    }
+}
