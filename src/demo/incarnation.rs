@@ -1,6 +1,7 @@
 //! One life of the daemon: it is stopped in peace, or torn down.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
@@ -12,6 +13,9 @@ use crate::clients::redis::Cache;
 use crate::config::Settings;
 use crate::dedup::MemoryStore;
 use crate::supervisor::{Daemon, Memory, RunError, breakers};
+
+/// How long a client of the broker may take to go.
+const TEAR_DOWN: Duration = Duration::from_secs(5);
 
 /// The real daemon, in a runtime of its own, so that it can be torn down without a goodbye.
 pub(super) struct Incarnation {
@@ -60,16 +64,21 @@ impl Incarnation {
         Ok(())
     }
 
-    /// Nothing of it goes on: tasks end where they stand, nothing is finished or committed.
-    pub(super) fn tear_down(&mut self) {
+    /// Nothing of it goes on: tasks end where they stand, nothing is finished or committed. Waits
+    /// until its threads are gone, as a dead process is before the next is started.
+    pub(super) async fn tear_down(mut self) -> Result<(), DemoError> {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            let gone = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(TEAR_DOWN));
+            gone.await?;
         }
+        Ok(())
     }
 }
 
 impl Drop for Incarnation {
     fn drop(&mut self) {
-        self.tear_down();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }

@@ -66,6 +66,8 @@ pub enum Told {
         /// For what.
         reason: String,
     },
+    /// Nothing more will be told.
+    Over,
 }
 
 /// What a run came to.
@@ -168,6 +170,7 @@ async fn follow(double: Arc<Double>, told: mpsc::UnboundedSender<Told>, over: Ca
             drop(told.send(Told::Event(event)));
         }
         if ended {
+            drop(told.send(Told::Over));
             return;
         }
     }

@@ -8,7 +8,8 @@ use crate::config::{self, Environment, Log, Problems, Settings};
 /// Settings that the demo chooses itself, with the reason where a user would wonder.
 const CHOSEN: [(&str, &str); 12] = [
     ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
-    ("KAFKA_SESSION_TIMEOUT", "3s"), // a killed daemon's partitions are free again that soon
+    // The mock cluster gives a torn down member's partitions away only after this.
+    ("KAFKA_SESSION_TIMEOUT", "3s"),
     // The mock cluster answers an empty fetch only when this is over.
     ("KAFKA_PROPERTIES", "fetch.wait.max.ms=20"),
     ("CONSUMER_GROUP_ID", GROUP),

@@ -40,7 +40,8 @@ pub(super) struct Stage {
     claims: Arc<MemoryStore>,
     watch: Arc<Watch>,
     settings: Settings,
-    daemon: Incarnation,
+    /// None only while one is replaced by the next.
+    daemon: Option<Incarnation>,
     told: mpsc::UnboundedSender<Told>,
     shipped: Shipped,
     /// Names of the consumers that take a topic.
@@ -100,7 +101,7 @@ impl Stage {
 
         let claims = Arc::new(MemoryStore::new(settings.dedup.window));
         let watch = Arc::new(Watch::new(told.clone()));
-        let daemon = Incarnation::start(&settings, &claims, &watch)?;
+        let daemon = Some(Incarnation::start(&settings, &claims, &watch)?);
         let stage = Self {
             double,
             broker,
@@ -168,7 +169,7 @@ impl Stage {
                     && self.fed >= moment
                 {
                     strikes = None;
-                    self.strike(fault)?;
+                    self.strike(fault).await?;
                 }
                 if stop.is_cancelled() && !options.feed.keep_running {
                     return Ok(true);
@@ -232,7 +233,7 @@ impl Stage {
         records
     }
 
-    fn strike(&mut self, fault: Fault) -> Result<(), DemoError> {
+    async fn strike(&mut self, fault: Fault) -> Result<(), DemoError> {
         if let Some((endpoints, how)) = fault.outage() {
             Fault::begin(endpoints, &how, &self.double);
             self.say(format!("FAULT begins, for {OUTAGE:?}"));
@@ -252,11 +253,13 @@ impl Stage {
                 self.say("FAULT: all claims are gone");
             }
             Fault::Kill => {
-                self.daemon.tear_down();
-                self.daemon = Incarnation::start(&self.settings, &self.claims, &self.watch)?;
+                if let Some(daemon) = self.daemon.take() {
+                    daemon.tear_down().await?;
+                }
+                let next = Incarnation::start(&self.settings, &self.claims, &self.watch)?;
+                self.daemon = Some(next);
                 self.say(
-                    "FAULT: the daemon is torn down and started again; it goes on once the \
-                          group has noticed,\nafter a session time-out of 3 s (30 s in production)",
+                    "FAULT: the daemon is torn down where it stands, and another one is started",
                 );
             }
             Fault::Poison => self.say("FAULT: three records that nobody can read are fed"),
@@ -266,17 +269,20 @@ impl Stage {
     }
 
     async fn while_alive<T>(&mut self, future: impl Future<Output = T>) -> Result<T, DemoError> {
+        let Some(daemon) = &mut self.daemon else { return Ok(future.await) };
         tokio::select! {
             biased;
             done = future => Ok(done),
-            error = self.daemon.failed() => Err(error),
+            error = daemon.failed() => Err(error),
         }
     }
 
     /// Stops the daemon and looks at what it left in the broker.
     pub(super) async fn end(self) -> Result<Played, DemoError> {
         let Self { daemon, broker, watch, settings, demand, allowance, fed, .. } = self;
-        daemon.stop().await?;
+        if let Some(daemon) = daemon {
+            daemon.stop().await?;
+        }
         let left = watch.open();
         let mut unfinished = Vec::new();
         if left > 0 {

@@ -12,7 +12,7 @@ use self::screen::Screen;
 use crate::config::process_environment;
 use crate::demo::double::Endpoint;
 use crate::demo::faults::Fault;
-use crate::demo::{self, DemoError, Feed, Options};
+use crate::demo::{self, DemoError, Feed, Options, Told};
 use crate::telemetry::logs;
 
 /// Records a second where nothing is said: slow enough to be watched.
@@ -82,7 +82,10 @@ pub async fn demo(args: &Args) -> Result<bool, DemoError> {
     let (told, mut heard) = mpsc::unbounded_channel();
     let screen = std::thread::spawn(move || {
         let mut screen = Screen::new(io::stdout(), colours);
-        while let Some(told) = heard.blocking_recv() {
+        // Parts of a daemon that was torn down may keep their end of the channel for a while.
+        while let Some(told) = heard.blocking_recv()
+            && !matches!(told, Told::Over)
+        {
             screen.tell(&told);
         }
         screen

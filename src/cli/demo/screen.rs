@@ -41,6 +41,7 @@ impl<W: Write> Screen<W> {
     /// Shows what happens.
     pub(super) fn tell(&mut self, told: &Told) {
         match told {
+            Told::Over => {}
             Told::Note(text) => {
                 self.wrapped("", text, BOLD);
             }
