@@ -33,6 +33,9 @@ pub struct Settings {
     pub cdc: Cdc,
     /// The currency consumer.
     pub currency: Consumer,
+    /// How long a debit's original is looked for before the debit becomes a dead letter
+    /// (`CURRENCY_ORIGINAL_PATIENCE`, default 60 s; contract section 3).
+    pub currency_original_patience: Duration,
     /// The tier consumer.
     pub tier: Consumer,
     /// The mission consumer.

@@ -13,6 +13,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendError;
 
 /// A change of the assignment that the loop must carry out, or has lost already.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,8 +124,14 @@ impl ConsumerContext for Context {
         } else {
             Rebalance::Revoke(names)
         };
-        // The loop is gone only once the client is being dropped.
-        drop(self.rebalances.send(rebalance));
+        // Without a loop the client is being dropped in the middle of its work, and would wait for
+        // good for an answer that nobody else gives.
+        let unheard = self.rebalances.send(rebalance);
+        if matches!(unheard, Err(SendError(Rebalance::Revoke(_))))
+            && let Err(error) = consumer.incremental_unassign(partitions)
+        {
+            tracing::debug!(messaging.consumer.group.name = %self.group, %error, "partitions not unassigned");
+        }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {

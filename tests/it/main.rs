@@ -4,6 +4,7 @@
 mod decode_fixtures;
 mod decode_mutations;
 mod decode_recordings;
+mod demo;
 mod double;
 mod explain;
 mod inngest;
