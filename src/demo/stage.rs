@@ -46,10 +46,16 @@ pub(super) struct Stage {
     shipped: Shipped,
     /// Names of the consumers that take a topic.
     takers: BTreeMap<Arc<str>, Vec<&'static str>>,
-    known: VecDeque<(Vec<Map<String, Value>>, BTreeSet<String>)>,
+    known: VecDeque<Rows>,
     demand: Demand,
     allowance: Allowance,
     fed: usize,
+}
+
+/// Rows of Supabase's tables that one round brings.
+struct Rows {
+    purchases: Vec<Map<String, Value>>,
+    merchants: BTreeSet<String>,
 }
 
 /// What is left when all is over.
@@ -194,7 +200,10 @@ impl Stage {
         }
         drop(sender);
         placing.await??;
-        self.say(format!("fed {} records, waiting for the last of them", self.fed));
+        self.say(format!(
+            "fed {} records; refunds may still wait out their settle time, debits their patience",
+            self.fed
+        ));
         let watch = Arc::clone(&self.watch);
         let drained = async {
             tokio::select! {
@@ -224,10 +233,10 @@ impl Stage {
         if self.known.len() == ROUNDS_KNOWN {
             self.known.pop_front();
         }
-        self.known.push_back((purchases, merchants));
-        let rows = self.known.iter().flat_map(|(purchases, _)| purchases).cloned();
+        self.known.push_back(Rows { purchases, merchants });
+        let rows = self.known.iter().flat_map(|rows| &rows.purchases).cloned();
         self.double.fill("purchase_ledger", rows.collect());
-        let merchants = self.known.iter().flat_map(|(_, merchants)| merchants);
+        let merchants = self.known.iter().flat_map(|rows| &rows.merchants);
         let settings = merchants.enumerate().map(|(at, id)| merchant(at, id));
         self.double.fill("merchant_master", settings.collect());
         records
@@ -314,21 +323,18 @@ impl Stage {
 type Delivery = (String, Instant, DeliveryFuture);
 
 /// Learns where records are stored, in the order in which they were produced.
-fn place(
+async fn place(
     mut deliveries: mpsc::Receiver<Delivery>,
     watch: Arc<Watch>,
     takers: BTreeMap<Arc<str>, Vec<&'static str>>,
-) -> impl Future<Output = Result<(), BrokerError>> {
-    async move {
-        while let Some((topic, at, delivery)) = deliveries.recv().await {
-            let delivery = delivery.await.map_err(|_| BrokerError::Gone)?;
-            let stored = delivery.map_err(|(error, _)| error)?;
-            let Some((topic, takers)) = takers.get_key_value(&*topic) else { continue };
-            let place = (topic, stored.partition, stored.offset);
-            watch.placed(at, takers.iter().copied(), place);
-        }
-        Ok(())
+) -> Result<(), BrokerError> {
+    while let Some((topic, at, delivery)) = deliveries.recv().await {
+        let delivery = delivery.await.map_err(|_| BrokerError::Gone)?;
+        let stored = delivery.map_err(|(error, _)| error)?;
+        let Some((topic, takers)) = takers.get_key_value(&*topic) else { continue };
+        watch.placed(at, takers.iter().copied(), (topic, stored.partition, stored.offset));
     }
+    Ok(())
 }
 
 /// A merchant's row: every third awards at once, in half an hour, or in the morning three days on.
