@@ -264,6 +264,7 @@ impl Cx {
             kind: "claims_away",
             message: away.to_string(),
             retry_after: None,
+            attempted: false,
         }
     }
 

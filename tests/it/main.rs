@@ -8,6 +8,7 @@ mod demo;
 mod double;
 mod explain;
 mod inngest;
+mod life;
 mod load;
 mod replay;
 mod services_smoke;
