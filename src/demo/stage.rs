@@ -164,8 +164,11 @@ impl Stage {
         });
         let mut next = tokio::time::Instant::now();
         for number in 0_u32.. {
-            let enough = number as usize >= rounds && !options.feed.keep_running;
-            if enough || stop.is_cancelled() {
+            let enough = match options.feed.keep_running {
+                true => number > 0 && stop.is_cancelled(),
+                false => number as usize >= rounds,
+            };
+            if enough {
                 break;
             }
             let round = self.shipped.round(number)?;

@@ -126,7 +126,7 @@ impl<W: Write> Screen<W> {
         }
         self.line(DIM, "p50, p99: from the record's delivery to the acceptance of its last event, waits included");
         if report.met_fault > 0 {
-            self.line(YELLOW, &format!("{} requests met the fault", report.met_fault));
+            self.line(YELLOW, &format!("requests that met the fault: {}", report.met_fault));
         }
         if !report.dead_letters.is_empty() {
             self.plain("");
@@ -204,7 +204,7 @@ fn row(name: &str, tally: &Tally, events: usize, elapsed: Duration) -> String {
     let mut latencies = tally.latencies.clone();
     latencies.sort_unstable();
     let quantile = |share: usize| -> String {
-        let at = (latencies.len() * share / 100).min(latencies.len().saturating_sub(1));
+        let at = (latencies.len() * share).div_ceil(100).saturating_sub(1);
         latencies.get(at).map_or_else(|| "-".to_owned(), |latency| short(*latency))
     };
     let skipped: u64 = tally.skipped.values().sum();
@@ -289,7 +289,7 @@ mod tests {
         let text = shown(|screen| screen.conclude(&report(Some(findings))));
         assert!(text.contains("RIGHT: 4 records, and all 3 outcomes"), "{text}");
         assert!(text.contains("1 came again"), "{text}");
-        assert!(text.contains("1.5    3.0 s   3.0 s") && text.contains("2000000"), "{text}");
+        assert!(text.contains("1.5    7 ms   3.0 s") && text.contains("2000000"), "{text}");
     }
 
     #[test]
