@@ -137,10 +137,12 @@ pub async fn run(
 
     let events = double.inspect(|log| log.events.iter().map(event).collect());
     let met_fault = double.inspect(|log| {
-        [Endpoint::Post, Endpoint::Rpc, Endpoint::Rest]
+        let refused = log.posts.iter().filter(|post| post.status == 400).count();
+        let faults: u64 = [Endpoint::Post, Endpoint::Rpc, Endpoint::Rest]
             .map(|endpoint| log.requests(endpoint).faults)
             .into_iter()
-            .sum()
+            .sum();
+        faults + refused as u64
     });
     let seen = Seen { events, dead_letters: played.dead_letters };
     let findings = (!interrupted).then(|| {

@@ -274,6 +274,12 @@ impl Stage {
                     "FAULT: the daemon is torn down where it stands, and another one is started",
                 );
             }
+            Fault::InngestPartial => {
+                let refused = self.allowance.refused.len();
+                self.say(format!(
+                    "FAULT: Inngest refuses {refused} of the awards, whatever is tried"
+                ));
+            }
             Fault::Poison => self.say("FAULT: three records that nobody can read are fed"),
             _ => {}
         }
