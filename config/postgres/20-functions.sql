@@ -1,5 +1,5 @@
--- The functions that the daemon calls, for local use: arguments and answers as the real ones',
--- rules as small as makes sense. All of them take a repeat.
+-- The functions that the daemon calls, for local use: named arguments and answers of the real ones,
+-- rules as small as makes sense. Each takes a repeat.
 
 -- What a source earns: nothing while it does not count, a row for each earn factor when it does.
 CREATE FUNCTION public.calc_currency_for_source(
