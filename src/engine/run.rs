@@ -1,6 +1,7 @@
 //! One consumer: its client, made anew where that helps, and the session that each client lives in.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer as _;
@@ -94,6 +95,15 @@ pub struct Engine<C> {
     pub pulse: Arc<Pulse>,
 }
 
+/// Says, when dropped, that nobody answers rebalances any more.
+struct Closing(Arc<AtomicBool>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 impl Engine<()> {
     /// The engine of `consumer`.
     #[must_use]
@@ -151,6 +161,9 @@ impl<C: Consumer> Engine<C> {
         let client =
             self.kafka.consumer(group, &self.settings.properties, context).map_err(failed)?;
         let client = Arc::new(client);
+        // Dropped before the client, however this ends: a client that waits for a revoke to be
+        // answered by a loop that is gone would never close.
+        let closing = Closing(closing);
         let topics = self.consumer.topics();
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         client.subscribe(&names).map_err(failed)?;
@@ -160,7 +173,7 @@ impl<C: Consumer> Engine<C> {
         let end = session.run(signals).await;
         // A client that gave up may hang for good when it is dropped.
         if !matches!(end, Err(EngineError::Fatal { .. })) {
-            closing.store(true, std::sync::atomic::Ordering::Release);
+            drop(closing);
             kafka::close(client).await;
         } else {
             std::mem::forget(client);
