@@ -95,7 +95,9 @@ impl<C: Consumer> TaskContext<C> {
             first_at: job.failed_at.unwrap_or(set_aside.at),
             last_at: set_aside.at,
         };
-        if let Err(error) = self.dead_letters.write(&letter).await {
+        // While the topic cannot be written this merely waits, and does not hold up a stop.
+        let written = job.cx.patiently(&self.breaker, self.dead_letters.write(&letter)).await?;
+        if let Err(error) = written {
             // Named as away from the first time on: nothing else tells why its lanes wait.
             self.breaker.failed(Instant::now(), Some(PAUSE), &error.to_string());
             return Err(Failure::Outage {

@@ -56,6 +56,8 @@ impl DeadLetters {
         client.set("enable.idempotence", "true");
         client.set("message.timeout.ms", TIMEOUT.as_millis().to_string());
         client.set("queue.buffering.max.kbytes", "65536");
+        // A topic that is missing is said to be so after this time, not after half a minute.
+        client.set("topic.metadata.propagation.max.ms", "5000");
         Ok(Self { topic: topic.to_owned(), producer: client.create()? })
     }
 
