@@ -328,10 +328,8 @@ impl<C: Consumer> Session<'_, C> {
         let mut repairs = std::mem::take(&mut self.assignment.repairs);
         repairs.retain_mut(|(id, repair)| match repair.now_or_never() {
             None => true,
-            Some(Ok(Ok(lost))) => {
-                if let Some(partition) = self.partitions.get(id).filter(|_| lost > 0) {
-                    self.report_loss(&partition.topic, partition.number, Loss::Expired(lost));
-                }
+            Some(Ok(Ok(low))) => {
+                self.go_on_at(*id, low);
                 false
             }
             Some(Ok(Err(error))) => {
@@ -344,21 +342,44 @@ impl<C: Consumer> Session<'_, C> {
         self.assignment.repairs.append(&mut repairs);
     }
 
-    /// Retention has passed a position: finds which, and goes on at the earliest record.
+    /// Goes on at `low`, the earliest record there is, if the position lies before it. librdkafka
+    /// has ended such a fetch, and refuses a seek then: the partition is given up and taken again.
+    fn go_on_at(&mut self, id: u32, low: i64) {
+        let Some(partition) = self.partitions.get_mut(&id).filter(|p| !p.draining) else { return };
+        let lost = low - partition.next_offset();
+        if lost <= 0 {
+            return;
+        }
+        if !self.assignment.is_idle() || !self.assignment.waiting.is_empty() {
+            // The group waits for another answer.
+            return self.must_repair();
+        }
+        partition.paused = false;
+        let (topic, number) = (Arc::clone(&partition.topic), partition.number);
+        let again = || {
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&topic, number, Offset::Offset(low))?;
+            self.client.incremental_unassign(&list)?;
+            self.client.incremental_assign(&list)
+        };
+        match again() {
+            Ok(()) => self.report_loss(&topic, number, Loss::Expired(lost)),
+            Err(error) => {
+                self.warn_on_error("go on behind a loss", Err(error));
+                self.must_repair();
+            }
+        }
+    }
+
+    /// Retention has passed a position: finds which.
     pub(super) fn plan_repair(&mut self) {
         for id in self.ids_where(|partition| !partition.draining) {
             let Some(partition) = self.partitions.get(&id) else { continue };
             let (topic, number) = (Arc::clone(&partition.topic), partition.number);
-            let next = partition.next_offset();
             let client = Arc::clone(&self.client);
-            // A seek waits for librdkafka's own threads, the look-up for the broker.
             let repair = tokio::task::spawn_blocking(move || {
                 let (low, _) = client.fetch_watermarks(&topic, number, Duration::from_secs(10))?;
-                let lost = low - next;
-                if lost > 0 {
-                    client.seek(&topic, number, Offset::Offset(low), Duration::from_secs(10))?;
-                }
-                Ok(lost)
+                Ok(low)
             });
             self.assignment.repairs.push((id, repair));
         }
