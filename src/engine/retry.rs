@@ -73,6 +73,10 @@ pub struct Attempts {
     pub first_at: Option<Instant>,
     /// How often the failing dependency had answered anybody when this record first failed on it.
     answered: Option<(String, u64)>,
+    /// Failures before each of which the dependency had answered somebody else since the one before, and when the first of them was. Failures of an outage say nothing about the
+    /// record, however many they were.
+    alone: u32,
+    alone_since: Option<Instant>,
 }
 
 /// When a record that fails like an outage is its own fault after all.
@@ -147,9 +151,9 @@ impl Policy {
                 self.retry(breaker, retry_after, attempts.failures.max(1), now, random)
             }
             Failure::Outage { breaker, kind, message, retry_after, attempted: true } => {
-                let answered = attempts.answered_since(&breaker);
-                let (failures, since) = attempts.count(now);
-                if answered && failures >= self.poison_attempts && since >= self.poison_after {
+                let (alone, since) = attempts.count_alone(&breaker, now);
+                let (failures, _) = attempts.count(now);
+                if alone >= self.poison_attempts && since >= self.poison_after {
                     return Next::DeadLetter { kind, message };
                 }
                 self.retry(breaker, retry_after, failures, now, random)
@@ -182,6 +186,18 @@ impl Attempts {
         self.failures = self.failures.saturating_add(1);
         let first = *self.first_at.get_or_insert(now);
         (self.failures, now.saturating_duration_since(first))
+    }
+
+    /// Counts this failure against the record if the dependency has answered others since the one
+    /// before: how many such failures there were, and over what time.
+    fn count_alone(&mut self, breaker: &Breaker, now: Instant) -> (u32, Duration) {
+        if self.answered_since(breaker) {
+            self.alone = self.alone.saturating_add(1);
+            self.alone_since.get_or_insert(now);
+            self.answered = Some((breaker.name().to_owned(), breaker.successes()));
+        }
+        let since = self.alone_since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        (self.alone, since)
     }
 
     /// Whether the dependency has answered anybody since this record first failed on it.
@@ -268,6 +284,20 @@ mod tests {
             }
         }
         assert_eq!(attempts.failures, 0);
+    }
+
+    #[test]
+    fn a_long_outage_says_nothing_about_the_record_that_fails_once_more_at_its_end() {
+        let (breaker, mut attempts, mut now) = (breaker(), Attempts::default(), Instant::now());
+        for failure in 0..1_000 {
+            if failure == 990 {
+                breaker.succeeded();
+            }
+            match POLICY.next(&mut attempts, outage(&breaker), now, 1.0) {
+                Next::Retry { at, .. } => now = at,
+                other => panic!("{other:?} at failure {failure}"),
+            }
+        }
     }
 
     #[test]
