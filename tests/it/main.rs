@@ -1,6 +1,7 @@
 //! Tests that need more than one part of the daemon, or a real service: one binary, so that they
 //! share what is started.
 
+mod claims;
 mod decode_fixtures;
 mod decode_mutations;
 mod decode_recordings;
@@ -10,6 +11,7 @@ mod explain;
 mod inngest;
 mod life;
 mod load;
+mod promises;
 mod replay;
 mod services_smoke;
 mod supabase;

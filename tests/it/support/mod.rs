@@ -3,6 +3,7 @@
 pub(crate) mod daemon;
 pub(crate) mod feed;
 pub(crate) mod kafka;
+pub(crate) mod mock;
 pub(crate) mod recordings;
 pub(crate) mod services;
 

@@ -1,0 +1,185 @@
+//! Claims on a real Redis (contract section 8.2): the protocol, its life times, and a server that
+//! goes, comes back and forgets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crm_event_processors::clients::redis::connect;
+use crm_event_processors::dedup::{Claims, OnOutage, RedisStore, Reply};
+use crm_event_processors::outage::{Backoff, Breaker};
+use futures::future::join_all;
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+
+use crate::support::services::{Redis, redis};
+use crate::support::{unique, until};
+
+const WINDOW: Duration = Duration::from_secs(300);
+
+/// The claims of one process on the server at `url`.
+fn claims_for(url: &str, window: Duration, on_outage: OnOutage) -> Claims {
+    let connection = connect(url).expect("a Redis address");
+    let backoff = Backoff { base: Duration::from_millis(10), max: Duration::from_millis(50) };
+    let breaker = Arc::new(Breaker::new("redis", 1, backoff));
+    let store = RedisStore::new(connection, window);
+    Claims::start(store, breaker, on_outage, window, Duration::from_secs(30))
+}
+
+fn claims(url: &str) -> Claims {
+    claims_for(url, WINDOW, OnOutage::Wait)
+}
+
+async fn claim(claims: &Claims, key: &str, owner: &str) -> Reply {
+    claims.claim(key.to_owned(), owner.into()).await.expect("Redis answers")
+}
+
+async fn raw(url: &str) -> MultiplexedConnection {
+    let client = redis::Client::open(url).expect("a Redis address");
+    client.get_multiplexed_async_connection().await.expect("Redis answers")
+}
+
+#[tokio::test]
+async fn a_claim_is_its_records_own_also_after_a_crash_and_held_against_others_until_done() {
+    let (first, second) = (claims(redis()), claims(redis()));
+    let key = unique("claim");
+    assert_eq!(claim(&first, &key, "g/t/0/7").await, Reply::Ours);
+    assert_eq!(claim(&second, &key, "g/t/0/9").await, Reply::Held);
+    assert_eq!(second.read(key.clone()).await, Some(Reply::Held));
+    drop(first);
+    assert_eq!(claim(&second, &key, "g/t/0/7").await, Reply::Ours, "the same record, redelivered");
+    second.confirm(key.clone(), 42).await.expect("Redis answers");
+    let third = claims(redis());
+    for owner in ["g/t/0/7", "g/t/0/9"] {
+        assert_eq!(claim(&third, &key, owner).await, Reply::Done { accepted_ms: 42 });
+    }
+    assert_eq!(third.read(key).await, Some(Reply::Done { accepted_ms: 42 }));
+}
+
+#[tokio::test]
+async fn only_its_holder_gives_a_claim_back() {
+    let claims = claims(redis());
+    let key = unique("claim");
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+    claims.release(key.clone(), "other".into()).await;
+    assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
+    claims.release(key.clone(), "holder".into()).await;
+    assert_eq!(claim(&claims, &key, "other").await, Reply::Ours);
+    claims.confirm(key.clone(), 1).await.expect("Redis answers");
+    claims.release(key.clone(), "other".into()).await;
+    assert_eq!(claim(&claims, &key, "other").await, Reply::Done { accepted_ms: 1 });
+}
+
+#[tokio::test]
+async fn a_claim_runs_out_with_its_window_and_is_renewed_by_claiming_again() {
+    let claims = claims(redis());
+    let mut connection = raw(redis()).await;
+    let key = unique("claim");
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+    let left: i64 = connection.ttl(&key).await.expect("Redis answers");
+    assert!((1..=300).contains(&left), "{left} s");
+
+    let _: () = connection.expire(&key, 2).await.expect("Redis answers");
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+    let left: i64 = connection.ttl(&key).await.expect("Redis answers");
+    assert!(left > 2, "renewed, not {left} s");
+    let _: () = connection.expire(&key, 100).await.expect("Redis answers");
+    assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
+    let left: i64 = connection.ttl(&key).await.expect("Redis answers");
+    assert!(left <= 100, "asking renews nobody else's claim");
+
+    let _: () = connection.pexpire(&key, 1).await.expect("Redis answers");
+    until("the claim to run out", async || {
+        (claim(&claims, &key, "other").await == Reply::Ours).then_some(())
+    })
+    .await;
+    claims.confirm(key.clone(), 5).await.expect("Redis answers");
+    let left: i64 = connection.ttl(&key).await.expect("Redis answers");
+    assert!(left > 100, "done lives for a window of its own, not {left} s");
+}
+
+#[tokio::test]
+async fn hundreds_at_a_time_each_get_their_own_answer() {
+    let claims = claims(redis());
+    let prefix = unique("claim");
+    let everyone = async |owner: fn(usize) -> String| {
+        let each = (0..1_000).map(|number| {
+            let claims = &claims;
+            let key = format!("{prefix}:{number}");
+            async move { claim(claims, &key, &owner(number)).await }
+        });
+        join_all(each).await
+    };
+    // Odd ones are asked for by their holder again, even ones by somebody else.
+    let first = everyone(|_| "holder".to_owned()).await;
+    assert!(first.iter().all(|reply| *reply == Reply::Ours));
+    let again = everyone(|number| ["other", "holder"][number % 2].to_owned()).await;
+    for (number, reply) in again.into_iter().enumerate() {
+        assert_eq!(reply, [Reply::Held, Reply::Ours][number % 2], "{number}");
+    }
+}
+
+#[tokio::test]
+async fn scripts_need_not_be_known_to_the_server() {
+    let redis = Redis::own();
+    let claims = claims(redis.url());
+    let mut connection = raw(redis.url()).await;
+    for round in 0..2 {
+        let key = format!("claim:{round}");
+        assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+        assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
+        let _: () = redis::cmd("SCRIPT")
+            .arg("FLUSH")
+            .query_async(&mut connection)
+            .await
+            .expect("Redis answers");
+        claims.release(key.clone(), "holder".into()).await;
+        assert_eq!(claim(&claims, &key, "other").await, Reply::Ours);
+    }
+}
+
+#[tokio::test]
+async fn while_it_is_away_claims_wait_and_go_on_when_it_is_back() {
+    let redis = Redis::own();
+    let waiting = claims(redis.url());
+    assert_eq!(claim(&waiting, "before", "holder").await, Reply::Ours);
+    redis.stop();
+    let refused = waiting.claim("during".to_owned(), "holder".into()).await;
+    assert!(refused.expect_err("away").to_string().contains("REDIS_URL"));
+    assert!(waiting.breaker().away().is_some());
+    assert!(waiting.confirm("before".to_owned(), 7).await.is_err());
+    redis.start();
+    until("claims to be answered again", async || {
+        waiting.claim("after".to_owned(), "holder".into()).await.ok()
+    })
+    .await;
+    assert!(waiting.breaker().away().is_none());
+}
+
+#[tokio::test]
+async fn while_it_is_away_a_consumer_that_may_proceeds() {
+    let redis = Redis::own();
+    redis.stop();
+    let proceeding = claims_for(redis.url(), WINDOW, OnOutage::Proceed);
+    assert_eq!(claim(&proceeding, "during", "holder").await, Reply::Ours);
+    proceeding.confirm("during".to_owned(), 7).await.expect("goes on");
+    assert_eq!(claim(&proceeding, "during", "other").await, Reply::Ours);
+    redis.start();
+    until("claims to be kept again", async || {
+        claim(&proceeding, "after", "holder").await;
+        (claim(&proceeding, "after", "other").await == Reply::Held).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_has_forgotten_gives_claims_anew_and_acceptances_are_remembered_here() {
+    let redis = Redis::own();
+    let claims = claims(redis.url());
+    assert_eq!(claim(&claims, "award", "holder").await, Reply::Ours);
+    claims.confirm("award".to_owned(), 1_000).await.expect("Redis answers");
+    redis.restart_empty();
+    until("an answer", async || claims.claim("other".to_owned(), "holder".into()).await.ok()).await;
+    assert_eq!(claim(&claims, "award", "other").await, Reply::Ours, "forgotten");
+    let known = claims.read("award".to_owned()).await;
+    assert_eq!(known, Some(Reply::Done { accepted_ms: 1_000 }), "for the cancel's settle time");
+}

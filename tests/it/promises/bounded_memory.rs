@@ -1,0 +1,66 @@
+//! Contract section 8.5: bounded memory, whatever the backlog; one stuck key does not take all of it.
+
+use crm_event_processors::engine::Outcome;
+
+use super::stage::{Gate, Stage};
+
+#[tokio::test]
+async fn a_stuck_consumer_holds_no_more_than_its_bound() {
+    let mut stage = Stage::new(2).await;
+    stage.settings.bounds.records = 40;
+    let records: Vec<(i32, &str, &str)> = (0..400).map(|n| (n % 2, "key", "work")).collect();
+    stage.send(&records).await;
+    let gate = Gate::closed();
+    let script = gate.clone();
+    let member = stage.start(move |_| {
+        let gate = script.clone();
+        async move {
+            gate.pass().await;
+            Ok(Outcome::Sent)
+        }
+    });
+    crate::support::until("the bound to be reached", async || {
+        (member.pulse().read().open == 40).then_some(())
+    })
+    .await;
+    // Both partitions are paused by now or will be; it never holds more on its way to the end.
+    gate.open();
+    let mut most = 0;
+    crate::support::until("all records", async || {
+        most = most.max(member.pulse().read().open);
+        (member.seen().outcomes.len() == 400).then_some(())
+    })
+    .await;
+    assert!(most <= 40, "held {most} records");
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn a_stuck_key_holds_its_partitions_share_and_the_other_partition_flows() {
+    let mut stage = Stage::new(2).await;
+    stage.settings.bounds.records = 40;
+    let stuck: Vec<(i32, &str, &str)> = (0..200).map(|_| (0, "stuck", "stuck")).collect();
+    let flowing: Vec<(i32, &str, &str)> = (0..200).map(|_| (1, "flows", "work")).collect();
+    stage.send(&stuck).await;
+    stage.send(&flowing).await;
+    let gate = Gate::closed();
+    let script = gate.clone();
+    let member = stage.start(move |call| {
+        let gate = script.clone();
+        async move {
+            if call.value == "stuck" {
+                gate.pass().await;
+            }
+            Ok(Outcome::Sent)
+        }
+    });
+    let seen = member.until_outcomes(200).await;
+    assert!(seen.outcomes.iter().all(|seen| seen.1 == 1), "only the other partition flows");
+    stage.until_committed(1, 200).await;
+    let open = member.pulse().read().open;
+    assert!(open <= 20, "the stuck partition holds {open} records, more than its share");
+    gate.open();
+    member.until_outcomes(400).await;
+    stage.until_committed(0, 200).await;
+    member.stop().await;
+}

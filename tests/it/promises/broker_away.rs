@@ -1,0 +1,47 @@
+//! Contract sections 8.1 and 10: a broker that goes and comes back, and a static member that was
+//! killed and goes on at once.
+
+use crm_event_processors::engine::Outcome;
+
+use super::stage::Stage;
+use super::world::World;
+use crate::support::mock::Mock;
+use crate::support::until;
+
+#[tokio::test]
+async fn a_broker_that_goes_and_comes_back_is_waited_for() {
+    let mock = Mock::start();
+    let stage = Stage::bare(mock.bootstrap());
+    mock.create_topic(&stage.topic, 1);
+    stage.send(&[(0, "a", "1")]).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    stage.until_committed(0, 1).await;
+
+    mock.down();
+    until("readiness to name the broker", async || {
+        let waits_for = member.pulse().read().waits_for;
+        waits_for.iter().any(|reason| reason.starts_with("kafka: ")).then_some(())
+    })
+    .await;
+    mock.up();
+    stage.send(&[(0, "a", "2")]).await;
+    let seen = member.until_outcomes(2).await;
+    assert_eq!(seen.count(Outcome::Sent), 2);
+    stage.until_committed(0, 2).await;
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn a_static_member_that_was_killed_goes_on_long_before_its_session_is_over() {
+    let mut world = World::new().await;
+    let start = |world: &World| world.start_with("KAFKA_SESSION_TIMEOUT", "5m");
+    let daemon = start(&world);
+    let first = world.purchase().await;
+    world.until_awarded(&first).await;
+    daemon.kill();
+    let second = world.purchase().await;
+    let daemon = start(&world);
+    // Waits a minute at most, a fifth of the session.
+    world.until_awarded(&second).await;
+    daemon.kill();
+}

@@ -1,0 +1,18 @@
+//! The engine's promises (contract section 8), one module each, against real brokers.
+//!
+//! Most run a [`stage::Scripted`] consumer, whose work does what the test says, in a real engine;
+//! those that need the whole way of a change run the daemon itself, as a process that can be killed.
+
+mod bounded_memory;
+mod broker_away;
+mod duplicates;
+mod nothing_lost;
+mod order;
+mod outage_or_poison;
+mod replays;
+mod restart;
+mod stage;
+mod stall;
+mod starts;
+mod stop;
+mod world;

@@ -1,0 +1,121 @@
+//! Contract sections 8.1 and 8.2: killed between any two steps, nothing is lost, and only what was
+//! in flight is repeated, with the same event id.
+
+use std::sync::{Arc, Mutex};
+
+use crm_event_processors::demo::double::{Endpoint, Fault, Lasting, Reply, currency_rows};
+use serde_json::Value;
+
+use super::world::World;
+use crate::support::daemon::Daemon;
+use crate::support::until;
+
+/// Starts the daemon and has one purchase handled, so that the group has begun.
+async fn begun(world: &mut World) -> (Daemon, String) {
+    let daemon = world.start();
+    let first = world.purchase().await;
+    world.until_awarded(&first).await;
+    world.until_committed(1).await;
+    (daemon, first)
+}
+
+/// Starts the daemon again, and waits until everything up to one more purchase is committed.
+async fn recovered(world: &mut World, sent: i64) {
+    let last = world.purchase().await;
+    let daemon = world.start();
+    world.until_awarded(&last).await;
+    world.until_committed(sent + 1).await;
+    daemon.kill();
+    assert_eq!(world.awards(&last), 1);
+}
+
+#[tokio::test]
+async fn killed_after_the_claim_the_record_knows_its_claim_and_what_passed_it_is_not_repeated() {
+    let mut world = World::new().await;
+    let (daemon, first) = begun(&mut world).await;
+    let refused: Arc<Mutex<Option<String>>> = Arc::default();
+    let refuse = Arc::clone(&refused);
+    world.double.define("calc_currency_for_source", move |arguments| {
+        let id = arguments.get("p_source_id").and_then(Value::as_str).unwrap_or_default();
+        let mut refused = refuse.lock().expect("not poisoned");
+        // The next one to come is the victim.
+        if refused.get_or_insert_with(|| id.to_owned()) == id {
+            return Reply::error(503, "PGRST002", "no schema cache");
+        }
+        Reply::json(&currency_rows(id).into())
+    });
+    let victim = world.purchase().await;
+    until("the victim's claim", async || world.claim(&victim).await).await;
+    let passing = world.purchase().await;
+    world.until_awarded(&passing).await;
+    assert_eq!(world.committed().await, 1, "nothing above an unfinished record is committed");
+    daemon.kill();
+    assert_eq!(world.awards(&victim), 0);
+
+    refused.lock().expect("not poisoned").replace(String::new());
+    recovered(&mut world, 3).await;
+    for id in [first, victim, passing] {
+        assert_eq!(world.awards(&id), 1);
+    }
+}
+
+#[tokio::test]
+async fn killed_before_the_event_is_accepted_the_record_is_awarded_once() {
+    let mut world = World::new().await;
+    let (daemon, first) = begun(&mut world).await;
+    world.double.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
+    let victim = world.purchase().await;
+    world.double.until(|log| log.posts.iter().any(|post| post.status == 503)).await;
+    assert_eq!(world.committed().await, 1);
+    daemon.kill();
+
+    world.double.heal(Endpoint::Post);
+    recovered(&mut world, 2).await;
+    assert_eq!((world.awards(&first), world.awards(&victim)), (1, 1));
+}
+
+#[tokio::test]
+async fn killed_after_the_event_was_accepted_and_before_that_was_known_it_is_repeated_with_its_id()
+{
+    let mut world = World::new().await;
+    let (daemon, first) = begun(&mut world).await;
+    // Every request is handled, and no answer arrives.
+    world.double.fail(Endpoint::Post, Fault::HandledThenReset, Lasting::UntilHealed);
+    let victim = world.purchase().await;
+    world.until_awarded(&victim).await;
+    daemon.kill();
+    assert_eq!(world.committed().await, 1);
+    let before = world.awards(&victim);
+
+    world.double.heal(Endpoint::Post);
+    recovered(&mut world, 2).await;
+    assert_eq!(world.awards(&first), 1);
+    assert_eq!(world.awards(&victim), before + 1, "in flight at the kill, so sent once more");
+}
+
+#[tokio::test]
+async fn killed_after_the_claim_was_confirmed_and_before_the_commit_it_is_a_duplicate() {
+    let mut world = World::new().await;
+    let daemon = world.start_with("COMMIT_INTERVAL", "1h");
+    let victim = world.purchase().await;
+    until("the confirmed claim", async || {
+        world.claim(&victim).await.filter(|value| value.starts_with("done:"))
+    })
+    .await;
+    assert_eq!(world.committed().await, 0);
+    daemon.kill();
+
+    recovered(&mut world, 1).await;
+    assert_eq!(world.awards(&victim), 1);
+}
+
+#[tokio::test]
+async fn killed_after_the_commit_nothing_is_looked_at_again() {
+    let mut world = World::new().await;
+    let (daemon, first) = begun(&mut world).await;
+    daemon.kill();
+    let before = world.calls();
+    recovered(&mut world, 1).await;
+    assert_eq!(world.awards(&first), 1);
+    assert_eq!(world.calls(), before + 1, "one call for the purchase that came after");
+}
