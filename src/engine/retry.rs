@@ -73,8 +73,9 @@ pub struct Attempts {
     pub first_at: Option<Instant>,
     /// How often the failing dependency had answered anybody when this record first failed on it.
     answered: Option<(String, u64)>,
-    /// Failures before each of which the dependency had answered somebody else since the one before, and when the first of them was. Failures of an outage say nothing about the
-    /// record, however many they were.
+    /// Failures before each of which the dependency had answered somebody else since the one
+    /// before, and when the first of them was. Failures of an outage say nothing about the record,
+    /// however many they were.
     alone: u32,
     alone_since: Option<Instant>,
 }
