@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::backpressure::Load;
 use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata;
+use super::work::Origin;
 use super::offsets::{Admission, Offsets};
 use crate::kafka::Start;
 
@@ -62,6 +63,11 @@ impl Partition {
             stored: None,
             uncommitted: 0,
         }
+    }
+
+    /// Names one of its records.
+    pub(crate) fn origin(&self, offset: i64) -> Origin {
+        Origin { topic: Arc::clone(&self.topic), partition: self.number, offset }
     }
 
     pub(crate) fn load(&self) -> Load {
