@@ -5,14 +5,14 @@ pub mod rules;
 use std::time::Duration;
 
 use bigdecimal::BigDecimal;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use self::rules::{Source, Work, claim};
 use super::award_time::{self, MerchantSettings};
-use super::call::{Calls, Sender, unwritable};
+use super::call::{Calls, Sender, settled, unwritable};
 use super::merchants::Merchants;
 use super::refund::refund_percentage;
 use crate::cdc::{Change, DecodeError};
@@ -250,15 +250,7 @@ impl Currency {
             // No claim can tell: it may have been accepted just before the partition came here.
             None => cx.assigned_at(),
         };
-        let settled = Timestamp::now().duration_since(since);
-        let settle = SignedDuration::try_from(self.settle).unwrap_or(SignedDuration::MAX);
-        match Duration::try_from(settle - settled) {
-            Ok(left) if !left.is_zero() => {
-                let until = std::time::Instant::now() + left;
-                Err(Failure::Wait { until, reason: "cancel_settle" })
-            }
-            _ => Ok(()),
-        }
+        settled(since, self.settle)
     }
 
     async fn reverse(
