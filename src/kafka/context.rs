@@ -1,7 +1,8 @@
 //! What librdkafka calls back. Callbacks run inside `recv` and must not wait: they note what
 //! happened, and the loop carries it out.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::client::ClientContext;
@@ -24,12 +25,15 @@ pub(crate) enum Rebalance {
     Lost(Vec<(String, i32)>),
 }
 
+/// Records behind the position, by topic and partition.
+pub(crate) type Lag = HashMap<String, HashMap<i32, i64>>;
+
 /// Callbacks of one consumer.
 pub(crate) struct Context {
     group: String,
     rebalances: mpsc::UnboundedSender<Rebalance>,
     closing: Arc<AtomicBool>,
-    lag: Arc<AtomicI64>,
+    lag: Arc<Mutex<Lag>>,
     last_error: Arc<Mutex<Option<String>>>,
 }
 
@@ -39,7 +43,7 @@ pub(crate) struct Signals {
     /// Set before the client is dropped: from then on a revoke is answered on the spot.
     pub(crate) closing: Arc<AtomicBool>,
     /// Records that the brokers hold and the loop has not been given, from statistics.
-    pub(crate) lag: Arc<AtomicI64>,
+    pub(crate) lag: Arc<Mutex<Lag>>,
     /// Why no broker can be reached, while none can.
     pub(crate) brokers_away: Arc<Mutex<Option<String>>>,
 }
@@ -85,7 +89,7 @@ impl ClientContext for Context {
     fn stats_raw(&self, statistics: &[u8]) {
         match serde_json::from_slice::<Statistics>(statistics) {
             Ok(statistics) => {
-                self.lag.store(statistics.lag(), Ordering::Relaxed);
+                *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = statistics.lag();
                 if statistics.any_broker_up() {
                     self.note_brokers(None);
                 }
@@ -158,9 +162,9 @@ pub(super) fn log(client: &str, level: RDKafkaLogLevel, facility: &str, message:
 #[derive(Debug, Deserialize)]
 struct Statistics {
     #[serde(default)]
-    brokers: std::collections::HashMap<String, BrokerStatistics>,
+    brokers: HashMap<String, BrokerStatistics>,
     #[serde(default)]
-    topics: std::collections::HashMap<String, TopicStatistics>,
+    topics: HashMap<String, TopicStatistics>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -171,7 +175,7 @@ struct BrokerStatistics {
 #[derive(Debug, Deserialize)]
 struct TopicStatistics {
     #[serde(default)]
-    partitions: std::collections::HashMap<String, PartitionStatistics>,
+    partitions: HashMap<String, PartitionStatistics>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,15 +187,18 @@ struct PartitionStatistics {
 }
 
 impl Statistics {
-    /// Records behind the position, over all partitions that are consumed. Offsets have gaps, so
-    /// this is an upper bound; it is 0 where everything was delivered, markers apart.
-    fn lag(&self) -> i64 {
-        self.topics
-            .values()
-            .flat_map(|topic| topic.partitions.values())
-            .filter(|partition| partition.desired && partition.app_offset >= 0)
-            .map(|partition| (partition.ls_offset - partition.app_offset).max(0))
-            .sum()
+    /// Records behind the position of each partition that is consumed. Offsets have gaps, so this
+    /// is an upper bound; it is 0 where everything was delivered, markers apart.
+    fn lag(&self) -> Lag {
+        let behind = |topic: &TopicStatistics| {
+            let consumed = topic.partitions.iter().filter(|(_, p)| p.desired && p.app_offset >= 0);
+            consumed
+                .filter_map(|(number, p)| {
+                    Some((number.parse().ok()?, (p.ls_offset - p.app_offset).max(0)))
+                })
+                .collect()
+        };
+        self.topics.iter().map(|(topic, found)| (topic.clone(), behind(found))).collect()
     }
 
     fn any_broker_up(&self) -> bool {
@@ -214,7 +221,7 @@ mod tests {
                     "-1": {"app_offset": -1001, "ls_offset": -1001}}}}}"#,
         )
         .expect("statistics");
-        assert_eq!(statistics.lag(), 15);
+        assert_eq!(statistics.lag()["t"], HashMap::from([(0, 15)]));
         assert!(statistics.any_broker_up());
     }
 }

@@ -171,7 +171,7 @@ async fn every_recorded_change_becomes_its_event_exactly_once_within_128_mib() {
         Double::start(Options { keep_data: true, ..Options::default() }).await.expect("a double");
     let redis = services::Redis::own();
     produce(brokers, &prefix).await;
-    let environment = Environment::new(brokers, &redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
         .with("CURRENCY_CONCURRENCY", "64")
         .with("INNGEST_CANCEL_SETTLE", "2s");
     let daemon = environment.start();
@@ -202,7 +202,7 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_only_what_was_in_
     produce(brokers, &prefix).await;
     // Static membership: a dynamic member that was killed holds its partitions until the session
     // times out.
-    let environment = Environment::new(brokers, &redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
         .with("CURRENCY_CONCURRENCY", "64")
         .with("INNGEST_CANCEL_SETTLE", "2s")
         .with("KAFKA_INSTANCE_ID", "one");
