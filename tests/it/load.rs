@@ -81,7 +81,7 @@ fn truth() -> Truth {
     truth
 }
 
-async fn produce(brokers: &str, prefix: &str) {
+pub(crate) async fn produce(brokers: &str, prefix: &str) {
     let topics: BTreeMap<String, String> =
         ["purchase_ledger", "referral_ledger", "mission_claims", "wallet_ledger"]
             .iter()
@@ -104,7 +104,7 @@ async fn produce(brokers: &str, prefix: &str) {
     kafka::produce(brokers, futures).await;
 }
 
-async fn caught_up(brokers: &str, group: &str, topic: &str) {
+pub(crate) async fn caught_up(brokers: &str, group: &str, topic: &str) {
     let ends = kafka::ends(brokers, topic).await;
     until_within(PATIENCE, "the last record to be committed", async || {
         let committed = kafka::committed(brokers, group, topic).await;
