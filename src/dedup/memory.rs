@@ -73,8 +73,10 @@ impl MemoryStore {
                     }
                     Some(State::Done(_)) => return Reply::Taken { holder: "".into() },
                 };
-                let state =
-                    State::Acquired { holder: owner.clone(), accepted_ms: accepted_ms.unwrap_or(0) };
+                let state = State::Acquired {
+                    holder: owner.clone(),
+                    accepted_ms: accepted_ms.unwrap_or(0),
+                };
                 (key, Some(state), Reply::Acquired { accepted_ms, resumed })
             }
             Op::Free { key, owner, accepted_ms } => match present(key) {

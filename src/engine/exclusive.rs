@@ -147,8 +147,7 @@ impl Cx {
         let mut guard = self.hold();
         // A holder that is gone may have sent something just before its partitions came here, and
         // where nothing is known anybody may have.
-        let unknown =
-            if guard.is_some() { taken_over } else { resumed || accepted_ms.is_none() };
+        let unknown = if guard.is_some() { taken_over } else { resumed || accepted_ms.is_none() };
         let hold = guard.get_or_insert_with(|| Hold {
             name: name.to_owned(),
             owner,
@@ -252,17 +251,11 @@ mod tests {
 
         /// One process.
         fn process(&self) -> Arc<Shared> {
-            let backoff =
-                Backoff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
+            let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
             let breaker = Arc::new(Breaker::new("redis", 1_000, backoff));
             let settle = Duration::from_secs(30);
-            let claims = Claims::start(
-                self.store.clone(),
-                breaker,
-                OnOutage::Wait,
-                self.window,
-                settle,
-            );
+            let claims =
+                Claims::start(self.store.clone(), breaker, OnOutage::Wait, self.window, settle);
             let permits = Permits::new(Limits { min: 1, max: 1 });
             Arc::new(Shared { group: "g".to_owned(), claims, permits })
         }

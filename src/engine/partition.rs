@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::backpressure::Load;
 use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata;
-use super::work::Origin;
 use super::offsets::{Admission, Offsets};
+use super::work::Origin;
 use crate::kafka::Start;
 
 /// One assignment of one partition. A partition that comes back is a new one, so that a late

@@ -311,7 +311,8 @@ impl<'a, C: Consumer> Session<'a, C> {
     /// Tells a job which records it stands for: since it last ran some may have been merged into
     /// it, and some given up.
     fn tell_merged(&self, job: &mut Job<C::Work>) {
-        let known = |ticket: &Ticket| Some((self.partitions.get(&ticket.partition)?, ticket.offset));
+        let known =
+            |ticket: &Ticket| Some((self.partitions.get(&ticket.partition)?, ticket.offset));
         let merged = job.tickets.iter().skip(1).filter_map(known);
         let merged = merged.map(|(partition, offset)| partition.origin(offset)).collect();
         let assigned = job.tickets.iter().filter_map(known).map(|(found, _)| found.assigned_at);

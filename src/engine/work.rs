@@ -209,9 +209,7 @@ impl Cx {
                 Ok(true)
             }
             Reply::Done { .. } => Ok(false),
-            _ => {
-                Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" })
-            }
+            _ => Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }),
         }
     }
 

@@ -113,11 +113,8 @@ async fn protocol(store: &impl Store) {
         owner: owner.into(),
         left_by: left_by.map(Into::into),
     };
-    let free = |owner: &str, accepted_ms| Op::Free {
-        key: key.clone(),
-        owner: owner.into(),
-        accepted_ms,
-    };
+    let free =
+        |owner: &str, accepted_ms| Op::Free { key: key.clone(), owner: owner.into(), accepted_ms };
     let acquired = |accepted_ms, resumed| Reply::Acquired { accepted_ms, resumed };
     let taken = |holder: &str| Reply::Taken { holder: holder.into() };
 

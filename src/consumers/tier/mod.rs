@@ -99,18 +99,12 @@ struct Scheduled<'a> {
 }
 
 impl Tier {
-    async fn evaluate(
-        &self,
-        cx: &Cx,
-        member: &Member,
-        held: Held<'_>,
-    ) -> Result<Outcome, Failure> {
+    async fn evaluate(&self, cx: &Cx, member: &Member, held: Held<'_>) -> Result<Outcome, Failure> {
         // Before the evaluation, so that it is still fresh when its events go out.
         if let Some(accepted) = held.accepted_at() {
             settled(accepted, self.settle)?;
         }
-        let arguments =
-            json!({"p_user_id": member.user_id, "p_merchant_id": member.merchant_id});
+        let arguments = json!({"p_user_id": member.user_id, "p_merchant_id": member.merchant_id});
         let answer: Option<Answer> = self.calls.rpc(cx, EVALUATE, &arguments).await?;
         match answer.unwrap_or_default().verdict() {
             Verdict::Nothing(reason) => return Ok(Outcome::Skipped(reason)),

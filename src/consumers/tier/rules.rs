@@ -140,11 +140,13 @@ impl Answer {
         }
         let Some(to_tier_id) = self.recommended_tier_id else { return Verdict::NoTier };
         match (self.upgrade_timing, self.effective_at) {
-            (Some(timing), Some(effective_at)) if !timing.is_empty() => Verdict::Schedule(Upgrade {
-                to_tier_id,
-                to_tier_ranking: self.to_tier_ranking,
-                effective_at,
-            }),
+            (Some(timing), Some(effective_at)) if !timing.is_empty() => {
+                Verdict::Schedule(Upgrade {
+                    to_tier_id,
+                    to_tier_ranking: self.to_tier_ranking,
+                    effective_at,
+                })
+            }
             _ => Verdict::Apply { to_tier_id },
         }
     }

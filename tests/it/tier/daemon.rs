@@ -110,29 +110,45 @@ impl Scene {
 
     /// Adds a trigger of a user's to one partition of one table.
     async fn trigger(&self, table: &str, partition: i32, user: &str) {
+        self.triggers(&[(table, partition, user)]).await;
+    }
+
+    /// Adds triggers of a user's to every partition.
+    async fn trigger_everywhere(&self, times: usize, user: &str) {
+        let all: Vec<_> = everywhere().map(|(table, number)| (table, number, user)).collect();
+        self.triggers(&all.repeat(times)).await;
+    }
+
+    async fn triggers(&self, triggers: &[(&str, i32, &str)]) {
         let now = Timestamp::now().as_millisecond();
-        let row = json!({"id": unique("row"), "user_id": user, "merchant_id": "m",
-            "status": "completed", "record_type": "credit", "transaction_type": "earn"});
-        let value = json!({"op": "c", "before": null, "after": row, "ts_ms": now,
-            "source": {"table": table, "ts_ms": now}})
-        .to_string();
-        let topic = format!("{}.{table}", self.prefix);
-        let record = FutureRecord::to(&topic).partition(partition).key(b"k".as_slice());
-        kafka::produce(self.brokers, [record.payload(value.as_bytes())]).await;
+        let written = triggers.iter().map(|(table, partition, user)| {
+            let row = json!({"id": unique("row"), "user_id": user, "merchant_id": "m",
+                "status": "completed", "record_type": "credit", "transaction_type": "earn"});
+            let value = json!({"op": "c", "before": null, "after": row, "ts_ms": now,
+                "source": {"table": table, "ts_ms": now}});
+            (format!("{}.{table}", self.prefix), *partition, value.to_string())
+        });
+        let written: Vec<_> = written.collect();
+        let records = written.iter().map(|(topic, partition, value)| {
+            let record = FutureRecord::to(topic).partition(*partition).key(b"k".as_slice());
+            record.payload(value.as_bytes())
+        });
+        kafka::produce(self.brokers, records).await;
     }
 
     /// Adds a trigger of a user's of its own at the end of every partition, and returns when all of
     /// these were evaluated: everything before them has been taken by then.
     async fn taken(&self) {
         let run = unique("marker");
-        for (table, partition) in everywhere() {
-            self.trigger(table, partition, &format!("{run}-{table}-{partition}")).await;
-        }
-        let all = everywhere().count();
+        let markers: Vec<String> =
+            everywhere().map(|(table, number)| format!("{run}-{table}-{number}-end")).collect();
+        let all: Vec<_> = everywhere()
+            .zip(&markers)
+            .map(|((table, number), marker)| (table, number, &**marker))
+            .collect();
+        self.triggers(&all).await;
         until("everything to be taken", async || {
-            let markers =
-                everywhere().filter(|(t, p)| self.seen.count(&format!("{run}-{t}-{p}")) > 0);
-            (markers.count() == all).then_some(())
+            markers.iter().all(|marker| self.seen.count(marker) > 0).then_some(())
         })
         .await;
     }
@@ -200,11 +216,7 @@ async fn changes_that_wait_are_one_evaluation_and_those_that_come_during_one_nee
     scene.seen.close("busy");
     scene.trigger("purchase_ledger", 0, "busy").await;
     scene.evaluated("busy", 1).await;
-    for _ in 0..3 {
-        for (table, partition) in everywhere() {
-            scene.trigger(table, partition, "busy").await;
-        }
-    }
+    scene.trigger_everywhere(3, "busy").await;
     scene.taken().await;
     scene.seen.open();
     scene.caught_up().await;
@@ -223,9 +235,7 @@ async fn every_change_of_an_evaluation_that_is_poison_becomes_a_dead_letter() {
     scene.seen.close("poison");
     scene.trigger("wallet_ledger", 1, "poison").await;
     scene.evaluated("poison", 1).await;
-    for (table, partition) in everywhere() {
-        scene.trigger(table, partition, "poison").await;
-    }
+    scene.trigger_everywhere(1, "poison").await;
     scene.taken().await;
     scene.seen.open();
     scene.caught_up().await;
