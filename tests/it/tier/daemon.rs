@@ -102,7 +102,7 @@ impl Scene {
     }
 
     fn environment(&self, settle: &str) -> Environment {
-        Environment::new(self.brokers, &self.redis.url(), self.double.url(), &self.prefix)
+        Environment::new(self.brokers, self.redis.url(), self.double.url(), &self.prefix)
             .with("CONSUMERS", "tier")
             .with("INNGEST_CANCEL_SETTLE", settle)
             .with("KAFKA_INSTANCE_ID", "one")
