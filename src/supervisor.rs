@@ -259,12 +259,14 @@ fn flatten(ended: Result<Result<(), EngineError>, tokio::task::JoinError>) -> Re
 impl Launch for Daemon {
     fn engine(&self, name: &'static str) -> Engine<()> {
         let Settings { kafka, engine, cdc, .. } = &self.settings;
+        let group = format!("{}-{name}", kafka.group_id);
         let own = self.settings.consumers.iter().find(|consumer| consumer.as_str() == name);
         let pulse = self.consumers.iter().find(|(consumer, _)| consumer.name() == name);
         Engine {
             consumer: Arc::new(()),
             settings: engine::Settings {
-                group: format!("{}-{name}", kafka.group_id),
+                claim_prefix: format!("{}{group}:", self.settings.redis.key_prefix),
+                group,
                 properties: own
                     .map(|own| self.settings.consumer(*own).kafka_properties.clone())
                     .unwrap_or_default(),

@@ -75,6 +75,8 @@ impl Calls {
                 kind,
                 message,
                 retry_after,
+                // Without a latency no request was sent: the breaker is open.
+                attempted: error.latency.is_some(),
             },
         }
     }
@@ -130,7 +132,7 @@ impl Sender {
                 Failure::Suspect { breaker, kind, message }
             }
             SendError::Outage { retry_after, .. } => {
-                Failure::Outage { breaker, kind, message, retry_after }
+                Failure::Outage { breaker, kind, message, retry_after, attempted: true }
             }
             SendError::Closed => Failure::GivenUp,
         })

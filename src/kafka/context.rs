@@ -13,6 +13,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendError;
 
 /// A change of the assignment that the loop must carry out, or has lost already.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,8 +124,14 @@ impl ConsumerContext for Context {
         } else {
             Rebalance::Revoke(names)
         };
-        // The loop is gone only once the client is being dropped.
-        drop(self.rebalances.send(rebalance));
+        // Without a loop the client is being dropped in the middle of its work, and would wait for
+        // good for an answer that nobody else gives.
+        let unheard = self.rebalances.send(rebalance);
+        if matches!(unheard, Err(SendError(Rebalance::Revoke(_))))
+            && let Err(error) = consumer.incremental_unassign(partitions)
+        {
+            tracing::debug!(messaging.consumer.group.name = %self.group, %error, "partitions not unassigned");
+        }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
@@ -181,6 +188,7 @@ struct TopicStatistics {
 #[derive(Debug, Deserialize)]
 struct PartitionStatistics {
     app_offset: i64,
+    next_offset: i64,
     ls_offset: i64,
     #[serde(default)]
     desired: bool,
@@ -191,10 +199,13 @@ impl Statistics {
     /// is an upper bound; it is 0 where everything was delivered, markers apart.
     fn lag(&self) -> Lag {
         let behind = |topic: &TopicStatistics| {
-            let consumed = topic.partitions.iter().filter(|(_, p)| p.desired && p.app_offset >= 0);
+            let consumed = topic.partitions.iter().filter(|(_, p)| p.desired);
             consumed
                 .filter_map(|(number, p)| {
-                    Some((number.parse().ok()?, (p.ls_offset - p.app_offset).max(0)))
+                    // Before the first record only the fetch position is known.
+                    let position = if p.app_offset >= 0 { p.app_offset } else { p.next_offset };
+                    let behind = if position >= 0 { (p.ls_offset - position).max(0) } else { 0 };
+                    Some((number.parse().ok()?, behind))
                 })
                 .collect()
         };
@@ -215,13 +226,13 @@ mod tests {
         let statistics: Statistics = serde_json::from_str(
             r#"{"brokers": {"b:1/1": {"state": "UP", "tx": 5}, "b:2/2": {"state": "DOWN"}},
                 "topics": {"t": {"partitions": {
-                    "0": {"app_offset": 10, "ls_offset": 25, "desired": true},
-                    "1": {"app_offset": -1001, "ls_offset": 25, "desired": true},
-                    "2": {"app_offset": 3, "ls_offset": 25, "desired": false},
-                    "-1": {"app_offset": -1001, "ls_offset": -1001}}}}}"#,
+                    "0": {"app_offset": 10, "next_offset": 20, "ls_offset": 25, "desired": true},
+                    "1": {"app_offset": -1001, "next_offset": 20, "ls_offset": 25, "desired": true},
+                    "2": {"app_offset": 3, "next_offset": 3, "ls_offset": 25, "desired": false},
+                    "-1": {"app_offset": -1001, "next_offset": -1001, "ls_offset": -1001}}}}}"#,
         )
         .expect("statistics");
-        assert_eq!(statistics.lag()["t"], HashMap::from([(0, 15)]));
+        assert_eq!(statistics.lag()["t"], HashMap::from([(0, 15), (1, 5)]));
         assert!(statistics.any_broker_up());
     }
 }

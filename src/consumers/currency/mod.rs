@@ -26,9 +26,6 @@ const CANCELLED: &str = "currency/cancelled";
 const REVERSE: &str = "currency/reverse";
 const CALCULATE: &str = "calc_currency_for_source";
 
-/// How long a debit's original is looked for: it may be on its way (contract section 3).
-const ORIGINAL_PATIENCE: Duration = Duration::from_secs(60);
-
 /// The currency consumer.
 pub struct Currency {
     /// Its topics, in full.
@@ -39,6 +36,9 @@ pub struct Currency {
     pub snapshot: Snapshot,
     /// How long a cancel waits after its award was accepted (`INNGEST_CANCEL_SETTLE`).
     pub settle: Duration,
+    /// How long a debit's original is looked for: it may be on its way
+    /// (`CURRENCY_ORIGINAL_PATIENCE`).
+    pub original_patience: Duration,
     /// Supabase.
     pub calls: Calls,
     /// Inngest.
@@ -297,7 +297,7 @@ impl Currency {
                 message: "the purchase that the debit row refunds is not there: no row of its \
                           merchant has external_ref as transaction_number"
                     .to_owned(),
-                patience: ORIGINAL_PATIENCE,
+                patience: self.original_patience,
             });
         };
         if matches!(original.status.as_deref(), Some("refunded" | "cancelled")) {

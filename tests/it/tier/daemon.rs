@@ -13,10 +13,9 @@ use jiff::Timestamp;
 use rdkafka::producer::FutureRecord;
 use serde_json::{Value, json};
 
-use crate::load;
 use crate::support::daemon::Environment;
 use crate::support::recordings::recorded;
-use crate::support::{kafka, services, unique, until};
+use crate::support::{feed, kafka, services, unique, until};
 
 const PARTITIONS: i32 = 6;
 const TABLES: [&str; 2] = ["purchase_ledger", "wallet_ledger"];
@@ -161,7 +160,7 @@ impl Scene {
         for table in TABLES {
             let (group, topic) =
                 (format!("{}-tier", self.prefix), format!("{}.{table}", self.prefix));
-            load::caught_up(self.brokers, &group, &topic).await;
+            feed::caught_up(self.brokers, &group, &topic).await;
         }
     }
 
@@ -331,10 +330,12 @@ async fn after_a_crash_behind_an_accepted_upgrade_the_repeat_lets_it_settle() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_recorded_load_evaluates_every_triggered_member_and_acts_on_each_answer() {
     let scene = Scene::new(tier_status).await;
-    let members: BTreeSet<String> = recorded("load_50k.jsonl.gz")
+    let records: Vec<_> = recorded("load_50k.jsonl.gz").collect();
+    let members: BTreeSet<String> = records
+        .iter()
         .filter_map(|record| super::triggered(&record.topic, record.value.as_deref()))
         .collect();
-    load::produce(scene.brokers, &scene.prefix).await;
+    feed::produce(scene.brokers, &scene.prefix, PARTITIONS, &records).await;
     let daemon = scene.environment("1s").with("TIER_CONCURRENCY", "64").start();
     scene.caught_up().await;
     let peak = daemon.peak_memory();
