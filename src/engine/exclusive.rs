@@ -169,13 +169,13 @@ impl Cx {
         loop {
             tokio::time::sleep(self.claims().window() / 3).await;
             let ask = self.claims().acquire(self.key(name), self.owner(), None);
-            match ask.await {
-                // It runs there, or has run since the claim got lost.
-                Ok(
-                    Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) },
-                ) => return held_elsewhere(),
-                // Claims that are away or were forgotten are no reason to break off.
-                _ => {}
+            // It runs there, or has run since the claim got lost. Claims that are away or were
+            // forgotten are no reason to break off.
+            if let Ok(
+                Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) },
+            ) = ask.await
+            {
+                return held_elsewhere();
             }
         }
     }

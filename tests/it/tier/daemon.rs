@@ -105,6 +105,7 @@ impl Scene {
             .with("CONSUMERS", "tier")
             .with("INNGEST_CANCEL_SETTLE", settle)
             .with("KAFKA_INSTANCE_ID", "one")
+            .with("REDIS_KEY_PREFIX", "claims:")
     }
 
     /// Adds a trigger of a user's to one partition of one table.
@@ -172,7 +173,7 @@ impl Scene {
     }
 
     fn claim(&self, user: &str) -> String {
-        format!("{}-tier:tier:{user}:m", self.prefix)
+        format!("claims:{}-tier:tier:{user}:m", self.prefix)
     }
 }
 
