@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::OnceCell;
 
-use super::award_time::MerchantSettings;
+use super::award_time::{MerchantSettings, award_time};
 use super::call::Calls;
 use crate::clients::redis::Cache;
 use crate::engine::{Cx, Failure};
@@ -95,6 +96,12 @@ impl Merchants {
             retry_after: None,
             attempted: true,
         })?;
+        if award_time(&settings, Timestamp::now()).zone_unknown {
+            tracing::warn!(
+                merchant.id = merchant,
+                "unknown currency_award_timezone, taking UTC until it is corrected"
+            );
+        }
         self.cache.set(&key, row.get(), CACHED).await;
         Ok(Some(Arc::new(settings)))
     }
