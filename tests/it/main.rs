@@ -14,3 +14,4 @@ mod replay;
 mod services_smoke;
 mod supabase;
 mod support;
+mod tier;
