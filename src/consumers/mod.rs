@@ -7,3 +7,4 @@ pub mod merchants;
 pub mod refund;
 pub mod registry;
 pub mod snapshot;
+pub mod tier;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::call::{Calls, Sender};
 use super::currency::{self, Currency};
 use super::merchants::Merchants;
+use super::tier::{self, Tier};
 use crate::cdc::{Change, DecodeError, Record};
 use crate::clients::redis::Cache;
 use crate::config::{ConsumerName, Settings};
@@ -52,6 +53,14 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Option<Arc<dyn Registered
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
             merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
+        })),
+        ConsumerName::Tier => Some(Arc::new(Tier {
+            topics: parts.topics(&tier::TABLES),
+            limits: parts.limits(name),
+            snapshot: parts.settings.snapshot.clone(),
+            settle: parts.settings.inngest.cancel_settle,
+            calls: parts.calls.clone(),
+            sender: parts.sender.clone(),
         })),
         _ => None,
     }

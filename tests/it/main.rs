@@ -16,3 +16,4 @@ mod replay;
 mod services_smoke;
 mod supabase;
 mod support;
+mod tier;

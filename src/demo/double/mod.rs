@@ -40,7 +40,7 @@ use tokio::task::JoinHandle;
 
 pub use self::faults::{Endpoint, Fault, Lasting, Poison};
 pub use self::log::{Log, Post, Requests, Stored};
-pub use self::supabase::{Reply, currency_rows};
+pub use self::supabase::{Reply, currency_rows, tier_status};
 
 use self::connection::{Cut, Door};
 use self::faults::Plan;
@@ -66,8 +66,9 @@ pub struct Double {
 }
 
 impl Double {
-    /// Starts a double on a free port of 127.0.0.1. It knows the function
-    /// `calc_currency_for_source` ([`currency_rows`]) and the empty tables `merchant_master`,
+    /// Starts a double on a free port of 127.0.0.1. It knows the functions
+    /// `calc_currency_for_source` ([`currency_rows`]), `evaluate_user_tier_status`
+    /// ([`tier_status`]) and `apply_tier_upgrade`, and the empty tables `merchant_master`,
     /// `purchase_ledger` and `wallet_ledger`.
     ///
     /// # Errors
@@ -103,6 +104,11 @@ impl Double {
             let source_id = arguments.get("p_source_id").and_then(Value::as_str);
             Reply::json(&currency_rows(source_id.unwrap_or_default()).into())
         });
+        double.define("evaluate_user_tier_status", |arguments| {
+            let text = |name| arguments.get(name).and_then(Value::as_str).unwrap_or_default();
+            Reply::json(&tier_status(text("p_user_id"), text("p_merchant_id")))
+        });
+        double.define("apply_tier_upgrade", |_| Reply::void());
         for table in ["merchant_master", "purchase_ledger", "wallet_ledger"] {
             double.fill(table, Vec::new());
         }
