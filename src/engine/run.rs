@@ -1,7 +1,7 @@
 //! One consumer: its client, made anew where that helps, and the session that each client lives in.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer as _;
@@ -133,6 +133,7 @@ impl<C: Consumer> Engine<C> {
             claim_prefix: self.settings.claim_prefix.clone(),
             claims: self.claims.clone(),
             permits: Permits::new(self.consumer.limits()),
+            patience: OnceLock::new(),
         });
         loop {
             match self.session(&shared, &stop).await? {

@@ -6,7 +6,7 @@
 //! Backpressure is a pause of partitions, never of polling. Work runs in tasks of its own, and
 //! nothing here blocks: what must block (reading committed offsets) runs on a blocking thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,7 @@ use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits};
 use super::{Consumer, Observed, Outcome};
 use crate::cdc::{Header, Record};
 use crate::kafka::{self, GroupConsumer, Loss, SavedRecord, Signals};
+use crate::outage::Breaker;
 
 /// Jobs in flight at a time. More would only wait for a permit or a batch, each in a task.
 const MAX_RUNNING: usize = 4096;
@@ -470,24 +471,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         if open == 0 && lag <= 0 {
             self.progress = now;
         }
-        let mut waits_for: Vec<String> = Vec::new();
-        let brokers = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        waits_for.extend(brokers.map(|reason| format!("kafka: {reason}")));
-        for breaker in self.engine.breakers.all() {
-            if let Some(away) = breaker.away() {
-                waits_for.push(format!("{}: {}", breaker.name(), away.error));
-            }
-        }
-        if self.assignment.is_planning() {
-            waits_for.push("kafka: reading committed offsets".to_owned());
-        }
-        if self.lanes.running() == 0 && !self.lanes.has_ready() {
-            let mut reasons: Vec<String> =
-                self.lanes.parked().map(|job| job.waits_for.reason.to_string()).collect();
-            reasons.sort_unstable();
-            reasons.dedup();
-            waits_for.append(&mut reasons);
-        }
+        let waits_for = self.waits_for(signals);
         self.engine.pulse.update(Vitals {
             beat: now,
             progress: self.progress,
@@ -496,6 +480,34 @@ impl<'a, C: Consumer> Session<'a, C> {
             lag,
             waits_for,
         });
+    }
+
+    /// What explains that records do not end: only what this consumer's own work waits for, or
+    /// another's outage would hide a stall.
+    fn waits_for(&self, signals: &Signals) -> Vec<String> {
+        let mut names: BTreeSet<&str> = BTreeSet::new();
+        let mut breakers: BTreeMap<&str, &Breaker> = BTreeMap::new();
+        for Waits { breaker, reason } in self.lanes.parked().map(|job| &job.waits_for) {
+            match breaker {
+                Some(breaker) => drop(breakers.insert(breaker.name(), breaker)),
+                None => drop(names.insert(reason)),
+            }
+        }
+        if self.lanes.running() > 0 {
+            let awaited = self.shared.awaited().filter(|breaker| breaker.away().is_some());
+            breakers.extend(awaited.map(|breaker| (breaker.name(), &**breaker)));
+        }
+        let mut waits_for: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        waits_for.extend(breakers.into_iter().map(|(name, breaker)| match breaker.away() {
+            Some(away) => format!("{name}: {}", away.error),
+            None => name.to_owned(),
+        }));
+        let brokers = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        waits_for.extend(brokers.map(|reason| format!("kafka: {reason}")));
+        if self.assignment.is_planning() {
+            waits_for.push("kafka: reading committed offsets".to_owned());
+        }
+        waits_for
     }
 
     fn partition_vitals(&self, now: Instant, signals: &Signals) -> Vec<PartitionVitals> {

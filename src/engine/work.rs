@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -91,6 +91,15 @@ pub(crate) struct Shared {
     pub(crate) claim_prefix: String,
     pub(crate) claims: Claims,
     pub(crate) permits: Arc<Permits>,
+    /// The dependency whose client repeats by itself while work in flight waits for it.
+    pub(crate) patience: OnceLock<Arc<Breaker>>,
+}
+
+impl Shared {
+    /// The dependencies that work in flight can be waiting for.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = &Arc<Breaker>> {
+        self.patience.get().into_iter().chain([self.claims.breaker()])
+    }
 }
 
 /// What a consumer may ask for while it works on a record.
@@ -254,9 +263,10 @@ impl Cx {
     /// [`Failure::GivenUp`] when the partition is being given up while the dependency is away.
     pub async fn patiently<T>(
         &self,
-        breaker: &Breaker,
+        breaker: &Arc<Breaker>,
         request: impl Future<Output = T> + Send,
     ) -> Result<T, Failure> {
+        self.shared.patience.get_or_init(|| Arc::clone(breaker));
         tokio::select! {
             biased;
             answer = request => Ok(answer),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::StreamConsumer;
 use rdkafka::error::KafkaResult;
 use secrecy::ExposeSecret;
@@ -42,6 +43,8 @@ impl Kafka {
     #[must_use]
     pub fn base(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
+        // Else only errors come through; what is shown is for the log's own filter to say.
+        client.set_log_level(RDKafkaLogLevel::Info);
         client.set("bootstrap.servers", &self.settings.bootstrap);
         client.set("client.id", env!("CARGO_PKG_NAME"));
         if let Some(credentials) = &self.settings.credentials {
@@ -86,6 +89,8 @@ impl Kafka {
                 client.set("partition.assignment.strategy", "cooperative-sticky");
                 let session = self.settings.session_timeout.as_millis();
                 client.set("session.timeout.ms", session.to_string());
+                // librdkafka wants it at least as long; five minutes is its default.
+                client.set("max.poll.interval.ms", session.max(300_000).to_string());
                 client.set("heartbeat.interval.ms", (session / 10).clamp(100, 3_000).to_string());
             }
             GroupProtocol::Consumer => {

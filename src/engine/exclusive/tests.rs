@@ -64,7 +64,13 @@ impl Scene {
         let claims =
             Claims::start(self.store.clone(), breaker, OnOutage::Wait, self.window, settle);
         let permits = Permits::new(Limits { min: 1, max: 1 });
-        Arc::new(Shared { group: "g".to_owned(), claim_prefix: "g:".to_owned(), claims, permits })
+        Arc::new(Shared {
+            group: "g".to_owned(),
+            claim_prefix: "g:".to_owned(),
+            claims,
+            permits,
+            patience: Default::default(),
+        })
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) struct Scripted {
     script: Box<Script>,
     calls: Mutex<Vec<Call>>,
     given_up: watch::Sender<usize>,
-    away: Breaker,
+    away: Arc<Breaker>,
 }
 
 /// A record's key and value.
@@ -340,7 +340,7 @@ impl Stage {
     where
         F: Future<Output = Result<Outcome, Failure>> + Send + 'static,
     {
-        let away = Breaker::new("always away", 1, BACKOFF);
+        let away = Arc::new(Breaker::new("always away", 1, BACKOFF));
         away.failed(Instant::now(), None, "away");
         let consumer = Arc::new(Scripted {
             topics,
