@@ -7,9 +7,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::broadcast::Broadcasts;
 use super::call::{Calls, Sender};
 use super::currency::{self, Currency};
+use super::marketplace::Marketplace;
 use super::merchants::Merchants;
+use super::mission::{self, Mission, Missions};
+use super::reward::{self, Reward};
 use crate::cdc::{Change, DecodeError, Record};
 use crate::clients::redis::Cache;
 use crate::config::{ConsumerName, Settings};
@@ -51,6 +55,26 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Option<Arc<dyn Registered
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
             merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
+        })),
+        ConsumerName::Mission => Some(Arc::new(Mission {
+            topics: parts.topics(&mission::TABLES),
+            limits: parts.limits(name),
+            snapshot: parts.settings.snapshot.clone(),
+            sender: parts.sender.clone(),
+            missions: Missions::new(parts.calls.clone(), parts.cache.clone()),
+        })),
+        ConsumerName::Reward => Some(Arc::new(Reward {
+            codes: parts.settings.kafka.topic_of(reward::TABLE),
+            limits: parts.limits(name),
+            snapshot: parts.settings.snapshot.clone(),
+            calls: parts.calls.clone(),
+            sender: parts.sender.clone(),
+            broadcasts: Broadcasts::new(parts.calls.clone()),
+        })),
+        ConsumerName::Marketplace => Some(Arc::new(Marketplace {
+            topic: parts.settings.marketplace_orders_topic.clone(),
+            limits: parts.limits(name),
+            sender: parts.sender.clone(),
         })),
         _ => None,
     }

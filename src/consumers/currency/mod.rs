@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use self::rules::{Source, Work, claim};
 use super::award_time::{self, MerchantSettings};
-use super::call::{Calls, Sender, unwritable};
+use super::call::{Calls, Sender, outcome, unwritable};
 use super::merchants::Merchants;
 use super::refund::refund_percentage;
 use crate::cdc::{Change, DecodeError};
@@ -24,6 +24,8 @@ use crate::engine::{Consumer, Cx, Failure, Once, Outcome, Plan, Route};
 const AWARD: &str = "currency/award";
 const CANCELLED: &str = "currency/cancelled";
 const REVERSE: &str = "currency/reverse";
+/// Skip reason where the function names no currency to award.
+const NOTHING: &str = "nothing_to_award";
 const CALCULATE: &str = "calc_currency_for_source";
 
 /// How long a debit's original is looked for: it may be on its way (contract section 3).
@@ -77,7 +79,7 @@ impl Consumer for Currency {
                     return Ok(Outcome::Skipped("awarded_before"));
                 }
                 let award = self.award(cx, source, *committed_at);
-                Ok(outcome(&[cx.once(&source.claim("award"), award).await?]))
+                Ok(outcome(&[cx.once(&source.claim("award"), award).await?], NOTHING))
             }
             Work::Refund { source, ask_wallet } => {
                 if *ask_wallet && self.wallet_has(cx, source, Some("reversal")).await? {
@@ -86,7 +88,7 @@ impl Consumer for Currency {
                 let cancelled = self.cancel(cx, source.kind, &source.id, Some(source)).await?;
                 let reverse = self.reverse(cx, source, None);
                 let reversed = cx.once(&source.claim("reverse"), reverse).await?;
-                Ok(outcome(&[cancelled, reversed]))
+                Ok(outcome(&[cancelled, reversed], NOTHING))
             }
             Work::Debit { source, original, amount, ask_wallet } => {
                 if *ask_wallet && self.wallet_has(cx, source, None).await? {
@@ -96,7 +98,7 @@ impl Consumer for Currency {
                 match cx.once(&source.claim("reverse"), debit).await? {
                     // The only debit without an event is one whose original reverses the whole.
                     Once::Ran(None) => Ok(Outcome::Skipped("original_reversed")),
-                    ran => Ok(outcome(&[ran])),
+                    ran => Ok(outcome(&[ran], NOTHING)),
                 }
             }
             Work::Delete { kind, id, user_id, merchant_id } => {
@@ -106,7 +108,7 @@ impl Consumer for Currency {
                     user_id: user_id.as_deref(),
                     merchant_id: merchant_id.as_deref(),
                 };
-                Ok(outcome(&[self.cancel_with(cx, &data).await?]))
+                Ok(outcome(&[self.cancel_with(cx, &data).await?], NOTHING))
             }
         }
     }
@@ -117,17 +119,6 @@ pub const NAME: &str = "currency";
 
 /// The tables whose changes it takes.
 pub const TABLES: [&str; 3] = ["purchase_ledger", "referral_ledger", "mission_claims"];
-
-/// One outcome of several steps: sent if any was.
-fn outcome(steps: &[Once]) -> Outcome {
-    if steps.iter().any(|step| matches!(step, Once::Ran(Some(_)))) {
-        Outcome::Sent
-    } else if steps.iter().any(|step| matches!(step, Once::Ran(None))) {
-        Outcome::Skipped("nothing_to_award")
-    } else {
-        Outcome::Duplicate
-    }
-}
 
 #[derive(Serialize)]
 struct Award<'a> {
