@@ -288,7 +288,8 @@ pub fn redemption_result(event_id: &str) -> Value {
 #[must_use]
 pub fn active_missions(merchant_id: &str, event_type: &str) -> Vec<String> {
     let hash = stable_hash(format!("{merchant_id}:{event_type}").as_bytes());
-    (0..hash % 4).map(|number| format!("{:08x}-0000-4000-8000-{number:012x}", hash >> 32)).collect()
+    // The low bits of this hash hardly depend on each other: the middle ones do the choosing.
+    (0..(hash >> 20) % 4).map(|number| format!("{:08x}-0000-4000-8000-{number:012x}", hash >> 32)).collect()
 }
 
 /// The rows of `mv_mission_conditions_expanded` that a query for one merchant and event type finds.
