@@ -57,6 +57,7 @@ impl IntoResponse for Reply {
 
 type Handler = Arc<dyn Fn(&Map<String, Value>) -> Reply + Send + Sync>;
 type Row = Map<String, Value>;
+type MakeRows = Arc<dyn Fn(&[(String, String)]) -> Vec<Row> + Send + Sync>;
 
 /// Where a table's rows come from.
 #[derive(Clone)]
@@ -64,7 +65,7 @@ enum Table {
     /// They are there.
     Filled(Arc<Vec<Row>>),
     /// They are made for each query.
-    Computed(Arc<dyn Fn(&[(String, String)]) -> Vec<Row> + Send + Sync>),
+    Computed(MakeRows),
 }
 
 /// The functions and tables that are there.
@@ -289,7 +290,9 @@ pub fn redemption_result(event_id: &str) -> Value {
 pub fn active_missions(merchant_id: &str, event_type: &str) -> Vec<String> {
     let hash = stable_hash(format!("{merchant_id}:{event_type}").as_bytes());
     // The low bits of this hash hardly depend on each other: the middle ones do the choosing.
-    (0..(hash >> 20) % 4).map(|number| format!("{:08x}-0000-4000-8000-{number:012x}", hash >> 32)).collect()
+    (0..(hash >> 20) % 4)
+        .map(|number| format!("{:08x}-0000-4000-8000-{number:012x}", hash >> 32))
+        .collect()
 }
 
 /// The rows of `mv_mission_conditions_expanded` that a query for one merchant and event type finds.
