@@ -1,4 +1,59 @@
-//! Turns Debezium changes of a loyalty CRM into Inngest events.
+//! Turns Debezium changes of a loyalty CRM into Inngest events: nothing lost, nothing twice.
+//!
+//! # One record's way
+//!
+//! ```text
+//! librdkafka -> Record -> decode -> route -> lane -> claim -> process -> confirm -> outcome -> watermark -> commit
+//!               kafka     cdc      consumers engine  dedup   consumers   dedup     engine     engine       kafka
+//! ```
+//!
+//! | room | what it is for |
+//! | --- | --- |
+//! | [`cdc`] | bytes to a change: every form that Debezium and Connect write. Pure |
+//! | [`consumers`] | the rules and requests of each consumer, and the registry. One file or folder each |
+//! | [`engine`] | the loop that every consumer lives in, and its pure parts. Knows no consumer |
+//! | [`dedup`] | claims: two phases, in Redis or in memory |
+//! | [`clients`] | Inngest (micro-batches), Supabase (classification), Redis connections |
+//! | [`kafka`] | client configuration, rebalance events, where a partition starts, dead letters |
+//! | [`outage`] | one breaker per dependency, and backoff |
+//! | [`supervisor`] | builds all of it, watches over it, stops it |
+//! | [`config`], [`telemetry`], [`measures`], [`cli`] | settings, logs and health endpoints, names of metrics, commands |
+//! | [`demo`] | the same daemon against an embedded broker and a double of Inngest and Supabase |
+//!
+//! Imports run one way: `supervisor` and `cli` know all, `consumers` know `clients`, the engine
+//! knows neither. What decides is pure and takes time and randomness as arguments; what does I/O is
+//! thin.
+//!
+//! # Words
+//!
+//! | word | means |
+//! | --- | --- |
+//! | change | one decoded Debezium event |
+//! | event | what is sent to Inngest |
+//! | lane | the order domain of one key: its records are worked on one after another |
+//! | claim | a change taken by one record, not yet done |
+//! | watermark | the lowest offset of a partition without an outcome; all that is ever committed |
+//! | replay | a change that this group finished before and is sent again |
+//! | dead letter | a record set aside for good reason |
+//! | outcome | how a record ended; every outcome completes its offset, a retry completes nothing |
+//!
+//! # Why it is built so
+//!
+//! - **Only the watermark is committed**, with the completed offsets above it and the replay
+//!   frontier in the commit's metadata. A crash repeats what was in flight and nothing else.
+//! - **What waits holds nothing.** A settle time, a retry pause, an open breaker parks the lane: no
+//!   task, no permit. So a thousand refunds that wait 30 s slow nobody, and a stop gives them up at once.
+//! - **A claim has two phases** and carries its record's name, so a record redelivered after a crash
+//!   knows its own claim, and one that is in flight elsewhere is not taken for done.
+//! - **Replays are known by log position and commit time**, paired, not by claims: those expire
+//!   within minutes, and connectors replay days.
+//! - **Every hop is batched**: fetches by librdkafka, claims in pipelines, events in micro-batches.
+//!
+//! # A further consumer
+//!
+//! Write `consumers/<name>.rs` with a type that implements [`engine::Consumer`], add its line to
+//! [`consumers::registry::build`] and its name to [`config::ConsumerName`], and its section to
+//! `config/default.toml`. CONTRIBUTING in the README walks through it.
 
 pub mod cdc;
 pub mod cli;
@@ -9,6 +64,7 @@ pub mod dedup;
 pub mod demo;
 pub mod engine;
 pub mod kafka;
+pub mod measures;
 pub mod outage;
 pub mod supervisor;
 pub mod telemetry;

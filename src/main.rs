@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use crm_event_processors::cli::{check, decisions, explain, run};
+use crm_event_processors::cli::{check, decisions, demo, explain, run};
 use crm_event_processors::config::{self, Loaded, Settings};
+use crm_event_processors::demo::DemoError;
 use crm_event_processors::telemetry::logs;
 
 /// Exit status of a configuration that cannot work.
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Run the daemon (the default)
     Run,
+    /// Show the daemon at work on recorded changes, with nothing installed
+    Demo(demo::Args),
     /// Show the configuration that a start would use, and what is wrong with it
     Check(check::Args),
     /// Tell why a change is or is not handled, without handling it
@@ -35,6 +38,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command.unwrap_or(Command::Run) {
         Command::Run => run_daemon(&load()),
+        Command::Demo(args) => run_demo(&args),
         Command::Check(args) => check(&args),
         Command::Explain(args) => report(decisions::explain(&args, &config::process_environment())),
     }
@@ -93,6 +97,27 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
         Err(error) => {
             complain(&format!("{error:#}"));
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_demo(args: &demo::Args) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("the async runtime cannot be started: {error}"));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let ended = runtime.block_on(demo::demo(args));
+    runtime.shutdown_background();
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let bad = matches!(error, DemoError::Settings(_));
+            complain(&format!("{:#}", anyhow::Error::from(error)));
+            ExitCode::from(if bad { BAD_CONFIGURATION } else { FAILED })
         }
     }
 }

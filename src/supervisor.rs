@@ -47,6 +47,17 @@ pub enum RunError {
     /// The dead letter producer cannot be made.
     #[error("the dead letter producer cannot be made: check KAFKA_* settings")]
     DeadLetters(#[from] rdkafka::error::KafkaError),
+    /// The health endpoints cannot listen.
+    #[error("cannot listen on {listen}: choose another HTTP_LISTEN or PORT")]
+    Listen {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Metrics cannot be recorded.
+    #[error("metrics cannot be recorded")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
     /// A consumer that is enabled is not part of this version.
     #[error("consumer {0} is not part of this version: take it out of CONSUMERS")]
     Missing(&'static str),
@@ -74,6 +85,8 @@ impl RunError {
             Self::Setup(_)
             | Self::RedisUrl { .. }
             | Self::DeadLetters(_)
+            | Self::Listen { .. }
+            | Self::Metrics(_)
             | Self::Missing(_)
             | Self::Engine(EngineError::NoStart(_)) => 64,
             Self::Engine(_) | Self::Panicked | Self::Stalled { .. } => 70,
@@ -165,6 +178,13 @@ impl Daemon {
         Ok(Self { settings, breakers, claims, kafka, dead_letters, observer, consumers })
     }
 
+    /// Each consumer's name and signs of life, for the health endpoints.
+    #[must_use]
+    pub fn pulses(&self) -> Vec<(&'static str, Arc<Pulse>)> {
+        let pulses = self.consumers.iter();
+        pulses.map(|(consumer, pulse)| (consumer.name(), Arc::clone(pulse))).collect()
+    }
+
     /// Runs until the first word on `signals`, then finishes what is in flight; a second word, or
     /// the end of `SHUTDOWN_GRACE`, ends it at once and loses nothing.
     ///
@@ -239,12 +259,14 @@ fn flatten(ended: Result<Result<(), EngineError>, tokio::task::JoinError>) -> Re
 impl Launch for Daemon {
     fn engine(&self, name: &'static str) -> Engine<()> {
         let Settings { kafka, engine, cdc, .. } = &self.settings;
+        let group = format!("{}-{name}", kafka.group_id);
         let own = self.settings.consumers.iter().find(|consumer| consumer.as_str() == name);
         let pulse = self.consumers.iter().find(|(consumer, _)| consumer.name() == name);
         Engine {
             consumer: Arc::new(()),
             settings: engine::Settings {
-                group: format!("{}-{name}", kafka.group_id),
+                claim_prefix: format!("{}{group}:", self.settings.redis.key_prefix),
+                group,
                 properties: own
                     .map(|own| self.settings.consumer(*own).kafka_properties.clone())
                     .unwrap_or_default(),

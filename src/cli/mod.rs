@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod decisions;
+pub mod demo;
 pub mod explain;
 pub mod recording;
 pub mod run;

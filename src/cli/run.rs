@@ -6,25 +6,33 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Settings;
-use crate::engine::{Observed, Observer};
 use crate::supervisor::{Daemon, Memory, RunError, breakers};
-
-/// Nobody watches.
-struct Nobody;
-
-impl Observer for Nobody {
-    fn observe(&self, _: &'static str, _: &Observed<'_>) {}
-}
+use crate::telemetry::http::{self, Health};
+use crate::telemetry::metrics::{self, Recorder};
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When it cannot start or cannot go on.
 pub async fn run(settings: Settings) -> Result<(), RunError> {
+    let (listen, stall_timeout) = (settings.http.listen, settings.engine.stall_timeout);
     let breakers = breakers(&settings);
     let memory = Memory::redis(&settings, &breakers)?;
-    let daemon = Daemon::new(settings, breakers, memory, Arc::new(Nobody))?;
-    daemon.run(signals()).await
+    let metrics = metrics::install()?;
+    let daemon =
+        Daemon::new(settings, Arc::clone(&breakers), memory, Arc::new(Recorder::default()))?;
+    let health = Health { consumers: daemon.pulses().into(), breakers, stall_timeout, metrics };
+    match listen {
+        Some(listen) => {
+            tokio::select! {
+                ended = daemon.run(signals()) => ended,
+                Err(source) = http::serve(listen, health) => {
+                    Err(RunError::Listen { listen, source })
+                }
+            }
+        }
+        None => daemon.run(signals()).await,
+    }
 }
 
 /// A word for each SIGTERM and SIGINT.

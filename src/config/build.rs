@@ -52,6 +52,7 @@ pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
         engine: engine(&mut reader),
         cdc: Cdc { numeric_scale: reader.read("cdc.numeric_scale", value::count(0, 38)) },
         currency: reader.consumer("currency.concurrency", "currency.kafka_properties"),
+        currency_original_patience: reader.read("currency.original_patience", value::duration),
         tier: reader.consumer("tier.concurrency", "tier.kafka_properties"),
         mission: reader.consumer("mission.concurrency", "mission.kafka_properties"),
         reward: reader.consumer("reward.concurrency", "reward.kafka_properties"),

@@ -33,6 +33,9 @@ pub struct Settings {
     pub cdc: Cdc,
     /// The currency consumer.
     pub currency: Consumer,
+    /// How long a debit's original is looked for before the debit becomes a dead letter
+    /// (`CURRENCY_ORIGINAL_PATIENCE`, default 60 s; contract section 3).
+    pub currency_original_patience: Duration,
     /// The tier consumer.
     pub tier: Consumer,
     /// The mission consumer.
@@ -288,9 +291,9 @@ pub struct Engine {
     /// After what time without progress a consumer with lag ends the process (`STALL_TIMEOUT`,
     /// default 5 min).
     pub stall_timeout: Duration,
-    /// Records in hand, all consumers together (`BUFFER_RECORDS`, default 10,000).
+    /// Records in hand, each consumer (`BUFFER_RECORDS`, default 10,000).
     pub buffer_records: usize,
-    /// Bytes in hand, all consumers together (`BUFFER_BYTES`, default 16 MiB).
+    /// Bytes in hand, each consumer (`BUFFER_BYTES`, default 16 MiB).
     pub buffer_bytes: usize,
     /// How long a revoked partition may finish what is in flight (`DRAIN_DEADLINE`, default 5 s).
     pub drain_deadline: Duration,

@@ -136,6 +136,7 @@ pub static VARIABLES: &[Variable] = &[
     plain("cdc.numeric_scale", &["CDC_NUMERIC_SCALE"], "0 to 38"),
     plain("currency.concurrency", &["CURRENCY_CONCURRENCY"], "a bound, 5 or 5..64"),
     properties("currency.kafka_properties", &["CURRENCY_KAFKA_PROPERTIES"]),
+    plain("currency.original_patience", &["CURRENCY_ORIGINAL_PATIENCE"], "a duration such as 60s"),
     plain("tier.concurrency", &["TIER_CONCURRENCY"], "a bound, 3 or 3..64"),
     properties("tier.kafka_properties", &["TIER_KAFKA_PROPERTIES"]),
     plain("mission.concurrency", &["MISSION_CONCURRENCY"], "a bound, 5 or 5..64"),

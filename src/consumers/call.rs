@@ -86,6 +86,8 @@ impl Calls {
                 kind,
                 message,
                 retry_after,
+                // Without a latency no request was sent: the breaker is open.
+                attempted: error.latency.is_some(),
             },
         }
     }
@@ -141,7 +143,7 @@ impl Sender {
                 Failure::Suspect { breaker, kind, message }
             }
             SendError::Outage { retry_after, .. } => {
-                Failure::Outage { breaker, kind, message, retry_after }
+                Failure::Outage { breaker, kind, message, retry_after, attempted: true }
             }
             SendError::Closed => Failure::GivenUp,
         })

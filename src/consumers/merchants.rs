@@ -69,6 +69,7 @@ impl Merchants {
             kind: "merchant_settings",
             message: format!("award settings of merchant {merchant} cannot be read: {error}"),
             retry_after: None,
+            attempted: true,
         })?;
         self.cache.set(&key, row.get(), CACHED).await;
         Ok(Some(Arc::new(settings)))

@@ -52,6 +52,7 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Option<Arc<dyn Registered
             limits: parts.limits(name),
             snapshot: parts.settings.snapshot.clone(),
             settle: parts.settings.inngest.cancel_settle,
+            original_patience: parts.settings.currency_original_patience,
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
             merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::memory::MemoryStore;
 pub use self::redis::{RedisStore, warn_of_eviction};
+use crate::measures;
 use crate::outage::Breaker;
 
 /// One step of the protocol, as a store carries it out.
@@ -233,7 +234,10 @@ async fn execute(
         let error = breaker.away().map_or_else(String::new, |away| away.error.clone());
         return Err(StoreAway::new(error));
     };
+    metrics::histogram!(measures::PIPELINE).record(ops.len() as f64);
+    let start = Instant::now();
     let answer = store.execute(ops).await;
+    measures::request(breaker.name(), start.elapsed(), answer.is_ok());
     match &answer {
         Ok(_) => leave.succeeded(),
         Err(error) => leave.failed(Instant::now(), None, &error.message),
@@ -246,8 +250,11 @@ async fn execute(
 struct Recent {
     remember_ms: i64,
     hasher: ahash::RandomState,
-    known: Mutex<(HashMap<u64, i64, ahash::RandomState>, VecDeque<(i64, u64)>)>,
+    known: Mutex<Remembered>,
 }
+
+/// Times by hash of the key, and the same in order of time.
+type Remembered = (HashMap<u64, i64, ahash::RandomState>, VecDeque<(i64, u64)>);
 
 /// Bounds the memory of [`Recent`] at about 4 MiB.
 const RECENT_MAX: usize = 100_000;

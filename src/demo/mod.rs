@@ -1,4 +1,22 @@
-//! What the `demo` command needs and the tests use: the services that the daemon talks to, in
-//! process.
+//! The `demo` command's inside, and what the tests use of it: the real daemon with everything
+//! around it in this process.
+//!
+//! ```text
+//! recordings -> broker -> daemon -> double
+//!      |                    |         |
+//!    demand               watch      seen  -> demand::judge
+//! ```
 
+pub mod broker;
+pub mod demand;
 pub mod double;
+pub mod faults;
+mod incarnation;
+pub mod recordings;
+mod run;
+mod settings;
+mod stage;
+pub mod watch;
+
+pub use self::run::{DemoError, Feed, Options, Report, Told, run};
+pub use self::settings::log_settings;

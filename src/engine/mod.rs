@@ -4,7 +4,7 @@
 //! librdkafka -> record -> decode -> route -> lane -> claim -> process -> confirm -> outcome -> watermark -> commit
 //! ```
 //!
-//! [`Consumer`] is what a consumer brings; [`run`] is the loop. Everything that can be decided
+//! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
 //! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
 //! [`lanes`], [`backpressure`], [`permits`] (its controller) and [`retry`].
 

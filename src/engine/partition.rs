@@ -1,6 +1,7 @@
 //! What the loop keeps of one assigned partition.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,8 @@ pub(crate) struct Partition {
     stored: Option<i64>,
     /// Outcomes above the watermark since the last commit that carried them.
     uncommitted: usize,
+    /// Since when the oldest record without an outcome has been in hand, or when there last was none.
+    oldest_since: Instant,
 }
 
 /// What a commit of one partition carries.
@@ -61,6 +64,7 @@ impl Partition {
             bytes: 0,
             stored: None,
             uncommitted: 0,
+            oldest_since: Instant::now(),
         }
     }
 
@@ -68,7 +72,18 @@ impl Partition {
         Load { records: self.offsets.open(), bytes: self.bytes, span: self.offsets.span() }
     }
 
+    /// For how long the oldest record without an outcome has been in hand.
+    pub(crate) fn waiting(&self, now: Instant) -> Duration {
+        if self.offsets.open() == 0 {
+            return Duration::ZERO;
+        }
+        now.saturating_duration_since(self.oldest_since)
+    }
+
     pub(crate) fn admit(&mut self, offset: i64, stamp: Option<Stamp>, bytes: usize) -> Admission {
+        if self.offsets.open() == 0 {
+            self.oldest_since = Instant::now();
+        }
         let admission = self.offsets.admit(offset, stamp);
         match admission {
             Admission::Fresh => self.bytes += bytes,
@@ -103,12 +118,15 @@ impl Partition {
 
     fn advance(&mut self) {
         let Self { offsets, frontier, finished, .. } = self;
-        offsets.advance(|stamp| {
+        let moved = offsets.advance(|stamp| {
             if let Some(stamp) = stamp {
                 finished.remove(&stamp);
                 frontier.pass(&stamp);
             }
         });
+        if moved {
+            self.oldest_since = Instant::now();
+        }
     }
 
     /// The offset after the last delivered one.

@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn shrinks_on_overload_and_on_rising_latency_but_not_below_its_limit() {
         let mut controller = Controller::new(Limits { min: 5, max: 64 });
-        let grown = run(&mut controller, FAST, 2_000);
+        let grown = run(&mut controller, FAST, 3_000);
         assert_eq!(grown, 64);
         let slower = run(&mut controller, Sample::Answered(Duration::from_millis(40)), 150);
         assert!(slower < grown);
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn follows_a_service_that_became_slower_for_good() {
         let mut controller = Controller::new(Limits { min: 5, max: 64 });
-        run(&mut controller, FAST, 2_000);
+        run(&mut controller, FAST, 3_000);
         let slow = Sample::Answered(Duration::from_millis(40));
         let shrunk = run(&mut controller, slow, 400);
         assert!(run(&mut controller, slow, 20_000) > shrunk);

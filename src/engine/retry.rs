@@ -23,6 +23,9 @@ pub enum Failure {
         message: String,
         /// What the dependency asked for; wins over the backoff.
         retry_after: Option<Duration>,
+        /// Whether a request for this very record failed. A breaker that let none through, and
+        /// claims that cannot be reached, say nothing about the record.
+        attempted: bool,
     },
     /// The dependency refused the record, but might have failed itself: poison only once it has
     /// answered others since the first refusal.
@@ -140,7 +143,10 @@ impl Policy {
                 }
                 self.retry(breaker, None, failures, now, random)
             }
-            Failure::Outage { breaker, kind, message, retry_after } => {
+            Failure::Outage { breaker, retry_after, attempted: false, .. } => {
+                self.retry(breaker, retry_after, attempts.failures.max(1), now, random)
+            }
+            Failure::Outage { breaker, kind, message, retry_after, attempted: true } => {
                 let answered = attempts.answered_since(&breaker);
                 let (failures, since) = attempts.count(now);
                 if answered && failures >= self.poison_attempts && since >= self.poison_after {
@@ -206,6 +212,7 @@ mod tests {
             kind: "unavailable",
             message: "503".into(),
             retry_after: None,
+            attempted: true,
         }
     }
 
@@ -244,6 +251,26 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_that_let_no_request_through_never_speaks_against_the_record() {
+        let (breaker, mut attempts, mut now) = (breaker(), Attempts::default(), Instant::now());
+        for _ in 0..1_000 {
+            breaker.succeeded();
+            let failure = Failure::Outage {
+                breaker: Arc::clone(&breaker),
+                kind: "away",
+                message: "breaker open".into(),
+                retry_after: Some(Duration::from_secs(5)),
+                attempted: false,
+            };
+            match POLICY.next(&mut attempts, failure, now, 0.5) {
+                Next::Retry { at, .. } => now = at,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(attempts.failures, 0);
+    }
+
+    #[test]
     fn what_the_dependency_asks_for_wins() {
         let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
         let failure = Failure::Outage {
@@ -251,6 +278,7 @@ mod tests {
             kind: "rate_limited",
             message: "429".into(),
             retry_after: Some(Duration::from_secs(77)),
+            attempted: true,
         };
         let Next::Retry { at, .. } = POLICY.next(&mut attempts, failure, now, 0.1) else {
             panic!("retried")

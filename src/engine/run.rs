@@ -29,6 +29,9 @@ const ANEW: Duration = Duration::from_secs(3);
 pub struct Settings {
     /// Its group.
     pub group: String,
+    /// What the keys of its claims begin with. Groups have claims of their own: what one consumer
+    /// has done, another may still have to do.
+    pub claim_prefix: String,
     /// Its own librdkafka properties.
     pub properties: Properties,
     /// How to decode.
@@ -117,6 +120,7 @@ impl<C: Consumer> Engine<C> {
     pub async fn run(self, stop: CancellationToken) -> Result<(), EngineError> {
         let shared = Arc::new(Shared {
             group: self.settings.group.clone(),
+            claim_prefix: self.settings.claim_prefix.clone(),
             claims: self.claims.clone(),
             permits: Permits::new(self.consumer.limits()),
         });

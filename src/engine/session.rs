@@ -29,7 +29,7 @@ use super::rebalance::Assignment;
 use super::retry::{Attempts, Failure, Next};
 use super::run::{Engine, EngineError};
 use super::task::{Finished, TaskContext};
-use super::vitals::Vitals;
+use super::vitals::{PartitionVitals, Vitals};
 use super::work::{Cx, Job, Origin, SetAside, Shared, Ticket, Waits};
 use super::{Consumer, Observed, Outcome};
 use crate::cdc::{Header, Record};
@@ -140,11 +140,10 @@ impl<'a, C: Consumer> Session<'a, C> {
                 }
                 planned = self.assignment.planned() => self.assign(planned)?,
                 _ = recovered.changed() => {
-                    let answers = |job: &Box<Job<C::Work>>| {
-                        let breaker = &job.waits_for.breaker;
-                        breaker.as_ref().is_some_and(|breaker| breaker.away().is_none())
-                    };
-                    self.lanes.wake_where(answers);
+                    self.lanes.wake_where(|job| {
+                        let breaker = job.waits_for.breaker.as_ref();
+                        breaker.is_some_and(|breaker| breaker.away().is_none())
+                    });
                 }
                 () = &mut sleep => {
                     let now = Instant::now();
@@ -455,7 +454,8 @@ impl<'a, C: Consumer> Session<'a, C> {
 
     fn update_vitals(&mut self, now: Instant, signals: &Signals) {
         let open: usize = self.partitions.values().map(|p| p.load().records).sum();
-        let lag = signals.lag.load(std::sync::atomic::Ordering::Relaxed);
+        let partitions = self.partition_vitals(now, signals);
+        let lag = partitions.iter().map(|partition| partition.lag).sum();
         if open == 0 && lag <= 0 {
             self.progress = now;
         }
@@ -480,11 +480,25 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.engine.pulse.update(Vitals {
             beat: now,
             progress: self.progress,
-            partitions: self.partitions.len(),
+            partitions,
             open,
             lag,
             waits_for,
         });
+    }
+
+    fn partition_vitals(&self, now: Instant, signals: &Signals) -> Vec<PartitionVitals> {
+        let lags = signals.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        let vitals = self.partitions.values().map(|partition| PartitionVitals {
+            topic: Arc::clone(&partition.topic),
+            number: partition.number,
+            lag: lags
+                .get(&*partition.topic)
+                .and_then(|l| l.get(&partition.number))
+                .map_or(0, |l| *l),
+            waiting: partition.waiting(now),
+        });
+        vitals.collect()
     }
 
     fn count_snapshot(&mut self, reason: &'static str) {

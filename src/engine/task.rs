@@ -98,6 +98,7 @@ impl<C: Consumer> TaskContext<C> {
                 kind: "dead_letter_not_written",
                 message: error.to_string(),
                 retry_after: None,
+                attempted: true,
             });
         }
         self.breaker.succeeded();

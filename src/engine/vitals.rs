@@ -1,6 +1,6 @@
 //! Signs of life of one consumer: what readiness tells, and when a consumer counts as stalled.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a consumer is doing, as of its last look at itself.
@@ -11,13 +11,26 @@ pub struct Vitals {
     /// When a record last came in or had its outcome, or when there last was nothing to do.
     pub progress: Instant,
     /// Partitions that it has.
-    pub partitions: usize,
+    pub partitions: Vec<PartitionVitals>,
     /// Records without an outcome.
     pub open: usize,
     /// Records in the brokers that it has not been given, as far as statistics tell.
     pub lag: i64,
     /// What it waits for, if anything: not a stall, but degraded.
     pub waits_for: Vec<String>,
+}
+
+/// The same of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionVitals {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub number: i32,
+    /// Records in the broker that were not taken yet, as far as statistics tell.
+    pub lag: i64,
+    /// For how long the oldest record without an outcome has been in hand; zero without any.
+    pub waiting: Duration,
 }
 
 impl Vitals {
@@ -42,7 +55,7 @@ impl Default for Pulse {
         Self(Mutex::new(Vitals {
             beat: now,
             progress: now,
-            partitions: 0,
+            partitions: Vec::new(),
             open: 0,
             lag: 0,
             waits_for: Vec::new(),
@@ -74,7 +87,14 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(300);
 
     fn vitals(now: Instant) -> Vitals {
-        Vitals { beat: now, progress: now, partitions: 1, open: 1, lag: 0, waits_for: Vec::new() }
+        Vitals {
+            beat: now,
+            progress: now,
+            partitions: Vec::new(),
+            open: 1,
+            lag: 0,
+            waits_for: Vec::new(),
+        }
     }
 
     #[test]

@@ -87,6 +87,7 @@ pub(crate) struct Waits {
 /// What the work of one consumer shares.
 pub(crate) struct Shared {
     pub(crate) group: String,
+    pub(crate) claim_prefix: String,
     pub(crate) claims: Claims,
     pub(crate) permits: Arc<Permits>,
 }
@@ -272,12 +273,16 @@ impl Cx {
             kind: "claims_away",
             message: away.to_string(),
             retry_after: None,
+            attempted: false,
         }
     }
 
-    /// Groups have claims of their own: what one consumer has done, another may still have to do.
     fn key(&self, name: &str) -> String {
-        format!("{}:{name}", self.shared.group)
+        let prefix = &self.shared.claim_prefix;
+        let mut key = String::with_capacity(prefix.len() + name.len());
+        key.push_str(prefix);
+        key.push_str(name);
+        key
     }
 
     fn owner(&self) -> Arc<str> {

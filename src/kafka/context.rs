@@ -1,7 +1,8 @@
 //! What librdkafka calls back. Callbacks run inside `recv` and must not wait: they note what
 //! happened, and the loop carries it out.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::client::ClientContext;
@@ -12,6 +13,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendError;
 
 /// A change of the assignment that the loop must carry out, or has lost already.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,12 +26,15 @@ pub(crate) enum Rebalance {
     Lost(Vec<(String, i32)>),
 }
 
+/// Records behind the position, by topic and partition.
+pub(crate) type Lag = HashMap<String, HashMap<i32, i64>>;
+
 /// Callbacks of one consumer.
 pub(crate) struct Context {
     group: String,
     rebalances: mpsc::UnboundedSender<Rebalance>,
     closing: Arc<AtomicBool>,
-    lag: Arc<AtomicI64>,
+    lag: Arc<Mutex<Lag>>,
     last_error: Arc<Mutex<Option<String>>>,
 }
 
@@ -39,7 +44,7 @@ pub(crate) struct Signals {
     /// Set before the client is dropped: from then on a revoke is answered on the spot.
     pub(crate) closing: Arc<AtomicBool>,
     /// Records that the brokers hold and the loop has not been given, from statistics.
-    pub(crate) lag: Arc<AtomicI64>,
+    pub(crate) lag: Arc<Mutex<Lag>>,
     /// Why no broker can be reached, while none can.
     pub(crate) brokers_away: Arc<Mutex<Option<String>>>,
 }
@@ -85,7 +90,7 @@ impl ClientContext for Context {
     fn stats_raw(&self, statistics: &[u8]) {
         match serde_json::from_slice::<Statistics>(statistics) {
             Ok(statistics) => {
-                self.lag.store(statistics.lag(), Ordering::Relaxed);
+                *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = statistics.lag();
                 if statistics.any_broker_up() {
                     self.note_brokers(None);
                 }
@@ -119,8 +124,14 @@ impl ConsumerContext for Context {
         } else {
             Rebalance::Revoke(names)
         };
-        // The loop is gone only once the client is being dropped.
-        drop(self.rebalances.send(rebalance));
+        // Without a loop the client is being dropped in the middle of its work, and would wait for
+        // good for an answer that nobody else gives.
+        let unheard = self.rebalances.send(rebalance);
+        if matches!(unheard, Err(SendError(Rebalance::Revoke(_))))
+            && let Err(error) = consumer.incremental_unassign(partitions)
+        {
+            tracing::debug!(messaging.consumer.group.name = %self.group, %error, "partitions not unassigned");
+        }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
@@ -158,9 +169,9 @@ pub(super) fn log(client: &str, level: RDKafkaLogLevel, facility: &str, message:
 #[derive(Debug, Deserialize)]
 struct Statistics {
     #[serde(default)]
-    brokers: std::collections::HashMap<String, BrokerStatistics>,
+    brokers: HashMap<String, BrokerStatistics>,
     #[serde(default)]
-    topics: std::collections::HashMap<String, TopicStatistics>,
+    topics: HashMap<String, TopicStatistics>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -171,27 +182,34 @@ struct BrokerStatistics {
 #[derive(Debug, Deserialize)]
 struct TopicStatistics {
     #[serde(default)]
-    partitions: std::collections::HashMap<String, PartitionStatistics>,
+    partitions: HashMap<String, PartitionStatistics>,
 }
 
 #[derive(Debug, Deserialize)]
 struct PartitionStatistics {
     app_offset: i64,
+    next_offset: i64,
     ls_offset: i64,
     #[serde(default)]
     desired: bool,
 }
 
 impl Statistics {
-    /// Records behind the position, over all partitions that are consumed. Offsets have gaps, so
-    /// this is an upper bound; it is 0 where everything was delivered, markers apart.
-    fn lag(&self) -> i64 {
-        self.topics
-            .values()
-            .flat_map(|topic| topic.partitions.values())
-            .filter(|partition| partition.desired && partition.app_offset >= 0)
-            .map(|partition| (partition.ls_offset - partition.app_offset).max(0))
-            .sum()
+    /// Records behind the position of each partition that is consumed. Offsets have gaps, so this
+    /// is an upper bound; it is 0 where everything was delivered, markers apart.
+    fn lag(&self) -> Lag {
+        let behind = |topic: &TopicStatistics| {
+            let consumed = topic.partitions.iter().filter(|(_, p)| p.desired);
+            consumed
+                .filter_map(|(number, p)| {
+                    // Before the first record only the fetch position is known.
+                    let position = if p.app_offset >= 0 { p.app_offset } else { p.next_offset };
+                    let behind = if position >= 0 { (p.ls_offset - position).max(0) } else { 0 };
+                    Some((number.parse().ok()?, behind))
+                })
+                .collect()
+        };
+        self.topics.iter().map(|(topic, found)| (topic.clone(), behind(found))).collect()
     }
 
     fn any_broker_up(&self) -> bool {
@@ -208,13 +226,13 @@ mod tests {
         let statistics: Statistics = serde_json::from_str(
             r#"{"brokers": {"b:1/1": {"state": "UP", "tx": 5}, "b:2/2": {"state": "DOWN"}},
                 "topics": {"t": {"partitions": {
-                    "0": {"app_offset": 10, "ls_offset": 25, "desired": true},
-                    "1": {"app_offset": -1001, "ls_offset": 25, "desired": true},
-                    "2": {"app_offset": 3, "ls_offset": 25, "desired": false},
-                    "-1": {"app_offset": -1001, "ls_offset": -1001}}}}}"#,
+                    "0": {"app_offset": 10, "next_offset": 20, "ls_offset": 25, "desired": true},
+                    "1": {"app_offset": -1001, "next_offset": 20, "ls_offset": 25, "desired": true},
+                    "2": {"app_offset": 3, "next_offset": 3, "ls_offset": 25, "desired": false},
+                    "-1": {"app_offset": -1001, "next_offset": -1001, "ls_offset": -1001}}}}}"#,
         )
         .expect("statistics");
-        assert_eq!(statistics.lag(), 15);
+        assert_eq!(statistics.lag()["t"], HashMap::from([(0, 15), (1, 5)]));
         assert!(statistics.any_broker_up());
     }
 }

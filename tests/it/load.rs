@@ -1,22 +1,16 @@
 //! The 49,941 recorded records of `load_50k` through the real daemon, Kafka and Redis, also while
 //! it is killed at random moments: the events are what the rules say of the recorded truth.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crm_event_processors::demo::double::{Double, Log, Options, Stored, currency_rows};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::FutureRecord;
 use serde_json::Value;
 
 use crate::support::daemon::Environment;
 use crate::support::recordings::recorded;
-use crate::support::{kafka, services, unique, until_within};
+use crate::support::{feed, services, unique};
 
 const PARTITIONS: i32 = 6;
-
-/// A busy machine and a build without optimisation may take their time; only a failure takes this long.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What must and what may arrive, by the rules, of the recorded changes.
 #[derive(Debug, Default)]
@@ -82,38 +76,13 @@ fn truth() -> Truth {
 }
 
 async fn produce(brokers: &str, prefix: &str) {
-    let topics: BTreeMap<String, String> =
-        ["purchase_ledger", "referral_ledger", "mission_claims", "wallet_ledger"]
-            .iter()
-            .map(|table| (format!("crm.public.{table}"), format!("{prefix}.{table}")))
-            .collect();
-    for topic in topics.values() {
-        kafka::create_topic(brokers, topic, PARTITIONS).await;
-    }
     let records: Vec<_> = recorded("load_50k.jsonl.gz").collect();
-    let futures = records.iter().map(|record| {
-        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-            headers.insert(Header { key, value: value.as_deref() })
-        });
-        let mut future = FutureRecord::to(&topics[&record.topic]).headers(headers);
-        future.key = record.key.as_deref();
-        future.payload = record.value.as_deref();
-        future.timestamp = record.timestamp_ms;
-        future
-    });
-    kafka::produce(brokers, futures).await;
+    feed::produce(brokers, prefix, PARTITIONS, &records).await;
 }
 
-async fn caught_up(brokers: &str, group: &str, topic: &str) {
-    let ends = kafka::ends(brokers, topic).await;
-    until_within(PATIENCE, "the last record to be committed", async || {
-        let committed = kafka::committed(brokers, group, topic).await;
-        let done = ends.iter().all(|(partition, end)| {
-            *end == 0 || committed.get(partition).is_some_and(|(offset, _)| offset == end)
-        });
-        done.then_some(())
-    })
-    .await;
+async fn caught_up(brokers: &str, prefix: &str) {
+    let topic = format!("{prefix}.purchase_ledger");
+    feed::caught_up(brokers, &format!("{prefix}-currency"), &topic).await;
 }
 
 fn ids<'a>(log: &'a Log, name: &str) -> Vec<&'a str> {
@@ -171,11 +140,11 @@ async fn every_recorded_change_becomes_its_event_exactly_once_within_128_mib() {
         Double::start(Options { keep_data: true, ..Options::default() }).await.expect("a double");
     let redis = services::Redis::own();
     produce(brokers, &prefix).await;
-    let environment = Environment::new(brokers, &redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
         .with("CURRENCY_CONCURRENCY", "64")
         .with("INNGEST_CANCEL_SETTLE", "2s");
     let daemon = environment.start();
-    caught_up(brokers, &format!("{prefix}-currency"), &format!("{prefix}.purchase_ledger")).await;
+    caught_up(brokers, &prefix).await;
     let peak = daemon.peak_memory();
     assert!(daemon.stop().success(), "a clean stop");
     double.inspect(|log| {
@@ -202,7 +171,7 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_only_what_was_in_
     produce(brokers, &prefix).await;
     // Static membership: a dynamic member that was killed holds its partitions until the session
     // times out.
-    let environment = Environment::new(brokers, &redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
         .with("CURRENCY_CONCURRENCY", "64")
         .with("INNGEST_CANCEL_SETTLE", "2s")
         .with("KAFKA_INSTANCE_ID", "one");
@@ -216,7 +185,7 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_only_what_was_in_
         daemon.kill();
     }
     let daemon = environment.start();
-    caught_up(brokers, &format!("{prefix}-currency"), &format!("{prefix}.purchase_ledger")).await;
+    caught_up(brokers, &prefix).await;
     assert!(daemon.stop().success(), "a clean stop");
     let repeats = double.inspect(|log| {
         verify(log);

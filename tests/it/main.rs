@@ -4,9 +4,11 @@
 mod decode_fixtures;
 mod decode_mutations;
 mod decode_recordings;
+mod demo;
 mod double;
 mod explain;
 mod inngest;
+mod life;
 mod load;
 mod replay;
 mod services_smoke;

@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::answer::{self, Cause, Verdict};
 use super::batch::{Batch, Limits, Queue, Submission};
-use super::{Accepted, InngestConfig};
+use super::{Accepted, InngestConfig, SERVICE};
 use crate::clients::http::{self, ReadError};
+use crate::measures;
 use crate::outage::{Backoff, Breaker, Leave};
 
 const SEED: HeaderName = HeaderName::from_static("x-inngest-event-id-seed");
@@ -197,6 +198,9 @@ impl Collector {
 async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
     let start = Instant::now();
     let verdict = exchange(wire, &batch).await;
+    let answered = !matches!(verdict, Verdict::Retry { .. });
+    measures::request(SERVICE, start.elapsed(), answered);
+    metrics::histogram!(measures::BATCH).record(batch.events() as f64);
     match &verdict {
         Verdict::Retry { retry_after, message, .. } => {
             leave.failed(Instant::now().into_std(), *retry_after, message);

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 pub use error::{CallError, CallFault};
 
 use super::http::{self, HttpConfig, ReadError, SetupError};
+use crate::measures;
 use crate::outage::Breakers;
 
 const SERVICE: &str = "supabase";
@@ -188,6 +189,7 @@ impl Supabase {
         })?;
         let outcome = self.exchange(&what, request).await;
         let latency = start.elapsed();
+        measures::request(dependency, latency, outcome.is_ok());
         match outcome {
             Ok(body) => {
                 leave.succeeded();

@@ -28,9 +28,6 @@ const REVERSE: &str = "currency/reverse";
 const NOTHING: &str = "nothing_to_award";
 const CALCULATE: &str = "calc_currency_for_source";
 
-/// How long a debit's original is looked for: it may be on its way (contract section 3).
-const ORIGINAL_PATIENCE: Duration = Duration::from_secs(60);
-
 /// The currency consumer.
 pub struct Currency {
     /// Its topics, in full.
@@ -41,6 +38,9 @@ pub struct Currency {
     pub snapshot: Snapshot,
     /// How long a cancel waits after its award was accepted (`INNGEST_CANCEL_SETTLE`).
     pub settle: Duration,
+    /// How long a debit's original is looked for: it may be on its way
+    /// (`CURRENCY_ORIGINAL_PATIENCE`).
+    pub original_patience: Duration,
     /// Supabase.
     pub calls: Calls,
     /// Inngest.
@@ -296,7 +296,7 @@ impl Currency {
                 message: "the purchase that the debit row refunds is not there: no row of its \
                           merchant has external_ref as transaction_number"
                     .to_owned(),
-                patience: ORIGINAL_PATIENCE,
+                patience: self.original_patience,
             });
         };
         if matches!(original.status.as_deref(), Some("refunded" | "cancelled")) {

@@ -1,6 +1,7 @@
 //! What the tests stand on: the door to real services, Kafka helpers, and waiting for a condition.
 
 pub(crate) mod daemon;
+pub(crate) mod feed;
 pub(crate) mod kafka;
 pub(crate) mod recordings;
 pub(crate) mod services;

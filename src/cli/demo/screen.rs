@@ -1,0 +1,241 @@
+//! What the demo shows: lines while it runs, then tables and the verdict. At most 100 columns.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::demo::demand::{Event, Findings};
+use crate::demo::watch::Tally;
+use crate::demo::{Report, Told};
+use crate::engine::{Origin, Outcome};
+
+/// Lines of one kind before they are only counted.
+const EVENTS: usize = 12;
+const OTHERS: usize = 3;
+/// Findings that are named.
+const FINDINGS: usize = 20;
+const WIDTH: usize = 100;
+
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+const RED: &str = "31";
+const BOLD: &str = "1";
+const DIM: &str = "2";
+
+/// The screen.
+pub(super) struct Screen<W> {
+    out: W,
+    colours: bool,
+    started: Instant,
+    /// Lines shown, by kind.
+    shown: HashMap<String, usize>,
+}
+
+impl<W: Write> Screen<W> {
+    pub(super) fn new(out: W, colours: bool) -> Self {
+        Self { out, colours, started: Instant::now(), shown: HashMap::new() }
+    }
+
+    /// Shows what happens.
+    pub(super) fn tell(&mut self, told: &Told) {
+        match told {
+            Told::Over => {}
+            Told::Note(text) => {
+                self.wrapped("", text, BOLD);
+            }
+            Told::Event(event) => {
+                self.capped(EVENTS, &event.name, GREEN, "sent", &about(event));
+            }
+            Told::Waits { origin, reason, .. } => {
+                self.capped(OTHERS, reason, YELLOW, "waits", &place(origin));
+            }
+            Told::Outcome { origin, outcome, .. } => match outcome {
+                Outcome::Sent => {}
+                Outcome::Skipped(reason) => {
+                    self.capped(OTHERS, reason, DIM, "skipped", &place(origin));
+                }
+                Outcome::Duplicate => {
+                    self.capped(EVENTS, "duplicate", DIM, "known", &place(origin));
+                }
+                Outcome::Replayed => self.capped(EVENTS, "replay", DIM, "known", &place(origin)),
+                Outcome::DeadLettered(kind) => {
+                    self.capped(EVENTS, kind, RED, "set aside", &place(origin));
+                }
+            },
+        }
+    }
+
+    /// A line of a kind that may come in thousands.
+    fn capped(&mut self, most: usize, kind: &str, colour: &str, what: &str, about: &str) {
+        let shown = self.shown.entry(format!("{what} {kind}")).or_default();
+        *shown += 1;
+        let more = match (*shown).cmp(&most) {
+            std::cmp::Ordering::Less => "",
+            std::cmp::Ordering::Equal => "  ...",
+            std::cmp::Ordering::Greater => return,
+        };
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.line(colour, &format!("{seconds:6.2} s  {what:<9}  {kind:<18}  {about}{more}"));
+    }
+
+    fn line(&mut self, colour: &str, text: &str) {
+        let text: String = text.chars().take(WIDTH).collect();
+        // A screen that has gone is no reason to end.
+        drop(match self.colours {
+            true => writeln!(self.out, "\x1b[{colour}m{text}\x1b[0m"),
+            false => writeln!(self.out, "{text}"),
+        });
+    }
+
+    /// A text of any length, broken between words.
+    fn wrapped(&mut self, indent: &str, text: &str, colour: &str) {
+        let mut line = indent.to_owned();
+        for word in text.split_whitespace() {
+            if line.len() > indent.len() {
+                if line.chars().count() + 1 + word.chars().count() > WIDTH {
+                    self.line(colour, &line);
+                    line = indent.to_owned();
+                } else {
+                    line.push(' ');
+                }
+            }
+            line.push_str(word);
+        }
+        self.line(colour, &line);
+    }
+
+    fn plain(&mut self, text: &str) {
+        self.line("0", text);
+    }
+
+    /// The tables and the verdict.
+    pub(super) fn conclude(&mut self, report: &Report) {
+        self.plain("");
+        self.line(
+            BOLD,
+            "consumer      records    sent  skipped  duplicates  replays  dead letters  events/s     p50     p99",
+        );
+        for (name, tally, events) in &report.consumers {
+            self.plain(&row(name, tally, *events, report.elapsed));
+        }
+        for (name, tally, _) in &report.consumers {
+            self.reasons(name, "skipped", tally.skipped.iter().map(|(k, n)| ((*k).to_owned(), *n)));
+            self.reasons(name, "waited", tally.waits.iter().map(|(k, n)| (k.clone(), *n)));
+        }
+        self.line(DIM, "p50, p99: from the record's delivery to the acceptance of its last event, waits included");
+        if !report.dead_letters.is_empty() {
+            self.plain("");
+            self.line(BOLD, &format!("dead letter topic, {} records:", report.dead_letters.len()));
+            for letter in report.dead_letters.iter().take(EVENTS) {
+                self.line(RED, &format!("  {:<19} {}", letter.kind, letter.origin));
+                self.wrapped("    ", &letter.message, DIM);
+            }
+        }
+        self.plain("");
+        match &report.findings {
+            None => self.line(YELLOW, "interrupted: what arrived was not judged"),
+            Some(findings) => self.verdict(findings, report.fed),
+        }
+    }
+
+    fn reasons(&mut self, consumer: &str, what: &str, counts: impl Iterator<Item = (String, u64)>) {
+        let counts: Vec<String> =
+            counts.map(|(reason, count)| format!("{reason} {count}")).collect();
+        let mut line = format!("  {consumer} {what}: ");
+        for (at, count) in counts.iter().enumerate() {
+            let comma = if at + 1 < counts.len() { ", " } else { "" };
+            if line.len() + count.len() + comma.len() > WIDTH {
+                self.line(DIM, &line);
+                line = "    ".to_owned();
+            }
+            line.push_str(count);
+            line.push_str(comma);
+        }
+        if !counts.is_empty() {
+            self.line(DIM, &line);
+        }
+    }
+
+    fn verdict(&mut self, findings: &Findings, fed: usize) {
+        if findings.is_right() {
+            let repeated = match findings.repeated {
+                0 => String::new(),
+                again => format!(", {again} of them again with the same id and content"),
+            };
+            let right = findings.right;
+            self.line(
+                GREEN,
+                &format!("RIGHT: {fed} records, and all {right} outcomes that they demand{repeated}, no more"),
+            );
+            return;
+        }
+        self.line(RED, "WRONG:");
+        for (what, lines) in [
+            ("missing", &findings.missing),
+            ("too many", &findings.extra),
+            ("different", &findings.different),
+        ] {
+            for line in lines.iter().take(FINDINGS) {
+                self.line(RED, &format!("  {what:<9} {line}"));
+            }
+            if lines.len() > FINDINGS {
+                self.line(RED, &format!("  {what:<9} and {} more", lines.len() - FINDINGS));
+            }
+        }
+    }
+}
+
+fn row(name: &str, tally: &Tally, events: usize, elapsed: Duration) -> String {
+    let mut latencies = tally.latencies.clone();
+    latencies.sort_unstable();
+    let quantile = |share: usize| -> String {
+        let at = (latencies.len() * share / 100).min(latencies.len().saturating_sub(1));
+        latencies.get(at).map_or_else(|| "-".to_owned(), |latency| short(*latency))
+    };
+    let skipped: u64 = tally.skipped.values().sum();
+    let dead: u64 = tally.dead_letters.values().sum();
+    #[expect(clippy::cast_precision_loss, reason = "for reading")]
+    let rate = events as f64 / elapsed.as_secs_f64().max(f64::EPSILON);
+    format!(
+        "{name:<12} {:>8} {:>7} {skipped:>8} {:>11} {:>8} {dead:>13} {rate:>9.1} {:>7} {:>7}",
+        tally.records,
+        tally.sent,
+        tally.duplicates,
+        tally.replayed,
+        quantile(50),
+        quantile(99),
+    )
+}
+
+fn short(time: Duration) -> String {
+    match time.as_millis() {
+        ms @ 0..1_000 => format!("{ms} ms"),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+fn place(origin: &Origin) -> String {
+    let table = origin.topic.rsplit('.').next().unwrap_or_default();
+    format!("{table} {}@{}", origin.partition, origin.offset)
+}
+
+/// What an event is about, in a few words.
+fn about(event: &Event) -> String {
+    let data = &event.data;
+    let (Some(kind), Some(id)) = (data["source_type"].as_str(), data["source_id"].as_str()) else {
+        return event.id.clone().unwrap_or_default();
+    };
+    let detail = match (data["currency_rows"].as_array(), &data["refund_percentage"]) {
+        (Some(rows), _) => {
+            let amount = |row: &Value| {
+                format!("{} {}", row["amount"], row["currency_type"].as_str().unwrap_or_default())
+            };
+            rows.first().map(amount).unwrap_or_default()
+        }
+        (None, Value::Number(share)) => format!("{share} %"),
+        (None, _) => String::new(),
+    };
+    format!("{kind} {id} {detail}")
+}

@@ -1,0 +1,189 @@
+//! One run of the demo: everything is started, the recordings are fed, and what arrived is judged.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::broker::BrokerError;
+use super::demand::{self, Event, Findings, JUDGES, Letter, Seen};
+use super::double::{Double, Endpoint, Stored};
+use super::faults::Fault;
+use super::recordings::ShippedError;
+use super::stage::Stage;
+use super::watch::Tally;
+use crate::config::{Environment, Problems};
+use crate::engine::{Origin, Outcome};
+use crate::supervisor::RunError;
+
+/// What a run of the demo is told.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What is fed.
+    pub feed: Feed,
+    /// How long requests take, at least; default none.
+    pub latency: Vec<(Endpoint, Duration)>,
+    /// What goes wrong; default nothing.
+    pub fault: Option<Fault>,
+    /// The user's environment, of which a few settings count.
+    pub environment: Environment,
+}
+
+/// What is fed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Feed {
+    /// Records a second; as fast as they drain if `None`.
+    pub rate: Option<f64>,
+    /// At least this many records, in whole rounds; 0 is one round.
+    pub records: usize,
+    /// Round after round until the run is told to stop.
+    pub keep_running: bool,
+}
+
+/// Something to show while the demo runs.
+#[derive(Debug, Clone)]
+pub enum Told {
+    /// A line.
+    Note(String),
+    /// Inngest stored an event.
+    Event(Event),
+    /// A record has its outcome.
+    Outcome {
+        /// Whose.
+        consumer: &'static str,
+        /// Which record.
+        origin: Origin,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// A record waits, or is tried again later.
+    Waits {
+        /// Whose.
+        consumer: &'static str,
+        /// Which record.
+        origin: Origin,
+        /// For what.
+        reason: String,
+    },
+    /// Nothing more will be told.
+    Over,
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Report {
+    /// Records fed.
+    pub fed: usize,
+    /// From the first record fed to the last outcome.
+    pub elapsed: Duration,
+    /// What became of each consumer's records, and how many events it sent.
+    pub consumers: Vec<(&'static str, Tally, usize)>,
+    /// The dead letter topic.
+    pub dead_letters: Vec<Letter>,
+    /// The judgement; `None` when the run was interrupted.
+    pub findings: Option<Findings>,
+}
+
+/// Why a demo could not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// A setting of the environment.
+    #[error(transparent)]
+    Settings(#[from] Problems),
+    /// The embedded broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// What is fed.
+    #[error(transparent)]
+    Shipped(#[from] ShippedError),
+    /// The double.
+    #[error("no port of 127.0.0.1 can be had for the services' double")]
+    Double(#[source] std::io::Error),
+    /// The daemon's runtime.
+    #[error("the daemon's runtime cannot be started")]
+    Runtime(#[source] std::io::Error),
+    /// The daemon.
+    #[error("the daemon ended by itself")]
+    Daemon(#[from] RunError),
+    /// A part of the demo.
+    #[error("a part of the demo panicked; see the log")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+/// Runs the demo. `stop` ends it: a demo that keeps running finishes its round and is judged, any
+/// other is interrupted.
+///
+/// # Errors
+/// When something cannot be started or the daemon ends by itself. A wrong result is no error but a
+/// finding.
+pub async fn run(
+    options: &Options,
+    told: mpsc::UnboundedSender<Told>,
+    stop: &CancellationToken,
+) -> Result<Report, DemoError> {
+    let mut stage = Stage::set(options, told.clone()).await?;
+    let double = Arc::clone(&stage.double);
+    let over = CancellationToken::new();
+    let follower = tokio::spawn(follow(Arc::clone(&double), told, over.clone()));
+    let started = Instant::now();
+    let interrupted = stage.play(options, stop).await?;
+    let elapsed = started.elapsed();
+    let played = stage.end().await?;
+    over.cancel();
+    follower.await?;
+
+    let events = double.inspect(|log| log.events.iter().map(event).collect());
+    let seen = Seen { events, dead_letters: played.dead_letters };
+    let findings = (!interrupted).then(|| {
+        let mut findings = demand::judge(&played.demand, &seen, &played.allowance);
+        findings.missing.extend(played.unfinished);
+        findings
+    });
+    let mut tallies = played.tallies;
+    let consumers = JUDGES.iter().map(|(name, ..)| {
+        let prefix = format!("{name}/");
+        let sent = seen.events.iter().filter(|event| event.name.starts_with(&prefix)).count();
+        (name.as_str(), tallies.remove(name.as_str()).unwrap_or_default(), sent)
+    });
+    Ok(Report {
+        fed: played.fed,
+        elapsed,
+        consumers: consumers.collect(),
+        dead_letters: seen.dead_letters,
+        findings,
+    })
+}
+
+/// Tells of every event that the double stores, until `over`.
+async fn follow(double: Arc<Double>, told: mpsc::UnboundedSender<Told>, over: CancellationToken) {
+    let mut seen = 0;
+    loop {
+        let ended = tokio::select! {
+            () = double.until(|log| log.events.len() > seen) => false,
+            () = over.cancelled() => true,
+        };
+        let new: Vec<Event> = double.inspect(|log| log.events[seen..].iter().map(event).collect());
+        seen += new.len();
+        for event in new {
+            // Nobody may be listening any more.
+            drop(told.send(Told::Event(event)));
+        }
+        if ended {
+            drop(told.send(Told::Over));
+            return;
+        }
+    }
+}
+
+fn event(stored: &Stored) -> Event {
+    Event {
+        name: stored.name.to_string(),
+        id: stored.id.as_deref().map(str::to_owned),
+        data: stored
+            .data
+            .as_deref()
+            .and_then(|data| serde_json::from_str(data).ok())
+            .unwrap_or_default(),
+    }
+}

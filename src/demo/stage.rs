@@ -1,0 +1,376 @@
+//! Everything that a demo starts, and how the recordings are fed into it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
+use rdkafka::producer::DeliveryFuture;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::broker::{Broker, BrokerError};
+use super::demand::{Allowance, Demand, JUDGES, Letter};
+use super::double::{self, Double};
+use super::faults::{Fault, OUTAGE};
+use super::incarnation::Incarnation;
+use super::recordings::{Round, Shipped};
+use super::run::{DemoError, Options, Told};
+use super::settings::{DEAD_LETTER_TOPIC, settings};
+use super::watch::{Tally, Watch};
+use crate::cli::recording::Recorded;
+use crate::config::Settings;
+use crate::dedup::MemoryStore;
+
+/// Partitions of every topic, as many as the recordings have.
+const PARTITIONS: i32 = 6;
+/// Fed records without an outcome. The broker forgets what it can no longer hold, so that it is fed
+/// as it drains.
+const MOST_OPEN: usize = 1_000;
+/// How long the last records may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Rounds whose rows Supabase's double still knows; the changes of older ones are long handled.
+const ROUNDS_KNOWN: usize = 64;
+
+/// Everything that runs.
+pub(super) struct Stage {
+    pub(super) double: Arc<Double>,
+    broker: Arc<Broker>,
+    claims: Arc<MemoryStore>,
+    watch: Arc<Watch>,
+    settings: Settings,
+    /// None only while one is replaced by the next.
+    daemon: Option<Incarnation>,
+    told: mpsc::UnboundedSender<Told>,
+    shipped: Shipped,
+    /// Names of the consumers that take a topic.
+    takers: BTreeMap<Arc<str>, Vec<&'static str>>,
+    known: VecDeque<(Vec<Map<String, Value>>, BTreeSet<String>)>,
+    demand: Demand,
+    allowance: Allowance,
+    fed: usize,
+}
+
+/// What is left when all is over.
+pub(super) struct Played {
+    pub(super) fed: usize,
+    pub(super) tallies: BTreeMap<&'static str, Tally>,
+    pub(super) dead_letters: Vec<Letter>,
+    pub(super) demand: Demand,
+    pub(super) allowance: Allowance,
+    /// Outcomes and commits that are missing.
+    pub(super) unfinished: Vec<String>,
+}
+
+impl Stage {
+    /// Starts everything.
+    pub(super) async fn set(
+        options: &Options,
+        told: mpsc::UnboundedSender<Told>,
+    ) -> Result<Self, DemoError> {
+        let shipped = Shipped::unpack()?;
+        let keep_data = double::Options { keep_data: true, ..double::Options::default() };
+        let double = Arc::new(Double::start(keep_data).await.map_err(DemoError::Double)?);
+        for (endpoint, latency) in &options.latency {
+            double.set_latency(*endpoint, *latency);
+        }
+        let broker = Arc::new(Broker::start()?);
+        let mut environment = options.environment.clone();
+        for (name, value) in options.fault.map_or(&[][..], Fault::settings) {
+            environment.insert((*name).to_owned(), (*value).to_owned());
+        }
+        let settings = settings(&environment, broker.bootstrap(), double.url())?;
+
+        let mut takers: BTreeMap<Arc<str>, Vec<&'static str>> = BTreeMap::new();
+        for (name, tables, _) in JUDGES {
+            for table in tables {
+                let topic = settings.kafka.topic_of(table);
+                takers.entry(topic.into()).or_default().push(name.as_str());
+            }
+        }
+        for record in shipped.records() {
+            if !takers.contains_key(&*record.topic) {
+                takers.insert(record.topic.as_str().into(), Vec::new());
+            }
+        }
+        for topic in takers.keys() {
+            broker.create_topic(topic, PARTITIONS)?;
+        }
+        broker.create_topic(DEAD_LETTER_TOPIC, 1)?;
+
+        let claims = Arc::new(MemoryStore::new(settings.dedup.window));
+        let watch = Arc::new(Watch::new(told.clone()));
+        let daemon = Some(Incarnation::start(&settings, &claims, &watch)?);
+        let stage = Self {
+            double,
+            broker,
+            claims,
+            watch,
+            settings,
+            daemon,
+            told,
+            shipped,
+            takers,
+            known: VecDeque::new(),
+            demand: Demand::default(),
+            allowance: Allowance::default(),
+            fed: 0,
+        };
+        stage.say_what_differs(options.fault);
+        Ok(stage)
+    }
+
+    fn say(&self, line: impl Into<String>) {
+        // Nobody may be listening any more.
+        drop(self.told.send(Told::Note(line.into())));
+    }
+
+    fn say_what_differs(&self, fault: Option<Fault>) {
+        self.say(
+            "Recorded changes of a real Debezium go through an embedded Kafka to the daemon, and \
+             from there to doubles of Inngest and Supabase.",
+        );
+        self.say(format!(
+            "Other than in production, to be quick: a cancel waits {:?} after its award (30 s \
+             there), a debit's original is looked for during {:?} (60 s there). Snapshot rows are \
+             skipped: the recorded ones get older every day.",
+            self.settings.inngest.cancel_settle, self.settings.currency_original_patience,
+        ));
+        if let Some(fault) = fault {
+            self.say(fault.promise());
+        }
+    }
+
+    /// Feeds what `options` ask for and waits until it is handled; whether it was interrupted.
+    pub(super) async fn play(
+        &mut self,
+        options: &Options,
+        stop: &CancellationToken,
+    ) -> Result<bool, DemoError> {
+        let (sender, deliveries) = mpsc::channel(MOST_OPEN);
+        let placing = tokio::spawn(place(deliveries, Arc::clone(&self.watch), self.takers.clone()));
+        let rounds = options.feed.records.div_ceil(self.shipped.records().len()).max(1);
+        let mut strikes = options.fault.map(|fault| {
+            let all =
+                self.shipped.records().len() * if options.feed.keep_running { 1 } else { rounds };
+            (fault, fault.moment(all, fastrand::f64()))
+        });
+        let mut next = tokio::time::Instant::now();
+        for number in 0_u32.. {
+            let enough = number as usize >= rounds && !options.feed.keep_running;
+            if enough || stop.is_cancelled() {
+                break;
+            }
+            let round = self.shipped.round(number)?;
+            let records = self.announce(round, options.fault.filter(|_| number == 0));
+            for record in records {
+                if let Some((fault, moment)) = strikes
+                    && self.fed >= moment
+                {
+                    strikes = None;
+                    self.strike(fault).await?;
+                }
+                if stop.is_cancelled() && !options.feed.keep_running {
+                    return Ok(true);
+                }
+                if let Some(rate) = options.feed.rate.filter(|_| !stop.is_cancelled()) {
+                    next += Duration::from_secs_f64(1.0 / rate);
+                    tokio::select! {
+                        () = tokio::time::sleep_until(next) => {}
+                        () = stop.cancelled() => {}
+                    }
+                }
+                let watch = Arc::clone(&self.watch);
+                self.while_alive(watch.at_most(MOST_OPEN)).await?;
+                let at = Instant::now();
+                watch.handed();
+                let delivery = self.broker.produce(&record)?;
+                self.fed += 1;
+                if sender.send((record.topic, at, delivery)).await.is_err() {
+                    break;
+                }
+            }
+        }
+        drop(sender);
+        placing.await??;
+        self.say(format!("fed {} records, waiting for the last of them", self.fed));
+        let watch = Arc::clone(&self.watch);
+        let drained = async {
+            tokio::select! {
+                // Too late for the last ones: the judgement names them.
+                _ = tokio::time::timeout(PATIENCE, watch.at_most(0)) => false,
+                () = stop.cancelled(), if !options.feed.keep_running => true,
+            }
+        };
+        self.while_alive(drained).await
+    }
+
+    /// Tells the double and the judge what a round brings; the records to feed.
+    fn announce(&mut self, round: Round, fault: Option<Fault>) -> Vec<Recorded> {
+        let Round { mut records, purchases, merchants, demand } = round;
+        if let Some(fault) = fault {
+            let sound = records.iter().position(|record| {
+                self.takers.get(&*record.topic).is_some_and(|takers| !takers.is_empty())
+            });
+            let unreadable =
+                sound.map(|sound| fault.unreadable(&records[sound])).unwrap_or_default();
+            self.allowance = fault.allowance(&demand, &unreadable);
+            fault.prepare(&self.double, &self.allowance);
+            let moment = fault.moment(records.len(), 0.0);
+            records.splice(moment..moment, unreadable);
+        }
+        self.demand.add(demand);
+        if self.known.len() == ROUNDS_KNOWN {
+            self.known.pop_front();
+        }
+        self.known.push_back((purchases, merchants));
+        let rows = self.known.iter().flat_map(|(purchases, _)| purchases).cloned();
+        self.double.fill("purchase_ledger", rows.collect());
+        let merchants = self.known.iter().flat_map(|(_, merchants)| merchants);
+        let settings = merchants.enumerate().map(|(at, id)| merchant(at, id));
+        self.double.fill("merchant_master", settings.collect());
+        records
+    }
+
+    async fn strike(&mut self, fault: Fault) -> Result<(), DemoError> {
+        if let Some((endpoints, how)) = fault.outage() {
+            Fault::begin(endpoints, &how, &self.double);
+            self.say(format!("FAULT begins, for {OUTAGE:?}"));
+            let (double, told) = (Arc::clone(&self.double), self.told.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(OUTAGE).await;
+                for endpoint in endpoints {
+                    double.heal(*endpoint);
+                }
+                // Nobody may be listening any more.
+                drop(told.send(Told::Note("FAULT is over".to_owned())));
+            });
+        }
+        match fault {
+            Fault::RedisEmpty => {
+                self.claims.clear();
+                self.say("FAULT: all claims are gone");
+            }
+            Fault::Kill => {
+                if let Some(daemon) = self.daemon.take() {
+                    daemon.tear_down().await?;
+                }
+                let next = Incarnation::start(&self.settings, &self.claims, &self.watch)?;
+                self.daemon = Some(next);
+                self.say(
+                    "FAULT: the daemon is torn down where it stands, and another one is started",
+                );
+            }
+            Fault::Poison => self.say("FAULT: three records that nobody can read are fed"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn while_alive<T>(&mut self, future: impl Future<Output = T>) -> Result<T, DemoError> {
+        let Some(daemon) = &mut self.daemon else { return Ok(future.await) };
+        tokio::select! {
+            biased;
+            done = future => Ok(done),
+            error = daemon.failed() => Err(error),
+        }
+    }
+
+    /// Stops the daemon and looks at what it left in the broker.
+    pub(super) async fn end(self) -> Result<Played, DemoError> {
+        let Self { daemon, broker, watch, settings, demand, allowance, fed, .. } = self;
+        if let Some(daemon) = daemon {
+            daemon.stop().await?;
+        }
+        let left = watch.open();
+        let mut unfinished = Vec::new();
+        if left > 0 {
+            unfinished.push(format!("outcomes of {left} records"));
+        }
+        let asking = tokio::task::spawn_blocking(move || {
+            let letters = broker.read(DEAD_LETTER_TOPIC)?;
+            let mut open = Vec::new();
+            for (name, tables, _) in JUDGES {
+                let group = settings.kafka.group_of(name);
+                for table in tables {
+                    let topic = settings.kafka.topic_of(table);
+                    let records: i64 = broker.uncommitted(&group, &topic)?.values().sum();
+                    if records > 0 {
+                        open.push(format!("commits of {records} records of {topic} by {name}"));
+                    }
+                }
+            }
+            Ok::<_, BrokerError>((letters, open))
+        });
+        let (letters, open) = asking.await??;
+        unfinished.extend(open);
+        let dead_letters = letters.iter().map(letter).collect();
+        let tallies = watch.tallies();
+        Ok(Played { fed, tallies, dead_letters, demand, allowance, unfinished })
+    }
+}
+
+type Delivery = (String, Instant, DeliveryFuture);
+
+/// Learns where records are stored, in the order in which they were produced.
+fn place(
+    mut deliveries: mpsc::Receiver<Delivery>,
+    watch: Arc<Watch>,
+    takers: BTreeMap<Arc<str>, Vec<&'static str>>,
+) -> impl Future<Output = Result<(), BrokerError>> {
+    async move {
+        while let Some((topic, at, delivery)) = deliveries.recv().await {
+            let delivery = delivery.await.map_err(|_| BrokerError::Gone)?;
+            let stored = delivery.map_err(|(error, _)| error)?;
+            let Some((topic, takers)) = takers.get_key_value(&*topic) else { continue };
+            let place = (topic, stored.partition, stored.offset);
+            watch.placed(at, takers.iter().copied(), place);
+        }
+        Ok(())
+    }
+}
+
+/// A merchant's row: every third awards at once, in half an hour, or in the morning three days on.
+fn merchant(at: usize, id: &str) -> Map<String, Value> {
+    let (days, minutes, time) = match at % 3 {
+        0 => (0, 0, Value::Null),
+        1 => (0, 30, Value::Null),
+        _ => (3, 0, "09:00:00".into()),
+    };
+    let row = [
+        ("id", json!(id)),
+        ("currency_award_delay_days", json!(days)),
+        ("currency_award_delay_minutes", json!(minutes)),
+        ("currency_award_time", time),
+        ("currency_award_timezone", json!("Asia/Bangkok")),
+    ];
+    row.map(|(column, value)| (column.to_owned(), value)).into_iter().collect()
+}
+
+fn letter(record: &OwnedMessage) -> Letter {
+    let header = |name: &str| -> String {
+        let found = record.headers().into_iter().flat_map(|headers| headers.iter());
+        let value = found.filter(|header| header.key == name).find_map(|header| header.value);
+        String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+    };
+    let origin = ["dlq.topic", "dlq.partition", "dlq.offset"].map(header);
+    Letter {
+        consumer: header("dlq.consumer"),
+        row: row_of(record.key()),
+        kind: header("dlq.error.kind"),
+        message: header("dlq.error.message"),
+        origin: format!("{} {}@{}", origin[0], origin[1], origin[2]),
+    }
+}
+
+/// The row that a record's key names, or the key itself where it names none.
+pub(super) fn row_of(key: Option<&[u8]>) -> String {
+    let key = key.unwrap_or_default();
+    let row: Option<Value> = serde_json::from_slice(key).ok();
+    match row.as_ref().and_then(|row| row.get("id")) {
+        Some(Value::String(id)) => id.clone(),
+        Some(id) => id.to_string(),
+        None => String::from_utf8_lossy(key).into_owned(),
+    }
+}

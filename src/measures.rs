@@ -1,0 +1,62 @@
+//! The names of all metrics, in one place, and what clients measure of themselves.
+//!
+//! Base units; labels have a bounded set of values.
+
+use std::time::Duration;
+
+use metrics::histogram;
+
+/// Records by consumer, topic and outcome (`sent`, `skipped`, `duplicate`, `replayed`,
+/// `dead_lettered`).
+pub const RECORDS: &str = "crm_records_total";
+/// Skipped records by consumer and reason.
+pub const SKIPPED: &str = "crm_records_skipped_total";
+/// Dead letters by consumer, topic and kind of error.
+pub const DEAD_LETTERS: &str = "crm_dead_letters_total";
+/// Pauses before another attempt, and mere waits, by consumer and reason.
+pub const RETRIES: &str = "crm_retries_total";
+/// Records that were gone before they were read, by consumer and topic.
+pub const LOST: &str = "crm_records_lost_total";
+/// Rebalances by consumer and direction (`assigned`, `revoked`).
+pub const REBALANCES: &str = "crm_rebalances_total";
+/// Seconds from a change's commit to the acceptance of what it called for, by consumer.
+pub const LATENCY: &str = "crm_commit_to_acceptance_seconds";
+/// Records without an outcome, by consumer.
+pub const OPEN: &str = "crm_records_in_flight";
+/// Records in the brokers that were not taken yet, by consumer, topic and partition.
+pub const LAG: &str = "crm_lag_records";
+/// Seconds since the oldest record without an outcome was taken, by consumer, topic, partition.
+pub const WATERMARK_AGE: &str = "crm_watermark_age_seconds";
+/// Whether a dependency is away (1) or not (0).
+pub const BREAKER: &str = "crm_dependency_away";
+/// Seconds of requests by dependency and result (`ok`, `failed`).
+pub const REQUESTS: &str = "crm_request_duration_seconds";
+/// Events a request to Inngest.
+pub const BATCH: &str = "crm_inngest_batch_events";
+/// Operations a pipeline to the claims' Redis.
+pub const PIPELINE: &str = "crm_claims_pipeline_operations";
+
+/// Every metric with its description, in the order of the documentation.
+pub const ALL: [(&str, &str); 14] = [
+    (RECORDS, "Records by consumer, topic and outcome."),
+    (SKIPPED, "Skipped records by consumer and reason."),
+    (DEAD_LETTERS, "Records set aside, by consumer, topic and kind of error."),
+    (RETRIES, "Pauses before another attempt and mere waits, by consumer and reason."),
+    (LOST, "Records that were gone before they were read."),
+    (REBALANCES, "Partitions gained and given up: rebalances by consumer and direction."),
+    (LATENCY, "Seconds from a change's commit to the acceptance of what it called for."),
+    (OPEN, "Records in hand without an outcome, by consumer."),
+    (LAG, "Records in the brokers that were not taken yet, by partition."),
+    (WATERMARK_AGE, "Seconds for which the oldest record without an outcome has been in hand."),
+    (BREAKER, "Whether a dependency is away (1) or not (0)."),
+    (REQUESTS, "Seconds of requests by dependency and result."),
+    (BATCH, "Events a request to Inngest."),
+    (PIPELINE, "Operations a pipeline to the claims' Redis."),
+];
+
+/// Notes one request to a dependency.
+pub fn request(dependency: &str, took: Duration, ok: bool) {
+    let result = if ok { "ok" } else { "failed" };
+    histogram!(REQUESTS, "dependency" => dependency.to_owned(), "result" => result)
+        .record(took.as_secs_f64());
+}

@@ -1,0 +1,172 @@
+//! The demo as a newcomer runs it, with every fault: what arrives is what the recordings demand.
+
+use std::time::Duration;
+
+use crm_event_processors::config::Environment;
+use crm_event_processors::demo::double::Endpoint;
+use crm_event_processors::demo::faults::Fault;
+use crm_event_processors::demo::{self, Feed, Options, Report, Told};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Records of one round.
+const ROUND: usize = 319 + 33;
+
+/// Waits are shortened further: what is waited for does not change by it.
+fn options(fault: Option<Fault>) -> Options {
+    let environment: Environment =
+        [("INNGEST_CANCEL_SETTLE", "300ms"), ("CURRENCY_ORIGINAL_PATIENCE", "500ms")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+    Options { fault, environment, ..Options::default() }
+}
+
+/// Runs it and answers what was told besides.
+async fn run(options: &Options) -> (Report, Vec<Told>) {
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let report = demo::run(options, told, &CancellationToken::new()).await.expect("it runs");
+    let mut all = Vec::new();
+    while let Ok(told) = heard.try_recv() {
+        all.push(told);
+    }
+    (report, all)
+}
+
+/// The report of a run that must be right.
+async fn right(options: &Options) -> (Report, Vec<Told>) {
+    let (report, told) = run(options).await;
+    let findings = report.findings.as_ref().expect("it was not interrupted");
+    assert!(findings.is_right(), "{findings:#?}");
+    (report, told)
+}
+
+fn waited_for(report: &Report, reason: &str) -> u64 {
+    let (_, tally, _) = &report.consumers[0];
+    tally.waits.get(reason).copied().unwrap_or(0)
+}
+
+fn kinds(report: &Report) -> Vec<&str> {
+    let mut kinds: Vec<&str> = report.dead_letters.iter().map(|l| l.kind.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+#[tokio::test]
+async fn the_plain_demo_is_right_and_shows_every_event() {
+    let (report, told) = right(&options(None)).await;
+    assert_eq!(report.fed, ROUND);
+    let (name, tally, events) = &report.consumers[0];
+    assert_eq!(*name, "currency");
+    let shown = told.iter().filter(|told| matches!(told, Told::Event(_))).count();
+    assert_eq!(shown, *events);
+    assert!(tally.replayed > 0, "the restarted connector repeats changes");
+    assert_eq!(u64::try_from(tally.latencies.len()), Ok(tally.sent));
+    let findings = report.findings.expect("judged above");
+    assert_eq!(findings.repeated, 0);
+    assert_eq!(kinds_of_six(&report.dead_letters), ["original_not_found"]);
+}
+
+fn kinds_of_six(letters: &[demo::demand::Letter]) -> Vec<&str> {
+    assert_eq!(letters.len(), 6, "debits whose originals are missing");
+    let mut kinds: Vec<&str> = letters.iter().map(|letter| letter.kind.as_str()).collect();
+    kinds.dedup();
+    kinds
+}
+
+#[tokio::test]
+async fn more_rounds_are_as_right_as_one() {
+    let feed = Feed { records: 3 * ROUND - 1, ..Feed::default() };
+    let (report, _) = right(&Options { feed, ..options(None) }).await;
+    assert_eq!(report.fed, 3 * ROUND);
+}
+
+#[tokio::test]
+async fn a_rate_and_latencies_change_nothing_but_the_time() {
+    let feed = Feed { rate: Some(500.0), ..Feed::default() };
+    let latency = vec![
+        (Endpoint::Rpc, Duration::from_millis(5)),
+        (Endpoint::Post, Duration::from_millis(20)),
+    ];
+    right(&Options { feed, latency, ..options(None) }).await;
+}
+
+#[tokio::test]
+async fn inngest_that_refuses_with_429_loses_nothing() {
+    let (report, _) = right(&options(Some(Fault::Inngest429))).await;
+    assert_eq!(kinds(&report), ["original_not_found"]);
+    assert!(report.elapsed >= demo::faults::OUTAGE, "it ended before the outage did");
+}
+
+#[tokio::test]
+async fn inngest_that_is_down_loses_nothing() {
+    let (report, _) = right(&options(Some(Fault::InngestDown))).await;
+    assert_eq!(kinds(&report), ["original_not_found"]);
+    assert!(report.elapsed >= demo::faults::OUTAGE, "it ended before the outage did");
+}
+
+#[tokio::test]
+async fn an_event_that_inngest_refuses_is_set_aside_alone() {
+    let (report, _) = right(&options(Some(Fault::InngestPartial))).await;
+    assert_eq!(report.dead_letters.len(), 6 + 3);
+    assert_eq!(kinds(&report).len(), 2, "{:?}", kinds(&report));
+}
+
+#[tokio::test]
+async fn supabase_that_fails_with_500_loses_nothing() {
+    let (report, _) = right(&options(Some(Fault::Supabase500))).await;
+    assert_eq!(kinds(&report), ["original_not_found"]);
+    assert!(waited_for(&report, "supabase/rpc/calc_currency_for_source") > 0);
+}
+
+#[tokio::test]
+async fn claims_that_are_lost_award_nothing_twice() {
+    let (report, told) = right(&options(Some(Fault::RedisEmpty))).await;
+    assert!(report.consumers[0].1.replayed > 0);
+    let struck = |told: &Told| matches!(told, Told::Note(line) if line.starts_with("FAULT"));
+    assert!(told.iter().any(struck));
+}
+
+#[tokio::test]
+async fn unreadable_records_are_set_aside_with_their_reason_and_hold_nothing_up() {
+    let (report, _) = right(&options(Some(Fault::Poison))).await;
+    assert_eq!(report.fed, ROUND + 3);
+    assert_eq!(kinds(&report), ["avro", "invalid_json", "original_not_found"]);
+    assert!(report.dead_letters.iter().all(|letter| !letter.message.is_empty()));
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_torn_down_and_started_again_loses_nothing() {
+    let feed = Feed { rate: Some(300.0), ..Feed::default() };
+    right(&Options { feed, ..options(Some(Fault::Kill)) }).await;
+}
+
+#[tokio::test]
+async fn a_demo_that_keeps_running_finishes_its_round_when_told_to_stop_and_is_judged() {
+    let stop = CancellationToken::new();
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let feed = Feed { keep_running: true, ..Feed::default() };
+    let options = Options { feed, ..options(None) };
+    let run = demo::run(&options, told, &stop);
+    tokio::pin!(run);
+    let report = loop {
+        tokio::select! {
+            report = &mut run => break report.expect("it runs"),
+            Some(told) = heard.recv() => if matches!(told, Told::Event(_)) {
+                stop.cancel();
+            },
+        }
+    };
+    assert!(report.fed >= ROUND && report.fed.is_multiple_of(ROUND), "{}", report.fed);
+    let findings = report.findings.expect("judged");
+    assert!(findings.is_right(), "{findings:#?}");
+}
+
+#[tokio::test]
+async fn any_other_demo_is_interrupted_and_not_judged() {
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let (told, _heard) = mpsc::unbounded_channel();
+    let report = demo::run(&options(None), told, &stop).await.expect("it ends cleanly");
+    assert_eq!(report.findings, None);
+}
