@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::call::Calls;
+use crate::measures::BROADCASTS_LOST;
 
 /// Broadcasts under way at a time. More are not sent: a screen that is told late is not helped.
 const MOST: usize = 32;
@@ -51,6 +52,7 @@ impl Broadcasts {
 
     fn lose(&self, reason: &str) {
         self.lost.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!(BROADCASTS_LOST).increment(1);
         tracing::debug!(reason, "broadcast not sent");
     }
 }

@@ -134,7 +134,12 @@ impl Cx {
     /// What a consumer's `process` gets, without an engine around it.
     #[cfg(test)]
     pub(crate) fn alone(claims: Claims, limits: super::permits::Limits, offset: i64) -> Self {
-        let shared = Shared { group: "test".to_owned(), claims, permits: Permits::new(limits) };
+        let shared = Shared {
+            group: "test".to_owned(),
+            claim_prefix: "crm:test".to_owned(),
+            claims,
+            permits: Permits::new(limits),
+        };
         let origin = Origin { topic: "topic".into(), partition: 0, offset };
         Self::new(Arc::new(shared), origin, Timestamp::now(), CancellationToken::new())
     }

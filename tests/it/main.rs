@@ -1,6 +1,7 @@
 //! Tests that need more than one part of the daemon, or a real service: one binary, so that they
 //! share what is started.
 
+mod consumers;
 mod decode_fixtures;
 mod decode_mutations;
 mod decode_recordings;
