@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, with_change};
 use crate::demo::double::{Endpoint, Fault, Lasting, active_missions};
+use crate::outage::{Backoff, Breaker};
 
 /// The event types and the row, or the skip's reason.
 fn routed(table: &str, envelope: &Value) -> Result<Work, &'static str> {
@@ -363,4 +364,22 @@ async fn explain_names_lane_claims_and_events() {
             "event mission/evaluate mission/evaluate:<mission_id>:referral_purchase:p",
         ]
     );
+}
+
+#[tokio::test]
+async fn a_cache_that_is_away_is_no_outage() {
+    let bench = Bench::start().await;
+    // A listener that is gone again: its port refuses connections.
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = gone.local_addr().expect("an address");
+    drop(gone);
+    let connection = crate::clients::redis::connect(&format!("redis://{address}")).expect("a url");
+    let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(2) };
+    let breaker = Arc::new(Breaker::new("cache", 1, backoff));
+    let mission = mission(&bench, Cache::new(connection, Arc::clone(&breaker)));
+    let merchant = merchant("purchase", 1);
+    let sent = mission.process(&bench.cx(1), &work(&merchant, "p", &["purchase"])).await;
+    assert_eq!(sent.expect("sent"), Outcome::Sent);
+    assert!(breaker.away().is_some(), "the cache was asked in vain");
+    assert_eq!((rest_requests(&bench), bench.events().len()), (1, 1));
 }
