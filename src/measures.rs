@@ -38,6 +38,9 @@ pub const BATCH: &str = "crm_inngest_batch_events";
 /// Operations a pipeline to the claims' Redis.
 pub const PIPELINE: &str = "crm_claims_pipeline_operations";
 
+/// Awards whose merchant has set a time zone that is not known, so that UTC was taken.
+pub const UNKNOWN_ZONES: &str = "crm_unknown_time_zones_total";
+
 /// Every metric with its description, in the order of the documentation.
 pub const ALL: [(&str, &str); 15] = [
     (RECORDS, "Records by consumer, topic and outcome."),
@@ -54,6 +57,7 @@ pub const ALL: [(&str, &str); 15] = [
     (BREAKER, "Whether a dependency is away (1) or not (0)."),
     (REQUESTS, "Seconds of requests by dependency and result."),
     (BATCH, "Events a request to Inngest."),
+    (UNKNOWN_ZONES, "Awards whose merchant's time zone is not known."),
     (PIPELINE, "Operations a pipeline to the claims' Redis."),
 ];
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::award_time::MerchantSettings;
+use super::award_time::{MerchantSettings, award_time};
 use super::call::Calls;
 use super::remembered::Remembered;
 use crate::clients::redis::Cache;
@@ -71,6 +72,12 @@ impl Merchants {
             retry_after: None,
             attempted: true,
         })?;
+        if award_time(&settings, Timestamp::now()).zone_unknown {
+            tracing::warn!(
+                merchant.id = merchant,
+                "unknown currency_award_timezone, taking UTC until it is corrected"
+            );
+        }
         self.cache.set(&key, row.get(), CACHED).await;
         Ok(Some(Arc::new(settings)))
     }

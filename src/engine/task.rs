@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use tokio::sync::mpsc;
@@ -14,6 +15,9 @@ use super::work::{Job, SetAside};
 use super::{Consumer, Outcome};
 use crate::kafka::{DeadLetters, Letter};
 use crate::outage::Breaker;
+
+/// How long a lane waits for a dead letter topic that cannot be written.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// What a task hands back.
 pub(crate) struct Finished<W> {
@@ -92,7 +96,8 @@ impl<C: Consumer> TaskContext<C> {
             last_at: set_aside.at,
         };
         if let Err(error) = self.dead_letters.write(&letter).await {
-            self.breaker.failed(std::time::Instant::now(), None, &error.to_string());
+            // Named as away from the first time on: nothing else tells why its lanes wait.
+            self.breaker.failed(Instant::now(), Some(PAUSE), &error.to_string());
             return Err(Failure::Outage {
                 breaker: Arc::clone(&self.breaker),
                 kind: "dead_letter_not_written",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bigdecimal::BigDecimal;
 use jiff::{SignedDuration, Timestamp};
+use metrics::counter;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -20,6 +21,7 @@ use crate::clients::inngest::Events;
 use crate::config::Snapshot;
 use crate::engine::permits::Limits;
 use crate::engine::{Consumer, Cx, Failure, Once, Outcome, Plan, Route};
+use crate::measures;
 
 const AWARD: &str = "currency/award";
 const CANCELLED: &str = "currency/cancelled";
@@ -192,7 +194,7 @@ impl Currency {
             return Ok(None);
         }
         let settings = self.merchants.settings(cx, &source.merchant_id).await?;
-        let due = due(settings.as_deref(), committed_at, &source.merchant_id);
+        let due = due(settings.as_deref(), committed_at);
         let data = Award {
             source_type: source.kind,
             source_id: &source.id,
@@ -329,12 +331,12 @@ impl Currency {
     }
 }
 
-/// When the award is due, by its merchant's settings.
-fn due(settings: Option<&MerchantSettings>, now: Timestamp, merchant: &str) -> Timestamp {
+/// When the award is due, by its merchant's settings. An unknown zone was logged when they were read.
+fn due(settings: Option<&MerchantSettings>, now: Timestamp) -> Timestamp {
     let Some(settings) = settings else { return now };
     let due = award_time::award_time(settings, now);
     if due.zone_unknown {
-        tracing::warn!(merchant.id = merchant, "unknown currency_award_timezone, taking UTC");
+        counter!(measures::UNKNOWN_ZONES).increment(1);
     }
     due.at
 }
