@@ -42,7 +42,7 @@ pub const PIPELINE: &str = "crm_claims_pipeline_operations";
 pub const UNKNOWN_ZONES: &str = "crm_unknown_time_zones_total";
 
 /// Every metric with its description, in the order of the documentation.
-pub const ALL: [(&str, &str); 15] = [
+pub const ALL: [(&str, &str); 16] = [
     (RECORDS, "Records by consumer, topic and outcome."),
     (SKIPPED, "Skipped records by consumer and reason."),
     (DEAD_LETTERS, "Records set aside, by consumer, topic and kind of error."),
