@@ -75,7 +75,7 @@ fn example(path: &str) -> &'static str {
         "listen" => "9464",
         "level" => "debug",
         "format" => "json",
-        "backoff_max" | "cancel_settle" => "31s",
+        "backoff_max" | "cancel_settle" | "original_patience" => "31s",
         "window" => "310s",
         "session_timeout" | "max_age" | "shutdown_grace" | "stall_timeout" | "drain_deadline"
         | "poison_after" | "backoff_base" | "commit_interval" | "metadata_refresh"
@@ -96,6 +96,7 @@ fn the_defaults_with_what_is_needed_are_those_of_the_contract() {
     assert_eq!(settings.dedup.window.as_secs(), 300);
     assert_eq!(settings.inngest.base_url, "https://inn.gs");
     assert_eq!(settings.inngest.cancel_settle.as_secs(), 30);
+    assert_eq!(settings.currency_original_patience.as_secs(), 60);
     assert_eq!(settings.snapshot.policy, SnapshotPolicy::Recent);
     assert_eq!(settings.snapshot.max_age.as_secs(), 20 * 3_600);
     assert_eq!(settings.engine.shutdown_grace.as_secs(), 25);
