@@ -79,6 +79,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// What became of each consumer's records, and how many events it sent.
     pub consumers: Vec<(&'static str, Tally, usize)>,
+    /// Requests that met the fault.
+    pub met_fault: u64,
     /// The dead letter topic.
     pub dead_letters: Vec<Letter>,
     /// The judgement; `None` when the run was interrupted.
@@ -134,6 +136,14 @@ pub async fn run(
     follower.await?;
 
     let events = double.inspect(|log| log.events.iter().map(event).collect());
+    let met_fault = double.inspect(|log| {
+        let refused = log.posts.iter().filter(|post| post.status == 400).count();
+        let faults: u64 = [Endpoint::Post, Endpoint::Rpc, Endpoint::Rest]
+            .map(|endpoint| log.requests(endpoint).faults)
+            .into_iter()
+            .sum();
+        faults + refused as u64
+    });
     let seen = Seen { events, dead_letters: played.dead_letters };
     let findings = (!interrupted).then(|| {
         let mut findings = demand::judge(&played.demand, &seen, &played.allowance);
@@ -150,6 +160,7 @@ pub async fn run(
         fed: played.fed,
         elapsed,
         consumers: consumers.collect(),
+        met_fault,
         dead_letters: seen.dead_letters,
         findings,
     })

@@ -46,10 +46,16 @@ pub(super) struct Stage {
     shipped: Shipped,
     /// Names of the consumers that take a topic.
     takers: BTreeMap<Arc<str>, Vec<&'static str>>,
-    known: VecDeque<(Vec<Map<String, Value>>, BTreeSet<String>)>,
+    known: VecDeque<Rows>,
     demand: Demand,
     allowance: Allowance,
     fed: usize,
+}
+
+/// Rows of Supabase's tables that one round brings.
+struct Rows {
+    purchases: Vec<Map<String, Value>>,
+    merchants: BTreeSet<String>,
 }
 
 /// What is left when all is over.
@@ -158,8 +164,11 @@ impl Stage {
         });
         let mut next = tokio::time::Instant::now();
         for number in 0_u32.. {
-            let enough = number as usize >= rounds && !options.feed.keep_running;
-            if enough || stop.is_cancelled() {
+            let enough = match options.feed.keep_running {
+                true => number > 0 && stop.is_cancelled(),
+                false => number as usize >= rounds,
+            };
+            if enough {
                 break;
             }
             let round = self.shipped.round(number)?;
@@ -194,7 +203,10 @@ impl Stage {
         }
         drop(sender);
         placing.await??;
-        self.say(format!("fed {} records, waiting for the last of them", self.fed));
+        self.say(format!(
+            "fed {} records; refunds may still wait out their settle time, debits their patience",
+            self.fed
+        ));
         let watch = Arc::clone(&self.watch);
         let drained = async {
             tokio::select! {
@@ -224,10 +236,10 @@ impl Stage {
         if self.known.len() == ROUNDS_KNOWN {
             self.known.pop_front();
         }
-        self.known.push_back((purchases, merchants));
-        let rows = self.known.iter().flat_map(|(purchases, _)| purchases).cloned();
+        self.known.push_back(Rows { purchases, merchants });
+        let rows = self.known.iter().flat_map(|rows| &rows.purchases).cloned();
         self.double.fill("purchase_ledger", rows.collect());
-        let merchants = self.known.iter().flat_map(|(_, merchants)| merchants);
+        let merchants = self.known.iter().flat_map(|rows| &rows.merchants);
         let settings = merchants.enumerate().map(|(at, id)| merchant(at, id));
         self.double.fill("merchant_master", settings.collect());
         records
@@ -261,6 +273,12 @@ impl Stage {
                 self.say(
                     "FAULT: the daemon is torn down where it stands, and another one is started",
                 );
+            }
+            Fault::InngestPartial => {
+                let refused = self.allowance.refused.len();
+                self.say(format!(
+                    "FAULT: Inngest refuses {refused} of the awards, whatever is tried"
+                ));
             }
             Fault::Poison => self.say("FAULT: three records that nobody can read are fed"),
             _ => {}
@@ -314,21 +332,18 @@ impl Stage {
 type Delivery = (String, Instant, DeliveryFuture);
 
 /// Learns where records are stored, in the order in which they were produced.
-fn place(
+async fn place(
     mut deliveries: mpsc::Receiver<Delivery>,
     watch: Arc<Watch>,
     takers: BTreeMap<Arc<str>, Vec<&'static str>>,
-) -> impl Future<Output = Result<(), BrokerError>> {
-    async move {
-        while let Some((topic, at, delivery)) = deliveries.recv().await {
-            let delivery = delivery.await.map_err(|_| BrokerError::Gone)?;
-            let stored = delivery.map_err(|(error, _)| error)?;
-            let Some((topic, takers)) = takers.get_key_value(&*topic) else { continue };
-            let place = (topic, stored.partition, stored.offset);
-            watch.placed(at, takers.iter().copied(), place);
-        }
-        Ok(())
+) -> Result<(), BrokerError> {
+    while let Some((topic, at, delivery)) = deliveries.recv().await {
+        let delivery = delivery.await.map_err(|_| BrokerError::Gone)?;
+        let stored = delivery.map_err(|(error, _)| error)?;
+        let Some((topic, takers)) = takers.get_key_value(&*topic) else { continue };
+        watch.placed(at, takers.iter().copied(), (topic, stored.partition, stored.offset));
     }
+    Ok(())
 }
 
 /// A merchant's row: every third awards at once, in half an hour, or in the morning three days on.

@@ -125,12 +125,22 @@ impl<W: Write> Screen<W> {
             self.reasons(name, "waited", tally.waits.iter().map(|(k, n)| (k.clone(), *n)));
         }
         self.line(DIM, "p50, p99: from the record's delivery to the acceptance of its last event, waits included");
+        if report.met_fault > 0 {
+            self.line(YELLOW, &format!("requests that met the fault: {}", report.met_fault));
+        }
         if !report.dead_letters.is_empty() {
             self.plain("");
             self.line(BOLD, &format!("dead letter topic, {} records:", report.dead_letters.len()));
+            let mut reason = "";
             for letter in report.dead_letters.iter().take(EVENTS) {
-                self.line(RED, &format!("  {:<19} {}", letter.kind, letter.origin));
-                self.wrapped("    ", &letter.message, DIM);
+                if letter.message != reason {
+                    reason = &letter.message;
+                    self.wrapped("    ", reason, DIM);
+                }
+                self.line(RED, &format!("  {:<18}  {}", letter.kind, letter.origin));
+            }
+            if report.dead_letters.len() > EVENTS {
+                self.plain(&format!("  and {} more", report.dead_letters.len() - EVENTS));
             }
         }
         self.plain("");
@@ -160,15 +170,18 @@ impl<W: Write> Screen<W> {
 
     fn verdict(&mut self, findings: &Findings, fed: usize) {
         if findings.is_right() {
-            let repeated = match findings.repeated {
-                0 => String::new(),
-                again => format!(", {again} of them again with the same id and content"),
-            };
             let right = findings.right;
             self.line(
                 GREEN,
-                &format!("RIGHT: {fed} records, and all {right} outcomes that they demand{repeated}, no more"),
+                &format!("RIGHT: {fed} records, and all {right} outcomes that they demand"),
             );
+            if findings.repeated > 0 {
+                let again = findings.repeated;
+                self.line(
+                    GREEN,
+                    &format!("  {again} came again, each with the same id and content"),
+                );
+            }
             return;
         }
         self.line(RED, "WRONG:");
@@ -191,7 +204,7 @@ fn row(name: &str, tally: &Tally, events: usize, elapsed: Duration) -> String {
     let mut latencies = tally.latencies.clone();
     latencies.sort_unstable();
     let quantile = |share: usize| -> String {
-        let at = (latencies.len() * share / 100).min(latencies.len().saturating_sub(1));
+        let at = (latencies.len() * share).div_ceil(100).saturating_sub(1);
         latencies.get(at).map_or_else(|| "-".to_owned(), |latency| short(*latency))
     };
     let skipped: u64 = tally.skipped.values().sum();
@@ -238,4 +251,76 @@ fn about(event: &Event) -> String {
         (None, _) => String::new(),
     };
     format!("{kind} {id} {detail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn report(findings: Option<Findings>) -> Report {
+        let tally = Tally {
+            records: 4,
+            sent: 2,
+            skipped: ["anonymous", "does_not_count"].map(|reason| (reason, 1_000_000)).into(),
+            latencies: vec![Duration::from_millis(7), Duration::from_secs(3)],
+            ..Tally::default()
+        };
+        Report {
+            fed: 4,
+            elapsed: Duration::from_secs(2),
+            consumers: vec![("currency", tally, 3)],
+            met_fault: 1,
+            dead_letters: Vec::new(),
+            findings,
+        }
+    }
+
+    fn shown(show: impl FnOnce(&mut Screen<Vec<u8>>)) -> String {
+        let mut screen = Screen::new(Vec::new(), false);
+        show(&mut screen);
+        String::from_utf8(screen.out).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_right_result_is_told_with_counts_and_latencies() {
+        let findings = Findings { right: 3, repeated: 1, ..Findings::default() };
+        let text = shown(|screen| screen.conclude(&report(Some(findings))));
+        assert!(text.contains("RIGHT: 4 records, and all 3 outcomes"), "{text}");
+        assert!(text.contains("1 came again"), "{text}");
+        assert!(text.contains("1.5    7 ms   3.0 s") && text.contains("2000000"), "{text}");
+    }
+
+    #[test]
+    fn a_wrong_result_names_what_is_wrong_and_an_interrupted_one_is_not_judged() {
+        let findings = Findings {
+            missing: vec!["currency/award:purchase:1".to_owned()],
+            extra: vec!["x".to_owned(); FINDINGS + 5],
+            ..Findings::default()
+        };
+        let text = shown(|screen| screen.conclude(&report(Some(findings))));
+        assert!(text.contains("WRONG") && text.contains("missing   currency/award:purchase:1"));
+        assert!(text.contains("and 5 more") && !text.contains("RIGHT"), "{text}");
+        let text = shown(|screen| screen.conclude(&report(None)));
+        assert!(text.contains("interrupted") && !text.contains("RIGHT"), "{text}");
+    }
+
+    #[test]
+    fn lines_of_a_kind_are_capped_and_every_line_fits() {
+        let id = "0452ef05-f542-441d-911b-8aaa62f28d1a";
+        let data =
+            json!({"source_type": "purchase", "source_id": id, "refund_percentage": 33.333407});
+        let event = Event { name: "currency/cancelled".to_owned(), id: None, data };
+        let text = shown(|screen| {
+            for _ in 0..100 {
+                screen.tell(&Told::Event(event.clone()));
+            }
+            screen.tell(&Told::Note("word ".repeat(200)));
+        });
+        assert_eq!(text.matches(id).count(), EVENTS);
+        assert!(text.contains("33.333407 %"), "{text}");
+        assert_eq!(text.matches("word").count(), 200);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+    }
 }

@@ -62,16 +62,10 @@ async fn the_plain_demo_is_right_and_shows_every_event() {
     assert_eq!(shown, *events);
     assert!(tally.replayed > 0, "the restarted connector repeats changes");
     assert_eq!(u64::try_from(tally.latencies.len()), Ok(tally.sent));
-    let findings = report.findings.expect("judged above");
-    assert_eq!(findings.repeated, 0);
-    assert_eq!(kinds_of_six(&report.dead_letters), ["original_not_found"]);
-}
-
-fn kinds_of_six(letters: &[demo::demand::Letter]) -> Vec<&str> {
-    assert_eq!(letters.len(), 6, "debits whose originals are missing");
-    let mut kinds: Vec<&str> = letters.iter().map(|letter| letter.kind.as_str()).collect();
-    kinds.dedup();
-    kinds
+    assert_eq!(report.findings.as_ref().map(|findings| findings.repeated), Some(0));
+    assert_eq!(report.dead_letters.len(), 6, "debits whose originals are missing");
+    assert_eq!(kinds(&report), ["original_not_found"]);
+    assert_eq!(report.met_fault, 0);
 }
 
 #[tokio::test]
@@ -95,20 +89,22 @@ async fn a_rate_and_latencies_change_nothing_but_the_time() {
 async fn inngest_that_refuses_with_429_loses_nothing() {
     let (report, _) = right(&options(Some(Fault::Inngest429))).await;
     assert_eq!(kinds(&report), ["original_not_found"]);
-    assert!(report.elapsed >= demo::faults::OUTAGE, "it ended before the outage did");
+    assert!(report.met_fault > 0);
 }
 
 #[tokio::test]
 async fn inngest_that_is_down_loses_nothing() {
     let (report, _) = right(&options(Some(Fault::InngestDown))).await;
     assert_eq!(kinds(&report), ["original_not_found"]);
-    assert!(report.elapsed >= demo::faults::OUTAGE, "it ended before the outage did");
+    assert!(report.met_fault > 0);
 }
 
 #[tokio::test]
 async fn an_event_that_inngest_refuses_is_set_aside_alone() {
     let (report, _) = right(&options(Some(Fault::InngestPartial))).await;
     assert_eq!(report.dead_letters.len(), 6 + 3);
+    // More than the three tries alone: they were refused in company before.
+    assert!(report.met_fault > 3, "{}", report.met_fault);
     assert_eq!(kinds(&report).len(), 2, "{:?}", kinds(&report));
 }
 
@@ -116,6 +112,7 @@ async fn an_event_that_inngest_refuses_is_set_aside_alone() {
 async fn supabase_that_fails_with_500_loses_nothing() {
     let (report, _) = right(&options(Some(Fault::Supabase500))).await;
     assert_eq!(kinds(&report), ["original_not_found"]);
+    assert!(report.met_fault > 0);
     assert!(waited_for(&report, "supabase/rpc/calc_currency_for_source") > 0);
 }
 
