@@ -2,8 +2,9 @@
 //! engine's terms.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -165,4 +166,16 @@ pub(crate) fn outcome(steps: &[Once], nothing: &'static str) -> Outcome {
 /// An event that a consumer could not write is the record's fault.
 pub(crate) fn unwritable(error: impl std::fmt::Display) -> Failure {
     Failure::Poison { kind: "invalid_event", message: error.to_string() }
+}
+
+/// A wait, until `settle` has passed since an event was accepted: Inngest ignores a cancel that it
+/// takes in before the run that it should cancel has been created (contract section 3).
+pub(crate) fn settled(accepted: Timestamp, settle: Duration) -> Result<(), Failure> {
+    let settle = SignedDuration::try_from(settle).unwrap_or(SignedDuration::MAX);
+    match Duration::try_from(settle - Timestamp::now().duration_since(accepted)) {
+        Ok(left) if !left.is_zero() => {
+            Err(Failure::Wait { until: Instant::now() + left, reason: "cancel_settle" })
+        }
+        _ => Ok(()),
+    }
 }

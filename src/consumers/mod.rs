@@ -14,3 +14,4 @@ pub mod reward;
 pub mod snapshot;
 #[cfg(test)]
 mod testing;
+pub mod tier;

@@ -51,7 +51,7 @@ impl Bench {
 
     /// The context of the record at `offset`.
     pub(crate) fn cx(&self, offset: i64) -> Cx {
-        Cx::alone(self.claims.clone(), LIMITS, offset)
+        Cx::in_test(self.claims.clone(), LIMITS, offset)
     }
 
     /// Ids and data of the stored events, in order.

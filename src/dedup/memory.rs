@@ -1,7 +1,7 @@
 //! Claims in the process's own memory: for the demo and for tests.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -17,8 +17,10 @@ pub struct MemoryStore {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    Claimed(std::sync::Arc<str>),
+    Claimed(Arc<str>),
     Done(i64),
+    Acquired { holder: Arc<str>, accepted_ms: i64 },
+    Free { accepted_ms: i64 },
 }
 
 impl MemoryStore {
@@ -44,8 +46,11 @@ impl MemoryStore {
         let (key, state, reply) = match op {
             Op::Claim { key, owner } => match present(key) {
                 Some(State::Done(accepted_ms)) => return Reply::Done { accepted_ms },
-                Some(State::Claimed(holder)) if holder != *owner => return Reply::Held,
-                _ => (key, Some(State::Claimed(owner.clone())), Reply::Ours),
+                Some(State::Claimed(holder)) if holder == *owner => {
+                    (key, Some(State::Claimed(holder)), Reply::Ours)
+                }
+                None => (key, Some(State::Claimed(owner.clone())), Reply::Ours),
+                Some(_) => return Reply::Held,
             },
             Op::Confirm { key, accepted_ms } => (key, Some(State::Done(*accepted_ms)), Reply::Ours),
             Op::Release { key, owner } => {
@@ -54,10 +59,34 @@ impl MemoryStore {
                 }
                 (key, None, Reply::Ours)
             }
+            Op::Acquire { key, owner, left_by } => {
+                let (accepted_ms, resumed) = match present(key) {
+                    None => (None, false),
+                    Some(State::Free { accepted_ms }) => (Some(accepted_ms), false),
+                    Some(State::Acquired { holder, accepted_ms })
+                        if holder == *owner || Some(&holder) == left_by.as_ref() =>
+                    {
+                        (Some(accepted_ms), true)
+                    }
+                    Some(State::Acquired { holder, .. } | State::Claimed(holder)) => {
+                        return Reply::Taken { holder };
+                    }
+                    Some(State::Done(_)) => return Reply::Taken { holder: "".into() },
+                };
+                let state = State::Acquired {
+                    holder: owner.clone(),
+                    accepted_ms: accepted_ms.unwrap_or(0),
+                };
+                (key, Some(state), Reply::Acquired { accepted_ms, resumed })
+            }
+            Op::Free { key, owner, accepted_ms } => match present(key) {
+                Some(State::Acquired { holder, .. }) if holder != *owner => return Reply::Ours,
+                _ => (key, Some(State::Free { accepted_ms: *accepted_ms }), Reply::Ours),
+            },
             Op::Read { key } => {
                 return match present(key) {
                     Some(State::Done(accepted_ms)) => Reply::Done { accepted_ms },
-                    Some(State::Claimed(_)) => Reply::Held,
+                    Some(_) => Reply::Held,
                     None => Reply::Free,
                 };
             }
@@ -70,7 +99,7 @@ impl MemoryStore {
     }
 }
 
-impl Store for std::sync::Arc<MemoryStore> {
+impl Store for Arc<MemoryStore> {
     fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
         let now = Instant::now();
         Box::pin(async move { Ok(ops.iter().map(|op| self.apply(op, now)).collect()) })
@@ -79,8 +108,6 @@ impl Store for std::sync::Arc<MemoryStore> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     const WINDOW: Duration = Duration::from_secs(300);

@@ -46,6 +46,26 @@ pub enum Op {
         /// The record that held it.
         owner: Arc<str>,
     },
+    /// Take `key` for `owner` alone if nobody holds it, until [`Op::Free`] or for as long as the
+    /// window. Unlike a claim it is never done: who comes next gets its turn (contract section 4).
+    Acquire {
+        /// What only one may be at.
+        key: String,
+        /// The record that wants to be at it.
+        owner: Arc<str>,
+        /// A holder whose record the asker works on too, and whose place it takes.
+        left_by: Option<Arc<str>>,
+    },
+    /// Give back what was acquired, if nobody else holds it by now; when an event of it was last
+    /// accepted stays known for as long as the window.
+    Free {
+        /// What others may be at now.
+        key: String,
+        /// The record that held it.
+        owner: Arc<str>,
+        /// When its last event was accepted, in milliseconds since 1970; 0 when there was none.
+        accepted_ms: i64,
+    },
     /// Look without claiming.
     Read {
         /// What may have happened.
@@ -54,10 +74,24 @@ pub enum Op {
 }
 
 /// What a store answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// The claim is the asker's, now or from before a crash. Also the answer to `Release`.
+    /// The claim is the asker's, now or from before a crash. Also the answer to `Release` and
+    /// `Free`.
     Ours,
+    /// The asker holds it alone (`Acquire` only).
+    Acquired {
+        /// When an event of it was last accepted, in milliseconds since 1970; 0 when there was
+        /// none, `None` when nothing is known.
+        accepted_ms: Option<i64>,
+        /// The asker, or the one whose place it took, held it already.
+        resumed: bool,
+    },
+    /// Another record holds it (`Acquire` only).
+    Taken {
+        /// Which.
+        holder: Arc<str>,
+    },
     /// Done before.
     Done {
         /// When it was accepted, in milliseconds since 1970; 0 when nothing had to be sent.
@@ -186,6 +220,47 @@ impl Claims {
         }
     }
 
+    /// Takes `key` for `owner` alone, in place of `left_by` where that one holds it.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn acquire(
+        &self,
+        key: String,
+        owner: Arc<str>,
+        left_by: Option<Arc<str>>,
+    ) -> Result<Reply, StoreAway> {
+        let remembered = self.recent.find(&key);
+        match self.ask(Op::Acquire { key, owner, left_by }).await {
+            Ok(Reply::Acquired { accepted_ms, resumed }) => {
+                Ok(Reply::Acquired { accepted_ms: accepted_ms.max(remembered), resumed })
+            }
+            Err(_) if self.on_outage == OnOutage::Proceed => {
+                Ok(Reply::Acquired { accepted_ms: remembered, resumed: false })
+            }
+            answer => answer,
+        }
+    }
+
+    /// Gives back what was acquired, with the time of its last acceptance (0 for none).
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn free(
+        &self,
+        key: String,
+        owner: Arc<str>,
+        accepted_ms: i64,
+    ) -> Result<(), StoreAway> {
+        if accepted_ms > 0 {
+            self.recent.note(&key, accepted_ms);
+        }
+        match self.ask(Op::Free { key, owner, accepted_ms }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
+            answer => answer.map(|_| ()),
+        }
+    }
+
     /// What is known of `key`, `None` where no claim can tell (the store is away or empty).
     pub async fn read(&self, key: String) -> Option<Reply> {
         if let Some(accepted_ms) = self.recent.find(&key) {
@@ -216,7 +291,7 @@ async fn pipeline(store: impl Store, mut requests: mpsc::Receiver<Request>, brea
         ops.clear();
         for (at, reply) in replies.drain(..).enumerate() {
             let each = match &answer {
-                Ok(all) => all.get(at).copied().ok_or_else(|| StoreAway::new("short answer")),
+                Ok(all) => all.get(at).cloned().ok_or_else(|| StoreAway::new("short answer")),
                 Err(error) => Err(error.clone()),
             };
             // A caller that stopped waiting does not need its answer.

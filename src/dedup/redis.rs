@@ -21,6 +21,20 @@ redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) return ARGV[1]";
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
 return redis.call('DEL', KEYS[1]) end return 0";
 
+/// Takes `free:<ms>`, what nobody holds, or one's own `held:<ms>:<owner>`; the time stays. Answers
+/// what stood there before.
+const ACQUIRE: &str = "local v = redis.call('GET', KEYS[1]) local at = '0' \
+if v then at = string.match(v, '^free:(%d+)$') \
+if not at then local holder at, holder = string.match(v, '^held:(%d+):(.*)$') \
+if not at or (holder ~= ARGV[1] and holder ~= ARGV[3]) then return v end end end \
+redis.call('SET', KEYS[1], 'held:' .. at .. ':' .. ARGV[1], 'EX', ARGV[2]) return v";
+
+/// Leaves `free:<ms>` behind, unless somebody else holds it.
+const FREE: &str = "local v = redis.call('GET', KEYS[1]) \
+local holder = v and string.match(v, '^held:%d+:(.*)$') \
+if holder and holder ~= ARGV[1] then return 0 end \
+redis.call('SET', KEYS[1], 'free:' .. ARGV[2], 'EX', ARGV[3]) return 1";
+
 /// Claims kept in Redis, each for the length of the window.
 pub struct RedisStore {
     connection: ConnectionManager,
@@ -75,6 +89,14 @@ impl RedisStore {
             Op::Release { key, owner } => {
                 pipeline.cmd("EVAL").arg(RELEASE).arg(1).arg(key).arg(&**owner);
             }
+            Op::Acquire { key, owner, left_by } => {
+                pipeline.cmd("EVAL").arg(ACQUIRE).arg(1).arg(key).arg(&**owner);
+                pipeline.arg(self.window_seconds).arg(left_by.as_deref().unwrap_or_default());
+            }
+            Op::Free { key, owner, accepted_ms } => {
+                pipeline.cmd("EVAL").arg(FREE).arg(1).arg(key).arg(&**owner);
+                pipeline.arg(*accepted_ms).arg(self.window_seconds);
+            }
             Op::Read { key } => {
                 pipeline.cmd("GET").arg(key);
             }
@@ -118,20 +140,44 @@ fn reply(op: &Op, answer: &Value) -> Option<Reply> {
         (Op::Claim { .. }, Value::Nil) => None,
         (Op::Read { .. }, Value::Nil) => Some(Reply::Free),
         (Op::Read { .. }, answer) => Some(standing(answer, None)),
+        (Op::Acquire { owner, left_by, .. }, answer) => {
+            Some(acquired(answer, owner, left_by.as_deref()))
+        }
         _ => Some(Reply::Ours),
     }
 }
 
+/// What stood at a key before it was asked for alone.
+fn acquired(before: &Value, owner: &str, left_by: Option<&str>) -> Reply {
+    if *before == Value::Nil {
+        return Reply::Acquired { accepted_ms: None, resumed: false };
+    }
+    let text = text(before);
+    if let Some(at) = text.strip_prefix("free:") {
+        return Reply::Acquired { accepted_ms: at.parse().ok(), resumed: false };
+    }
+    let held = text.strip_prefix("held:").and_then(|held| held.split_once(':'));
+    let (at, holder) = held.unwrap_or_default();
+    if holder == owner || Some(holder) == left_by {
+        return Reply::Acquired { accepted_ms: at.parse().ok(), resumed: true };
+    }
+    Reply::Taken { holder: holder.into() }
+}
+
 /// What a value that stands at a key means to `asker`.
 fn standing(value: &Value, asker: Option<&str>) -> Reply {
-    let text = match value {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
-        Value::SimpleString(text) => text,
-        _ => "",
-    };
+    let text = text(value);
     match text.strip_prefix(DONE) {
         Some(at) => Reply::Done { accepted_ms: at.parse().unwrap_or(0) },
         None if Some(text) == asker => Reply::Ours,
         None => Reply::Held,
+    }
+}
+
+fn text(value: &Value) -> &str {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
+        Value::SimpleString(text) => text,
+        _ => "",
     }
 }

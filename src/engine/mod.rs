@@ -9,6 +9,7 @@
 //! [`lanes`], [`backpressure`], [`permits`] (its controller) and [`retry`].
 
 pub mod backpressure;
+mod exclusive;
 pub mod frontier;
 pub mod intake;
 pub mod lanes;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+pub use self::exclusive::Held;
 pub use self::intake::{Lane, Route};
 pub use self::retry::Failure;
 pub use self::run::{Engine, EngineError, Settings};

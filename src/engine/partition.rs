@@ -10,6 +10,7 @@ use super::backpressure::Load;
 use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata;
 use super::offsets::{Admission, Offsets};
+use super::work::Origin;
 use crate::kafka::Start;
 
 /// One assignment of one partition. A partition that comes back is a new one, so that a late
@@ -66,6 +67,11 @@ impl Partition {
             uncommitted: 0,
             oldest_since: Instant::now(),
         }
+    }
+
+    /// Names one of its records.
+    pub(crate) fn origin(&self, offset: i64) -> Origin {
+        Origin { topic: Arc::clone(&self.topic), partition: self.number, offset }
     }
 
     pub(crate) fn load(&self) -> Load {

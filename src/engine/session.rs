@@ -30,7 +30,7 @@ use super::retry::{Attempts, Failure, Next};
 use super::run::{Engine, EngineError};
 use super::task::{Finished, TaskContext};
 use super::vitals::{PartitionVitals, Vitals};
-use super::work::{Cx, Job, Origin, SetAside, Shared, Ticket, Waits};
+use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits};
 use super::{Consumer, Observed, Outcome};
 use crate::cdc::{Header, Record};
 use crate::kafka::{self, GroupConsumer, Loss, SavedRecord, Signals};
@@ -256,7 +256,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             }
         };
         let Some(partition) = self.partitions.get(&id) else { return };
-        let origin = Origin { topic: Arc::clone(&partition.topic), partition: number, offset };
+        let origin = partition.origin(offset);
         let cx = Cx::new(
             Arc::clone(&self.shared),
             origin,
@@ -265,7 +265,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         );
         let job = Box::new(Job {
             work,
-            record: SavedRecord::copy(message),
+            records: smallvec![SavedRecord::copy(message)],
             cx,
             tickets: smallvec![ticket],
             stamp,
@@ -296,8 +296,9 @@ impl<'a, C: Consumer> Session<'a, C> {
         }
     }
 
-    fn start(&mut self, lane: LaneId, job: Box<Job<C::Work>>) {
+    fn start(&mut self, lane: LaneId, mut job: Box<Job<C::Work>>) {
         let mut kill = None;
+        self.tell_merged(&mut job);
         for ticket in &job.tickets {
             if let Some(partition) = self.partitions.get_mut(&ticket.partition) {
                 partition.running += 1;
@@ -305,6 +306,18 @@ impl<'a, C: Consumer> Session<'a, C> {
             }
         }
         tokio::spawn(Arc::clone(&self.tasks).run(lane, job, kill.unwrap_or_default()));
+    }
+
+    /// Tells a job which records it stands for: since it last ran some may have been merged into
+    /// it, and some given up.
+    fn tell_merged(&self, job: &mut Job<C::Work>) {
+        let known =
+            |ticket: &Ticket| Some((self.partitions.get(&ticket.partition)?, ticket.offset));
+        let merged = job.tickets.iter().skip(1).filter_map(known);
+        let merged = merged.map(|(partition, offset)| partition.origin(offset)).collect();
+        let assigned = job.tickets.iter().filter_map(known).map(|(found, _)| found.assigned_at);
+        let assigned_at = assigned.max().unwrap_or(job.cx.assigned_at());
+        job.cx.covers(merged, assigned_at);
     }
 
     /// Takes in what a task has done.
@@ -376,18 +389,20 @@ impl<'a, C: Consumer> Session<'a, C> {
     pub(super) fn keep_live(&mut self, job: &mut Job<C::Work>) {
         let Self { partitions, shared, .. } = self;
         let before = job.tickets.first().copied();
-        job.tickets.retain(|ticket| partitions.get(&ticket.partition).is_some_and(|p| !p.draining));
+        let stays =
+            |ticket: &Ticket| partitions.get(&ticket.partition).is_some_and(|p| !p.draining);
+        let mut kept = job.tickets.iter().map(stays);
+        job.records.retain(|_| kept.next().unwrap_or(false));
+        job.tickets.retain(|ticket| stays(ticket));
         let Some(ticket) = job.tickets.first() else { return };
         if before.as_ref() == Some(ticket) {
             return;
         }
         if let Some(partition) = partitions.get(&ticket.partition) {
-            let origin = Origin {
-                topic: Arc::clone(&partition.topic),
-                partition: partition.number,
-                offset: ticket.offset,
-            };
+            let origin = partition.origin(ticket.offset);
             let drain = partition.drain.clone();
+            // The place in the log is not that of the record that is first now.
+            job.stamp = None;
             job.cx = Cx::new(Arc::clone(shared), origin, partition.assigned_at, drain);
         }
     }
@@ -400,11 +415,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         }
         self.total.records -= 1;
         self.total.bytes -= ticket.bytes;
-        let origin = Origin {
-            topic: Arc::clone(&partition.topic),
-            partition: partition.number,
-            offset: ticket.offset,
-        };
+        let origin = partition.origin(ticket.offset);
         let observed =
             Observed::Outcome { origin: &origin, outcome, committed_at: ticket.committed_at };
         self.engine.observer.observe(self.engine.consumer.name(), &observed);
@@ -631,6 +642,7 @@ fn coalesce<C: Consumer>(
     match consumer.coalesce(work, other) {
         None => {
             waiting.tickets.extend(newer.tickets);
+            waiting.records.extend(newer.records);
             None
         }
         Some(other) => {

@@ -82,37 +82,39 @@ impl<C: Consumer> TaskContext<C> {
         job: &Job<C::Work>,
         set_aside: &SetAside,
     ) -> Result<Outcome, Failure> {
-        let origin = job.cx.origin();
-        let letter = Letter {
-            topic: &origin.topic,
-            partition: origin.partition,
-            offset: origin.offset,
-            record: &job.record,
-            consumer: self.consumer.name(),
-            kind: set_aside.kind,
-            message: &set_aside.message,
-            attempts: job.attempts.failures.max(1),
-            first_at: job.failed_at.unwrap_or(set_aside.at),
-            last_at: set_aside.at,
-        };
-        if let Err(error) = self.dead_letters.write(&letter).await {
-            // Named as away from the first time on: nothing else tells why its lanes wait.
-            self.breaker.failed(Instant::now(), Some(PAUSE), &error.to_string());
-            return Err(Failure::Outage {
-                breaker: Arc::clone(&self.breaker),
-                kind: "dead_letter_not_written",
-                message: error.to_string(),
-                retry_after: None,
-                attempted: true,
-            });
+        let origins = std::iter::once(job.cx.origin()).chain(job.cx.merged());
+        for (origin, record) in origins.zip(&job.records) {
+            let letter = Letter {
+                topic: &origin.topic,
+                partition: origin.partition,
+                offset: origin.offset,
+                record,
+                consumer: self.consumer.name(),
+                kind: set_aside.kind,
+                message: &set_aside.message,
+                attempts: job.attempts.failures.max(1),
+                first_at: job.failed_at.unwrap_or(set_aside.at),
+                last_at: set_aside.at,
+            };
+            if let Err(error) = self.dead_letters.write(&letter).await {
+                // Named as away from the first time on: nothing else tells why its lanes wait.
+                self.breaker.failed(Instant::now(), Some(PAUSE), &error.to_string());
+                return Err(Failure::Outage {
+                    breaker: Arc::clone(&self.breaker),
+                    kind: "dead_letter_not_written",
+                    message: error.to_string(),
+                    retry_after: None,
+                    attempted: true,
+                });
+            }
+            tracing::error!(messaging.destination.name = %origin.topic,
+                messaging.destination.partition.id = origin.partition,
+                messaging.kafka.offset = origin.offset,
+                error.type = set_aside.kind, reason = %set_aside.message,
+                "record set aside in the dead letter topic");
         }
         self.breaker.succeeded();
         job.cx.release_claims().await;
-        tracing::error!(messaging.destination.name = %origin.topic,
-            messaging.destination.partition.id = origin.partition,
-            messaging.kafka.offset = origin.offset,
-            error.type = set_aside.kind, reason = %set_aside.message,
-            "record set aside in the dead letter topic");
         Ok(Outcome::DeadLettered(set_aside.kind))
     }
 }

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use super::exclusive::Hold;
 use super::frontier::Stamp;
 use super::permits::{Permits, Sample};
 use super::retry::{Attempts, Failure};
@@ -18,7 +19,7 @@ use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
 
 /// How soon to look again at a claim that another record holds.
-const HELD_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const HELD_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where a record came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +62,10 @@ pub(crate) struct SetAside {
 pub(crate) struct Job<W> {
     /// What its consumer made of the record; `None` for a record that could not be routed.
     pub(crate) work: Option<W>,
-    /// Its bytes, for the dead letter topic.
-    pub(crate) record: SavedRecord,
+    /// Its own bytes, and those of what was coalesced into it, for the dead letter topic.
+    pub(crate) records: SmallVec<[SavedRecord; 1]>,
     pub(crate) cx: Cx,
-    /// Its own offset, and those of what was coalesced into it.
+    /// Their offsets, in the same order.
     pub(crate) tickets: SmallVec<[Ticket; 1]>,
     pub(crate) stamp: Option<Stamp>,
     pub(crate) attempts: Attempts,
@@ -96,9 +97,11 @@ pub(crate) struct Shared {
 pub struct Cx {
     shared: Arc<Shared>,
     origin: Origin,
+    merged: Vec<Origin>,
     assigned_at: Timestamp,
     drain: CancellationToken,
     memo: Mutex<SmallVec<[(String, Memo); 1]>>,
+    pub(super) hold: Mutex<Option<Hold>>,
 }
 
 /// What is known of one claim of this record, across attempts.
@@ -128,12 +131,32 @@ impl Cx {
         assigned_at: Timestamp,
         drain: CancellationToken,
     ) -> Self {
-        Self { shared, origin, assigned_at, drain, memo: Mutex::default() }
+        Self {
+            shared,
+            origin,
+            merged: Vec::new(),
+            assigned_at,
+            drain,
+            memo: Mutex::default(),
+            hold: Mutex::default(),
+        }
+    }
+
+    /// Tells which records were coalesced into this one by now, and when the partition of any of
+    /// them was assigned last.
+    pub(crate) fn covers(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
+        self.merged = merged;
+        self.assigned_at = assigned_at;
+    }
+
+    /// The records that were coalesced into this one.
+    pub(crate) fn merged(&self) -> &[Origin] {
+        &self.merged
     }
 
     /// What a consumer's `process` gets, without an engine around it.
     #[cfg(test)]
-    pub(crate) fn alone(claims: Claims, limits: super::permits::Limits, offset: i64) -> Self {
+    pub(crate) fn in_test(claims: Claims, limits: super::permits::Limits, offset: i64) -> Self {
         let shared = Shared {
             group: "test".to_owned(),
             claim_prefix: "crm:test".to_owned(),
@@ -150,8 +173,8 @@ impl Cx {
         &self.origin
     }
 
-    /// When its partition was assigned to this process. What was accepted before is known only
-    /// from claims.
+    /// When its partition, or the last one of a record coalesced into it, was assigned to this
+    /// process. What was accepted before is known only from claims.
     #[must_use]
     pub fn assigned_at(&self) -> Timestamp {
         self.assigned_at
@@ -200,9 +223,7 @@ impl Cx {
                 Ok(true)
             }
             Reply::Done { .. } => Ok(false),
-            Reply::Held | Reply::Free => {
-                Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" })
-            }
+            _ => Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }),
         }
     }
 
@@ -220,7 +241,7 @@ impl Cx {
             Some(Reply::Held) => {
                 Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" })
             }
-            Some(Reply::Ours | Reply::Free) | None => Ok(None),
+            _ => Ok(None),
         }
     }
 
@@ -270,9 +291,20 @@ impl Cx {
         for name in held {
             self.shared.claims.release(self.key(&name), self.owner()).await;
         }
+        if self.free().await.is_err() {
+            tracing::debug!("claim not given back");
+        }
     }
 
-    fn claims_away(&self, away: &StoreAway) -> Failure {
+    pub(super) fn claims(&self) -> &Claims {
+        &self.shared.claims
+    }
+
+    pub(super) fn drained(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    pub(super) fn claims_away(&self, away: &StoreAway) -> Failure {
         Failure::Outage {
             breaker: Arc::clone(self.shared.claims.breaker()),
             kind: "claims_away",
@@ -282,7 +314,8 @@ impl Cx {
         }
     }
 
-    fn key(&self, name: &str) -> String {
+    /// The claim's key in the store.
+    pub(super) fn key(&self, name: &str) -> String {
         let prefix = &self.shared.claim_prefix;
         let mut key = String::with_capacity(prefix.len() + name.len());
         key.push_str(prefix);
@@ -290,8 +323,13 @@ impl Cx {
         key
     }
 
-    fn owner(&self) -> Arc<str> {
-        let Origin { topic, partition, offset } = &self.origin;
+    pub(super) fn owner(&self) -> Arc<str> {
+        self.name_of(&self.origin)
+    }
+
+    /// A record's name as the holder of a claim.
+    pub(super) fn name_of(&self, origin: &Origin) -> Arc<str> {
+        let Origin { topic, partition, offset } = origin;
         format!("{}/{topic}/{partition}/{offset}", self.shared.group).into()
     }
 

@@ -15,3 +15,4 @@ mod replay;
 mod services_smoke;
 mod supabase;
 mod support;
+mod tier;

@@ -5,7 +5,7 @@ pub mod rules;
 use std::time::Duration;
 
 use bigdecimal::BigDecimal;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use self::rules::{Source, Work, claim};
 use super::award_time::{self, MerchantSettings};
-use super::call::{Calls, Sender, outcome, unwritable};
+use super::call::{Calls, Sender, outcome, settled, unwritable};
 use super::merchants::Merchants;
 use super::refund::refund_percentage;
 use crate::cdc::{Change, DecodeError};
@@ -243,15 +243,7 @@ impl Currency {
             // No claim can tell: it may have been accepted just before the partition came here.
             None => cx.assigned_at(),
         };
-        let settled = Timestamp::now().duration_since(since);
-        let settle = SignedDuration::try_from(self.settle).unwrap_or(SignedDuration::MAX);
-        match Duration::try_from(settle - settled) {
-            Ok(left) if !left.is_zero() => {
-                let until = std::time::Instant::now() + left;
-                Err(Failure::Wait { until, reason: "cancel_settle" })
-            }
-            _ => Ok(()),
-        }
+        settled(since, self.settle)
     }
 
     async fn reverse(

@@ -40,7 +40,7 @@ use tokio::task::JoinHandle;
 
 pub use self::faults::{Endpoint, Fault, Lasting, Poison};
 pub use self::log::{Log, Post, Requests, Stored};
-pub use self::supabase::{Reply, active_missions, currency_rows, redemption_result};
+pub use self::supabase::{Reply, active_missions, currency_rows, redemption_result, tier_status};
 
 use self::connection::{Cut, Door};
 use self::faults::Plan;
@@ -67,7 +67,8 @@ pub struct Double {
 
 impl Double {
     /// Starts a double on a free port of 127.0.0.1. It knows the functions
-    /// `calc_currency_for_source` ([`currency_rows`]) and `redeem_reward_with_points`
+    /// `calc_currency_for_source` ([`currency_rows`]), `evaluate_user_tier_status`
+    /// ([`tier_status`]), `apply_tier_upgrade` and `redeem_reward_with_points`
     /// ([`redemption_result`]), the view `mv_mission_conditions_expanded` ([`active_missions`]) and
     /// the empty tables `merchant_master`, `purchase_ledger` and `wallet_ledger`.
     ///
@@ -110,6 +111,11 @@ impl Double {
             Reply::json(&redemption_result(event_id.unwrap_or_default()))
         });
         double.compute("mv_mission_conditions_expanded", supabase::mission_conditions);
+        double.define("evaluate_user_tier_status", |arguments| {
+            let text = |name| arguments.get(name).and_then(Value::as_str).unwrap_or_default();
+            Reply::json(&tier_status(text("p_user_id"), text("p_merchant_id")))
+        });
+        double.define("apply_tier_upgrade", |_| Reply::void());
         for table in ["merchant_master", "purchase_ledger", "wallet_ledger"] {
             double.fill(table, Vec::new());
         }

@@ -311,3 +311,27 @@ pub(super) fn mission_conditions(query: &[(String, String)]) -> Vec<Row> {
     };
     active_missions(merchant_id, event_type).into_iter().map(row).collect()
 }
+
+/// What `evaluate_user_tier_status` answers here: decided by the member alone, so that whoever
+/// knows the member knows the answer. Of ten members two get a scheduled upgrade, one an upgrade
+/// at once, one a downgrade, one an entry tier; the others stay where they are.
+#[must_use]
+pub fn tier_status(user_id: &str, merchant_id: &str) -> Value {
+    let hash = stable_hash(format!("{user_id}:{merchant_id}").as_bytes());
+    let (action, timing) = match hash % 10 {
+        0 | 1 => ("upgrade", Some(("days", 7, "2027-01-01T00:00:00+00:00"))),
+        2 => ("upgrade", None),
+        3 => ("downgrade", None),
+        4 => ("assign_entry", None),
+        _ => ("maintain", None),
+    };
+    let ranking = 1 + (hash >> 8) % 4;
+    json!({
+        "recommended_action": action,
+        "recommended_tier_id": format!("00000000-0000-4000-8000-{ranking:012x}"),
+        "to_tier_ranking": ranking,
+        "upgrade_timing": timing.map(|(timing, ..)| timing),
+        "upgrade_timing_value": timing.map(|(_, value, _)| value),
+        "effective_at": timing.map(|(.., at)| at),
+    })
+}

@@ -1,0 +1,158 @@
+//! Tier: evaluates members after purchases and earnings, and schedules or applies their upgrades
+//! (contract section 4).
+
+pub mod rules;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use self::rules::{Answer, Member, Upgrade, Verdict};
+use super::call::{Calls, Sender, settled, unwritable};
+use crate::cdc::{Change, DecodeError};
+use crate::clients::inngest::Events;
+use crate::config::Snapshot;
+use crate::engine::permits::Limits;
+use crate::engine::{Consumer, Cx, Failure, Held, Outcome, Plan, Route};
+
+const CANCELLED: &str = "tier/upgrade-cancelled";
+const UPGRADE: &str = "tier/upgrade";
+const EVALUATE: &str = "evaluate_user_tier_status";
+const APPLY: &str = "apply_tier_upgrade";
+
+/// The consumer's name.
+pub const NAME: &str = "tier";
+
+/// The tables whose changes it takes.
+pub const TABLES: [&str; 2] = ["purchase_ledger", "wallet_ledger"];
+
+/// The tier consumer.
+pub struct Tier {
+    /// Its topics, in full.
+    pub topics: Vec<String>,
+    /// Bound on parallel requests.
+    pub limits: Limits,
+    /// What happens to snapshot rows.
+    pub snapshot: Snapshot,
+    /// How long a member's next cancel waits after an upgrade was accepted
+    /// (`INNGEST_CANCEL_SETTLE`).
+    pub settle: Duration,
+    /// Supabase.
+    pub calls: Calls,
+    /// Inngest.
+    pub sender: Sender,
+}
+
+impl Consumer for Tier {
+    type Work = Member;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn topics(&self) -> Vec<String> {
+        self.topics.clone()
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Member>, DecodeError> {
+        rules::route(change, &self.snapshot, now)
+    }
+
+    fn plan(&self, member: &Member) -> Plan {
+        Plan {
+            lane: member.to_string(),
+            claim: member.claim(),
+            steps: vec![
+                format!("rpc {EVALUATE}"),
+                format!("event {CANCELLED} (on upgrade, maintain, downgrade)"),
+                format!("event {UPGRADE} (on upgrade at a given time)"),
+                format!("rpc {APPLY} (on upgrade otherwise)"),
+            ],
+        }
+    }
+
+    async fn process(&self, cx: &Cx, member: &Member) -> Result<Outcome, Failure> {
+        cx.alone(&member.claim(), |held| self.evaluate(cx, member, held)).await
+    }
+
+    /// One evaluation after the newest of several waiting changes covers all of them: it reads
+    /// the database's present state. Two members can share a lane, since lanes are named by a hash.
+    fn coalesce(&self, waiting: &mut Member, newer: Member) -> Option<Member> {
+        (*waiting != newer).then_some(newer)
+    }
+}
+
+/// The data of `tier/upgrade`.
+#[derive(Serialize)]
+struct Scheduled<'a> {
+    #[serde(flatten)]
+    member: &'a Member,
+    #[serde(flatten)]
+    upgrade: &'a Upgrade,
+}
+
+impl Tier {
+    async fn evaluate(&self, cx: &Cx, member: &Member, held: Held<'_>) -> Result<Outcome, Failure> {
+        // Before the evaluation, so that it is still fresh when its events go out.
+        if let Some(accepted) = held.accepted_at() {
+            settled(accepted, self.settle)?;
+        }
+        let arguments = json!({"p_user_id": member.user_id, "p_merchant_id": member.merchant_id});
+        let answer: Option<Answer> = self.calls.rpc(cx, EVALUATE, &arguments).await?;
+        match answer.unwrap_or_default().verdict() {
+            Verdict::Nothing(reason) => return Ok(Outcome::Skipped(reason)),
+            Verdict::NoTier => {
+                return Err(Failure::Poison {
+                    kind: "no_tier",
+                    message: format!(
+                        "{EVALUATE} recommends an upgrade without recommended_tier_id: correct the \
+                         function, then replay"
+                    ),
+                });
+            }
+            Verdict::Cancel => {
+                self.sender.send(cx, cancelled(member)?).await?;
+            }
+            Verdict::Schedule(upgrade) => {
+                let mut events = cancelled(member)?;
+                let data = Scheduled { member, upgrade: &upgrade };
+                // Without an id: after a crash in between, the repeat's cancel would stop the first
+                // run, and its id would make Inngest drop the second.
+                events.push(UPGRADE, None, &data).map_err(unwritable)?;
+                held.settling(self.sender.send(cx, events)).await?;
+            }
+            Verdict::Apply { to_tier_id } => {
+                self.sender.send(cx, cancelled(member)?).await?;
+                self.apply(cx, member, &to_tier_id).await?;
+            }
+        }
+        Ok(Outcome::Sent)
+    }
+
+    async fn apply(&self, cx: &Cx, member: &Member, tier: &RawValue) -> Result<(), Failure> {
+        #[derive(Serialize)]
+        struct Arguments<'a> {
+            p_user_id: &'a str,
+            p_merchant_id: &'a str,
+            p_to_tier_id: &'a RawValue,
+        }
+        let arguments = Arguments {
+            p_user_id: &member.user_id,
+            p_merchant_id: &member.merchant_id,
+            p_to_tier_id: tier,
+        };
+        let _: Option<Box<RawValue>> = self.calls.rpc(cx, APPLY, &arguments).await?;
+        Ok(())
+    }
+}
+
+fn cancelled(member: &Member) -> Result<Events, Failure> {
+    Events::one(CANCELLED, None, member).map_err(unwritable)
+}

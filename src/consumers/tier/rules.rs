@@ -1,0 +1,299 @@
+//! Which changes call for an evaluation of a member's tier, and what its answer calls for
+//! (contract section 4). Pure.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::cdc::{Change, DecodeError, Op, Row};
+use crate::config::Snapshot;
+use crate::consumers::snapshot;
+use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
+
+/// Whose tier is evaluated: a customer of one merchant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Member {
+    /// The customer.
+    pub user_id: String,
+    /// The merchant.
+    pub merchant_id: String,
+}
+
+impl Member {
+    /// The name of the claim that is held during an evaluation.
+    #[must_use]
+    pub fn claim(&self) -> String {
+        format!("tier:{self}")
+    }
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}:{}", self.user_id, self.merchant_id)
+    }
+}
+
+/// Whom to evaluate because of a change, if anybody.
+///
+/// An evaluation reads the database's present state, so one too many does no harm. An edit of a
+/// purchase that stays completed is a trigger: its amount may have changed.
+///
+/// # Errors
+/// When a column that a rule needs cannot be decoded.
+pub fn route(
+    change: &Change<'_>,
+    policy: &Snapshot,
+    now: Timestamp,
+) -> Result<Route<Member>, DecodeError> {
+    let triggers = match &*change.table {
+        "purchase_ledger" => purchase_triggers,
+        "wallet_ledger" => wallet_triggers,
+        _ => return Ok(Route::Skip("other_table")),
+    };
+    let Some(row) = &change.after else { return Ok(Route::Skip("deleted")) };
+    if !snapshot::admits(policy, change, now)? {
+        return Ok(Route::Skip(SNAPSHOT_SKIPPED));
+    }
+    if !triggers(change, row)? {
+        return Ok(Route::Skip("no_trigger"));
+    }
+    let text = |column| -> Result<Option<String>, DecodeError> {
+        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
+    };
+    let (Some(user_id), Some(merchant_id)) = (text("user_id")?, text("merchant_id")?) else {
+        return Ok(Route::Skip("anonymous"));
+    };
+    let member = Member { user_id, merchant_id };
+    // The changes of a member have the ids of rows as keys, and so lie in many partitions.
+    let lane = Lane::across_partitions(&member);
+    Ok(Route::Process { work: member, lane })
+}
+
+fn wallet_triggers(_: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeError> {
+    is(row, "transaction_type", &["earn"])
+}
+
+fn purchase_triggers(change: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeError> {
+    if is(row, "status", &["completed", "refunded"])? || is(row, "record_type", &["debit"])? {
+        return Ok(true);
+    }
+    if !is(row, "status", &["cancelled"])? || change.op == Op::Create {
+        return Ok(false);
+    }
+    match &change.before {
+        // Only from a state that a purchase has before it is completed is it sure that it was not.
+        Some(before) => Ok(!is(before, "status", &["pending", "processing"])?),
+        None => Ok(true),
+    }
+}
+
+fn is(row: &Row<'_>, column: &str, values: &[&str]) -> Result<bool, DecodeError> {
+    Ok(row.text(column)?.value().is_some_and(|text| values.contains(&&*text)))
+}
+
+/// What `evaluate_user_tier_status` answers. What is passed on stays as it came.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Answer {
+    recommended_action: Option<String>,
+    recommended_tier_id: Option<Box<RawValue>>,
+    to_tier_ranking: Option<Box<RawValue>>,
+    upgrade_timing: Option<String>,
+    effective_at: Option<Box<RawValue>>,
+}
+
+/// What an answer calls for.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Cancel a sleeping upgrade, then have this one run at its time.
+    Schedule(Upgrade),
+    /// Cancel a sleeping upgrade, then apply this tier at once.
+    Apply {
+        /// Id of the tier.
+        to_tier_id: Box<RawValue>,
+    },
+    /// Cancel a sleeping upgrade: downgrades are applied by batch jobs elsewhere.
+    Cancel,
+    /// Nothing, for this reason: a stable label.
+    Nothing(&'static str),
+    /// An upgrade that does not say to which tier.
+    NoTier,
+}
+
+/// The data of `tier/upgrade`, members apart.
+#[derive(Debug, Serialize)]
+pub struct Upgrade {
+    to_tier_id: Box<RawValue>,
+    to_tier_ranking: Option<Box<RawValue>>,
+    effective_at: Box<RawValue>,
+}
+
+impl Answer {
+    /// What it calls for.
+    #[must_use]
+    pub fn verdict(self) -> Verdict {
+        match self.recommended_action.as_deref() {
+            Some("upgrade") => {}
+            Some("maintain" | "downgrade") => return Verdict::Cancel,
+            Some("assign_entry") => return Verdict::Nothing("assign_entry"),
+            _ => return Verdict::Nothing("other_tier_action"),
+        }
+        let Some(to_tier_id) = self.recommended_tier_id else { return Verdict::NoTier };
+        match (self.upgrade_timing, self.effective_at) {
+            (Some(timing), Some(effective_at)) if !timing.is_empty() => {
+                Verdict::Schedule(Upgrade {
+                    to_tier_id,
+                    to_tier_ranking: self.to_tier_ranking,
+                    effective_at,
+                })
+            }
+            _ => Verdict::Apply { to_tier_id },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cdc::{self, Decoded, Record};
+    use crate::config::SnapshotPolicy;
+
+    fn decide(topic: &str, value: &Value) -> Result<Member, &'static str> {
+        let bytes = value.to_string().into_bytes();
+        let record = Record {
+            topic,
+            partition: 0,
+            offset: 0,
+            timestamp_ms: Some(0),
+            key: None,
+            value: Some(&bytes),
+            headers: &[],
+        };
+        let decoded = cdc::decode(&record, &cdc::Options::default()).expect("decoded");
+        let Decoded::Change(change) = decoded else { panic!("no change: {value}") };
+        let policy =
+            Snapshot { policy: SnapshotPolicy::Skip, max_age: Duration::from_secs(20 * 60 * 60) };
+        match route(&change, &policy, Timestamp::UNIX_EPOCH).expect("routed") {
+            Route::Process { work, .. } => Ok(work),
+            Route::Skip(reason) => Err(reason),
+        }
+    }
+
+    fn purchase(op: &str, before: Option<&str>, after: &str, record_type: &str) -> Value {
+        let row = |status: &str| {
+            json!({"id": "p", "user_id": "u", "merchant_id": "m", "status": status,
+                "record_type": record_type})
+        };
+        json!({"op": op, "before": before.map(row), "after": row(after), "ts_ms": 0,
+            "source": {"table": "purchase_ledger", "ts_ms": 0}})
+    }
+
+    fn of_purchase(op: &str, before: Option<&str>, after: &str) -> Result<Member, &'static str> {
+        decide("crm.public.purchase_ledger", &purchase(op, before, after, "credit"))
+    }
+
+    #[test]
+    fn a_purchase_triggers_while_it_counts_and_when_it_stops_counting() {
+        let member = Member { user_id: "u".into(), merchant_id: "m".into() };
+        for (op, before, after) in [
+            ("c", None, "completed"),
+            ("u", None, "completed"),
+            ("u", Some("pending"), "completed"),
+            ("u", Some("completed"), "completed"),
+            ("c", None, "refunded"),
+            ("u", Some("completed"), "refunded"),
+            ("u", Some("completed"), "cancelled"),
+            ("u", Some("refunded"), "cancelled"),
+            ("u", None, "cancelled"),
+        ] {
+            let decision = of_purchase(op, before, after);
+            assert_eq!(decision, Ok(member.clone()), "{op} {before:?} -> {after}");
+        }
+    }
+
+    #[test]
+    fn a_purchase_that_never_counted_triggers_nothing() {
+        for (op, before, after) in [
+            ("c", None, "pending"),
+            ("c", None, "cancelled"),
+            ("u", None, "processing"),
+            ("u", Some("pending"), "cancelled"),
+            ("u", Some("processing"), "cancelled"),
+        ] {
+            let decision = of_purchase(op, before, after);
+            assert_eq!(decision, Err("no_trigger"), "{op} {before:?} -> {after}");
+        }
+        assert_eq!(of_purchase("r", None, "completed"), Err(SNAPSHOT_SKIPPED));
+    }
+
+    #[test]
+    fn a_debit_triggers_in_any_state_and_a_guest_in_none() {
+        for status in ["pending", "completed", "cancelled"] {
+            let value = purchase("c", None, status, "debit");
+            assert!(decide("crm.public.purchase_ledger", &value).is_ok(), "{status}");
+        }
+        let mut guest = purchase("c", None, "completed", "credit");
+        guest["after"]["user_id"] = Value::Null;
+        assert_eq!(decide("crm.public.purchase_ledger", &guest), Err("anonymous"));
+    }
+
+    #[test]
+    fn only_earn_rows_of_the_wallet_trigger() {
+        for (kind, triggers) in [("earn", true), ("burn", false)] {
+            let row = json!({"id": "w", "user_id": "u", "merchant_id": "m",
+                "transaction_type": kind, "component": "reversal"});
+            let value = json!({"op": "c", "before": null, "after": row, "ts_ms": 0,
+                "source": {"table": "wallet_ledger", "ts_ms": 0}});
+            assert_eq!(decide("crm.public.wallet_ledger", &value).is_ok(), triggers, "{kind}");
+        }
+    }
+
+    fn verdict(answer: Value) -> Verdict {
+        serde_json::from_value::<Answer>(answer).expect("an answer").verdict()
+    }
+
+    #[test]
+    fn an_upgrade_is_scheduled_only_with_a_timing_and_a_time() {
+        let answer = |timing: Value, at: Value| {
+            json!({"recommended_action": "upgrade", "recommended_tier_id": "gold",
+                "to_tier_ranking": 3, "upgrade_timing": timing, "upgrade_timing_value": 1,
+                "effective_at": at})
+        };
+        let at = json!("2027-01-01T00:00:00+00:00");
+        let Verdict::Schedule(upgrade) = verdict(answer("days".into(), at.clone())) else {
+            panic!("it has both");
+        };
+        let data = serde_json::to_value(upgrade).expect("json");
+        assert_eq!(
+            data,
+            json!({"to_tier_id": "gold", "to_tier_ranking": 3, "effective_at": at.clone()})
+        );
+        for (timing, at) in
+            [(Value::Null, at.clone()), ("".into(), at), ("immediate".into(), Value::Null)]
+        {
+            let Verdict::Apply { to_tier_id } = verdict(answer(timing, at)) else {
+                panic!("one is missing");
+            };
+            assert_eq!(to_tier_id.get(), "\"gold\"");
+        }
+    }
+
+    #[test]
+    fn other_answers_cancel_or_call_for_nothing() {
+        for action in ["maintain", "downgrade"] {
+            assert!(matches!(verdict(json!({"recommended_action": action})), Verdict::Cancel));
+        }
+        assert!(matches!(
+            verdict(json!({"recommended_action": "assign_entry", "recommended_tier_id": "t"})),
+            Verdict::Nothing("assign_entry")
+        ));
+        for answer in [json!({}), json!({"recommended_action": "promote"})] {
+            assert!(matches!(verdict(answer), Verdict::Nothing("other_tier_action")));
+        }
+        assert!(matches!(verdict(json!({"recommended_action": "upgrade"})), Verdict::NoTier));
+    }
+}

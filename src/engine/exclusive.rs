@@ -1,0 +1,197 @@
+//! Work that one record at a time may be at, in all processes (contract section 4): unlike a step
+//! behind [`Cx::once`] it is never done, and what comes next gets its turn.
+
+use std::future::Future;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::work::{Cx, HELD_PAUSE};
+use super::{Failure, Outcome};
+use crate::dedup::Reply;
+
+/// What is known of the claim that a record holds alone, across attempts at it.
+#[derive(Debug)]
+pub(super) struct Hold {
+    name: String,
+    owner: Arc<str>,
+    /// From when a settle time counts.
+    accepted_at: Option<Timestamp>,
+    /// A send was begun; set for good when it was dropped half-way.
+    sending: bool,
+    /// How the work ended, and for how many merged records it was done.
+    ended: Option<(Outcome, usize)>,
+}
+
+/// The claim while it is held.
+#[derive(Clone, Copy)]
+pub struct Held<'a>(&'a Cx);
+
+impl Held<'_> {
+    /// From when a settle time counts: an event of this claim was accepted then, or may have been
+    /// (before a crash, by a send of unknown outcome, or before the partition's assignment where
+    /// no claim can tell). `None` when there was none.
+    #[must_use]
+    pub fn accepted_at(&self) -> Option<Timestamp> {
+        self.0.hold().as_ref().and_then(|hold| hold.accepted_at)
+    }
+
+    /// Sends what must settle before the next run of this work: notes when it was accepted, or
+    /// may have been.
+    ///
+    /// # Errors
+    /// Those of `send`.
+    pub async fn settling(
+        &self,
+        send: impl Future<Output = Result<Timestamp, Failure>> + Send,
+    ) -> Result<Timestamp, Failure> {
+        self.note(|hold| hold.sending = true);
+        let sent = send.await;
+        let at = *sent.as_ref().unwrap_or(&Timestamp::now());
+        self.note(|hold| {
+            hold.accepted_at = hold.accepted_at.max(Some(at));
+            hold.sending = false;
+        });
+        sent
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Hold)) {
+        if let Some(hold) = self.0.hold().as_mut() {
+            change(hold);
+        }
+    }
+}
+
+impl Cx {
+    /// Does `work` while this record alone holds the claim `name`, then gives it back with the
+    /// time of the last acceptance. A claim that a crash left is known by its own record, also
+    /// when that was merged into another; else it runs out with the window.
+    ///
+    /// `work` runs again when it ended and records were merged since, because giving the claim
+    /// back had failed: those were not covered by it.
+    ///
+    /// # Errors
+    /// What `work` returned; or that claims cannot be reached; or a wait, when another record
+    /// holds the claim or has come to hold it.
+    pub async fn alone<'a, F>(
+        &'a self,
+        name: &str,
+        work: impl FnOnce(Held<'a>) -> F + Send,
+    ) -> Result<Outcome, Failure>
+    where
+        F: Future<Output = Result<Outcome, Failure>> + Send,
+    {
+        let covered = self.merged().len();
+        let ended = self.hold().as_ref().and_then(|hold| hold.ended);
+        let outcome = match ended {
+            Some((outcome, merged)) if merged == covered => outcome,
+            _ => {
+                self.acquire(name).await?;
+                let outcome = tokio::select! {
+                    biased;
+                    outcome = work(Held(self)) => outcome?,
+                    lost = self.keep(name) => return Err(lost),
+                };
+                if let Some(hold) = self.hold().as_mut() {
+                    hold.ended = Some((outcome, covered));
+                }
+                outcome
+            }
+        };
+        self.free().await?;
+        Ok(outcome)
+    }
+
+    /// Gives back the claim that is held alone, if any.
+    pub(super) async fn free(&self) -> Result<(), Failure> {
+        let held = self.hold().as_ref().map(|hold| {
+            let accepted_ms = hold.accepted_at.map_or(0, Timestamp::as_millisecond);
+            (self.key(&hold.name), Arc::clone(&hold.owner), accepted_ms)
+        });
+        let Some((key, owner, accepted_ms)) = held else { return Ok(()) };
+        let freed = self.claims().free(key, owner, accepted_ms);
+        freed.await.map_err(|away| self.claims_away(&away))
+    }
+
+    /// Takes the claim, or renews it.
+    async fn acquire(&self, name: &str) -> Result<(), Failure> {
+        if self.drained() {
+            return Err(Failure::GivenUp);
+        }
+        let (owner, mut left_by) = (self.owner(), None);
+        loop {
+            let ask = self.claims().acquire(self.key(name), Arc::clone(&owner), left_by.clone());
+            match ask.await.map_err(|away| self.claims_away(&away))? {
+                Reply::Acquired { accepted_ms, resumed } => {
+                    self.acquired(name, owner, accepted_ms, resumed, left_by.is_some());
+                    return Ok(());
+                }
+                // One of the records that were merged into this one held it when its process died.
+                Reply::Taken { holder } if left_by.is_none() && self.works_on(&holder) => {
+                    left_by = Some(holder);
+                }
+                _ => return Err(held_elsewhere()),
+            }
+        }
+    }
+
+    fn acquired(
+        &self,
+        name: &str,
+        owner: Arc<str>,
+        accepted_ms: Option<i64>,
+        resumed: bool,
+        taken_over: bool,
+    ) {
+        let mut guard = self.hold();
+        // A holder that is gone may have sent something just before its partitions came here, and
+        // where nothing is known anybody may have.
+        let unknown = if guard.is_some() { taken_over } else { resumed || accepted_ms.is_none() };
+        let hold = guard.get_or_insert_with(|| Hold {
+            name: name.to_owned(),
+            owner,
+            accepted_at: None,
+            sending: false,
+            ended: None,
+        });
+        let told = accepted_ms.filter(|ms| *ms > 0);
+        let told = told.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let assigned = unknown.then(|| self.assigned_at());
+        let cut_off = std::mem::take(&mut hold.sending).then(Timestamp::now);
+        hold.accepted_at = hold.accepted_at.max(told).max(assigned).max(cut_off);
+        hold.ended = None;
+    }
+
+    /// Keeps the claim from running out while its work takes long. Ends when another record has
+    /// it all the same: the work must then start again after that one.
+    async fn keep(&self, name: &str) -> Failure {
+        loop {
+            tokio::time::sleep(self.claims().window() / 3).await;
+            let ask = self.claims().acquire(self.key(name), self.owner(), None);
+            // It runs there, or has run since the claim got lost. Claims that are away or were
+            // forgotten are no reason to break off.
+            if let Ok(
+                Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) },
+            ) = ask.await
+            {
+                return held_elsewhere();
+            }
+        }
+    }
+
+    fn works_on(&self, holder: &str) -> bool {
+        self.merged().iter().any(|origin| *self.name_of(origin) == *holder)
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn held_elsewhere() -> Failure {
+    Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Store, StoreAway};
+use crate::engine::permits::{Limits, Permits};
+use crate::engine::work::{Origin, Shared};
+use crate::outage::{Backoff, Breaker};
+
+const NAME: &str = "tier:u:m";
+const SENT: Outcome = Outcome::Sent;
+
+/// A store that counts what it is asked, and refuses one kind of request while told to.
+#[derive(Default)]
+struct Watched {
+    acquired: Mutex<usize>,
+    asked: Notify,
+    refuse_free: Mutex<bool>,
+}
+
+#[derive(Clone)]
+struct WatchedStore(Arc<MemoryStore>, Arc<Watched>);
+
+impl Store for WatchedStore {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+        let watched = &self.1;
+        for op in ops {
+            match op {
+                Op::Acquire { .. } => {
+                    *watched.acquired.lock().expect("not poisoned") += 1;
+                    watched.asked.notify_one();
+                }
+                Op::Free { .. } if *watched.refuse_free.lock().expect("not poisoned") => {
+                    return Box::pin(async { Err(StoreAway::new("connection refused")) });
+                }
+                _ => {}
+            }
+        }
+        self.0.execute(ops)
+    }
+}
+
+/// The processes of a group that share a store.
+struct Scene {
+    store: WatchedStore,
+    window: Duration,
+}
+
+impl Scene {
+    fn new(window: Duration) -> Self {
+        let store = WatchedStore(Arc::new(MemoryStore::new(window)), Arc::default());
+        Self { store, window }
+    }
+
+    /// One process.
+    fn process(&self) -> Arc<Shared> {
+        let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
+        let breaker = Arc::new(Breaker::new("redis", 1_000, backoff));
+        let settle = Duration::from_secs(30);
+        let claims =
+            Claims::start(self.store.clone(), breaker, OnOutage::Wait, self.window, settle);
+        let permits = Permits::new(Limits { min: 1, max: 1 });
+        Arc::new(Shared { group: "g".to_owned(), claim_prefix: "g:".to_owned(), claims, permits })
+    }
+}
+
+fn origin(offset: i64) -> Origin {
+    Origin { topic: "t".into(), partition: 0, offset }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a time")
+}
+
+/// A record whose partition was assigned at that second.
+fn record(process: &Arc<Shared>, offset: i64, assigned_at: i64) -> Cx {
+    let drain = CancellationToken::new();
+    Cx::new(Arc::clone(process), origin(offset), at(assigned_at), drain)
+}
+
+async fn when(held: Held<'_>) -> Option<Timestamp> {
+    held.accepted_at()
+}
+
+/// Runs work that only tells from when a settle time counts.
+async fn since(cx: &Cx) -> Option<Timestamp> {
+    let told = Mutex::new(None);
+    let tell = async |held| {
+        *told.lock().expect("not poisoned") = Some(when(held).await);
+        Ok(SENT)
+    };
+    let outcome = cx.alone(NAME, tell).await;
+    assert_eq!(outcome.expect("it runs"), SENT);
+    told.into_inner().expect("not poisoned").expect("it ran")
+}
+
+async fn send(cx: &Cx, accepted: i64) {
+    let work = async |held: Held<'_>| {
+        held.settling(async { Ok(at(accepted)) }).await?;
+        Ok(SENT)
+    };
+    assert_eq!(cx.alone(NAME, work).await.expect("it runs"), SENT);
+}
+
+/// Begins work that never ends by itself, and drops it with its process once it holds the claim.
+async fn crash(cx: &Cx) {
+    let began = Notify::new();
+    let work = cx.alone(NAME, |_| async {
+        began.notify_one();
+        std::future::pending().await
+    });
+    tokio::select! {
+        _ = work => panic!("it does not end"),
+        () = began.notified() => {}
+    }
+}
+
+fn is_held(result: &Result<Outcome, Failure>) -> bool {
+    matches!(result, Err(Failure::Wait { reason: "claim_held", .. }))
+}
+
+#[tokio::test]
+async fn one_record_at_a_time_is_at_it_and_the_next_is_no_duplicate() {
+    let scene = Scene::new(Duration::from_secs(300));
+    let (one, other) = (record(&scene.process(), 1, 100), record(&scene.process(), 2, 100));
+    let nested = one.alone(NAME, |_| async {
+        let meanwhile = other.alone(NAME, |_| async { Ok(SENT) }).await;
+        assert!(is_held(&meanwhile), "{meanwhile:?}");
+        Ok(SENT)
+    });
+    assert_eq!(nested.await.expect("it runs"), SENT);
+    assert_eq!(since(&other).await, Some(at(100)));
+}
+
+#[tokio::test]
+async fn every_process_knows_when_an_event_was_last_accepted() {
+    let scene = Scene::new(Duration::from_secs(300));
+    let (one, other) = (scene.process(), scene.process());
+    assert_eq!(since(&record(&one, 1, 100)).await, Some(at(100)), "no claim can tell");
+    send(&record(&one, 2, 100), 500).await;
+    assert_eq!(since(&record(&other, 3, 100)).await, Some(at(500)));
+    assert_eq!(since(&record(&one, 4, 900)).await, Some(at(500)), "its own claim tells");
+    scene.store.0.clear();
+    assert_eq!(since(&record(&one, 5, 100)).await, Some(at(500)), "the process remembers");
+}
+
+#[tokio::test]
+async fn a_claim_that_a_crash_left_is_known_by_its_own_record_alone() {
+    let scene = Scene::new(Duration::from_secs(300));
+    crash(&record(&scene.process(), 1, 100)).await;
+    let process = scene.process();
+    let other = record(&process, 2, 200);
+    let refused = other.alone(NAME, |_| async { Ok(SENT) }).await;
+    assert!(is_held(&refused), "{refused:?}");
+    let own = record(&process, 1, 300);
+    assert_eq!(since(&own).await, Some(at(300)), "it may have sent just before it crashed");
+    assert_eq!(since(&other).await, Some(at(300)));
+}
+
+#[tokio::test]
+async fn a_claim_that_a_crash_left_is_known_by_its_record_when_that_was_merged() {
+    let scene = Scene::new(Duration::from_secs(300));
+    crash(&record(&scene.process(), 1, 100)).await;
+    let mut newer = record(&scene.process(), 2, 200);
+    newer.covers(vec![origin(7), origin(1)], at(300));
+    assert_eq!(since(&newer).await, Some(at(300)));
+    let after = record(&scene.process(), 3, 200);
+    assert_eq!(since(&after).await, Some(at(300)), "it was given back");
+}
+
+#[tokio::test]
+async fn what_was_merged_after_the_work_ended_is_not_covered_by_it() {
+    let scene = Scene::new(Duration::from_secs(300));
+    let mut cx = record(&scene.process(), 1, 100);
+    let runs = Mutex::new(0);
+    let work = async || {
+        *runs.lock().expect("not poisoned") += 1;
+        Ok(SENT)
+    };
+    *scene.store.1.refuse_free.lock().expect("not poisoned") = true;
+    for _ in 0..2 {
+        let refused = cx.alone(NAME, |_| work()).await;
+        assert!(matches!(refused, Err(Failure::Outage { kind: "claims_away", .. })));
+    }
+    assert_eq!(*runs.lock().expect("not poisoned"), 1, "only giving back is repeated");
+    cx.covers(vec![origin(2)], at(100));
+    *scene.store.1.refuse_free.lock().expect("not poisoned") = false;
+    assert_eq!(cx.alone(NAME, |_| work()).await.expect("it runs"), SENT);
+    assert_eq!(*runs.lock().expect("not poisoned"), 2);
+}
+
+#[tokio::test]
+async fn a_claim_is_renewed_while_its_work_takes_long() {
+    let scene = Scene::new(Duration::from_millis(30));
+    let cx = record(&scene.process(), 1, 100);
+    let watched = Arc::clone(&scene.store.1);
+    let renewed = async {
+        while *watched.acquired.lock().expect("not poisoned") < 4 {
+            watched.asked.notified().await;
+        }
+        Ok(SENT)
+    };
+    assert_eq!(cx.alone(NAME, |_| renewed).await.expect("it ends"), SENT);
+}
+
+#[tokio::test]
+async fn work_whose_claim_another_record_took_is_broken_off_and_counts_as_sent() {
+    let scene = Scene::new(Duration::from_millis(30));
+    let cx = record(&scene.process(), 1, 100);
+    let thief = Op::Acquire { key: format!("g:{NAME}"), owner: "thief".into(), left_by: None };
+    let store = &scene.store.0;
+    let work = async |held: Held<'_>| {
+        store.clear();
+        store.execute(std::slice::from_ref(&thief)).await.expect("answered");
+        held.settling(std::future::pending()).await?;
+        Ok(SENT)
+    };
+    let before = Timestamp::now();
+    let lost = cx.alone(NAME, work).await;
+    assert!(is_held(&lost), "{lost:?}");
+    store.clear();
+    assert!(since(&cx).await > Some(before), "its send may have been accepted");
+}
+
+#[tokio::test]
+async fn a_send_that_failed_may_have_been_accepted() {
+    let scene = Scene::new(Duration::from_secs(300));
+    let cx = record(&scene.process(), 1, 100);
+    let before = Timestamp::now();
+    let failing = async |held: Held<'_>| {
+        held.settling(async { Err(Failure::GivenUp) }).await?;
+        Ok(SENT)
+    };
+    let failed = cx.alone(NAME, failing).await;
+    assert!(matches!(failed, Err(Failure::GivenUp)));
+    assert!(since(&cx).await >= Some(before));
+}
+
+#[tokio::test]
+async fn a_record_that_is_set_aside_gives_its_claim_back() {
+    let scene = Scene::new(Duration::from_secs(300));
+    let cx = record(&scene.process(), 1, 100);
+    let poison = || Failure::Poison { kind: "no_tier", message: String::new() };
+    let failed = cx.alone(NAME, |_| async { Err(poison()) }).await;
+    assert!(matches!(failed, Err(Failure::Poison { .. })));
+    cx.release_claims().await;
+    assert_eq!(since(&record(&scene.process(), 2, 50)).await, Some(at(100)));
+}
+
+#[tokio::test]
+async fn work_that_another_record_did_meanwhile_starts_again_and_lets_that_settle() {
+    let scene = Scene::new(Duration::from_millis(30));
+    let cx = record(&scene.process(), 1, 100);
+    let store = &scene.store.0;
+    let free = Op::Free { key: format!("g:{NAME}"), owner: "g/t/9/9".into(), accepted_ms: 500_000 };
+    let work = async |_: Held<'_>| {
+        store.clear();
+        store.execute(std::slice::from_ref(&free)).await.expect("answered");
+        std::future::pending().await
+    };
+    let lost = cx.alone(NAME, work).await;
+    assert!(is_held(&lost), "{lost:?}");
+    assert_eq!(since(&cx).await, Some(at(500)));
+}
