@@ -17,6 +17,8 @@ pub const DEAD_LETTERS: &str = "crm_dead_letters_total";
 pub const RETRIES: &str = "crm_retries_total";
 /// Records that were gone before they were read, by consumer and topic.
 pub const LOST: &str = "crm_records_lost_total";
+/// Broadcasts to the app's screens that were not told. They are never repeated.
+pub const BROADCASTS_LOST: &str = "crm_broadcasts_lost_total";
 /// Rebalances by consumer and direction (`assigned`, `revoked`).
 pub const REBALANCES: &str = "crm_rebalances_total";
 /// Seconds from a change's commit to the acceptance of what it called for, by consumer.
@@ -40,12 +42,13 @@ pub const PIPELINE: &str = "crm_claims_pipeline_operations";
 pub const UNKNOWN_ZONES: &str = "crm_unknown_time_zones_total";
 
 /// Every metric with its description, in the order of the documentation.
-pub const ALL: [(&str, &str); 15] = [
+pub const ALL: [(&str, &str); 16] = [
     (RECORDS, "Records by consumer, topic and outcome."),
     (SKIPPED, "Skipped records by consumer and reason."),
     (DEAD_LETTERS, "Records set aside, by consumer, topic and kind of error."),
     (RETRIES, "Pauses before another attempt and mere waits, by consumer and reason."),
     (LOST, "Records that were gone before they were read."),
+    (BROADCASTS_LOST, "Broadcasts to the app's screens that were not told."),
     (REBALANCES, "Partitions gained and given up: rebalances by consumer and direction."),
     (LATENCY, "Seconds from a change's commit to the acceptance of what it called for."),
     (OPEN, "Records in hand without an outcome, by consumer."),

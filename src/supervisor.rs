@@ -58,9 +58,6 @@ pub enum RunError {
     /// Metrics cannot be recorded.
     #[error("metrics cannot be recorded")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
-    /// A consumer that is enabled is not part of this version.
-    #[error("consumer {0} is not part of this version: take it out of CONSUMERS")]
-    Missing(&'static str),
     /// A consumer ended.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -87,7 +84,6 @@ impl RunError {
             | Self::DeadLetters(_)
             | Self::Listen { .. }
             | Self::Metrics(_)
-            | Self::Missing(_)
             | Self::Engine(EngineError::NoStart(_)) => 64,
             Self::Engine(_) | Self::Panicked | Self::Stalled { .. } => 70,
         }
@@ -171,8 +167,7 @@ impl Daemon {
         };
         let mut consumers = Vec::new();
         for name in &settings.consumers {
-            let consumer =
-                registry::build(*name, &parts).ok_or(RunError::Missing(name.as_str()))?;
+            let consumer = registry::build(*name, &parts);
             consumers.push((consumer, Arc::new(Pulse::default())));
         }
         Ok(Self { settings, breakers, claims, kafka, dead_letters, observer, consumers })

@@ -33,16 +33,7 @@ impl Row<'_> {
     fn render(&self, purpose: For) -> Box<RawValue> {
         let mut json = String::with_capacity(32 * self.columns.0.len() + 2);
         for (name, raw) in self.columns() {
-            let value = match self.classify(name, raw) {
-                Field::Missing | Field::Unavailable => continue,
-                Field::Null => "null".to_owned(),
-                Field::Value(raw) => self.value(name, purpose).unwrap_or_else(|| {
-                    match (purpose, raw.get().as_bytes().first()) {
-                        (For::Event, Some(b'-' | b'0'..=b'9')) => number(raw.get().to_owned()),
-                        _ => raw.get().to_owned(),
-                    }
-                }),
-            };
+            let Some(value) = self.rendered(name, raw, purpose) else { continue };
             json.push(if json.is_empty() { '{' } else { ',' });
             json.push_str(&quoted(name));
             json.push(':');
@@ -51,6 +42,26 @@ impl Row<'_> {
         json.push_str(if json.is_empty() { "{}" } else { "}" });
         RawValue::from_string(json)
             .expect("an object was written, of names and values that are JSON")
+    }
+
+    /// One column of [`Row::event_data`]; `None` where it is missing or unavailable.
+    #[must_use]
+    pub fn event_value(&self, column: &str) -> Option<Box<RawValue>> {
+        let json = self.rendered(column, self.raw(column)?, For::Event)?;
+        Some(RawValue::from_string(json).expect("values are written as JSON"))
+    }
+
+    fn rendered(&self, name: &str, raw: &RawValue, purpose: For) -> Option<String> {
+        Some(match self.classify(name, raw) {
+            Field::Missing | Field::Unavailable => return None,
+            Field::Null => "null".to_owned(),
+            Field::Value(raw) => self.value(name, purpose).unwrap_or_else(|| {
+                match (purpose, raw.get().as_bytes().first()) {
+                    (For::Event, Some(b'-' | b'0'..=b'9')) => number(raw.get().to_owned()),
+                    _ => raw.get().to_owned(),
+                }
+            }),
+        })
     }
 
     /// A decoded value. A value that cannot be decoded (`NaN`, `infinity`) stands as it came.

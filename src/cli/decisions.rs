@@ -31,7 +31,7 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
         cache: Cache::none(),
     };
     let consumers: Vec<_> =
-        ConsumerName::ALL.iter().filter_map(|name| registry::build(*name, &parts)).collect();
+        ConsumerName::ALL.iter().map(|name| registry::build(*name, &parts)).collect();
     let topics = consumers.iter().map(|consumer| (consumer.topics(), consumer));
     let command_topics: Vec<String> = topics
         .flat_map(|(topics, consumer)| {

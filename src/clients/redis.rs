@@ -59,6 +59,28 @@ impl Cache {
             .await;
     }
 
+    /// The members of the set at `key`; none when there is no such set.
+    pub async fn members(&self, key: &str) -> Vec<String> {
+        self.ask(async |mut connection| {
+            match connection.smembers::<_, Vec<String>>(key).await {
+                // Somebody put something else there: the server is well, and has no such set.
+                Err(error) if error.code() == Some("WRONGTYPE") => Ok(Vec::new()),
+                answer => answer,
+            }
+        })
+        .await
+        .unwrap_or_default()
+    }
+
+    /// Puts a set of `members`, of which there must be one at least, at `key`, for `lifetime`.
+    pub async fn set_members(&self, key: &str, members: &[&str], lifetime: Duration) {
+        let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);
+        let mut pipeline = redis::pipe();
+        // In one transaction, so that no set ever stands there without an end.
+        pipeline.atomic().del(key).sadd(key, members).expire(key, seconds);
+        self.ask(async |mut connection| pipeline.query_async::<()>(&mut connection).await).await;
+    }
+
     async fn ask<T>(
         &self,
         request: impl AsyncFnOnce(ConnectionManager) -> redis::RedisResult<T>,

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::clients::inngest::{Events, Inngest, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::permits::Sample;
-use crate::engine::{Cx, Failure};
+use crate::engine::{Cx, Failure, Once, Outcome};
 use crate::outage::{Breaker, Breakers};
 
 /// Supabase, as consumers call it.
@@ -64,6 +64,18 @@ impl Calls {
     #[must_use]
     pub fn breaker_of_table(&self, table: &str) -> Arc<Breaker> {
         self.breakers.get(&format!("supabase/{table}"))
+    }
+
+    /// Tells the listeners of a realtime topic, best effort: this consumer's requests neither wait
+    /// for it nor count it.
+    ///
+    /// # Errors
+    /// Whatever kept it from being told.
+    pub(crate) async fn broadcast(
+        &self,
+        messages: &(impl Serialize + Sync + ?Sized),
+    ) -> Result<(), CallError> {
+        self.supabase.broadcast(messages).await
     }
 
     fn failure(&self, dependency: &str, error: CallError) -> Failure {
@@ -136,6 +148,18 @@ impl Sender {
             }
             SendError::Closed => Failure::GivenUp,
         })
+    }
+}
+
+/// One outcome of several steps: sent if any was. `nothing` is the reason where what ran found
+/// nothing to send.
+pub(crate) fn outcome(steps: &[Once], nothing: &'static str) -> Outcome {
+    if steps.iter().any(|step| matches!(step, Once::Ran(Some(_)))) {
+        Outcome::Sent
+    } else if steps.iter().any(|step| matches!(step, Once::Ran(None))) {
+        Outcome::Skipped(nothing)
+    } else {
+        Outcome::Duplicate
     }
 }
 

@@ -1,44 +1,37 @@
 //! Merchants' award settings, cached: in the process for a moment, in the cache Redis for longer.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::OnceCell;
 
 use super::award_time::{MerchantSettings, award_time};
 use super::call::Calls;
+use super::remembered::Remembered;
 use crate::clients::redis::Cache;
 use crate::engine::{Cx, Failure};
 
-/// How long settings stay in the process. Short: a merchant who changes them expects it to count.
-const FRESH: Duration = Duration::from_secs(15);
-/// How long they stay in the cache Redis (contract section 3).
+/// How long settings stay in the cache Redis (contract section 3).
 const CACHED: Duration = Duration::from_secs(300);
-/// Merchants remembered in the process.
-const MOST: usize = 10_000;
 
 const TABLE: &str = "merchant_master";
 const COLUMNS: &str = "currency_award_delay_days,currency_award_delay_minutes,\
                        currency_award_time,currency_award_timezone";
 
-type Slot = Arc<OnceCell<Option<Arc<MerchantSettings>>>>;
-
 /// Looks up merchants' settings: one request a merchant however many awards wait for it.
 pub struct Merchants {
     calls: Calls,
     cache: Cache,
-    known: Mutex<HashMap<String, (Instant, Slot)>>,
+    known: Remembered<Option<Arc<MerchantSettings>>>,
 }
 
 impl Merchants {
     /// Nothing known yet.
     #[must_use]
     pub fn new(calls: Calls, cache: Cache) -> Self {
-        Self { calls, cache, known: Mutex::default() }
+        Self { calls, cache, known: Remembered::default() }
     }
 
     /// The settings of `merchant`; `None` when there is no such merchant.
@@ -50,24 +43,7 @@ impl Merchants {
         cx: &Cx,
         merchant: &str,
     ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
-        let slot = self.slot(merchant, Instant::now());
-        slot.get_or_try_init(|| self.load(cx, merchant)).await.cloned()
-    }
-
-    fn slot(&self, merchant: &str, now: Instant) -> Slot {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |at: &Instant| now.saturating_duration_since(*at) < FRESH;
-        match known.get(merchant) {
-            Some((at, slot)) if fresh(at) => Arc::clone(slot),
-            _ => {
-                if known.len() >= MOST {
-                    known.retain(|_, (at, _)| fresh(at));
-                }
-                let slot = Slot::default();
-                known.insert(merchant.to_owned(), (now, Arc::clone(&slot)));
-                slot
-            }
-        }
+        self.known.get(merchant, || self.load(cx, merchant)).await
     }
 
     async fn load(

@@ -7,9 +7,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::broadcast::Broadcasts;
 use super::call::{Calls, Sender};
 use super::currency::{self, Currency};
+use super::marketplace::Marketplace;
 use super::merchants::Merchants;
+use super::mission::{self, Mission, Missions};
+use super::reward::{self, Reward};
 use super::tier::{self, Tier};
 use crate::cdc::{Change, DecodeError, Record};
 use crate::clients::redis::Cache;
@@ -40,11 +44,11 @@ impl Parts<'_> {
     }
 }
 
-/// Builds a consumer; `None` for one that this version does not have yet.
+/// Builds a consumer.
 #[must_use]
-pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Option<Arc<dyn Registered>> {
+pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Arc<dyn Registered> {
     match name {
-        ConsumerName::Currency => Some(Arc::new(Currency {
+        ConsumerName::Currency => Arc::new(Currency {
             topics: parts.topics(&currency::TABLES),
             limits: parts.limits(name),
             snapshot: parts.settings.snapshot.clone(),
@@ -53,16 +57,35 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Option<Arc<dyn Registered
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
             merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
-        })),
-        ConsumerName::Tier => Some(Arc::new(Tier {
+        }),
+        ConsumerName::Mission => Arc::new(Mission {
+            topics: parts.topics(&mission::TABLES),
+            limits: parts.limits(name),
+            snapshot: parts.settings.snapshot.clone(),
+            sender: parts.sender.clone(),
+            missions: Missions::new(parts.calls.clone(), parts.cache.clone()),
+        }),
+        ConsumerName::Reward => Arc::new(Reward {
+            codes: parts.settings.kafka.topic_of(reward::TABLE),
+            limits: parts.limits(name),
+            snapshot: parts.settings.snapshot.clone(),
+            calls: parts.calls.clone(),
+            sender: parts.sender.clone(),
+            broadcasts: Broadcasts::new(parts.calls.clone()),
+        }),
+        ConsumerName::Marketplace => Arc::new(Marketplace {
+            topic: parts.settings.marketplace_orders_topic.clone(),
+            limits: parts.limits(name),
+            sender: parts.sender.clone(),
+        }),
+        ConsumerName::Tier => Arc::new(Tier {
             topics: parts.topics(&tier::TABLES),
             limits: parts.limits(name),
             snapshot: parts.settings.snapshot.clone(),
             settle: parts.settings.inngest.cancel_settle,
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
-        })),
-        _ => None,
+        }),
     }
 }
 

@@ -49,6 +49,8 @@ pub fn was_young(row: &Row<'_>, committed: Timestamp) -> Result<bool, DecodeErro
     Ok(created.is_some_and(|created| younger(created, committed, YOUNG)))
 }
 
-fn younger(then: Timestamp, now: Timestamp, age: Duration) -> bool {
+/// Whether `then` lies less than `age` before `now`.
+#[must_use]
+pub fn younger(then: Timestamp, now: Timestamp, age: Duration) -> bool {
     SignedDuration::try_from(age).is_ok_and(|age| now.duration_since(then) < age)
 }

@@ -163,6 +163,20 @@ impl Cx {
         &self.merged
     }
 
+    /// What a consumer's `process` gets, without an engine around it.
+    #[cfg(test)]
+    pub(crate) fn in_test(claims: Claims, limits: super::permits::Limits, offset: i64) -> Self {
+        let shared = Shared {
+            group: "test".to_owned(),
+            claim_prefix: "crm:test".to_owned(),
+            claims,
+            permits: Permits::new(limits),
+            patience: OnceLock::new(),
+        };
+        let origin = Origin { topic: "topic".into(), partition: 0, offset };
+        Self::new(Arc::new(shared), origin, Timestamp::now(), CancellationToken::new())
+    }
+
     /// The record that is worked on.
     #[must_use]
     pub fn origin(&self) -> &Origin {

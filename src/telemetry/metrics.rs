@@ -178,6 +178,7 @@ mod tests {
             counted.observe("currency", &Observed::Rebalanced { assigned: 2, revoked: 0 });
             request("inngest", std::time::Duration::from_millis(5), true);
             counter!(UNKNOWN_ZONES).increment(1);
+            counter!(BROADCASTS_LOST).increment(1);
             histogram!(BATCH).record(3.0);
             histogram!(PIPELINE).record(3.0);
         });

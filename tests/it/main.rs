@@ -2,6 +2,7 @@
 //! share what is started.
 
 mod claims;
+mod consumers;
 mod decode_fixtures;
 mod decode_mutations;
 mod decode_recordings;

@@ -147,6 +147,29 @@ impl Supabase {
         self.call(&format!("supabase/{table}"), what, self.shared.http.get(url)).await
     }
 
+    /// Tells the listeners of realtime topics: one request, without a breaker, since nothing waits
+    /// for it to come back. `messages` is what the endpoint takes,
+    /// `{"messages": [{"topic", "event", "payload"}]}`.
+    ///
+    /// # Errors
+    /// Whatever kept it from being taken, see [`CallError`].
+    pub async fn broadcast(&self, messages: &(impl Serialize + ?Sized)) -> Result<(), CallError> {
+        let what = "realtime broadcast";
+        let url = self.endpoint(what, &["realtime", "v1", "api", "broadcast"])?;
+        let request = self.shared.http.post(url).json(messages);
+        let response =
+            request.headers(self.shared.headers.clone()).send().await.map_err(|error| {
+                let timeout = error.is_timeout();
+                CallError::transport(what, timeout, &http::describe(error))
+            })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let body = http::read(response, self.shared.max_answer_bytes).await.unwrap_or_default();
+        Err(CallError::answer(what, status.as_u16(), &body, None))
+    }
+
     fn endpoint(&self, what: &str, segments: &[&str]) -> Result<Url, CallError> {
         http::endpoint(&self.shared.base, segments)
             .ok_or_else(|| CallError::arguments(what, "its name cannot be part of an address"))

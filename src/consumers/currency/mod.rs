@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use self::rules::{Source, Work, claim};
 use super::award_time::{self, MerchantSettings};
-use super::call::{Calls, Sender, settled, unwritable};
+use super::call::{Calls, Sender, outcome, settled, unwritable};
 use super::merchants::Merchants;
 use super::refund::refund_percentage;
 use crate::cdc::{Change, DecodeError};
@@ -26,6 +26,8 @@ use crate::measures;
 const AWARD: &str = "currency/award";
 const CANCELLED: &str = "currency/cancelled";
 const REVERSE: &str = "currency/reverse";
+/// Skip reason where the function names no currency to award.
+const NOTHING: &str = "nothing_to_award";
 const CALCULATE: &str = "calc_currency_for_source";
 
 /// The currency consumer.
@@ -79,7 +81,7 @@ impl Consumer for Currency {
                     return Ok(Outcome::Skipped("awarded_before"));
                 }
                 let award = self.award(cx, source, *committed_at);
-                Ok(outcome(&[cx.once(&source.claim("award"), award).await?]))
+                Ok(outcome(&[cx.once(&source.claim("award"), award).await?], NOTHING))
             }
             Work::Refund { source, ask_wallet } => {
                 if *ask_wallet && self.wallet_has(cx, source, Some("reversal")).await? {
@@ -88,7 +90,7 @@ impl Consumer for Currency {
                 let cancelled = self.cancel(cx, source.kind, &source.id, Some(source)).await?;
                 let reverse = self.reverse(cx, source, None);
                 let reversed = cx.once(&source.claim("reverse"), reverse).await?;
-                Ok(outcome(&[cancelled, reversed]))
+                Ok(outcome(&[cancelled, reversed], NOTHING))
             }
             Work::Debit { source, original, amount, ask_wallet } => {
                 if *ask_wallet && self.wallet_has(cx, source, None).await? {
@@ -98,7 +100,7 @@ impl Consumer for Currency {
                 match cx.once(&source.claim("reverse"), debit).await? {
                     // The only debit without an event is one whose original reverses the whole.
                     Once::Ran(None) => Ok(Outcome::Skipped("original_reversed")),
-                    ran => Ok(outcome(&[ran])),
+                    ran => Ok(outcome(&[ran], NOTHING)),
                 }
             }
             Work::Delete { kind, id, user_id, merchant_id } => {
@@ -108,7 +110,7 @@ impl Consumer for Currency {
                     user_id: user_id.as_deref(),
                     merchant_id: merchant_id.as_deref(),
                 };
-                Ok(outcome(&[self.cancel_with(cx, &data).await?]))
+                Ok(outcome(&[self.cancel_with(cx, &data).await?], NOTHING))
             }
         }
     }
@@ -119,17 +121,6 @@ pub const NAME: &str = "currency";
 
 /// The tables whose changes it takes.
 pub const TABLES: [&str; 3] = ["purchase_ledger", "referral_ledger", "mission_claims"];
-
-/// One outcome of several steps: sent if any was.
-fn outcome(steps: &[Once]) -> Outcome {
-    if steps.iter().any(|step| matches!(step, Once::Ran(Some(_)))) {
-        Outcome::Sent
-    } else if steps.iter().any(|step| matches!(step, Once::Ran(None))) {
-        Outcome::Skipped("nothing_to_award")
-    } else {
-        Outcome::Duplicate
-    }
-}
 
 #[derive(Serialize)]
 struct Award<'a> {

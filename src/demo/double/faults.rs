@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The three kinds of requests that have faults, latency and counts of their own.
+/// The kinds of requests that have faults, latency and counts of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     /// Events posted to Inngest.
@@ -12,16 +12,19 @@ pub enum Endpoint {
     Rpc,
     /// Rows read at Supabase.
     Rest,
+    /// Broadcasts through Supabase.
+    Broadcast,
 }
 
 impl Endpoint {
-    pub(super) const COUNT: usize = 3;
+    pub(super) const COUNT: usize = 4;
 
     pub(super) fn index(self) -> usize {
         match self {
             Self::Post => 0,
             Self::Rpc => 1,
             Self::Rest => 2,
+            Self::Broadcast => 3,
         }
     }
 }

@@ -67,6 +67,8 @@ pub struct Log {
     pub events: Vec<Stored>,
     /// The names of the functions called and tables read, with how often.
     pub calls: std::collections::BTreeMap<String, u64>,
+    /// The body of every broadcast that was taken.
+    pub broadcasts: Vec<serde_json::Value>,
 }
 
 impl Log {

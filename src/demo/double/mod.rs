@@ -40,7 +40,7 @@ use tokio::task::JoinHandle;
 
 pub use self::faults::{Endpoint, Fault, Lasting, Poison};
 pub use self::log::{Log, Post, Requests, Stored};
-pub use self::supabase::{Reply, currency_rows, tier_status};
+pub use self::supabase::{Reply, active_missions, currency_rows, redemption_result, tier_status};
 
 use self::connection::{Cut, Door};
 use self::faults::Plan;
@@ -68,8 +68,9 @@ pub struct Double {
 impl Double {
     /// Starts a double on a free port of 127.0.0.1. It knows the functions
     /// `calc_currency_for_source` ([`currency_rows`]), `evaluate_user_tier_status`
-    /// ([`tier_status`]) and `apply_tier_upgrade`, and the empty tables `merchant_master`,
-    /// `purchase_ledger` and `wallet_ledger`.
+    /// ([`tier_status`]), `apply_tier_upgrade` and `redeem_reward_with_points`
+    /// ([`redemption_result`]), the view `mv_mission_conditions_expanded` ([`active_missions`]) and
+    /// the empty tables `merchant_master`, `purchase_ledger` and `wallet_ledger`.
     ///
     /// # Errors
     /// When no port can be had.
@@ -91,6 +92,7 @@ impl Double {
             .route("/e/{key}", any(events))
             .route("/rest/v1/rpc/{function}", post(call))
             .route("/rest/v1/{table}", get(read))
+            .route("/realtime/v1/api/broadcast", post(broadcast))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&shared));
         let app = app.into_make_service_with_connect_info::<Cut>();
@@ -104,6 +106,11 @@ impl Double {
             let source_id = arguments.get("p_source_id").and_then(Value::as_str);
             Reply::json(&currency_rows(source_id.unwrap_or_default()).into())
         });
+        double.define("redeem_reward_with_points", |arguments| {
+            let event_id = arguments.get("p_event_id").and_then(Value::as_str);
+            Reply::json(&redemption_result(event_id.unwrap_or_default()))
+        });
+        double.compute("mv_mission_conditions_expanded", supabase::mission_conditions);
         double.define("evaluate_user_tier_status", |arguments| {
             let text = |name| arguments.get(name).and_then(Value::as_str).unwrap_or_default();
             Reply::json(&tier_status(text("p_user_id"), text("p_merchant_id")))
@@ -162,6 +169,16 @@ impl Double {
     /// Replaces a table's rows. Columns are known by the first row.
     pub fn fill(&self, table: &str, rows: Vec<Map<String, Value>>) {
         self.shared.database.fill(table, rows);
+    }
+
+    /// Replaces a table by rows that are made for each query (column and filter, as they stand in
+    /// the request) and filtered by it.
+    pub fn compute(
+        &self,
+        table: &str,
+        rows: impl Fn(&[(String, String)]) -> Vec<Map<String, Value>> + Send + Sync + 'static,
+    ) {
+        self.shared.database.compute(table, rows);
     }
 
     /// Looks at what was seen so far.
@@ -302,6 +319,27 @@ async fn read(
     request.answer(0, |_| {}, handle).await
 }
 
+async fn broadcast(
+    State(shared): Doubled,
+    ConnectInfo(cut): ConnectInfo<Cut>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let request = Incoming { shared: &shared, endpoint: Endpoint::Broadcast, cut: &cut };
+    let handle = || {
+        if let Some(refusal) = supabase::turn_away(&headers, shared.options.supabase_key.as_deref())
+        {
+            return refusal.into_response();
+        }
+        match serde_json::from_slice(&body) {
+            Ok(message) => shared.log().broadcasts.push(message),
+            Err(_) => return StatusCode::BAD_REQUEST.into_response(),
+        }
+        StatusCode::ACCEPTED.into_response()
+    };
+    request.answer(body.len(), |_| {}, handle).await
+}
+
 /// A request that may meet a fault.
 struct Incoming<'a> {
     shared: &'a Shared,
@@ -347,7 +385,7 @@ impl Incoming<'_> {
                 unhandled(200);
                 match self.endpoint {
                     Endpoint::Post => inngest::reply(200, &[], None),
-                    Endpoint::Rpc | Endpoint::Rest => Reply::page(200).into_response(),
+                    _ => Reply::page(200).into_response(),
                 }
             }
             Some(Fault::Status { status, retry_after, page }) => {
@@ -365,7 +403,7 @@ impl Incoming<'_> {
         match self.endpoint {
             _ if page => Reply::page(status).into_response(),
             Endpoint::Post => inngest::reply(status, &[], Some("a fault on demand")),
-            Endpoint::Rpc | Endpoint::Rest => {
+            _ => {
                 let code = match status {
                     401 => "PGRST301",
                     503 => "PGRST002",

@@ -56,13 +56,23 @@ impl IntoResponse for Reply {
 }
 
 type Handler = Arc<dyn Fn(&Map<String, Value>) -> Reply + Send + Sync>;
-type Rows = Arc<Vec<Map<String, Value>>>;
+type Row = Map<String, Value>;
+type MakeRows = Arc<dyn Fn(&[(String, String)]) -> Vec<Row> + Send + Sync>;
+
+/// Where a table's rows come from.
+#[derive(Clone)]
+enum Table {
+    /// They are there.
+    Filled(Arc<Vec<Row>>),
+    /// They are made for each query.
+    Computed(MakeRows),
+}
 
 /// The functions and tables that are there.
 #[derive(Default)]
 pub(super) struct Database {
     functions: RwLock<HashMap<String, Handler>>,
-    tables: RwLock<HashMap<String, Rows>>,
+    tables: RwLock<HashMap<String, Table>>,
 }
 
 impl Database {
@@ -79,9 +89,21 @@ impl Database {
         self.functions.write().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    pub(super) fn fill(&self, table: &str, rows: Vec<Map<String, Value>>) {
+    pub(super) fn fill(&self, table: &str, rows: Vec<Row>) {
+        self.put(table, Table::Filled(Arc::new(rows)));
+    }
+
+    pub(super) fn compute(
+        &self,
+        table: &str,
+        rows: impl Fn(&[(String, String)]) -> Vec<Row> + Send + Sync + 'static,
+    ) {
+        self.put(table, Table::Computed(Arc::new(rows)));
+    }
+
+    fn put(&self, name: &str, table: Table) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        tables.insert(table.to_owned(), Arc::new(rows));
+        tables.insert(name.to_owned(), table);
     }
 
     pub(super) fn call(&self, name: &str, body: &[u8]) -> Reply {
@@ -105,13 +127,18 @@ impl Database {
 
     pub(super) fn read(&self, table: &str, query: &[(String, String)]) -> Reply {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        let rows = tables.get(table).cloned();
+        let found = tables.get(table).cloned();
         drop(tables);
-        let Some(rows) = rows else {
-            let message = format!("Could not find the table 'public.{table}' in the schema cache");
-            return Reply::error(404, "PGRST205", &message);
+        let selected = match found {
+            Some(Table::Filled(rows)) => select(table, &rows, query),
+            Some(Table::Computed(rows)) => select(table, &rows(query), query),
+            None => {
+                let message =
+                    format!("Could not find the table 'public.{table}' in the schema cache");
+                Err(Reply::error(404, "PGRST205", &message))
+            }
         };
-        select(table, &rows, query).unwrap_or_else(|error| error)
+        selected.unwrap_or_else(|error| error)
     }
 }
 
@@ -133,11 +160,7 @@ pub(super) fn turn_away(headers: &HeaderMap, key: Option<&str>) -> Option<Reply>
 }
 
 /// The filters, columns and limit of PostgREST that the daemon uses.
-fn select(
-    table: &str,
-    rows: &[Map<String, Value>],
-    query: &[(String, String)],
-) -> Result<Reply, Reply> {
+fn select(table: &str, rows: &[Row], query: &[(String, String)]) -> Result<Reply, Reply> {
     let known = |column: &str| match rows.first() {
         Some(row) if !row.contains_key(column) => {
             let message = format!("column {table}.{column} does not exist");
@@ -234,6 +257,59 @@ pub fn currency_rows(source_id: &str) -> Vec<Value> {
         rows.push(row("ticket", 1, "00000000-0000-4000-8000-00000000071c".into()));
     }
     rows
+}
+
+/// What `redeem_reward_with_points` answers here: decided by the event's id alone, so that a repeat
+/// is answered as the first call was. One redemption in five is refused, in both forms that there
+/// are.
+#[must_use]
+pub fn redemption_result(event_id: &str) -> Value {
+    let hash = stable_hash(event_id.as_bytes());
+    match hash % 10 {
+        0 => json!({
+            "success": false,
+            "error_code": "INSUFFICIENT_POINTS",
+            "error_message": "Not enough points",
+        }),
+        1 => json!({
+            "success": false,
+            "title": "Out of stock",
+            "description": "This reward is not available at the moment",
+        }),
+        _ => json!({
+            "success": true,
+            "redemption_id": format!("{:08x}-0000-4000-8000-{:012x}", hash >> 32, hash & 0xffff_ffff),
+            "points_used": 100 * (1 + hash % 7),
+        }),
+    }
+}
+
+/// The missions that are active here for a merchant and an event type: decided by the two alone,
+/// up to three of them, and none for one pair in four.
+#[must_use]
+pub fn active_missions(merchant_id: &str, event_type: &str) -> Vec<String> {
+    let hash = stable_hash(format!("{merchant_id}:{event_type}").as_bytes());
+    // The low bits of this hash hardly depend on each other: the middle ones do the choosing.
+    (0..(hash >> 20) % 4)
+        .map(|number| format!("{:08x}-0000-4000-8000-{number:012x}", hash >> 32))
+        .collect()
+}
+
+/// The rows of `mv_mission_conditions_expanded` that a query for one merchant and event type finds.
+pub(super) fn mission_conditions(query: &[(String, String)]) -> Vec<Row> {
+    let filter = |column: &str| {
+        let found = query.iter().find(|(name, _)| name == column);
+        found.and_then(|(_, filter)| filter.strip_prefix("eq.")).unwrap_or_default()
+    };
+    let (merchant_id, event_type) = (filter("merchant_id"), filter("condition_type"));
+    let row = |mission_id: String| {
+        Map::from_iter([
+            ("mission_id".to_owned(), mission_id.into()),
+            ("merchant_id".to_owned(), merchant_id.into()),
+            ("condition_type".to_owned(), event_type.into()),
+        ])
+    };
+    active_missions(merchant_id, event_type).into_iter().map(row).collect()
 }
 
 /// What `evaluate_user_tier_status` answers here: decided by the member alone, so that whoever

@@ -51,6 +51,18 @@ pub(crate) async fn create_topic(brokers: &str, name: &str, partitions: i32) {
     .await;
 }
 
+/// As [`create_topic`], for a topic whose name is not the test's own: another may have made it.
+pub(crate) async fn ensure_topic(brokers: &str, name: &str, partitions: i32) {
+    let (at, topic) = (brokers.to_owned(), name.to_owned());
+    let there = spawn_blocking(move || {
+        let consumer: BaseConsumer = client(&at).create().expect("a consumer");
+        !led_partitions(&consumer, &topic).is_empty()
+    });
+    if !there.await.expect("the metadata request ends") {
+        create_topic(brokers, name, partitions).await;
+    }
+}
+
 /// Sends the records in order, all at once, and waits for every acknowledgement; answers their (partition, offset).
 pub(crate) async fn produce<'a>(
     brokers: &str,

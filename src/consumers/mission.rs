@@ -1,0 +1,386 @@
+//! Mission: which missions a change may advance, for Inngest to evaluate (contract section 5).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use smallvec::SmallVec;
+
+use super::call::{Calls, Sender, outcome, unwritable};
+use super::remembered::Remembered;
+use super::snapshot::{self, YOUNG, younger};
+use crate::cdc::{Change, DecodeError, Field, Op, Row};
+use crate::clients::inngest::Events;
+use crate::clients::redis::Cache;
+use crate::config::Snapshot;
+use crate::engine::permits::Limits;
+use crate::engine::{Consumer, Cx, Failure, Lane, Once, Outcome, Plan, Route, SNAPSHOT_SKIPPED};
+
+const EVALUATE: &str = "mission/evaluate";
+const CONDITIONS: &str = "mv_mission_conditions_expanded";
+
+/// How long a merchant's missions stay in the cache Redis (contract section 5).
+const CACHED: Duration = Duration::from_secs(300);
+
+/// The mission consumer.
+pub struct Mission {
+    /// Its topics, in full.
+    pub topics: Vec<String>,
+    /// Bound on parallel requests.
+    pub limits: Limits,
+    /// What happens to snapshot rows.
+    pub snapshot: Snapshot,
+    /// Inngest.
+    pub sender: Sender,
+    /// Which missions are active.
+    pub missions: Missions,
+}
+
+/// A row that may advance missions.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// What happened to it: one event type, or both of a referral's.
+    pub event_types: SmallVec<[&'static str; 2]>,
+    /// Table of the row.
+    pub table: &'static str,
+    /// Id of the row.
+    pub row_id: String,
+    /// Whose missions; of a referral the inviter's.
+    pub user_id: String,
+    /// The merchant whose missions count.
+    pub merchant_id: String,
+    /// The row, as the event carries it.
+    pub event_data: Box<RawValue>,
+}
+
+impl Work {
+    fn claim(&self, event_type: &str) -> String {
+        format!("mission:{event_type}:{}", self.row_id)
+    }
+}
+
+#[derive(Serialize)]
+struct Evaluate<'a> {
+    user_id: &'a str,
+    merchant_id: &'a str,
+    mission_id: &'a str,
+    event_type: &'a str,
+    event_data: &'a RawValue,
+    trigger_id: &'a str,
+}
+
+impl Consumer for Mission {
+    type Work = Work;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn topics(&self) -> Vec<String> {
+        self.topics.clone()
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
+        route(change, &self.snapshot, now)
+    }
+
+    fn plan(&self, work: &Work) -> Plan {
+        let claims: Vec<String> = work.event_types.iter().map(|kind| work.claim(kind)).collect();
+        let steps = work.event_types.iter().flat_map(|kind| {
+            let id = format!("{EVALUATE}:<mission_id>:{kind}:{}", work.row_id);
+            [format!("cache {}", key(&work.merchant_id, kind)), format!("event {EVALUATE} {id}")]
+        });
+        Plan {
+            lane: format!("{}:{}", work.table, work.row_id),
+            claim: claims.join(", "),
+            steps: steps.collect(),
+        }
+    }
+
+    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+        let mut steps: SmallVec<[Once; 2]> = SmallVec::new();
+        for event_type in &work.event_types {
+            let evaluate = self.evaluate(cx, work, event_type);
+            steps.push(cx.once(&work.claim(event_type), evaluate).await?);
+        }
+        Ok(outcome(&steps, "no_missions"))
+    }
+}
+
+impl Mission {
+    /// Sends one event for each active mission, all in one send.
+    async fn evaluate(
+        &self,
+        cx: &Cx,
+        work: &Work,
+        event_type: &'static str,
+    ) -> Result<Option<Timestamp>, Failure> {
+        let missions = self.missions.active(cx, &work.merchant_id, event_type).await?;
+        let mut events = Events::default();
+        for mission_id in missions.iter() {
+            let data = Evaluate {
+                user_id: &work.user_id,
+                merchant_id: &work.merchant_id,
+                mission_id,
+                event_type,
+                event_data: &work.event_data,
+                trigger_id: &work.row_id,
+            };
+            let id = format!("{EVALUATE}:{mission_id}:{event_type}:{}", work.row_id);
+            events.push(EVALUATE, Some(&id), &data).map_err(unwritable)?;
+        }
+        if events.is_empty() {
+            return Ok(None);
+        }
+        self.sender.send(cx, events).await.map(Some)
+    }
+}
+
+/// Looks up active missions: in the process, in the cache Redis, in the database.
+pub struct Missions {
+    calls: Calls,
+    cache: Cache,
+    known: Remembered<Arc<[String]>>,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    mission_id: String,
+}
+
+impl Missions {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn new(calls: Calls, cache: Cache) -> Self {
+        Self { calls, cache, known: Remembered::default() }
+    }
+
+    /// Ids of the merchant's missions that `event_type` may advance, each once.
+    ///
+    /// # Errors
+    /// When they can be read neither from a cache nor from Supabase.
+    pub async fn active(
+        &self,
+        cx: &Cx,
+        merchant: &str,
+        event_type: &str,
+    ) -> Result<Arc<[String]>, Failure> {
+        let key = key(merchant, event_type);
+        self.known.get(&key, || self.load(cx, &key, merchant, event_type)).await
+    }
+
+    async fn load(
+        &self,
+        cx: &Cx,
+        key: &str,
+        merchant: &str,
+        event_type: &str,
+    ) -> Result<Arc<[String]>, Failure> {
+        let cached = self.cache.members(key).await;
+        if !cached.is_empty() {
+            return Ok(distinct(cached));
+        }
+        let (merchant, event_type) = (format!("eq.{merchant}"), format!("eq.{event_type}"));
+        let query = [
+            ("merchant_id", &*merchant),
+            ("condition_type", &*event_type),
+            ("select", "mission_id"),
+        ];
+        let rows: Vec<Condition> = self.calls.select(cx, CONDITIONS, &query).await?;
+        let missions = distinct(rows.into_iter().map(|row| row.mission_id).collect());
+        let mut members: Vec<&str> = missions.iter().map(String::as_str).collect();
+        if members.is_empty() {
+            // Redis has no empty sets: this one stands for an empty answer (contract section 5).
+            members.push("");
+        }
+        self.cache.set_members(key, &members, CACHED).await;
+        Ok(missions)
+    }
+}
+
+/// The key of the cached set (contract section 5).
+fn key(merchant: &str, event_type: &str) -> String {
+    format!("missions:active:{merchant}:{event_type}")
+}
+
+/// A mission with several conditions is named several times. Sorted, so that a repeat sends the
+/// same events in the same order.
+fn distinct(mut missions: Vec<String>) -> Arc<[String]> {
+    missions.retain(|mission| !mission.is_empty());
+    missions.sort_unstable();
+    missions.dedup();
+    missions.into()
+}
+
+/// The consumer's name.
+pub const NAME: &str = "mission";
+
+/// The tables whose changes it takes.
+pub const TABLES: [&str; 4] =
+    ["purchase_ledger", "form_submissions", "wallet_ledger", "referral_ledger"];
+
+/// When a row counts.
+enum Rule {
+    /// It comes into a state; `told_by` is the column that a row must have to tell.
+    State { holds: fn(&Row<'_>) -> Result<bool, DecodeError>, told_by: &'static str },
+    /// A time becomes non-null.
+    Time(&'static str),
+}
+
+/// What advances missions.
+struct Source {
+    table: &'static str,
+    event_type: &'static str,
+    user: &'static str,
+    rule: Rule,
+}
+
+const SOURCES: [Source; 6] = [
+    Source {
+        table: "purchase_ledger",
+        event_type: "purchase",
+        user: "user_id",
+        rule: Rule::State { holds: purchased, told_by: "status" },
+    },
+    Source {
+        table: "wallet_ledger",
+        event_type: "points_earned",
+        user: "user_id",
+        rule: Rule::State { holds: |row| earned(row, "points"), told_by: "transaction_type" },
+    },
+    Source {
+        table: "wallet_ledger",
+        event_type: "tickets_earned",
+        user: "user_id",
+        rule: Rule::State { holds: |row| earned(row, "ticket"), told_by: "transaction_type" },
+    },
+    Source {
+        table: "form_submissions",
+        event_type: "form_submission",
+        user: "user_id",
+        rule: Rule::State { holds: |row| is(row, "status", "completed"), told_by: "status" },
+    },
+    Source {
+        table: "referral_ledger",
+        event_type: "referral_signup",
+        user: "inviter_user_id",
+        rule: Rule::Time("signed_up_at"),
+    },
+    Source {
+        table: "referral_ledger",
+        event_type: "referral_purchase",
+        user: "inviter_user_id",
+        rule: Rule::Time("first_purchase_at"),
+    },
+];
+
+/// What to do about a change of one of the four tables.
+///
+/// # Errors
+/// When a column that a rule needs cannot be decoded.
+pub fn route(
+    change: &Change<'_>,
+    policy: &Snapshot,
+    now: Timestamp,
+) -> Result<Route<Work>, DecodeError> {
+    let mut sources = SOURCES.iter().filter(|source| source.table == change.table).peekable();
+    let Some(Source { table, user, .. }) = sources.peek() else {
+        return Ok(Route::Skip("other_table"));
+    };
+    let Some(row) = &change.after else { return Ok(Route::Skip("deleted")) };
+    if !snapshot::admits(policy, change, now)? {
+        return Ok(Route::Skip(SNAPSHOT_SKIPPED));
+    }
+    let mut event_types = SmallVec::new();
+    let mut skip = "does_not_count";
+    for source in sources {
+        match source.rule.verdict(change, row)? {
+            Verdict::Turned => event_types.push(source.event_type),
+            Verdict::Not => {}
+            Verdict::Before => skip = "counted_before",
+            Verdict::LongAgo => skip = "turned_long_ago",
+        }
+    }
+    if event_types.is_empty() {
+        return Ok(Route::Skip(skip));
+    }
+    let text = |column| -> Result<Option<String>, DecodeError> {
+        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
+    };
+    let Some(row_id) = text("id")? else { return Ok(Route::Skip("no_id")) };
+    let (Some(user_id), Some(merchant_id)) = (text(user)?, text("merchant_id")?) else {
+        return Ok(Route::Skip("anonymous"));
+    };
+    let lane = Lane::in_partition((table, &row_id));
+    let event_data = row.event_data();
+    let work = Work { event_types, table, row_id, user_id, merchant_id, event_data };
+    Ok(Route::Process { work, lane })
+}
+
+/// What a change means to one rule.
+enum Verdict {
+    /// It does not count.
+    Not,
+    /// It counts since this change, or may.
+    Turned,
+    /// It counted before this change.
+    Before,
+    /// It counts, and hardly since this change.
+    LongAgo,
+}
+
+impl Rule {
+    /// With the state before, the transition decides; without it the present state, if its time
+    /// does not lie too far back (contract section 2).
+    fn verdict(&self, change: &Change<'_>, row: &Row<'_>) -> Result<Verdict, DecodeError> {
+        let before = change.before.as_ref();
+        match self {
+            Self::State { holds, told_by } => {
+                if !holds(row)? {
+                    return Ok(Verdict::Not);
+                }
+                // An index as replica identity brings only its own columns.
+                Ok(match before.filter(|before| before.field(told_by).is_known()) {
+                    Some(before) if holds(before)? => Verdict::Before,
+                    _ => Verdict::Turned,
+                })
+            }
+            Self::Time(column) => {
+                let Some(time) = row.timestamp(column)?.value() else { return Ok(Verdict::Not) };
+                Ok(match before.map_or(Field::Missing, |before| before.field(column)) {
+                    Field::Value(_) => Verdict::Before,
+                    Field::Null => Verdict::Turned,
+                    Field::Missing | Field::Unavailable
+                        if change.op == Op::Create || younger(time, change.commit_time, YOUNG) =>
+                    {
+                        Verdict::Turned
+                    }
+                    Field::Missing | Field::Unavailable => Verdict::LongAgo,
+                })
+            }
+        }
+    }
+}
+
+fn purchased(row: &Row<'_>) -> Result<bool, DecodeError> {
+    Ok(is(row, "status", "completed")? && !is(row, "record_type", "debit")?)
+}
+
+fn earned(row: &Row<'_>, currency: &str) -> Result<bool, DecodeError> {
+    Ok(is(row, "transaction_type", "earn")?
+        && is(row, "currency", currency)?
+        && !is(row, "component", "reversal")?)
+}
+
+fn is(row: &Row<'_>, column: &str, value: &str) -> Result<bool, DecodeError> {
+    Ok(row.text(column)?.value().is_some_and(|text| text == value))
+}
+
+#[cfg(test)]
+mod tests;

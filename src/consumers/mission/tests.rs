@@ -1,0 +1,385 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::future::join_all;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, with_change};
+use crate::demo::double::{Endpoint, Fault, Lasting, active_missions};
+use crate::outage::{Backoff, Breaker};
+
+/// The event types and the row, or the skip's reason.
+fn routed(table: &str, envelope: &Value) -> Result<Work, &'static str> {
+    let now = Timestamp::now();
+    match with_change(table, envelope, |change| route(change, &ALL, now)).expect("decodes") {
+        Route::Process { work, .. } => Ok(work),
+        Route::Skip(reason) => Err(reason),
+    }
+}
+
+fn envelope(op: &str, before: Value, after: Value, committed: Timestamp) -> Value {
+    json!({"op": op, "before": before, "after": after, "ts_ms": committed.as_millisecond(),
+        "source": {"ts_ms": committed.as_millisecond()}})
+}
+
+fn types(
+    table: &str,
+    op: &str,
+    before: Value,
+    after: Value,
+) -> Result<Vec<&'static str>, &'static str> {
+    routed(table, &envelope(op, before, after, Timestamp::now()))
+        .map(|work| work.event_types.to_vec())
+}
+
+/// `base` with some columns changed.
+fn with(base: &Value, changes: Value) -> Value {
+    let mut row = base.clone();
+    let (Value::Object(row_columns), Value::Object(changes)) = (&mut row, changes) else {
+        panic!("objects")
+    };
+    row_columns.extend(changes);
+    row
+}
+
+fn missions_of(life: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    each_change(life, |change| {
+        let routed = route(change, &ALL, Timestamp::now()).expect("decodes");
+        if let Route::Process { work, .. } = routed {
+            let row = &work.row_id;
+            found.extend(work.event_types.iter().map(|kind| ((*kind).to_owned(), row.clone())));
+        }
+    });
+    found
+}
+
+#[test]
+fn recorded_lives_advance_exactly_the_missions_that_the_rules_demand() {
+    let expected: Value =
+        serde_json::from_str(include_str!("../../../tests/fixtures/life/expected.json"))
+            .expect("json");
+    let expected: BTreeSet<(String, String)> =
+        serde_json::from_value(expected["mission"].clone()).expect("pairs");
+    let full = missions_of("life/full.jsonl.gz");
+    assert_eq!(full.len(), expected.len(), "each once, since every row tells what it was before");
+    assert_eq!(full.into_iter().collect::<BTreeSet<_>>(), expected);
+    let default = missions_of("life/default.jsonl.gz");
+    assert!(default.len() > expected.len(), "edits repeat: for the claims to absorb");
+    assert_eq!(default.into_iter().collect::<BTreeSet<_>>(), expected);
+}
+
+#[test]
+fn the_recorded_load_advances_what_its_rows_say() {
+    // Rules of their own, written against the contract and not against the code.
+    let mut expected = BTreeSet::new();
+    let mut found = BTreeSet::new();
+    each_change("load_50k.jsonl.gz", |change| {
+        if let Some(row) = &change.after {
+            let text = |column: &str| match row.raw(column).map(RawValue::get) {
+                None | Some("null") => "",
+                Some(text) => text.trim_matches('"'),
+            };
+            let kind = match (&*change.table, text("currency")) {
+                ("purchase_ledger", _) => "purchase",
+                (_, "points") => "points_earned",
+                _ => "tickets_earned",
+            };
+            let counts = if kind == "purchase" {
+                text("status") == "completed" && text("record_type") == "credit"
+            } else {
+                text("transaction_type") == "earn" && text("component") != "reversal"
+            };
+            if counts && !text("user_id").is_empty() {
+                expected.insert((kind, text("id").to_owned()));
+            }
+        }
+        if let Route::Process { work, .. } = route(change, &ALL, Timestamp::now()).expect("decodes")
+        {
+            found.extend(work.event_types.iter().map(|kind| (*kind, work.row_id.clone())));
+        }
+    });
+    assert!(found.len() > 30_000, "{} found", found.len());
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_purchase_counts_when_it_becomes_completed_and_is_no_debit() {
+    let row = json!({"id": "p", "merchant_id": "m", "user_id": "u", "status": "completed",
+        "record_type": "credit"});
+    let pending = with(&row, json!({"status": "pending"}));
+    let debit = with(&row, json!({"record_type": "debit"}));
+    let types = |op, before, after| types("purchase_ledger", op, before, after);
+    assert_eq!(types("c", Value::Null, row.clone()), Ok(vec!["purchase"]));
+    assert_eq!(types("r", Value::Null, row.clone()), Ok(vec!["purchase"]));
+    assert_eq!(types("u", pending.clone(), row.clone()), Ok(vec!["purchase"]));
+    assert_eq!(types("u", debit.clone(), row.clone()), Ok(vec!["purchase"]));
+    assert_eq!(types("u", json!({"id": "p"}), row.clone()), Ok(vec!["purchase"]), "cannot tell");
+    assert_eq!(types("u", row.clone(), row.clone()), Err("counted_before"));
+    assert_eq!(types("u", row.clone(), pending), Err("does_not_count"));
+    assert_eq!(types("c", Value::Null, debit), Err("does_not_count"));
+    assert_eq!(types("d", row.clone(), Value::Null), Err("deleted"));
+    for nobody in [json!({"user_id": null}), json!({"user_id": ""}), json!({"merchant_id": null})] {
+        assert_eq!(types("c", Value::Null, with(&row, nobody)), Err("anonymous"));
+    }
+}
+
+#[test]
+fn earnings_count_by_currency_and_reversals_do_not() {
+    let row = json!({"id": "w", "merchant_id": "m", "user_id": "u", "transaction_type": "earn",
+        "currency": "points", "component": "base"});
+    let types = |changes| types("wallet_ledger", "c", Value::Null, with(&row, changes));
+    assert_eq!(types(json!({})), Ok(vec!["points_earned"]));
+    assert_eq!(types(json!({"currency": "ticket"})), Ok(vec!["tickets_earned"]));
+    assert_eq!(types(json!({"component": "bonus"})), Ok(vec!["points_earned"]));
+    assert_eq!(types(json!({"component": "reversal"})), Err("does_not_count"));
+    assert_eq!(types(json!({"transaction_type": "burn"})), Err("does_not_count"));
+    assert_eq!(types(json!({"currency": "stars"})), Err("does_not_count"));
+}
+
+#[test]
+fn a_referral_advances_the_inviters_missions_at_signup_and_at_the_first_purchase() {
+    let now = Timestamp::now();
+    let row = json!({"id": "r", "merchant_id": "m", "inviter_user_id": "inviter",
+        "invitee_user_id": "invitee", "signed_up_at": hours(now, -1), "first_purchase_at": null});
+    let both = with(&row, json!({"first_purchase_at": hours(now, 0)}));
+    let types = |op, before, after| types("referral_ledger", op, before, after);
+    assert_eq!(types("c", Value::Null, row.clone()), Ok(vec!["referral_signup"]));
+    assert_eq!(
+        types("c", Value::Null, both.clone()),
+        Ok(vec!["referral_signup", "referral_purchase"])
+    );
+    assert_eq!(types("u", row.clone(), both.clone()), Ok(vec!["referral_purchase"]));
+    assert_eq!(types("u", both.clone(), both.clone()), Err("counted_before"));
+    let work = routed("referral_ledger", &envelope("c", Value::Null, row, now)).expect("counts");
+    assert_eq!(work.user_id, "inviter");
+    assert!(work.event_data.get().contains(r#""invitee_user_id":"invitee""#));
+}
+
+#[test]
+fn without_the_state_before_a_time_counts_while_it_is_younger_than_20_hours_at_the_commit() {
+    let now = Timestamp::now();
+    let row = |signed_up: i64, purchased: Option<i64>| {
+        json!({"id": "r", "merchant_id": "m", "inviter_user_id": "u",
+            "signed_up_at": hours(now, -signed_up),
+            "first_purchase_at": purchased.map(|ago| hours(now, -ago))})
+    };
+    let types = |op, after| types("referral_ledger", op, Value::Null, after);
+    assert_eq!(types("u", row(21, Some(19))), Ok(vec!["referral_purchase"]));
+    assert_eq!(types("u", row(19, None)), Ok(vec!["referral_signup"]));
+    assert_eq!(types("u", row(21, None)), Err("turned_long_ago"));
+    assert_eq!(types("r", row(21, None)), Err("turned_long_ago"));
+    assert_eq!(types("c", row(21, None)), Ok(vec!["referral_signup"]), "a new row has turned now");
+    // However late the change is read: the age at its commit counts.
+    let late = envelope("u", Value::Null, row(21, None), now - jiff::SignedDuration::from_hours(2));
+    assert!(routed("referral_ledger", &late).is_ok());
+}
+
+proptest! {
+    /// Whatever the times: a row is never called for where it did not count, and a transition that
+    /// can be seen is never missed.
+    #[test]
+    fn a_visible_transition_always_counts_once(was in any::<bool>(), is in any::<bool>(), ago in 0_i64..100) {
+        let now = Timestamp::now();
+        let row = |set: bool| json!({"id": "r", "merchant_id": "m", "inviter_user_id": "u",
+            "signed_up_at": null, "first_purchase_at": set.then(|| hours(now, -ago))});
+        let found = types("referral_ledger", "u", row(was), row(is));
+        prop_assert_eq!(found.is_ok(), !was && is);
+    }
+}
+
+fn mission(bench: &Bench, cache: Cache) -> Mission {
+    Mission {
+        topics: Vec::new(),
+        limits: LIMITS,
+        snapshot: ALL,
+        sender: bench.sender.clone(),
+        missions: Missions::new(bench.calls.clone(), cache),
+    }
+}
+
+/// A merchant that has so many missions of a type at the double.
+fn merchant(event_type: &str, missions: usize) -> String {
+    (0..10_000)
+        .map(|number| format!("m{number}"))
+        .find(|merchant| active_missions(merchant, event_type).len() == missions)
+        .expect("one of them has")
+}
+
+fn work(merchant: &str, row: &str, event_types: &[&'static str]) -> Work {
+    Work {
+        event_types: event_types.iter().copied().collect(),
+        table: "purchase_ledger",
+        row_id: row.to_owned(),
+        user_id: "u".to_owned(),
+        merchant_id: merchant.to_owned(),
+        event_data: RawValue::from_string(format!(r#"{{"id":"{row}"}}"#)).expect("json"),
+    }
+}
+
+fn rest_requests(bench: &Bench) -> u64 {
+    bench.double.inspect(|log| log.requests(Endpoint::Rest).count)
+}
+
+#[tokio::test]
+async fn each_active_mission_gets_one_event_and_all_go_in_one_request() {
+    let bench = Bench::start().await;
+    let mission = mission(&bench, Cache::none());
+    let merchant = merchant("purchase", 3);
+    let work = work(&merchant, "p1", &["purchase"]);
+    let sent = mission.process(&bench.cx(1), &work).await;
+    assert_eq!(sent.expect("sent"), Outcome::Sent);
+    let events = bench.events();
+    let missions = active_missions(&merchant, "purchase");
+    for (mission, (id, data)) in missions.iter().zip(&events) {
+        assert_eq!(id, &format!("mission/evaluate:{mission}:purchase:p1"));
+        assert_eq!(
+            data,
+            &json!({"user_id": "u", "merchant_id": merchant, "mission_id": mission,
+                "event_type": "purchase", "event_data": {"id": "p1"}, "trigger_id": "p1"})
+        );
+    }
+    assert_eq!(events.len(), 3);
+    bench.double.inspect(|log| assert_eq!(log.posts.len(), 1));
+
+    let again = mission.process(&bench.cx(2), &work).await;
+    assert_eq!(again.expect("known"), Outcome::Duplicate);
+    assert_eq!(bench.events().len(), 3);
+}
+
+#[tokio::test]
+async fn a_row_that_calls_for_two_types_has_two_claims() {
+    let bench = Bench::start().await;
+    let mission = mission(&bench, Cache::none());
+    let merchant = (0..10_000)
+        .map(|number| format!("m{number}"))
+        .find(|merchant| {
+            ["referral_signup", "referral_purchase"]
+                .iter()
+                .all(|kind| active_missions(merchant, kind).len() == 1)
+        })
+        .expect("one of them has");
+    let signup = work(&merchant, "r", &["referral_signup"]);
+    let both = work(&merchant, "r", &["referral_signup", "referral_purchase"]);
+    assert_eq!(mission.process(&bench.cx(1), &signup).await.expect("sent"), Outcome::Sent);
+    assert_eq!(mission.process(&bench.cx(2), &both).await.expect("sent"), Outcome::Sent);
+    let types: Vec<Value> =
+        bench.events().into_iter().map(|(_, mut data)| data["event_type"].take()).collect();
+    assert_eq!(types, ["referral_signup", "referral_purchase"], "each once");
+}
+
+#[tokio::test]
+async fn no_active_mission_is_an_answer_that_is_remembered() {
+    let bench = Bench::start().await;
+    let mission = mission(&bench, Cache::none());
+    let merchant = merchant("purchase", 0);
+    for row in 1..=3 {
+        let work = work(&merchant, &row.to_string(), &["purchase"]);
+        let outcome = mission.process(&bench.cx(row), &work).await.expect("done");
+        assert_eq!(outcome, Outcome::Skipped("no_missions"));
+    }
+    assert_eq!(rest_requests(&bench), 1);
+    assert!(bench.events().is_empty());
+}
+
+#[tokio::test]
+async fn many_rows_that_need_one_set_cause_one_request() {
+    let bench = Bench::start().await;
+    bench.double.set_latency(Endpoint::Rest, Duration::from_millis(20));
+    let mission = mission(&bench, Cache::none());
+    let merchant = merchant("purchase", 1);
+    let done = join_all((0..50).map(|row| {
+        let (mission, cx) = (&mission, bench.cx(row));
+        let work = work(&merchant, &row.to_string(), &["purchase"]);
+        async move { mission.process(&cx, &work).await }
+    }))
+    .await;
+    assert!(done.iter().all(|outcome| matches!(outcome, Ok(Outcome::Sent))));
+    assert_eq!((rest_requests(&bench), bench.events().len()), (1, 50));
+}
+
+#[tokio::test]
+async fn a_view_that_is_missing_or_unwell_is_an_outage_and_the_next_attempt_goes_on() {
+    let bench = Bench::start().await;
+    let mission = mission(&bench, Cache::none());
+    let merchant = merchant("purchase", 1);
+    let (work, cx) = (work(&merchant, "p", &["purchase"]), bench.cx(1));
+    for fault in [Fault::status(503), Fault::status(401), Fault::Reset, Fault::OddSuccess] {
+        bench.double.fail(Endpoint::Rest, fault.clone(), Lasting::Next(1));
+        let failed = mission.process(&cx, &work).await;
+        assert!(matches!(failed, Err(Failure::Outage { .. })), "{fault:?}: {failed:?}");
+    }
+    assert!(bench.events().is_empty());
+    assert_eq!(mission.process(&cx, &work).await.expect("sent"), Outcome::Sent);
+    assert_eq!(bench.events().len(), 1);
+}
+
+#[tokio::test]
+async fn a_mission_with_several_conditions_is_evaluated_once() {
+    let bench = Bench::start().await;
+    let row = |mission: &str| {
+        let columns =
+            [("mission_id", mission), ("merchant_id", "m"), ("condition_type", "purchase")];
+        columns
+            .into_iter()
+            .map(|(name, text)| (name.to_owned(), text.into()))
+            .collect::<Map<_, _>>()
+    };
+    let view = ["b", "a", "b"].map(row).to_vec();
+    bench.double.fill("mv_mission_conditions_expanded", view);
+    let mission = mission(&bench, Cache::none());
+    let work = work("m", "p", &["purchase"]);
+    assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
+    let ids: Vec<String> = bench.events().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, ["mission/evaluate:a:purchase:p", "mission/evaluate:b:purchase:p"]);
+}
+
+#[tokio::test]
+async fn an_event_that_inngest_refuses_is_the_records_fault() {
+    let bench = Bench::start().await;
+    let mission = mission(&bench, Cache::none());
+    let merchant = merchant("purchase", 1);
+    let mut work = work(&merchant, "p", &["purchase"]);
+    let long = format!(r#"{{"note":"{}"}}"#, "x".repeat(4 << 20));
+    work.event_data = RawValue::from_string(long).expect("json");
+    let failed = mission.process(&bench.cx(1), &work).await;
+    assert!(matches!(failed, Err(Failure::Poison { kind: "inngest_refused", .. })), "{failed:?}");
+}
+
+#[tokio::test]
+async fn explain_names_lane_claims_and_events() {
+    let bench = Bench::start().await;
+    let mission = mission(&bench, Cache::none());
+    let plan = mission.plan(&work("m", "p", &["referral_signup", "referral_purchase"]));
+    assert_eq!(plan.lane, "purchase_ledger:p");
+    assert_eq!(plan.claim, "mission:referral_signup:p, mission:referral_purchase:p");
+    assert_eq!(
+        plan.steps,
+        [
+            "cache missions:active:m:referral_signup",
+            "event mission/evaluate mission/evaluate:<mission_id>:referral_signup:p",
+            "cache missions:active:m:referral_purchase",
+            "event mission/evaluate mission/evaluate:<mission_id>:referral_purchase:p",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_cache_that_is_away_is_no_outage() {
+    let bench = Bench::start().await;
+    // A listener that is gone again: its port refuses connections.
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = gone.local_addr().expect("an address");
+    drop(gone);
+    let connection = crate::clients::redis::connect(&format!("redis://{address}")).expect("a url");
+    let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(2) };
+    let breaker = Arc::new(Breaker::new("cache", 1, backoff));
+    let mission = mission(&bench, Cache::new(connection, Arc::clone(&breaker)));
+    let merchant = merchant("purchase", 1);
+    let sent = mission.process(&bench.cx(1), &work(&merchant, "p", &["purchase"])).await;
+    assert_eq!(sent.expect("sent"), Outcome::Sent);
+    assert!(breaker.away().is_some(), "the cache was asked in vain");
+    assert_eq!((rest_requests(&bench), bench.events().len()), (1, 1));
+}

@@ -1,0 +1,104 @@
+//! Answers kept in the process for a moment, with one request a key however many wait for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OnceCell;
+
+use crate::engine::Failure;
+
+/// How long an answer stays. Short: whoever changes a setting or a mission expects it to count.
+const FRESH: Duration = Duration::from_secs(15);
+/// Keys remembered at most.
+const MOST: usize = 10_000;
+
+type Slot<T> = Arc<OnceCell<T>>;
+
+/// What was looked up a moment ago, by key.
+pub(crate) struct Remembered<T> {
+    known: Mutex<HashMap<String, (Instant, Slot<T>)>>,
+}
+
+impl<T> Default for Remembered<T> {
+    fn default() -> Self {
+        Self { known: Mutex::default() }
+    }
+}
+
+impl<T: Clone> Remembered<T> {
+    /// The answer for `key`, from memory or from `load`. While one caller loads, the others wait;
+    /// when it fails, the next of them tries.
+    pub(crate) async fn get<F>(&self, key: &str, load: impl FnOnce() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let slot = self.slot(key, Instant::now());
+        slot.get_or_try_init(load).await.cloned()
+    }
+
+    fn slot(&self, key: &str, now: Instant) -> Slot<T> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < FRESH;
+        if let Some((at, slot)) = known.get(key)
+            && fresh(at)
+        {
+            return Arc::clone(slot);
+        }
+        if known.len() >= MOST {
+            known.retain(|_, (at, _)| fresh(at));
+        }
+        // Too many within one moment: asking again is cheaper than looking through them each time.
+        if known.len() >= MOST {
+            known.clear();
+        }
+        let slot = Slot::default();
+        known.insert(key.to_owned(), (now, Arc::clone(&slot)));
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use futures::future::join_all;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_who_wait_for_one_key_cause_one_request() {
+        let (remembered, asked) = (Remembered::default(), AtomicU32::new(0));
+        let load = || async {
+            asked.fetch_add(1, Ordering::Relaxed);
+            yield_now().await;
+            Ok(7)
+        };
+        let answers = join_all((0..100).map(|_| remembered.get("a", load))).await;
+        assert!(answers.into_iter().all(|answer| matches!(answer, Ok(7))));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        remembered.get("b", load).await.expect("loaded");
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "another key is another request");
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_remembered() {
+        let remembered = Remembered::default();
+        let failed = remembered.get("a", || async { Err(Failure::GivenUp) }).await;
+        assert!(matches!(failed, Err(Failure::GivenUp)));
+        assert!(matches!(remembered.get("a", || async { Ok(1) }).await, Ok(1)));
+    }
+
+    #[test]
+    fn an_answer_is_forgotten_after_a_moment_and_memory_is_bounded() {
+        let (remembered, now) = (Remembered::<u32>::default(), Instant::now());
+        let slot = remembered.slot("a", now);
+        assert!(Arc::ptr_eq(&slot, &remembered.slot("a", now + FRESH / 2)));
+        assert!(!Arc::ptr_eq(&slot, &remembered.slot("a", now + FRESH)));
+        for key in 0..3 * MOST {
+            remembered.slot(&key.to_string(), now);
+        }
+        assert!(remembered.known.lock().expect("not poisoned").len() <= MOST);
+    }
+}

@@ -1,0 +1,319 @@
+//! Reward: redemptions asked for by the app, and codes that were redeemed (contract section 6).
+
+use jiff::Timestamp;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::broadcast::Broadcasts;
+use super::call::{Calls, Sender, outcome, unwritable};
+use super::snapshot;
+use crate::cdc::{self, Change, DecodeError, Record, Row};
+use crate::clients::inngest::Events;
+use crate::config::Snapshot;
+use crate::engine::permits::Limits;
+use crate::engine::{Consumer, Cx, Failure, Lane, Outcome, Plan, Route, SNAPSHOT_SKIPPED};
+
+const REDEEMED: &str = "reward/redeemed";
+const FAILED: &str = "reward/redemption-failed";
+const CODE_REDEEMED: &str = "reward/code-redeemed";
+const REDEEM: &str = "redeem_reward_with_points";
+
+/// How many of a reward may be redeemed at once (contract section 6).
+const QUANTITIES: std::ops::RangeInclusive<u32> = 1..=1000;
+
+/// The reward consumer.
+pub struct Reward {
+    /// The topic of codes, in full.
+    pub codes: String,
+    /// Bound on parallel requests.
+    pub limits: Limits,
+    /// What happens to snapshot rows.
+    pub snapshot: Snapshot,
+    /// Supabase.
+    pub calls: Calls,
+    /// Inngest.
+    pub sender: Sender,
+    /// The app's waiting screens.
+    pub broadcasts: Broadcasts,
+}
+
+/// What a command or a change calls for.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// Redeem a reward.
+    Redeem(Box<Redemption>),
+    /// Tell that a code was redeemed.
+    Code(Box<Code>),
+}
+
+/// A command: somebody wants a reward for points.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Redemption {
+    /// Makes the redemption idempotent.
+    pub event_id: String,
+    /// Who pays and gets it.
+    pub user_id: String,
+    /// What.
+    pub reward_id: String,
+    /// Whose reward.
+    pub merchant_id: String,
+    /// How many.
+    #[serde(default = "one", deserialize_with = "quantity")]
+    pub quantity: u32,
+    /// When it was asked for, as it came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<Box<RawValue>>,
+}
+
+/// A code that was redeemed, as its event carries it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Code {
+    /// The code's id as text.
+    #[serde(skip)]
+    pub id: String,
+    /// The same as its column holds it.
+    pub code_id: Option<Box<RawValue>>,
+    /// Whose code.
+    pub merchant_id: Option<String>,
+    /// Who redeemed it: `user_id`, else `assigned_to`.
+    pub user_id: Option<String>,
+    /// The code itself.
+    pub code: Option<Box<RawValue>>,
+    /// When.
+    pub redeemed_at: Option<Box<RawValue>>,
+}
+
+/// What both events of a redemption carry.
+#[derive(Serialize)]
+struct Redeemed<'a> {
+    #[serde(flatten)]
+    redemption: &'a Redemption,
+    result: &'a RawValue,
+}
+
+/// The function's answer, with what of it is looked at.
+struct Answer {
+    raw: Box<RawValue>,
+    verdict: Verdict,
+}
+
+#[derive(Deserialize)]
+struct Verdict {
+    success: bool,
+    error_code: Option<Box<RawValue>>,
+    error_message: Option<Box<RawValue>>,
+    title: Option<Box<RawValue>>,
+    description: Option<Box<RawValue>>,
+}
+
+impl<'de> Deserialize<'de> for Answer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        let verdict = serde_json::from_str(raw.get()).map_err(D::Error::custom)?;
+        Ok(Self { raw, verdict })
+    }
+}
+
+impl Consumer for Reward {
+    type Work = Work;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn topics(&self) -> Vec<String> {
+        vec![COMMANDS.to_owned(), self.codes.clone()]
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn takes_commands(&self, topic: &str) -> bool {
+        topic == COMMANDS
+    }
+
+    fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
+        route_code(change, &self.snapshot, now)
+    }
+
+    fn route_command(&self, record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
+        route_redemption(record)
+    }
+
+    fn plan(&self, work: &Work) -> Plan {
+        match work {
+            Work::Redeem(redemption) => {
+                let Redemption { event_id, user_id, .. } = &**redemption;
+                Plan {
+                    lane: format!("user:{user_id}"),
+                    claim: format!("reward:{event_id}"),
+                    steps: vec![
+                        format!("rpc {REDEEM}"),
+                        format!("event {REDEEMED} {REDEEMED}:{event_id}"),
+                        format!("or event {FAILED} {FAILED}:{event_id}"),
+                    ],
+                }
+            }
+            Work::Code(code) => Plan {
+                lane: format!("code:{}", code.id),
+                claim: format!("code:{}", code.id),
+                steps: vec![format!("event {CODE_REDEEMED} {CODE_REDEEMED}:{}", code.id)],
+            },
+        }
+    }
+
+    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+        let step = match work {
+            Work::Redeem(redemption) => {
+                let claim = format!("reward:{}", redemption.event_id);
+                cx.once(&claim, self.redeem(cx, redemption)).await?
+            }
+            Work::Code(code) => {
+                let send = async {
+                    let id = format!("{CODE_REDEEMED}:{}", code.id);
+                    let events = Events::one(CODE_REDEEMED, Some(&id), code);
+                    self.sender.send(cx, events.map_err(unwritable)?).await.map(Some)
+                };
+                cx.once(&format!("code:{}", code.id), send).await?
+            }
+        };
+        Ok(outcome(&[step], "nothing_to_send"))
+    }
+}
+
+impl Reward {
+    async fn redeem(&self, cx: &Cx, redemption: &Redemption) -> Result<Option<Timestamp>, Failure> {
+        let arguments = json!({
+            "p_reward_id": redemption.reward_id,
+            "p_quantity": redemption.quantity,
+            "p_user_id": redemption.user_id,
+            "p_merchant_id": redemption.merchant_id,
+            "p_event_id": redemption.event_id,
+        });
+        let Answer { raw, verdict } = self.calls.rpc(cx, REDEEM, &arguments).await?;
+        let name = if verdict.success { REDEEMED } else { FAILED };
+        let id = format!("{name}:{}", redemption.event_id);
+        let data = Redeemed { redemption, result: &raw };
+        let events = Events::one(name, Some(&id), &data).map_err(unwritable)?;
+        let accepted = self.sender.send(cx, events).await?;
+        // After the event, so that an attempt which is repeated does not tell the screen twice.
+        if !verdict.success {
+            self.tell_screen(redemption, &verdict);
+        }
+        Ok(Some(accepted))
+    }
+
+    fn tell_screen(&self, redemption: &Redemption, verdict: &Verdict) {
+        let payload = json!({
+            "event_id": redemption.event_id,
+            "reward_id": redemption.reward_id,
+            "title": verdict.title.as_ref().or(verdict.error_code.as_ref()),
+            "description": verdict.description.as_ref().or(verdict.error_message.as_ref()),
+        });
+        let topic = format!("redemption:{}", redemption.user_id);
+        self.broadcasts.send(&topic, "redemption_failed", &payload);
+    }
+}
+
+/// The consumer's name.
+pub const NAME: &str = "reward";
+
+/// The topic of redemption commands, in full (contract section 1).
+pub const COMMANDS: &str = "reward_redemptions";
+
+/// The table whose changes it takes.
+pub const TABLE: &str = "codes";
+
+/// What to do about a redemption command.
+///
+/// # Errors
+/// When the record is no such command.
+pub fn route_redemption(record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
+    let Some(redemption): Option<Redemption> = cdc::command(record)? else {
+        return Ok(Route::Skip("tombstone"));
+    };
+    let malformed = |problem: String| Err(DecodeError::Command { problem });
+    for (field, value) in [
+        ("event_id", &redemption.event_id),
+        ("user_id", &redemption.user_id),
+        ("reward_id", &redemption.reward_id),
+        ("merchant_id", &redemption.merchant_id),
+    ] {
+        if value.is_empty() {
+            return malformed(format!("{field} is empty"));
+        }
+    }
+    if !QUANTITIES.contains(&redemption.quantity) {
+        let (least, most) = (QUANTITIES.start(), QUANTITIES.end());
+        return malformed(format!("quantity is not within {least} to {most}"));
+    }
+    // One member's redemptions in their order, since they spend the same points: the one that was
+    // asked for first is to get them. Members do not wait for each other.
+    let lane = Lane::in_partition(("user", &redemption.user_id));
+    Ok(Route::Process { work: Work::Redeem(Box::new(redemption)), lane })
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// A null is no quantity either; what is out of range is refused with its own message later.
+fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let number: Option<i64> = Option::deserialize(deserializer)?;
+    Ok(number.map_or_else(one, |number| u32::try_from(number).unwrap_or(0)))
+}
+
+/// What to do about a change of a code.
+///
+/// # Errors
+/// When a column that the rule needs cannot be decoded.
+pub fn route_code(
+    change: &Change<'_>,
+    policy: &Snapshot,
+    now: Timestamp,
+) -> Result<Route<Work>, DecodeError> {
+    if change.table != TABLE {
+        return Ok(Route::Skip("other_table"));
+    }
+    let Some(row) = &change.after else { return Ok(Route::Skip("deleted")) };
+    if !snapshot::admits(policy, change, now)? {
+        return Ok(Route::Skip(SNAPSHOT_SKIPPED));
+    }
+    if !is_redeemed(row)? {
+        return Ok(Route::Skip("does_not_count"));
+    }
+    let before = change.before.as_ref().filter(|before| before.field("status").is_known());
+    if let Some(before) = before
+        && is_redeemed(before)?
+    {
+        return Ok(Route::Skip("counted_before"));
+    }
+    let text = |column| -> Result<Option<String>, DecodeError> {
+        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
+    };
+    let Some(id) = text("id")? else { return Ok(Route::Skip("no_id")) };
+    let user_id = match text("user_id")? {
+        Some(user) => Some(user),
+        None => text("assigned_to")?,
+    };
+    let lane = Lane::in_partition(("code", &id));
+    let code = Code {
+        code_id: row.event_value("id"),
+        merchant_id: text("merchant_id")?,
+        user_id,
+        code: row.event_value("code"),
+        redeemed_at: row.event_value("redeemed_at"),
+        id,
+    };
+    Ok(Route::Process { work: Work::Code(Box::new(code)), lane })
+}
+
+fn is_redeemed(row: &Row<'_>) -> Result<bool, DecodeError> {
+    Ok(row.text("status")?.value().is_some_and(|status| matches!(&*status, "redeemed" | "used")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! What the consumers' tests stand on: clients whose other end is the double, and records.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::call::{Calls, Sender};
+use crate::cdc::{self, Change, Decoded, Record};
+use crate::cli::recording;
+use crate::clients::inngest::{Inngest, InngestConfig};
+use crate::clients::supabase::{Supabase, SupabaseConfig};
+use crate::config::{Snapshot, SnapshotPolicy};
+use crate::dedup::{Claims, MemoryStore, OnOutage};
+use crate::demo::double::{Double, Options};
+use crate::engine::Cx;
+use crate::engine::permits::Limits;
+use crate::outage::{Backoff, Breakers};
+
+pub(crate) const LIMITS: Limits = Limits { min: 2, max: 2 };
+const WINDOW: Duration = Duration::from_secs(300);
+
+/// The double, and the ways to it.
+pub(crate) struct Bench {
+    pub(crate) double: Double,
+    pub(crate) calls: Calls,
+    pub(crate) sender: Sender,
+    claims: Claims,
+}
+
+impl Bench {
+    pub(crate) async fn start() -> Self {
+        let options = Options { keep_data: true, ..Options::default() };
+        let double = Double::start(options).await.expect("the double starts");
+        let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(5) };
+        let breakers = Arc::new(Breakers::new(1_000, backoff));
+        let key = || "for-the-double".to_owned().into();
+        let supabase =
+            Supabase::new(&SupabaseConfig::new(double.url(), key()), Arc::clone(&breakers));
+        let calls = Calls::new(supabase.expect("a usable address"), Arc::clone(&breakers));
+        let config = InngestConfig { backoff, ..InngestConfig::new(double.url(), key()) };
+        let breaker = breakers.get("inngest");
+        let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a usable address");
+        let store = Arc::new(MemoryStore::new(WINDOW));
+        let redis = breakers.get("redis");
+        let claims = Claims::start(store, redis, OnOutage::Wait, WINDOW, WINDOW);
+        Self { double, calls, sender: Sender::new(inngest, breaker), claims }
+    }
+
+    /// The context of the record at `offset`.
+    pub(crate) fn cx(&self, offset: i64) -> Cx {
+        Cx::in_test(self.claims.clone(), LIMITS, offset)
+    }
+
+    /// Ids and data of the stored events, in order.
+    pub(crate) fn events(&self) -> Vec<(String, serde_json::Value)> {
+        self.double.inspect(|log| {
+            let events = log.events.iter().map(|event| {
+                let data = event.data.as_deref().expect("data is kept");
+                let id = event.id.as_deref().unwrap_or_default().to_owned();
+                (id, serde_json::from_str(data).expect("json"))
+            });
+            events.collect()
+        })
+    }
+}
+
+pub(crate) const ALL: Snapshot =
+    Snapshot { policy: SnapshotPolicy::All, max_age: Duration::from_secs(72_000) };
+
+/// Decodes a bare envelope of `table` and looks at the change.
+pub(crate) fn with_change<T>(
+    table: &str,
+    envelope: &serde_json::Value,
+    look: impl FnOnce(&Change<'_>) -> T,
+) -> T {
+    let (topic, value) = (format!("crm.public.{table}"), envelope.to_string());
+    let record = record(&topic, value.as_bytes());
+    match cdc::decode(&record, &cdc::Options::default()).expect("a change") {
+        Decoded::Change(change) => look(&change),
+        Decoded::Nothing(nothing) => panic!("{nothing:?}"),
+    }
+}
+
+/// A record without key and headers.
+pub(crate) fn record<'a>(topic: &'a str, value: &'a [u8]) -> Record<'a> {
+    Record {
+        topic,
+        partition: 0,
+        offset: 0,
+        timestamp_ms: None,
+        key: None,
+        value: Some(value),
+        headers: &[],
+    }
+}
+
+/// Looks at every change of a recording that is no half of a key change.
+pub(crate) fn each_change(name: &str, mut look: impl FnMut(&Change<'_>)) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    for recorded in recording::read(File::open(path).expect("the fixture is there")) {
+        recorded.expect("a record").lend(|record| {
+            if let Ok(Decoded::Change(change)) = cdc::decode(record, &cdc::Options::default())
+                && !change.key_change
+            {
+                look(&change);
+            }
+        });
+    }
+}
+
+/// A time in the form that Debezium writes, some hours from `now`.
+pub(crate) fn hours(now: Timestamp, hours: i64) -> String {
+    (now + jiff::SignedDuration::from_hours(hours)).to_string()
+}
