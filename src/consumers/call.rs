@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::clients::inngest::{Events, Inngest, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
-use crate::engine::permits::Sample;
+use crate::engine::permits::{Sample, Urgency};
 use crate::engine::{Cx, Failure, Once, Outcome};
 use crate::outage::{Breaker, Breakers};
 
@@ -38,10 +38,23 @@ impl Calls {
         function: &str,
         arguments: &(impl Serialize + Sync + ?Sized),
     ) -> Result<T, Failure> {
-        let answer = under_permit(cx, self.supabase.rpc(function, arguments)).await?;
+        let answer = under_permit(cx, Urgency::One, self.supabase.rpc(function, arguments)).await?;
         answer
             .and_then(|answer| answer.json())
             .map_err(|error| self.failure(&format!("supabase/rpc/{function}"), error))
+    }
+
+    /// Reads rows that many records wait for at once; goes before the requests of single ones.
+    ///
+    /// # Errors
+    /// As [`Calls::select`].
+    pub async fn look_up<T: DeserializeOwned>(
+        &self,
+        cx: &Cx,
+        table: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Vec<T>, Failure> {
+        self.read(cx, Urgency::Many, table, query).await
     }
 
     /// Reads rows of a table and decodes them.
@@ -54,7 +67,17 @@ impl Calls {
         table: &str,
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, Failure> {
-        let answer = under_permit(cx, self.supabase.select(table, query)).await?;
+        self.read(cx, Urgency::One, table, query).await
+    }
+
+    async fn read<T: DeserializeOwned>(
+        &self,
+        cx: &Cx,
+        urgency: Urgency,
+        table: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Vec<T>, Failure> {
+        let answer = under_permit(cx, urgency, self.supabase.select(table, query)).await?;
         answer
             .and_then(|answer| answer.json())
             .map_err(|error| self.failure(&format!("supabase/{table}"), error))
@@ -97,9 +120,10 @@ impl Calls {
 /// One request under one permit, which learns what the request met.
 async fn under_permit(
     cx: &Cx,
+    urgency: Urgency,
     request: impl Future<Output = Result<Answer, CallError>> + Send,
 ) -> Result<Result<Answer, CallError>, Failure> {
-    let permit = cx.permit().await?;
+    let permit = cx.permit(urgency).await?;
     let answer = request.await;
     match &answer {
         Ok(answer) => permit.report(Sample::Answered(answer.latency)),

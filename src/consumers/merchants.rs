@@ -59,7 +59,7 @@ impl Merchants {
         }
         let id = format!("eq.{merchant}");
         let query = [("id", &*id), ("select", COLUMNS)];
-        let rows: Vec<Box<RawValue>> = self.calls.select(cx, TABLE, &query).await?;
+        let rows: Vec<Box<RawValue>> = self.calls.look_up(cx, TABLE, &query).await?;
         let Some(row) = rows.first() else {
             tracing::warn!(merchant.id = merchant, "no such merchant, awarding without delay");
             return Ok(None);

@@ -4,10 +4,11 @@
 //! an event's post, a wait or a retry pause. The adaptive bound grows by one a round while latency
 //! holds, and shrinks on overload or rising latency; its rule is the pure [`Controller`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::oneshot;
 
 /// Bounds of the number of requests at a time; equal when fixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,11 +93,28 @@ impl Controller {
     }
 }
 
+/// Who waits for a permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// One record.
+    One,
+    /// Many records wait for this one answer (a look-up that they share): it goes first, or they
+    /// would all wait behind each other's requests.
+    Many,
+}
+
 /// The permits of one consumer.
 #[derive(Debug)]
 pub struct Permits {
-    semaphore: Semaphore,
-    adaptive: Option<Mutex<(Controller, usize)>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    controller: Controller,
+    in_use: usize,
+    many: VecDeque<oneshot::Sender<Permit>>,
+    one: VecDeque<oneshot::Sender<Permit>>,
 }
 
 impl Permits {
@@ -104,47 +122,83 @@ impl Permits {
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Self> {
         let controller = Controller::new(limits);
-        let start = controller.bound;
-        let adaptive = (controller.limits.min < controller.limits.max)
-            .then(|| Mutex::new((controller, start)));
-        Arc::new(Self { semaphore: Semaphore::new(start), adaptive })
+        let (many, one) = (VecDeque::new(), VecDeque::new());
+        Arc::new(Self { state: Mutex::new(State { controller, in_use: 0, many, one }) })
     }
 
-    /// Waits for a permit, first come, first served.
-    pub async fn acquire(&self) -> SemaphorePermit<'_> {
-        match self.semaphore.acquire().await {
+    /// Waits for a permit, first come, first served among the equally urgent.
+    pub async fn acquire(self: &Arc<Self>, urgency: Urgency) -> Permit {
+        let granted = {
+            let mut state = self.lock();
+            if state.in_use < state.controller.bound {
+                state.in_use += 1;
+                return Permit { permits: Arc::clone(self) };
+            }
+            let (grant, granted) = oneshot::channel();
+            match urgency {
+                Urgency::Many => state.many.push_back(grant),
+                Urgency::One => state.one.push_back(grant),
+            }
+            granted
+        };
+        match granted.await {
             Ok(permit) => permit,
-            // Never closed.
+            // Whoever waits keeps the permits, and with them the queue, alive.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Tells what a request met, while its permit is still held.
-    pub fn report(&self, sample: Sample) {
-        let Some(adaptive) = &self.adaptive else { return };
-        let mut guard = adaptive.lock().unwrap_or_else(PoisonError::into_inner);
-        let (controller, issued) = &mut *guard;
-        let bound = controller.sample(sample);
-        if bound > *issued {
-            self.semaphore.add_permits(bound - *issued);
-            *issued = bound;
-        } else {
-            // Only free permits can be taken back now; the rest follows with later samples.
-            *issued -= self.semaphore.forget_permits(*issued - bound);
+    /// Hands what is free to those who wait.
+    fn grant(self: &Arc<Self>) {
+        loop {
+            let grant = {
+                let mut state = self.lock();
+                if state.in_use >= state.controller.bound {
+                    return;
+                }
+                let Some(grant) = state.many.pop_front().or_else(|| state.one.pop_front()) else {
+                    return;
+                };
+                state.in_use += 1;
+                grant
+            };
+            // One that has stopped waiting gives it back by dropping it.
+            drop(grant.send(Permit { permits: Arc::clone(self) }));
         }
     }
 
-    /// The present bound.
-    #[must_use]
-    pub fn bound(&self, limits: Limits) -> usize {
-        self.adaptive.as_ref().map_or(limits.min, |adaptive| {
-            adaptive.lock().unwrap_or_else(PoisonError::into_inner).0.bound
-        })
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leave for one request at a time, given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    permits: Arc<Permits>,
+}
+
+impl Permit {
+    /// Tells what the request met; an adaptive bound learns from it.
+    pub fn report(&self, sample: Sample) {
+        self.permits.lock().controller.sample(sample);
+        self.permits.grant();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.permits.lock().in_use -= 1;
+        self.permits.grant();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::FutureExt;
+
     use super::*;
 
     const FAST: Sample = Sample::Answered(Duration::from_millis(10));
@@ -180,25 +234,66 @@ mod tests {
         assert!(run(&mut controller, slow, 20_000) > shrunk);
     }
 
+    fn free(permits: &Permits) -> usize {
+        let state = permits.lock();
+        state.controller.bound.saturating_sub(state.in_use)
+    }
+
     #[tokio::test]
     async fn a_grown_bound_gives_more_permits_and_a_shrunk_one_takes_them_back() {
         let permits = Permits::new(Limits { min: 1, max: 3 });
-        let held = permits.acquire().await;
-        assert_eq!(permits.semaphore.available_permits(), 0);
-        permits.report(FAST);
-        assert_eq!(permits.semaphore.available_permits(), 1);
+        let held = permits.acquire(Urgency::One).await;
+        assert_eq!(free(&permits), 0);
+        held.report(FAST);
+        assert_eq!(free(&permits), 1);
+        held.report(Sample::Overloaded);
+        held.report(Sample::Overloaded);
         drop(held);
-        permits.report(Sample::Overloaded);
-        permits.report(Sample::Overloaded);
-        assert_eq!(permits.semaphore.available_permits(), 1);
+        assert_eq!(free(&permits), 1);
     }
 
     #[tokio::test]
     async fn a_fixed_bound_stays() {
         let permits = Permits::new(Limits { min: 5, max: 5 });
+        let held = permits.acquire(Urgency::One).await;
         for _ in 0..100 {
-            permits.report(FAST);
+            held.report(FAST);
         }
-        assert_eq!(permits.semaphore.available_permits(), 5);
+        drop(held);
+        assert_eq!(free(&permits), 5);
+    }
+
+    #[tokio::test]
+    async fn what_many_wait_for_goes_first_and_the_rest_in_order() {
+        let permits = Permits::new(Limits { min: 1, max: 1 });
+        let held = permits.acquire(Urgency::One).await;
+        let mut first = pin!(permits.acquire(Urgency::One));
+        let mut second = pin!(permits.acquire(Urgency::One));
+        let mut shared = pin!(permits.acquire(Urgency::Many));
+        for waiting in [&mut first, &mut second] {
+            assert!(waiting.as_mut().now_or_never().is_none());
+        }
+        assert!(shared.as_mut().now_or_never().is_none());
+        drop(held);
+        drop(shared.now_or_never().expect("the look-up that many wait for"));
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(first.now_or_never().expect("the first to come"));
+        drop(second.now_or_never().expect("the second"));
+        assert_eq!(free(&permits), 1);
+    }
+
+    #[tokio::test]
+    async fn one_that_stopped_waiting_holds_nothing_up() {
+        let permits = Permits::new(Limits { min: 1, max: 1 });
+        let held = permits.acquire(Urgency::One).await;
+        {
+            let mut gone = pin!(permits.acquire(Urgency::One));
+            assert!(gone.as_mut().now_or_never().is_none());
+        }
+        let mut waiting = pin!(permits.acquire(Urgency::One));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        drop(held);
+        drop(waiting.now_or_never().expect("the one that still waits"));
+        assert_eq!(free(&permits), 1);
     }
 }

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use smallvec::SmallVec;
-use tokio::sync::SemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::exclusive::Hold;
 use super::frontier::Stamp;
-use super::permits::{Permits, Sample};
+use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure};
 use crate::dedup::{Claims, Reply, StoreAway};
 use crate::kafka::SavedRecord;
@@ -260,12 +259,10 @@ impl Cx {
     /// # Errors
     /// [`Failure::GivenUp`] when the partition is being given up: what merely waits is not in
     /// flight.
-    pub async fn permit(&self) -> Result<Permit<'_>, Failure> {
+    pub async fn permit(&self, urgency: Urgency) -> Result<Permit, Failure> {
         tokio::select! {
             biased;
-            permit = self.shared.permits.acquire() => {
-                Ok(Permit { permits: &self.shared.permits, _permit: permit })
-            }
+            permit = self.shared.permits.acquire(urgency) => Ok(permit),
             () = self.drain.cancelled() => Err(Failure::GivenUp),
         }
     }
@@ -358,18 +355,5 @@ impl Cx {
 
     fn memo(&self) -> std::sync::MutexGuard<'_, SmallVec<[(String, Memo); 1]>> {
         self.memo.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A permit for one request, given back when dropped.
-pub struct Permit<'a> {
-    permits: &'a Permits,
-    _permit: SemaphorePermit<'a>,
-}
-
-impl Permit<'_> {
-    /// Tells what the request met; an adaptive bound learns from it.
-    pub fn report(&self, sample: Sample) {
-        self.permits.report(sample);
     }
 }
