@@ -68,3 +68,8 @@ pub mod measures;
 pub mod outage;
 pub mod supervisor;
 pub mod telemetry;
+
+/// Every record costs a few dozen short-lived allocations, made on one thread and freed on another,
+/// which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -155,7 +155,7 @@ pub struct Claims {
 }
 
 /// Operations in one pipeline. Larger ones gain nothing and delay the first of them.
-const PIPELINE: usize = 256;
+const PIPELINE: usize = 512;
 /// Operations that may wait for a pipeline; more simply wait to get in.
 const QUEUE: usize = 4096;
 

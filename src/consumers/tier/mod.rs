@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use self::rules::{Answer, Member, Upgrade, Verdict};
+use self::rules::{Member, OneAnswer, Upgrade, Verdict};
 use super::call::{Calls, Sender, settled, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::Events;
@@ -105,7 +105,7 @@ impl Tier {
             settled(accepted, self.settle)?;
         }
         let arguments = json!({"p_user_id": member.user_id, "p_merchant_id": member.merchant_id});
-        let answer: Option<Answer> = self.calls.rpc(cx, EVALUATE, &arguments).await?;
+        let OneAnswer(answer) = self.calls.rpc(cx, EVALUATE, &arguments).await?;
         match answer.unwrap_or_default().verdict() {
             Verdict::Nothing(reason) => return Ok(Outcome::Skipped(reason)),
             Verdict::NoTier => {

@@ -1,8 +1,12 @@
 //! Which changes call for an evaluation of a member's tier, and what its answer calls for
 //! (contract section 4). Pure.
 
+use std::fmt;
+
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::cdc::{Change, DecodeError, Op, Row};
@@ -102,6 +106,39 @@ pub struct Answer {
     effective_at: Option<Box<RawValue>>,
 }
 
+/// An answer as the function's kind makes PostgREST write it: the object of a function that returns
+/// one, the rows of one that returns a table, `null` or no row where there is nothing to say.
+#[derive(Debug, Default)]
+pub struct OneAnswer(pub Option<Answer>);
+
+impl<'de> Deserialize<'de> for OneAnswer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectOrRows;
+        impl<'de> Visitor<'de> for ObjectOrRows {
+            type Value = OneAnswer;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object, or rows of which the first counts")
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<OneAnswer, E> {
+                Ok(OneAnswer(None))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneAnswer, A::Error> {
+                Answer::deserialize(MapAccessDeserializer::new(map)).map(|it| OneAnswer(Some(it)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<OneAnswer, A::Error> {
+                let first = rows.next_element()?;
+                while rows.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(OneAnswer(first))
+            }
+        }
+        deserializer.deserialize_any(ObjectOrRows)
+    }
+}
+
 /// What an answer calls for.
 #[derive(Debug)]
 pub enum Verdict {
@@ -161,6 +198,21 @@ mod tests {
     use super::*;
     use crate::cdc::{self, Decoded, Record};
     use crate::config::SnapshotPolicy;
+
+    #[test]
+    fn an_answer_is_an_object_or_the_first_of_rows_or_nothing() {
+        let object = r#"{"recommended_action": "upgrade", "recommended_tier_id": "t-1"}"#;
+        for text in [object.to_owned(), format!("[{object}]"), format!("[{object}, {object}]")] {
+            let OneAnswer(answer) = serde_json::from_str(&text).expect("an answer");
+            let verdict = answer.expect("it says something").verdict();
+            assert!(matches!(verdict, Verdict::Apply { .. }), "{text}");
+        }
+        for text in ["null", "[]"] {
+            let OneAnswer(answer) = serde_json::from_str(text).expect("an answer");
+            assert!(answer.is_none(), "{text}");
+        }
+        assert!(serde_json::from_str::<OneAnswer>("\"upgrade\"").is_err());
+    }
 
     fn decide(topic: &str, value: &Value) -> Result<Member, &'static str> {
         let bytes = value.to_string().into_bytes();
