@@ -241,7 +241,7 @@ fn about(event: &Event) -> String {
     let (Some(kind), Some(id)) = (data["source_type"].as_str(), data["source_id"].as_str()) else {
         let fields: &[&str] = match event.name.split('/').next() {
             Some("mission") => &["event_type", "trigger_id"],
-            Some("tier") => &["user_id", "effective_at"],
+            Some("tier") => &["user_id"],
             Some("marketplace") => &["platform", "shop_id", "order_sn", "order_status"],
             _ => &["event_id", "code"],
         };
