@@ -1,16 +1,24 @@
 //! The judgement: what arrived against what the recorded truth demands. Pure.
 //!
-//! Each consumer has one function here and one line in [`JUDGES`]; a consumer without a judge does
+//! Each consumer has one module here and one entry in [`JUDGES`]; a consumer without a judge does
 //! not take part in the demo.
+
+mod currency;
+mod marketplace;
+mod mission;
+mod reward;
+mod tier;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde_json::Value;
 
+pub(super) use self::tier::triggers;
+use super::commands::{ORDERS, REDEMPTIONS};
 use super::double::currency_rows;
-use crate::config::ConsumerName;
-use crate::consumers::currency;
+use crate::config::{ConsumerName, Settings};
+use crate::consumers;
 
 /// What the rules demand of the recorded changes, as `tests/fixtures/life/README.md` describes it.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -27,6 +35,48 @@ pub struct Demand {
     pub reverse_may: BTreeSet<String>,
     /// Rows whose records end in the dead letter topic.
     pub dead_letter_rows: BTreeSet<String>,
+    /// What may advance missions: event type and row.
+    pub mission: BTreeSet<(String, String)>,
+    /// Whose those rows are.
+    #[serde(skip)]
+    pub owners: BTreeMap<String, Owner>,
+    /// Members to evaluate, `user|merchant`.
+    pub tier_members: BTreeSet<String>,
+    /// The number of the last record, counted from 0 as they are fed, that calls for a member's
+    /// evaluation.
+    #[serde(skip)]
+    pub last_triggers: BTreeMap<String, usize>,
+    /// Codes that were redeemed.
+    pub code_redeemed: Vec<RedeemedCode>,
+    /// Redemptions asked for: the data of each one's event, by `event_id`.
+    #[serde(skip)]
+    pub redemptions: BTreeMap<String, Value>,
+    /// Orders to be passed on: the data of each event, by its id.
+    #[serde(skip)]
+    pub orders: BTreeMap<String, Value>,
+    /// The ids of one order's events, in their order.
+    #[serde(skip)]
+    pub order_histories: Vec<Vec<String>>,
+}
+
+/// Whose a row is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The customer; of a referral the inviter.
+    pub user_id: String,
+    /// The merchant.
+    pub merchant_id: String,
+}
+
+/// A code that was redeemed.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RedeemedCode {
+    /// Its row.
+    pub code_id: u64,
+    /// The code itself.
+    pub code: String,
+    /// Who redeemed it.
+    pub user_id: String,
 }
 
 /// One reverse.
@@ -49,6 +99,19 @@ pub struct Seen {
     pub events: Vec<Event>,
     /// Every record in the dead letter topic.
     pub dead_letters: Vec<Letter>,
+    /// Evaluations of members, `user|merchant`, that Supabase answered.
+    pub evaluated: BTreeMap<String, Evaluations>,
+    /// The tiers that Supabase was told to give to members at once, copies included.
+    pub applied: BTreeMap<String, Vec<Value>>,
+}
+
+/// Evaluations of one member.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Evaluations {
+    /// How many there were.
+    pub times: usize,
+    /// How many records had been fed when the last of them was answered.
+    pub last_after: usize,
 }
 
 /// An event that Inngest stored.
@@ -84,8 +147,9 @@ pub struct Allowance {
     pub repeats: bool,
     /// Awards that Inngest refuses for good: their rows must become dead letters.
     pub refused: BTreeSet<String>,
-    /// Rows whose records nobody can read: they must become dead letters.
-    pub unreadable: BTreeSet<String>,
+    /// Records that nobody can read, each with a consumer that takes it: they must become dead
+    /// letters.
+    pub unreadable: BTreeSet<(&'static str, String)>,
 }
 
 /// What is not as demanded, one line each; and what is, counted.
@@ -150,6 +214,14 @@ impl Demand {
         self.reverse.extend(other.reverse);
         self.reverse_may.extend(other.reverse_may);
         self.dead_letter_rows.extend(other.dead_letter_rows);
+        self.mission.extend(other.mission);
+        self.owners.extend(other.owners);
+        self.tier_members.extend(other.tier_members);
+        self.last_triggers.extend(other.last_triggers);
+        self.code_redeemed.extend(other.code_redeemed);
+        self.redemptions.extend(other.redemptions);
+        self.orders.extend(other.orders);
+        self.order_histories.extend(other.order_histories);
     }
 
     /// Awards that lead to an event here: Supabase's double awards nothing to some sources.
@@ -161,16 +233,66 @@ impl Demand {
 /// One consumer's share of the judgement.
 pub type Judge = fn(&Demand, &Seen, &Allowance, &mut Findings);
 
-/// A consumer of the demo: who, which tables it takes, and who judges it.
-pub const JUDGES: [(ConsumerName, &[&str], Judge); 1] =
-    [(ConsumerName::Currency, &currency::TABLES, judge_currency)];
+/// A consumer of the demo.
+pub struct Judged {
+    /// Who.
+    pub name: ConsumerName,
+    /// The tables whose changes it takes.
+    tables: &'static [&'static str],
+    /// The topics of commands that it takes, in full.
+    commands: &'static [&'static str],
+    judge: Judge,
+}
+
+impl Judged {
+    /// Its topics, in full.
+    #[must_use]
+    pub fn topics(&self, settings: &Settings) -> Vec<String> {
+        let tables = self.tables.iter().map(|table| settings.kafka.topic_of(table));
+        tables.chain(self.commands.iter().map(|topic| (*topic).to_owned())).collect()
+    }
+}
+
+/// The consumers of the demo.
+pub const JUDGES: [Judged; 5] = [
+    Judged {
+        name: ConsumerName::Currency,
+        tables: &consumers::currency::TABLES,
+        commands: &[],
+        judge: currency::judge,
+    },
+    Judged {
+        name: ConsumerName::Tier,
+        tables: &consumers::tier::TABLES,
+        commands: &[],
+        judge: tier::judge,
+    },
+    Judged {
+        name: ConsumerName::Mission,
+        tables: &consumers::mission::TABLES,
+        commands: &[],
+        judge: mission::judge,
+    },
+    Judged {
+        name: ConsumerName::Reward,
+        tables: &[consumers::reward::TABLE],
+        commands: &[REDEMPTIONS],
+        judge: reward::judge,
+    },
+    Judged {
+        name: ConsumerName::Marketplace,
+        tables: &[],
+        commands: &[ORDERS],
+        judge: marketplace::judge,
+    },
+];
 
 /// Judges every consumer.
 #[must_use]
 pub fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance) -> Findings {
     let mut findings = Findings::default();
-    for (_, _, judge) in JUDGES {
-        judge(demand, seen, allowance, &mut findings);
+    for judged in &JUDGES {
+        (judged.judge)(demand, seen, allowance, &mut findings);
     }
     findings
 }
@@ -180,74 +302,33 @@ fn row_of(id: &str) -> &str {
     id.rsplit(':').next().unwrap_or(id)
 }
 
-fn judge_currency(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
-    let (mut awards, mut cancelled, mut reversed) =
-        (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    for event in &seen.events {
-        let by_name: &mut BTreeMap<String, Vec<&Value>> = match event.name.as_str() {
-            "currency/award" => &mut awards,
-            "currency/cancelled" => &mut cancelled,
-            "currency/reverse" => &mut reversed,
-            _ => continue,
-        };
-        let id = event.id.clone().unwrap_or_else(|| source_name(&event.name, &event.data));
-        by_name.entry(id).or_default().push(&event.data);
-    }
-
-    let must: BTreeSet<String> =
-        demand.awards_with_rows().filter(|id| !allowance.refused.contains(*id)).cloned().collect();
-    findings.compare(&awards, &must, &BTreeSet::new(), allowance.repeats);
-    for (id, copies) in &awards {
-        let rows = Value::from(currency_rows(row_of(id)));
-        if copies.iter().any(|data| data["currency_rows"] != rows) {
-            findings.different.push(format!("{id}: not the rows that the function answered"));
-        }
-        if copies.iter().any(|data| source_name("currency/award", data) != *id) {
-            findings.different.push(format!("{id}: its data name another source"));
-        }
-    }
-
-    let names = |sources: &BTreeSet<(String, String)>| -> BTreeSet<String> {
-        sources.iter().map(|(kind, id)| format!("currency/cancelled:{kind}:{id}")).collect()
-    };
-    let (must, may) = (names(&demand.cancelled_must), names(&demand.cancelled_may));
-    findings.compare(&cancelled, &must, &may, allowance.repeats);
-
-    let must = demand.reverse.iter().map(|reverse| reverse.id.clone()).collect();
-    findings.compare(&reversed, &must, &demand.reverse_may, allowance.repeats);
-    for wanted in &demand.reverse {
-        for data in reversed.get(&wanted.id).into_iter().flatten() {
-            let sent = Reverse {
-                id: wanted.id.clone(),
-                source_id: text(data, "source_id"),
-                original_source_id: data["original_source_id"].as_str().map(str::to_owned),
-                refund_percentage: data["refund_percentage"].as_f64(),
-            };
-            if sent != *wanted {
-                findings.different.push(format!("{}: {data}", wanted.id));
-            }
-        }
-    }
-
-    let must: BTreeSet<String> = demand
-        .dead_letter_rows
-        .iter()
-        .chain(&allowance.unreadable)
-        .map(String::as_str)
-        .chain(allowance.refused.iter().map(|id| row_of(id)))
-        .map(|row| format!("dead letter of currency: {row}"))
-        .collect();
+/// Compares the dead letters of one consumer with the rows that must be among them, and with what
+/// nobody can read.
+fn judge_letters<'a>(
+    consumer: &str,
+    rows: impl Iterator<Item = &'a str>,
+    seen: &Seen,
+    allowance: &Allowance,
+    findings: &mut Findings,
+) {
+    let name = |row: &str| format!("dead letter of {consumer}: {row}");
+    let unreadable = allowance.unreadable.iter().filter(|(taker, _)| *taker == consumer);
+    let must = rows.map(name).chain(unreadable.map(|(_, row)| name(row))).collect();
     let mut letters: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
-    for letter in seen.dead_letters.iter().filter(|letter| letter.consumer == currency::NAME) {
-        let name = format!("dead letter of currency: {}", letter.row);
-        letters.entry(name).or_default().push(&Value::Null);
+    for letter in seen.dead_letters.iter().filter(|letter| letter.consumer == consumer) {
+        letters.entry(name(&letter.row)).or_default().push(&Value::Null);
     }
     findings.compare(&letters, &must, &BTreeSet::new(), allowance.repeats);
 }
 
-/// What an event is about, written as its id is.
-fn source_name(name: &str, data: &Value) -> String {
-    format!("{name}:{}:{}", text(data, "source_type"), text(data, "source_id"))
+/// The data of events of these names, by id; an event without one stands under its name.
+fn by_id<'a>(seen: &'a Seen, names: &[&str]) -> BTreeMap<String, Vec<&'a Value>> {
+    let mut found: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
+    for event in seen.events.iter().filter(|event| names.contains(&event.name.as_str())) {
+        let id = event.id.as_ref().unwrap_or(&event.name);
+        found.entry(id.clone()).or_default().push(&event.data);
+    }
+    found
 }
 
 fn text(data: &Value, field: &str) -> String {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::commands::malformed;
 use super::demand::{Allowance, Demand};
 use super::double::{Double, Endpoint, Fault as Failing, Lasting, Poison};
 use crate::cli::recording::Recorded;
@@ -92,30 +93,26 @@ impl Fault {
     }
 
     /// What the judgement must allow or call for.
-    pub(super) fn allowance(self, demand: &Demand, unreadable: &[Recorded]) -> Allowance {
+    pub(super) fn allowance(
+        self,
+        demand: &Demand,
+        unreadable: BTreeSet<(&'static str, String)>,
+    ) -> Allowance {
         let mut allowance = Allowance {
             repeats: matches!(self, Self::Kill | Self::RedisEmpty),
+            unreadable,
             ..Allowance::default()
         };
-        match self {
-            Self::InngestPartial => {
-                let awards: Vec<&String> = demand.awards_with_rows().collect();
-                let every = (awards.len() / REFUSED).max(1);
-                let some = awards.into_iter().step_by(every).take(REFUSED).cloned();
-                allowance.refused = some.collect::<BTreeSet<_>>();
-            }
-            Self::Poison => {
-                allowance.unreadable = unreadable
-                    .iter()
-                    .map(|record| super::stage::row_of(record.key.as_deref()))
-                    .collect();
-            }
-            _ => {}
+        if self == Self::InngestPartial {
+            let awards: Vec<&String> = demand.awards_with_rows().collect();
+            let every = (awards.len() / REFUSED).max(1);
+            let some = awards.into_iter().step_by(every).take(REFUSED).cloned();
+            allowance.refused = some.collect::<BTreeSet<_>>();
         }
         allowance
     }
 
-    /// Records that nobody can read, made from a sound one.
+    /// Records that nobody can read: some made from a sound one, and malformed commands.
     pub(super) fn unreadable(self, sound: &Recorded) -> Vec<Recorded> {
         if self != Self::Poison {
             return Vec::new();
@@ -133,7 +130,7 @@ impl Fault {
             value: Some(value),
             ..sound.clone()
         };
-        broken.into_iter().map(record).collect()
+        broken.into_iter().map(record).chain(malformed()).collect()
     }
 
     /// What the double must know before anything is fed.

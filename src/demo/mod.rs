@@ -8,10 +8,12 @@
 //! ```
 
 pub mod broker;
+mod commands;
 pub mod demand;
 pub mod double;
 pub mod faults;
 mod incarnation;
+mod members;
 pub mod recordings;
 mod run;
 mod settings;

@@ -1,6 +1,6 @@
 //! What the demo feeds: changes that a real Debezium wrote, shipped inside the program.
 //!
-//! One round is the whole small set: the lives of purchases (`tests/fixtures/life`, REPLICA
+//! One round is the whole small set, with commands made beside it ([`super::commands`]): the lives of purchases (`tests/fixtures/life`, REPLICA
 //! IDENTITY FULL) with a connector that was killed and started anew (`J_restart_replay`) woven in.
 //! Round 0 is fed byte by byte as it was recorded. Further rounds are the same lives under fresh
 //! ids, further on in the log: more records than were recorded, with a truth that is known all the
@@ -13,7 +13,8 @@ use std::io::Read as _;
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
-use super::demand::Demand;
+use super::commands;
+use super::demand::{Demand, Owner};
 use crate::cli::recording::{self, Recorded, RecordingError};
 
 const LIFE: &[u8] = include_bytes!("../../tests/fixtures/life/full.jsonl.gz");
@@ -81,6 +82,12 @@ impl Shipped {
         &self.records
     }
 
+    /// Records of one round.
+    #[must_use]
+    pub fn round_size(&self) -> usize {
+        self.records.len() + made(0, &mut Demand::default()).len()
+    }
+
     /// Round number `round`, from 0.
     ///
     /// # Errors
@@ -91,9 +98,22 @@ impl Shipped {
         let rows = self.purchases.lines().map(|line| serde_json::from_str(&fresh(line, round)));
         let mut demand: Demand = serde_json::from_str(&fresh(LIFE_DEMANDS, round))?;
         demand.add(serde_json::from_str(&fresh(RESTART_DEMANDS, round))?);
+        for code in &mut demand.code_redeemed {
+            code.code_id += u64::from(round) * ID_STEP;
+        }
+        let triggers: BTreeSet<&String> = demand.mission.iter().map(|(_, row)| row).collect();
+        let owned = records.iter().filter_map(owner);
+        demand.owners = owned.filter(|(row, _)| triggers.contains(row)).collect();
         let merchants = records.iter().filter_map(merchant).collect();
+        let commands = made(round, &mut demand);
+        let records = weave(records, commands);
         Ok(Round { records, purchases: rows.collect::<Result<_, _>>()?, merchants, demand })
     }
+}
+
+/// The commands of a round, and what they demand.
+fn made(round: u32, demand: &mut Demand) -> Vec<Recorded> {
+    weave(commands::orders(round, demand), commands::redemptions(round, demand))
 }
 
 /// Spreads the records of `few` evenly among `many`; both keep their order.
@@ -110,11 +130,25 @@ fn weave(many: Vec<Recorded>, few: Vec<Recorded>) -> Vec<Recorded> {
     woven
 }
 
+/// The row that a change leaves behind.
+fn row(record: &Recorded) -> Option<Value> {
+    let mut value: Value = serde_json::from_slice(record.value.as_deref()?).ok()?;
+    value.get_mut("after").map(Value::take)
+}
+
 /// The merchant that a change is about.
 fn merchant(record: &Recorded) -> Option<String> {
-    let value: Value = serde_json::from_slice(record.value.as_deref()?).ok()?;
-    let id = value.get("after")?.get("merchant_id")?.as_str()?;
+    let row = row(record)?;
+    let id = row.get("merchant_id")?.as_str()?;
     (!id.is_empty()).then(|| id.to_owned())
+}
+
+/// The id of a row, and whose it is.
+fn owner(record: &Recorded) -> Option<(String, Owner)> {
+    let row = row(record)?;
+    let text = |column: &str| row.get(column)?.as_str().map(str::to_owned);
+    let user_id = text("user_id").or_else(|| text("inviter_user_id"))?;
+    Some((text("id")?, Owner { user_id, merchant_id: text("merchant_id")? }))
 }
 
 /// A record as it would be in round `round`; in round 0 as it was.
@@ -210,14 +244,39 @@ fn move_on(source: &mut Value, round: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::demand::triggers;
 
     #[test]
     fn the_first_round_is_what_was_recorded() {
         let shipped = Shipped::unpack().expect("recordings");
         let round = shipped.round(0).expect("a round");
-        assert_eq!(round.records, shipped.records);
-        assert_eq!(round.records.len(), 319 + 33);
+        let recorded = |record: &&Recorded| record.topic.starts_with("crm.");
+        let recorded: Vec<&Recorded> = round.records.iter().filter(recorded).collect();
+        assert_eq!(recorded, shipped.records.iter().collect::<Vec<_>>());
+        assert_eq!(recorded.len(), 319 + 33);
+        assert_eq!(round.records.len(), shipped.round_size());
         assert!(!round.demand.award.is_empty());
+    }
+
+    #[test]
+    fn in_every_round_the_members_to_evaluate_are_those_whose_changes_call_for_it() {
+        let shipped = Shipped::unpack().expect("recordings");
+        for round in [0, 3] {
+            let round = shipped.round(round).expect("a round");
+            let members: BTreeSet<String> =
+                triggers(&round.records).into_iter().flatten().collect();
+            assert_eq!(members, round.demand.tier_members);
+        }
+    }
+
+    #[test]
+    fn in_every_round_each_mission_trigger_has_an_owner() {
+        let shipped = Shipped::unpack().expect("recordings");
+        for round in [0, 3] {
+            let demand = shipped.round(round).expect("a round").demand;
+            let rows: BTreeSet<&String> = demand.mission.iter().map(|(_, row)| row).collect();
+            assert_eq!(rows, demand.owners.keys().collect());
+        }
     }
 
     #[test]

@@ -144,14 +144,20 @@ pub async fn run(
             .sum();
         faults + refused as u64
     });
-    let seen = Seen { events, dead_letters: played.dead_letters };
+    let seen = Seen {
+        events,
+        dead_letters: played.dead_letters,
+        evaluated: played.evaluated,
+        applied: played.applied,
+    };
     let findings = (!interrupted).then(|| {
         let mut findings = demand::judge(&played.demand, &seen, &played.allowance);
         findings.missing.extend(played.unfinished);
         findings
     });
     let mut tallies = played.tallies;
-    let consumers = JUDGES.iter().map(|(name, ..)| {
+    let consumers = JUDGES.iter().map(|judged| {
+        let name = judged.name;
         let prefix = format!("{name}/");
         let sent = seen.events.iter().filter(|event| event.name.starts_with(&prefix)).count();
         (name.as_str(), tallies.remove(name.as_str()).unwrap_or_default(), sent)

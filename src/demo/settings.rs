@@ -49,7 +49,6 @@ const USERS: [&str; 20] = [
 
 /// What the screen tells itself, better.
 const LOG_LEVEL: &str = "warn,librdkafka=error,crm_event_processors::engine::task=off,\
-                         crm_event_processors::kafka::dead_letters=off,\
                          crm_event_processors::consumers::merchants=error";
 
 /// First part of the demo's group ids.
@@ -66,7 +65,7 @@ pub(super) fn settings(
     bootstrap: &str,
     services: &str,
 ) -> Result<Settings, Problems> {
-    let consumers: Vec<&str> = JUDGES.iter().map(|(name, ..)| name.as_str()).collect();
+    let consumers: Vec<&str> = JUDGES.iter().map(|judged| judged.name.as_str()).collect();
     let mut environment: Environment =
         CHOSEN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     environment.extend([

@@ -11,10 +11,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::broker::{Broker, BrokerError};
-use super::demand::{Allowance, Demand, JUDGES, Letter};
+use super::demand::{self, Allowance, Demand, Evaluations, JUDGES, Letter};
 use super::double::{self, Double};
 use super::faults::{Fault, OUTAGE};
 use super::incarnation::Incarnation;
+use super::members::Members;
 use super::recordings::{Round, Shipped};
 use super::run::{DemoError, Options, Told};
 use super::settings::{DEAD_LETTER_TOPIC, settings};
@@ -36,6 +37,7 @@ const ROUNDS_KNOWN: usize = 64;
 /// Everything that runs.
 pub(super) struct Stage {
     pub(super) double: Arc<Double>,
+    members: Arc<Members>,
     broker: Arc<Broker>,
     claims: Arc<MemoryStore>,
     watch: Arc<Watch>,
@@ -63,6 +65,8 @@ pub(super) struct Played {
     pub(super) fed: usize,
     pub(super) tallies: BTreeMap<&'static str, Tally>,
     pub(super) dead_letters: Vec<Letter>,
+    pub(super) evaluated: BTreeMap<String, Evaluations>,
+    pub(super) applied: BTreeMap<String, Vec<Value>>,
     pub(super) demand: Demand,
     pub(super) allowance: Allowance,
     /// Outcomes and commits that are missing.
@@ -78,6 +82,7 @@ impl Stage {
         let shipped = Shipped::unpack()?;
         let keep_data = double::Options { keep_data: true, ..double::Options::default() };
         let double = Arc::new(Double::start(keep_data).await.map_err(DemoError::Double)?);
+        let members = Members::watch(&double);
         for (endpoint, latency) in &options.latency {
             double.set_latency(*endpoint, *latency);
         }
@@ -89,10 +94,9 @@ impl Stage {
         let settings = settings(&environment, broker.bootstrap(), double.url())?;
 
         let mut takers: BTreeMap<Arc<str>, Vec<&'static str>> = BTreeMap::new();
-        for (name, tables, _) in JUDGES {
-            for table in tables {
-                let topic = settings.kafka.topic_of(table);
-                takers.entry(topic.into()).or_default().push(name.as_str());
+        for judged in &JUDGES {
+            for topic in judged.topics(&settings) {
+                takers.entry(topic.into()).or_default().push(judged.name.as_str());
             }
         }
         for record in shipped.records() {
@@ -110,6 +114,7 @@ impl Stage {
         let daemon = Some(Incarnation::start(&settings, &claims, &watch)?);
         let stage = Self {
             double,
+            members,
             broker,
             claims,
             watch,
@@ -134,8 +139,9 @@ impl Stage {
 
     fn say_what_differs(&self, fault: Option<Fault>) {
         self.say(
-            "Recorded changes of a real Debezium go through an embedded Kafka to the daemon, and \
-             from there to doubles of Inngest and Supabase.",
+            "Recorded changes of a real Debezium, and redemptions and orders made for the demo, go \
+             through an embedded Kafka to the daemon, and from there to doubles of Inngest and \
+             Supabase.",
         );
         self.say(format!(
             "Other than in production, to be quick: a cancel waits {:?} after its award (30 s \
@@ -156,10 +162,10 @@ impl Stage {
     ) -> Result<bool, DemoError> {
         let (sender, deliveries) = mpsc::channel(MOST_OPEN);
         let placing = tokio::spawn(place(deliveries, Arc::clone(&self.watch), self.takers.clone()));
-        let rounds = options.feed.records.div_ceil(self.shipped.records().len()).max(1);
+        let size = self.shipped.round_size();
+        let rounds = options.feed.records.div_ceil(size).max(1);
         let mut strikes = options.fault.map(|fault| {
-            let all =
-                self.shipped.records().len() * if options.feed.keep_running { 1 } else { rounds };
+            let all = size * if options.feed.keep_running { 1 } else { rounds };
             (fault, fault.moment(all, fastrand::f64()))
         });
         let mut next = tokio::time::Instant::now();
@@ -173,7 +179,8 @@ impl Stage {
             }
             let round = self.shipped.round(number)?;
             let records = self.announce(round, options.fault.filter(|_| number == 0));
-            for record in records {
+            let triggers = demand::triggers(&records);
+            for (record, trigger) in records.into_iter().zip(triggers) {
                 if let Some((fault, moment)) = strikes
                     && self.fed >= moment
                 {
@@ -194,8 +201,12 @@ impl Stage {
                 self.while_alive(watch.at_most(MOST_OPEN)).await?;
                 let at = Instant::now();
                 watch.handed();
-                let delivery = self.broker.produce(&record)?;
+                if let Some(member) = trigger {
+                    self.demand.last_triggers.insert(member, self.fed);
+                }
                 self.fed += 1;
+                self.members.fed(self.fed);
+                let delivery = self.broker.produce(&record)?;
                 if sender.send((record.topic, at, delivery)).await.is_err() {
                     break;
                 }
@@ -222,12 +233,16 @@ impl Stage {
     fn announce(&mut self, round: Round, fault: Option<Fault>) -> Vec<Recorded> {
         let Round { mut records, purchases, merchants, demand } = round;
         if let Some(fault) = fault {
-            let sound = records.iter().position(|record| {
-                self.takers.get(&*record.topic).is_some_and(|takers| !takers.is_empty())
+            let takers = |record: &Recorded| {
+                self.takers.get(&*record.topic).map(Vec::as_slice).unwrap_or_default()
+            };
+            let sound = records.iter().find(|record| takers(record).len() > 1);
+            let unreadable = sound.map(|sound| fault.unreadable(sound)).unwrap_or_default();
+            let taken = unreadable.iter().flat_map(|record| {
+                let row = row_of(record.key.as_deref());
+                takers(record).iter().map(move |taker| (*taker, row.clone()))
             });
-            let unreadable =
-                sound.map(|sound| fault.unreadable(&records[sound])).unwrap_or_default();
-            self.allowance = fault.allowance(&demand, &unreadable);
+            self.allowance = fault.allowance(&demand, taken.collect());
             fault.prepare(&self.double, &self.allowance);
             let moment = fault.moment(records.len(), 0.0);
             records.splice(moment..moment, unreadable);
@@ -280,7 +295,7 @@ impl Stage {
                     "FAULT: Inngest refuses {refused} of the awards, whatever is tried"
                 ));
             }
-            Fault::Poison => self.say("FAULT: three records that nobody can read are fed"),
+            Fault::Poison => self.say("FAULT: five records that nobody can read are fed"),
             _ => {}
         }
         Ok(())
@@ -297,7 +312,7 @@ impl Stage {
 
     /// Stops the daemon and looks at what it left in the broker.
     pub(super) async fn end(self) -> Result<Played, DemoError> {
-        let Self { daemon, broker, watch, settings, demand, allowance, fed, .. } = self;
+        let Self { daemon, broker, watch, members, settings, demand, allowance, fed, .. } = self;
         if let Some(daemon) = daemon {
             daemon.stop().await?;
         }
@@ -309,10 +324,10 @@ impl Stage {
         let asking = tokio::task::spawn_blocking(move || {
             let letters = broker.read(DEAD_LETTER_TOPIC)?;
             let mut open = Vec::new();
-            for (name, tables, _) in JUDGES {
+            for judged in &JUDGES {
+                let name = judged.name;
                 let group = settings.kafka.group_of(name);
-                for table in tables {
-                    let topic = settings.kafka.topic_of(table);
+                for topic in judged.topics(&settings) {
                     let records: i64 = broker.uncommitted(&group, &topic)?.values().sum();
                     if records > 0 {
                         open.push(format!("commits of {records} records of {topic} by {name}"));
@@ -325,7 +340,8 @@ impl Stage {
         unfinished.extend(open);
         let dead_letters = letters.iter().map(letter).collect();
         let tallies = watch.tallies();
-        Ok(Played { fed, tallies, dead_letters, demand, allowance, unfinished })
+        let (evaluated, applied) = members.seen();
+        Ok(Played { fed, tallies, dead_letters, evaluated, applied, demand, allowance, unfinished })
     }
 }
 
@@ -380,7 +396,7 @@ fn letter(record: &OwnedMessage) -> Letter {
 }
 
 /// The row that a record's key names, or the key itself where it names none.
-pub(super) fn row_of(key: Option<&[u8]>) -> String {
+fn row_of(key: Option<&[u8]>) -> String {
     let key = key.unwrap_or_default();
     let row: Option<Value> = serde_json::from_slice(key).ok();
     match row.as_ref().and_then(|row| row.get("id")) {

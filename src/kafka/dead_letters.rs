@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -15,6 +16,9 @@ use super::{Kafka, SavedRecord};
 
 /// How long a dead letter may take to be acknowledged before its lane waits and tries again.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long looking for the topic, or making it, may take.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A record on its way to the dead letter topic.
 pub(crate) struct Letter<'a> {
@@ -64,16 +68,35 @@ impl DeadLetters {
     /// Makes the topic where it is missing and may be made. What goes wrong is a warning: the
     /// topic is needed only once there is a dead letter.
     pub async fn ensure_topic(&self, kafka: &Kafka) {
-        if let Err(error) = self.create_topic(kafka).await {
+        let ensured = async {
+            if self.topic_exists(kafka).await? {
+                return Ok(());
+            }
+            self.create_topic(kafka).await
+        };
+        if let Err(error) = ensured.await {
             tracing::warn!(messaging.destination.name = %self.topic, %error,
                 "dead letter topic cannot be made; records that need it will wait");
         }
     }
 
+    /// Asked first: an account may see the topic and not be allowed to make one.
+    async fn topic_exists(&self, kafka: &Kafka) -> KafkaResult<bool> {
+        // Not the producer: asking for a topic that is missing could make it.
+        let client: BaseConsumer =
+            kafka.base().set("allow.auto.create.topics", "false").create()?;
+        let topic = self.topic.clone();
+        let asking = tokio::task::spawn_blocking(move || {
+            let metadata = client.fetch_metadata(Some(&topic), ADMIN_TIMEOUT)?;
+            Ok(metadata.topics().iter().any(|found| found.error().is_none()))
+        });
+        asking.await.unwrap_or(Err(KafkaError::Canceled))
+    }
+
     async fn create_topic(&self, kafka: &Kafka) -> KafkaResult<()> {
         let admin: AdminClient<DefaultClientContext> = kafka.base().create()?;
         let topic = NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
+        let options = AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT));
         for result in admin.create_topics([&topic], &options).await? {
             match result {
                 Ok(_) => {
@@ -115,6 +138,35 @@ impl DeadLetters {
         match self.producer.send(record, TIMEOUT).await {
             Ok(_) => Ok(()),
             Err((cause, _)) => Err(NotWritten { topic: self.topic.clone(), cause }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{self, Environment};
+    use crate::demo::broker::Broker;
+
+    #[tokio::test]
+    async fn a_topic_is_looked_for_before_it_is_made() {
+        let broker = Broker::start().expect("a broker");
+        broker.create_topic("there", 1).expect("a topic");
+        let environment: Environment = [
+            ("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap()),
+            ("INNGEST_EVENT_KEY", "test"),
+            ("REDIS_URL", "redis://unused.invalid"),
+            ("CONSUMERS", "marketplace"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        let settings = config::load(&environment, Path::new("")).settings.expect("settings");
+        let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
+        for (topic, exists) in [("there", true), ("missing", false)] {
+            let letters = DeadLetters::new(&kafka, topic).expect("a producer");
+            assert_eq!(letters.topic_exists(&kafka).await, Ok(exists), "{topic}");
         }
     }
 }

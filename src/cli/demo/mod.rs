@@ -16,12 +16,12 @@ use crate::demo::{self, DemoError, Feed, Options, Told};
 use crate::telemetry::logs;
 
 /// Records a second where nothing is said: slow enough to be watched.
-const WATCHABLE: f64 = 60.0;
+const WATCHABLE: f64 = 75.0;
 
 /// What the demo is told.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Records a second, such as 200/s, or max [default: 60/s; max with --records]
+    /// Records a second, such as 200/s, or max [default: 75/s; max with --records]
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<Rate>,
     /// Feed at least so many records: the recording is repeated under fresh ids [default: once]

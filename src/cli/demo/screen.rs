@@ -48,20 +48,22 @@ impl<W: Write> Screen<W> {
             Told::Event(event) => {
                 self.capped(EVENTS, &event.name, GREEN, "sent", &about(event));
             }
-            Told::Waits { origin, reason, .. } => {
-                self.capped(OTHERS, reason, YELLOW, "waits", &place(origin));
+            Told::Waits { consumer, origin, reason } => {
+                self.capped(OTHERS, reason, YELLOW, "waits", &place(consumer, origin));
             }
-            Told::Outcome { origin, outcome, .. } => match outcome {
+            Told::Outcome { consumer, origin, outcome } => match outcome {
                 Outcome::Sent => {}
                 Outcome::Skipped(reason) => {
-                    self.capped(OTHERS, reason, DIM, "skipped", &place(origin));
+                    self.capped(OTHERS, reason, DIM, "skipped", &place(consumer, origin));
                 }
                 Outcome::Duplicate => {
-                    self.capped(EVENTS, "duplicate", DIM, "known", &place(origin));
+                    self.capped(EVENTS, "duplicate", DIM, "known", &place(consumer, origin));
                 }
-                Outcome::Replayed => self.capped(EVENTS, "replay", DIM, "known", &place(origin)),
+                Outcome::Replayed => {
+                    self.capped(EVENTS, "replay", DIM, "known", &place(consumer, origin))
+                }
                 Outcome::DeadLettered(kind) => {
-                    self.capped(EVENTS, kind, RED, "set aside", &place(origin));
+                    self.capped(EVENTS, kind, RED, "set aside", &place(consumer, origin));
                 }
             },
         }
@@ -77,7 +79,7 @@ impl<W: Write> Screen<W> {
             std::cmp::Ordering::Greater => return,
         };
         let seconds = self.started.elapsed().as_secs_f64();
-        self.line(colour, &format!("{seconds:6.2} s  {what:<9}  {kind:<18}  {about}{more}"));
+        self.line(colour, &format!("{seconds:6.2} s  {what:<9}  {kind:<20}  {about}{more}"));
     }
 
     fn line(&mut self, colour: &str, text: &str) {
@@ -171,16 +173,15 @@ impl<W: Write> Screen<W> {
     fn verdict(&mut self, findings: &Findings, fed: usize) {
         if findings.is_right() {
             let right = findings.right;
-            self.line(
-                GREEN,
+            self.wrapped(
+                "",
                 &format!("RIGHT: {fed} records, and all {right} outcomes that they demand"),
+                GREEN,
             );
             if findings.repeated > 0 {
                 let again = findings.repeated;
-                self.line(
-                    GREEN,
-                    &format!("  {again} came again, each with the same id and content"),
-                );
+                let text = format!("{again} came again, each with the same id and content");
+                self.wrapped("  ", &text, GREEN);
             }
             return;
         }
@@ -229,16 +230,23 @@ fn short(time: Duration) -> String {
     }
 }
 
-fn place(origin: &Origin) -> String {
+fn place(consumer: &str, origin: &Origin) -> String {
     let table = origin.topic.rsplit('.').next().unwrap_or_default();
-    format!("{table} {}@{}", origin.partition, origin.offset)
+    format!("{consumer}: {table} {}@{}", origin.partition, origin.offset)
 }
 
 /// What an event is about, in a few words.
 fn about(event: &Event) -> String {
     let data = &event.data;
     let (Some(kind), Some(id)) = (data["source_type"].as_str(), data["source_id"].as_str()) else {
-        return event.id.clone().unwrap_or_default();
+        let fields: &[&str] = match event.name.split('/').next() {
+            Some("mission") => &["event_type", "trigger_id"],
+            Some("tier") => &["user_id"],
+            Some("marketplace") => &["platform", "shop_id", "order_sn", "order_status"],
+            _ => &["event_id", "code"],
+        };
+        let words: Vec<&str> = fields.iter().filter_map(|field| data[*field].as_str()).collect();
+        return words.join(" ");
     };
     let detail = match (data["currency_rows"].as_array(), &data["refund_percentage"]) {
         (Some(rows), _) => {

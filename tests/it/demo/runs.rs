@@ -9,8 +9,8 @@ use crm_event_processors::demo::{self, Feed, Options, Report, Told};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Records of one round.
-const ROUND: usize = 319 + 33;
+/// Records of one round: the lives, the restart, redemptions and orders.
+const ROUND: usize = 319 + 33 + 40 + 72;
 
 /// Waits are shortened further: what is waited for does not change by it.
 fn options(fault: Option<Fault>) -> Options {
@@ -56,10 +56,17 @@ fn kinds(report: &Report) -> Vec<&str> {
 async fn the_plain_demo_is_right_and_shows_every_event() {
     let (report, told) = right(&options(None)).await;
     assert_eq!(report.fed, ROUND);
-    let (name, tally, events) = &report.consumers[0];
-    assert_eq!(*name, "currency");
+    let names: Vec<&str> = report.consumers.iter().map(|(name, ..)| *name).collect();
+    assert_eq!(names, ["currency", "tier", "mission", "reward", "marketplace"]);
+    assert!(report.consumers.iter().all(|(_, tally, events)| tally.sent > 0 && *events > 0));
+    for duplicates in &report.consumers[3..] {
+        assert!(duplicates.1.duplicates > 0, "{} is given repeats", duplicates.0);
+    }
+    assert!(report.consumers[4].1.skipped["unpaid"] > 0);
+    let (_, tally, _) = &report.consumers[0];
+    let events: usize = report.consumers.iter().map(|(_, _, events)| events).sum();
     let shown = told.iter().filter(|told| matches!(told, Told::Event(_))).count();
-    assert_eq!(shown, *events);
+    assert_eq!(shown, events);
     assert!(tally.replayed > 0, "the restarted connector repeats changes");
     assert_eq!(u64::try_from(tally.latencies.len()), Ok(tally.sent));
     assert_eq!(report.findings.as_ref().map(|findings| findings.repeated), Some(0));
@@ -127,8 +134,11 @@ async fn claims_that_are_lost_award_nothing_twice() {
 #[tokio::test]
 async fn unreadable_records_are_set_aside_with_their_reason_and_hold_nothing_up() {
     let (report, _) = right(&options(Some(Fault::Poison))).await;
-    assert_eq!(report.fed, ROUND + 3);
-    assert_eq!(kinds(&report), ["avro", "invalid_json", "original_not_found"]);
+    assert_eq!(report.fed, ROUND + 5);
+    assert_eq!(kinds(&report), ["avro", "command", "invalid_json", "original_not_found"]);
+    let of = |consumer: &str| report.dead_letters.iter().filter(|l| l.consumer == consumer).count();
+    let counts = ["currency", "tier", "mission", "reward", "marketplace"].map(of);
+    assert_eq!(counts, [6 + 3, 3, 3, 1, 1], "each consumer sets aside what it was given");
     assert!(report.dead_letters.iter().all(|letter| !letter.message.is_empty()));
 }
 

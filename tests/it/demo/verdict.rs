@@ -1,9 +1,24 @@
 //! The demo's verdict fails when anything is missing, extra or different.
 
-use crm_event_processors::demo::demand::{Allowance, Demand, Event, Findings, Letter, Seen, judge};
-use crm_event_processors::demo::double::currency_rows;
+use crm_event_processors::demo::demand::{
+    Allowance, Demand, Evaluations, Event, Findings, Letter, Seen, judge,
+};
+use crm_event_processors::demo::double::{active_missions, currency_rows, tier_status};
 use crm_event_processors::demo::recordings::Shipped;
 use serde_json::{Value, json};
+
+const CANCELLED: &str = "tier/upgrade-cancelled";
+const UPGRADE: &str = "tier/upgrade";
+/// Names of events of mission, reward and marketplace, all with ids.
+const NAMES_WITH_ID: [&str; 5] = [
+    "mission/evaluate",
+    "reward/redeemed",
+    "reward/redemption-failed",
+    "reward/code-redeemed",
+    "marketplace/order-received",
+];
+/// Number of the record that called last for any member's evaluation.
+const TRIGGERED: usize = 100;
 
 fn event(name: &str, id: Option<&str>, data: Value) -> Event {
     Event { name: name.to_owned(), id: id.map(str::to_owned), data }
@@ -32,13 +47,65 @@ fn perfect(demand: &Demand) -> Seen {
         }
         seen.events.push(event("currency/reverse", Some(&reverse.id), data));
     }
-    seen.dead_letters = demand.dead_letter_rows.iter().map(|row| letter(row)).collect();
+    seen.dead_letters = demand.dead_letter_rows.iter().map(|row| letter("currency", row)).collect();
+    for member in &demand.tier_members {
+        evaluate(member, &mut seen);
+    }
+    for (event_type, row) in &demand.mission {
+        let owner = &demand.owners[row];
+        for mission in active_missions(&owner.merchant_id, event_type) {
+            let id = format!("mission/evaluate:{mission}:{event_type}:{row}");
+            let data = json!({"user_id": owner.user_id, "merchant_id": owner.merchant_id,
+                "mission_id": mission, "event_type": event_type, "event_data": {"id": row},
+                "trigger_id": row});
+            seen.events.push(event("mission/evaluate", Some(&id), data));
+        }
+    }
+    for (event_id, data) in &demand.redemptions {
+        let success = data["result"]["success"] == true;
+        let name = if success { "reward/redeemed" } else { "reward/redemption-failed" };
+        seen.events.push(event(name, Some(&format!("{name}:{event_id}")), data.clone()));
+    }
+    for row in &demand.code_redeemed {
+        let data = json!({"code_id": row.code_id, "code": row.code, "user_id": row.user_id,
+            "merchant_id": "m", "redeemed_at": null});
+        let id = format!("reward/code-redeemed:{}", row.code_id);
+        seen.events.push(event("reward/code-redeemed", Some(&id), data));
+    }
+    for id in demand.order_histories.iter().flatten() {
+        seen.events.push(event("marketplace/order-received", Some(id), demand.orders[id].clone()));
+    }
     seen
 }
 
-fn letter(row: &str) -> Letter {
+/// One evaluation of a member and what follows from it.
+fn evaluate(member: &str, seen: &mut Seen) {
+    let evaluations = Evaluations { times: 1, last_after: TRIGGERED + 1 };
+    seen.evaluated.insert(member.to_owned(), evaluations);
+    let (user, merchant) = member.split_once('|').expect("a member");
+    let status = tier_status(user, merchant);
+    if status["recommended_action"] == "assign_entry" {
+        return;
+    }
+    let mut data = json!({"user_id": user, "merchant_id": merchant});
+    seen.events.push(event(CANCELLED, None, data.clone()));
+    if status["recommended_action"] != "upgrade" {
+        return;
+    }
+    let tier = status["recommended_tier_id"].clone();
+    if status["effective_at"].is_null() {
+        seen.applied.insert(member.to_owned(), vec![tier]);
+        return;
+    }
+    data["to_tier_id"] = tier;
+    data["to_tier_ranking"] = status["to_tier_ranking"].clone();
+    data["effective_at"] = status["effective_at"].clone();
+    seen.events.push(event(UPGRADE, None, data));
+}
+
+fn letter(consumer: &str, row: &str) -> Letter {
     Letter {
-        consumer: "currency".to_owned(),
+        consumer: consumer.to_owned(),
         row: row.to_owned(),
         kind: "original_not_found".to_owned(),
         message: "not there".to_owned(),
@@ -47,7 +114,11 @@ fn letter(row: &str) -> Letter {
 }
 
 fn demand() -> Demand {
-    Shipped::unpack().and_then(|shipped| shipped.round(0)).expect("a round").demand
+    let round = Shipped::unpack().and_then(|shipped| shipped.round(0)).expect("a round");
+    let mut demand = round.demand;
+    demand.last_triggers =
+        demand.tier_members.iter().map(|member| (member.clone(), TRIGGERED)).collect();
+    demand
 }
 
 /// Judges what is seen after `spoil`.
@@ -91,18 +162,35 @@ fn events_that_nobody_demands_are_named() {
         });
         assert_eq!(findings.extra, [format!("{name}:purchase:x")]);
     }
-    let findings = judged(&Allowance::default(), |seen| seen.dead_letters.push(letter("x")));
-    assert_eq!(findings.extra, ["dead letter of currency: x"]);
+    for name in NAMES_WITH_ID {
+        let findings = judged(&Allowance::default(), |seen| {
+            seen.events.push(event(name, Some("x"), json!({})));
+        });
+        assert_eq!(findings.extra, ["x"], "{name}");
+    }
+    for name in [CANCELLED, UPGRADE] {
+        let findings = judged(&Allowance::default(), |seen| {
+            let data = json!({"user_id": "nobody", "merchant_id": "m"});
+            seen.events.push(event(name, None, data));
+        });
+        assert_eq!(findings.extra, ["tier evaluation or events of nobody|m"], "{name}");
+    }
+    for consumer in ["currency", "tier", "mission", "reward", "marketplace"] {
+        let findings =
+            judged(&Allowance::default(), |seen| seen.dead_letters.push(letter(consumer, "x")));
+        assert_eq!(findings.extra, [format!("dead letter of {consumer}: x")]);
+    }
 }
 
 #[test]
 fn an_event_that_came_twice_is_wrong_unless_the_fault_allows_it() {
-    for name in ["currency/award", "currency/cancelled", "currency/reverse"] {
+    let names = ["currency/award", "currency/cancelled", "currency/reverse"];
+    for name in names.into_iter().chain(NAMES_WITH_ID) {
         let twice = |seen: &mut Seen| {
             let copy = find(seen, name).clone();
             seen.events.push(copy);
         };
-        assert_eq!(judged(&Allowance::default(), twice).extra.len(), 1);
+        assert_eq!(judged(&Allowance::default(), twice).extra.len(), 1, "{name}");
         let allowed = Allowance { repeats: true, ..Allowance::default() };
         let findings = judged(&allowed, twice);
         assert!(findings.is_right(), "{findings:#?}");
@@ -145,7 +233,118 @@ fn an_award_that_inngest_refuses_must_become_a_dead_letter() {
     let row = refused.rsplit(':').next().expect("a row");
     let set_aside = judged(&allowance, |seen| {
         seen.events.retain(|event| event.id.as_ref() != Some(&refused));
-        seen.dead_letters.push(letter(row));
+        seen.dead_letters.push(letter("currency", row));
     });
     assert!(set_aside.is_right(), "{set_aside:#?}");
+}
+
+#[test]
+fn content_of_the_others_that_is_wrong_is_named() {
+    for (name, field) in [
+        ("mission/evaluate", "user_id"),
+        ("mission/evaluate", "merchant_id"),
+        ("mission/evaluate", "mission_id"),
+        ("mission/evaluate", "event_type"),
+        ("mission/evaluate", "event_data"),
+        ("mission/evaluate", "trigger_id"),
+        ("reward/redeemed", "quantity"),
+        ("reward/redeemed", "result"),
+        ("reward/redemption-failed", "result"),
+        ("reward/code-redeemed", "code_id"),
+        ("reward/code-redeemed", "user_id"),
+        ("marketplace/order-received", "shop_id"),
+        ("marketplace/order-received", "platform"),
+        (UPGRADE, "to_tier_id"),
+        (UPGRADE, "effective_at"),
+    ] {
+        let findings = judged(&Allowance::default(), |seen| {
+            find(seen, name).data[field] = json!(4711);
+        });
+        assert_eq!(findings.different.len(), 1, "{name} {field}: {findings:#?}");
+    }
+}
+
+#[test]
+fn a_member_must_be_evaluated_after_its_last_change_and_nobody_else_may_be() {
+    let early = judged(&Allowance::default(), |seen| {
+        let evaluations = seen.evaluated.values_mut().next().expect("a member");
+        evaluations.last_after = TRIGGERED;
+    });
+    assert_eq!((early.missing.len(), early.extra.len()), (1, 0), "{early:#?}");
+    let nobody = judged(&Allowance::default(), |seen| {
+        let evaluations = Evaluations { times: 1, last_after: TRIGGERED + 1 };
+        seen.evaluated.insert("nobody|m".to_owned(), evaluations);
+    });
+    assert_eq!(nobody.extra, ["tier evaluation or events of nobody|m"]);
+}
+
+#[test]
+fn tiers_that_are_not_given_or_given_otherwise_are_named() {
+    let applied = |spoil: fn(&mut Vec<Value>)| {
+        judged(&Allowance::default(), |seen| {
+            spoil(seen.applied.values_mut().next().expect("an upgrade at once"));
+        })
+    };
+    assert_eq!(applied(Vec::clear).missing.len(), 1);
+    assert_eq!(applied(|tiers| tiers.push(tiers[0].clone())).extra.len(), 1);
+    assert_eq!(applied(|tiers| tiers[0] = json!("another")).different.len(), 1);
+}
+
+#[test]
+fn more_upgrades_or_cancels_than_evaluations_are_named_and_as_many_are_right() {
+    let member = |seen: &Seen| {
+        let data = &seen.events.iter().find(|event| event.name == UPGRADE).expect("one").data;
+        format!(
+            "{}|{}",
+            data["user_id"].as_str().unwrap_or(""),
+            data["merchant_id"].as_str().unwrap_or("")
+        )
+    };
+    let again = |seen: &mut Seen| {
+        let upgrade = find(seen, UPGRADE).clone();
+        let mut data = json!({});
+        for field in ["user_id", "merchant_id"] {
+            data[field] = upgrade.data[field].clone();
+        }
+        seen.events.extend([event(CANCELLED, None, data), upgrade]);
+    };
+    assert_eq!(judged(&Allowance::default(), again).extra.len(), 2);
+    let findings = judged(&Allowance::default(), |seen| {
+        again(seen);
+        let member = member(seen);
+        seen.evaluated.get_mut(&member).expect("evaluated").times = 2;
+    });
+    assert!(findings.is_right(), "{findings:#?}");
+}
+
+#[test]
+fn an_upgrade_must_come_after_its_own_cancel_and_the_last_cancel_before_it() {
+    let findings = judged(&Allowance::default(), |seen| {
+        let at = seen.events.iter().position(|event| event.name == UPGRADE).expect("one");
+        seen.events.swap(at - 1, at);
+    });
+    assert_eq!(findings.different.len(), 1, "{findings:#?}");
+}
+
+#[test]
+fn an_order_whose_states_come_in_another_order_is_named() {
+    let findings = judged(&Allowance::default(), |seen| {
+        let received = |event: &Event| event.name == "marketplace/order-received";
+        let at = seen.events.iter().position(received).expect("an order");
+        seen.events.swap(at, at + 1);
+    });
+    assert_eq!(findings.different.len(), 1, "{findings:#?}");
+}
+
+#[test]
+fn what_nobody_can_read_must_be_set_aside_by_each_consumer_that_takes_it() {
+    let unreadable = ["tier", "marketplace"].map(|consumer| (consumer, "x".to_owned()));
+    let allowance = Allowance { unreadable: unreadable.into(), ..Allowance::default() };
+    let half = |seen: &mut Seen| seen.dead_letters.push(letter("tier", "x"));
+    assert_eq!(judged(&allowance, half).missing, ["dead letter of marketplace: x"]);
+    let whole = judged(&allowance, |seen| {
+        half(seen);
+        seen.dead_letters.push(letter("marketplace", "x"));
+    });
+    assert!(whole.is_right(), "{whole:#?}");
 }

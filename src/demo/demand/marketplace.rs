@@ -1,0 +1,34 @@
+//! Marketplace's share of the judgement (contract section 7).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
+
+use super::{Allowance, Demand, Findings, Seen, by_id, judge_letters};
+use crate::consumers::marketplace;
+
+const RECEIVED: &str = "marketplace/order-received";
+
+pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
+    let arrived = by_id(seen, &[RECEIVED]);
+    let must: BTreeSet<String> = demand.orders.keys().cloned().collect();
+    findings.compare(&arrived, &must, &BTreeSet::new(), allowance.repeats);
+    for (id, wanted) in &demand.orders {
+        for data in arrived.get(id).into_iter().flatten().filter(|data| **data != wanted) {
+            findings.different.push(format!("{id}: {data}"));
+        }
+    }
+
+    let mut first: BTreeMap<&str, usize> = BTreeMap::new();
+    let orders = seen.events.iter().filter(|event| event.name == RECEIVED);
+    for (at, id) in orders.filter_map(|event| event.id.as_deref()).enumerate() {
+        first.entry(id).or_insert(at);
+    }
+    for history in &demand.order_histories {
+        // Those that did not arrive are missing above.
+        let there: Vec<&String> = history.iter().filter(|id| first.contains_key(&***id)).collect();
+        for pair in there.windows(2).filter(|pair| first[&**pair[0]] > first[&**pair[1]]) {
+            findings.different.push(format!("{}: came before what came before it", pair[1]));
+        }
+    }
+    judge_letters(marketplace::NAME, iter::empty(), seen, allowance, findings);
+}

@@ -1,0 +1,46 @@
+//! Mission's share of the judgement (contract section 5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
+
+use super::{Allowance, Demand, Findings, Seen, by_id, judge_letters, text};
+use crate::consumers::mission;
+use crate::demo::double::active_missions;
+
+const EVALUATE: &str = "mission/evaluate";
+
+pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
+    let mut wanted = BTreeMap::new();
+    for (event_type, row) in &demand.mission {
+        let Some(owner) = demand.owners.get(row) else {
+            findings.missing.push(format!("the record of {event_type} {row}"));
+            continue;
+        };
+        for mission in active_missions(&owner.merchant_id, event_type) {
+            let id = format!("{EVALUATE}:{mission}:{event_type}:{row}");
+            wanted.insert(id, (owner, mission, event_type, row));
+        }
+    }
+    let arrived = by_id(seen, &[EVALUATE]);
+    let must: BTreeSet<String> = wanted.keys().cloned().collect();
+    findings.compare(&arrived, &must, &BTreeSet::new(), allowance.repeats);
+    for (id, (owner, mission, event_type, row)) in &wanted {
+        for data in arrived.get(id).into_iter().flatten() {
+            let named = [
+                ("user_id", &owner.user_id),
+                ("merchant_id", &owner.merchant_id),
+                ("mission_id", mission),
+                ("event_type", event_type),
+                ("trigger_id", row),
+            ];
+            let wrong = named.iter().filter(|(field, value)| text(data, field) != **value);
+            for (field, _) in wrong {
+                findings.different.push(format!("{id}: another {field}"));
+            }
+            if text(&data["event_data"], "id") != **row {
+                findings.different.push(format!("{id}: event_data is another row"));
+            }
+        }
+    }
+    judge_letters(mission::NAME, iter::empty(), seen, allowance, findings);
+}
