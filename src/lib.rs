@@ -51,9 +51,24 @@
 //!
 //! # A further consumer
 //!
-//! Write `consumers/<name>.rs` with a type that implements [`engine::Consumer`], add its line to
-//! [`consumers::registry::build`] and its name to [`config::ConsumerName`], and its section to
-//! `config/default.toml`. CONTRIBUTING in the README walks through it.
+//! The engine runs anything that implements [`engine::Consumer`]. Such a type says which topics it
+//! takes, what a change calls for (`route`, pure), what is done about it (`process`, under
+//! [`engine::Cx::once`] with a claim named after what is about to happen), and what `explain` prints
+//! (`plan`). Everything else is there: order, claims, replays, retries, dead letters, commits,
+//! metrics, readiness.
+//!
+//! To try one, hand it to [`supervisor::Daemon::with`]; `tests/it/sixth.rs` does, in one file, on the
+//! embedded broker. To add it for good:
+//!
+//! 1. `src/consumers/<name>.rs`: the type, its `NAME` and tests of `route`; `pub mod <name>;` in
+//!    `src/consumers/mod.rs`. `marketplace` is the shortest to start from.
+//! 2. [`config::ConsumerName`]: a variant, in `ALL`, with its name in `as_str`. The compiler then
+//!    names every place that must know it:
+//! 3. a line in [`consumers::registry::build`], which hands it its topics, bound and clients, and
+//! 4. a field of [`config::Settings`] with its line in `Settings::consumer` and `config/build.rs`.
+//! 5. Its settings: `<name>.concurrency` and `<name>.kafka_properties` in `config/variables.rs` and,
+//!    with defaults and a comment, as section `[<name>]` of `config/default.toml`. Its name in
+//!    `consumers` there if it is to run unasked. The tests of `config` name what is missing.
 
 pub mod cdc;
 pub mod cli;

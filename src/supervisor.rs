@@ -173,6 +173,14 @@ impl Daemon {
         Ok(Self { settings, breakers, claims, kafka, dead_letters, observer, consumers })
     }
 
+    /// Runs `consumer` too, which no setting names: its group is `CONSUMER_GROUP_ID` and its name,
+    /// as every consumer's, and it has no librdkafka properties of its own.
+    #[must_use]
+    pub fn with(mut self, consumer: Arc<dyn Registered>) -> Self {
+        self.consumers.push((consumer, Arc::default()));
+        self
+    }
+
     /// Each consumer's name and signs of life, for the health endpoints.
     #[must_use]
     pub fn pulses(&self) -> Vec<(&'static str, Arc<Pulse>)> {

@@ -18,7 +18,8 @@ fn expected() -> Value {
     serde_json::from_str(&text).expect("json")
 }
 
-fn purchases() -> Vec<Map<String, Value>> {
+/// The purchases as the database has them at the end.
+pub(crate) fn purchases() -> Vec<Map<String, Value>> {
     unpacked("life/purchases.jsonl.gz")
         .lines()
         .map(|line| serde_json::from_str(line).expect("a row"))

@@ -106,7 +106,8 @@ fn expect(what: &str, found: &BTreeSet<String>, must: &BTreeSet<String>, may: &B
     assert!(extra.is_empty(), "{what} that nothing calls for, such as {extra:?}");
 }
 
-fn verify(log: &Log) {
+/// Checks the events of the currency consumer.
+pub(crate) fn verify(log: &Log) {
     let truth = truth();
     let none = BTreeSet::new();
     let set = |ids: Vec<&str>| ids.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
@@ -116,7 +117,7 @@ fn verify(log: &Log) {
 }
 
 /// Events sent more than once, by id; their content must be the same, `currency_rows` apart.
-fn repeats(log: &Log) -> usize {
+pub(crate) fn repeats(log: &Log) -> usize {
     let mut first: HashMap<&str, Value> = HashMap::new();
     let mut repeats = 0;
     for event in &log.events {

@@ -1,6 +1,7 @@
 //! Tests that need more than one part of the daemon, or a real service: one binary, so that they
 //! share what is started.
 
+mod all_five;
 mod claims;
 mod consumers;
 mod decode_fixtures;
@@ -15,6 +16,7 @@ mod load;
 mod promises;
 mod replay;
 mod services_smoke;
+mod sixth;
 mod supabase;
 mod support;
 mod tier;

@@ -1,7 +1,7 @@
 //! Tier: its rules on recordings, its claims in memory and in a real Redis, and the whole of it in
 //! the real daemon (contract section 4).
 
-mod daemon;
+pub(crate) mod daemon;
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -33,7 +33,7 @@ fn explained(name: &str) -> Vec<Value> {
 
 /// Whom a recorded change triggers, by rules of its own, written against the contract and not
 /// against the code: `None` for nobody.
-fn triggered(topic: &str, value: Option<&[u8]>) -> Option<String> {
+pub(crate) fn triggered(topic: &str, value: Option<&[u8]>) -> Option<String> {
     let value: Value = serde_json::from_slice(value?).expect("json");
     let (before, row) = (&value["before"], &value["after"]);
     let triggers = if topic.ends_with(".wallet_ledger") {

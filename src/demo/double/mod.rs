@@ -82,6 +82,7 @@ impl Double {
             started: Instant::now(),
             log: Mutex::default(),
             plans: Mutex::default(),
+            functions: Mutex::default(),
             poison: RwLock::default(),
             database: Database::default(),
             changed: watch::Sender::new(()),
@@ -136,6 +137,16 @@ impl Double {
     /// Adds a fault, which comes after those that were added before it.
     pub fn fail(&self, endpoint: Endpoint, fault: Fault, lasting: Lasting) {
         self.shared.plan(endpoint, |plan| plan.add(fault, lasting));
+    }
+
+    /// As [`Double::fail`], for the calls of one function alone; goes before what all calls meet.
+    pub fn fail_function(&self, function: &str, fault: Fault, lasting: Lasting) {
+        self.shared.functions().entry(function.to_owned()).or_default().add(fault, lasting);
+    }
+
+    /// Ends all faults of one function. Hanging calls go on hanging.
+    pub fn heal_function(&self, function: &str) {
+        self.shared.functions().remove(function);
     }
 
     /// Ends all faults of one kind of request. Hanging requests go on hanging.
@@ -216,6 +227,8 @@ struct Shared {
     started: Instant,
     log: Mutex<Log>,
     plans: Mutex<[Plan; Endpoint::COUNT]>,
+    /// Faults of single functions.
+    functions: Mutex<HashMap<String, Plan>>,
     poison: RwLock<HashMap<String, Poison>>,
     database: Database,
     changed: watch::Sender<()>,
@@ -235,6 +248,16 @@ impl Shared {
     fn plan<T>(&self, endpoint: Endpoint, change: impl FnOnce(&mut Plan) -> T) -> T {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut plans[endpoint.index()])
+    }
+
+    fn functions(&self) -> MutexGuard<'_, HashMap<String, Plan>> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The latency and the fault that the next request meets.
+    fn meet(&self, endpoint: Endpoint, function: Option<&str>) -> (Duration, Option<Fault>) {
+        let own = function.and_then(|name| self.functions().get_mut(name)?.take());
+        self.plan(endpoint, |plan| (plan.latency, own.or_else(|| plan.take())))
     }
 
     fn poison(&self, name: &str, id: Option<&str>) -> Option<Poison> {
@@ -287,7 +310,7 @@ async fn events(
         inngest::record(&shared, &headers, &body, refusal.status().as_u16());
         return refusal;
     }
-    let request = Incoming { shared: &shared, endpoint: Endpoint::Post, cut: &cut };
+    let request = Incoming { shared: &shared, endpoint: Endpoint::Post, function: None, cut: &cut };
     let unhandled = |status| inngest::record(&shared, &headers, &body, status);
     request.answer(body.len(), unhandled, || inngest::take(&shared, &headers, &body)).await
 }
@@ -300,7 +323,8 @@ async fn call(
     body: Bytes,
 ) -> Response {
     *shared.log().calls.entry(function.clone()).or_default() += 1;
-    let request = Incoming { shared: &shared, endpoint: Endpoint::Rpc, cut: &cut };
+    let request =
+        Incoming { shared: &shared, endpoint: Endpoint::Rpc, function: Some(&function), cut: &cut };
     let handle = || {
         supabase::turn_away(&headers, shared.options.supabase_key.as_deref())
             .unwrap_or_else(|| shared.database.call(&function, &body))
@@ -317,7 +341,7 @@ async fn read(
     headers: HeaderMap,
 ) -> Response {
     *shared.log().calls.entry(table.clone()).or_default() += 1;
-    let request = Incoming { shared: &shared, endpoint: Endpoint::Rest, cut: &cut };
+    let request = Incoming { shared: &shared, endpoint: Endpoint::Rest, function: None, cut: &cut };
     let handle = || {
         supabase::turn_away(&headers, shared.options.supabase_key.as_deref())
             .unwrap_or_else(|| shared.database.read(&table, &query))
@@ -332,7 +356,8 @@ async fn broadcast(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let request = Incoming { shared: &shared, endpoint: Endpoint::Broadcast, cut: &cut };
+    let request =
+        Incoming { shared: &shared, endpoint: Endpoint::Broadcast, function: None, cut: &cut };
     let handle = || {
         if let Some(refusal) = supabase::turn_away(&headers, shared.options.supabase_key.as_deref())
         {
@@ -351,6 +376,7 @@ async fn broadcast(
 struct Incoming<'a> {
     shared: &'a Shared,
     endpoint: Endpoint,
+    function: Option<&'a str>,
     cut: &'a Cut,
 }
 
@@ -364,7 +390,7 @@ impl Incoming<'_> {
         handle: impl FnOnce() -> Response,
     ) -> Response {
         let _under_way = self.shared.arrive(self.endpoint, bytes);
-        let (latency, fault) = self.shared.plan(self.endpoint, |plan| (plan.latency, plan.take()));
+        let (latency, fault) = self.shared.meet(self.endpoint, self.function);
         if fault.is_some() {
             self.shared.log().requests_mut(self.endpoint).faults += 1;
         }

@@ -7,25 +7,14 @@ use crm_event_processors::engine::backpressure::PATIENCE;
 use crm_event_processors::engine::{EngineError, Outcome};
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::stage::{Gate, Stage};
-use crate::support::kafka::{client, create_topic};
+use crate::support::kafka::{client, create_topic, delete_before};
 use crate::support::services::kafka;
 use crate::support::{unique, until};
 
 fn admin() -> AdminClient<DefaultClientContext> {
     client(kafka()).create().expect("an admin client")
-}
-
-/// Deletes the records of partition 0 before `offset`, as retention does.
-async fn delete_before(topic: &str, offset: i64) {
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, 0, Offset::Offset(offset)).expect("an offset");
-    let deleted = admin().delete_records(&list, &AdminOptions::new()).await.expect("an answer");
-    for element in deleted.elements() {
-        element.error().expect("records are deleted");
-    }
 }
 
 #[tokio::test]
@@ -105,7 +94,7 @@ async fn a_start_behind_retention_goes_on_at_the_earliest_and_counts_the_loss() 
     stage.until_committed(0, 2).await;
     member.stop().await;
     stage.send(&[(0, "a", "1"); 6]).await;
-    delete_before(&stage.topic, 5).await;
+    delete_before(kafka(), &stage.topic, 5).await;
     let member = stage.start(async |_| Ok(Outcome::Sent));
     let seen = member.until_outcomes(3).await;
     assert_eq!(seen.lost, [(0, Some(3))]);
@@ -136,7 +125,7 @@ async fn a_position_that_retention_passes_while_it_runs_is_found_again_and_the_l
     })
     .await;
     stage.send(&[(0, "a", "1"); 8]).await;
-    delete_before(&stage.topic, 6).await;
+    delete_before(kafka(), &stage.topic, 6).await;
     gate.open();
     let seen = member.until("the loss", |seen| !seen.lost.is_empty()).await;
     let (partition, lost) = seen.lost[0];

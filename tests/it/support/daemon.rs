@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{self, BufRead as _, BufReader};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use super::until;
 
 /// A daemon's environment: nothing of the test's own but what is named.
 #[derive(Debug, Clone, Default)]
@@ -31,15 +35,60 @@ impl Environment {
         self
     }
 
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.0.remove(name);
+        self
+    }
+
     /// Starts a daemon; its log goes where the test's goes.
     pub(crate) fn start(&self) -> Daemon {
-        let child = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"))
-            .env_clear()
-            .envs(&self.0)
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("the daemon starts");
-        Daemon(child)
+        Daemon(self.command().spawn().expect("the daemon starts"))
+    }
+
+    /// Starts a daemon whose log the test reads.
+    pub(crate) fn start_logging(&self) -> (Daemon, Log) {
+        let mut child = self.command().stderr(Stdio::piped()).spawn().expect("the daemon starts");
+        let written = child.stderr.take().expect("its log");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&lines);
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(written).lines().map_while(Result::ok) {
+                eprintln!("{line}");
+                into.lock().expect("not poisoned").push(line);
+            }
+        });
+        (Daemon(child), Log { lines, reader })
+    }
+
+    /// Lets a daemon run until it ends by itself.
+    pub(crate) fn run(&self) -> Output {
+        self.command().output().expect("the daemon runs")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"));
+        command.env_clear().envs(&self.0).stdin(Stdio::null());
+        command
+    }
+}
+
+/// What a daemon logs.
+pub(crate) struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: thread::JoinHandle<()>,
+}
+
+impl Log {
+    /// Waits for a line that contains `text`.
+    pub(crate) async fn until(&self, text: &str) {
+        let found = || self.lines.lock().expect("not poisoned").iter().any(|l| l.contains(text));
+        until(text, async || found().then_some(())).await;
+    }
+
+    /// All of it, of a daemon that has ended.
+    pub(crate) fn whole(self) -> String {
+        self.reader.join().expect("the log is read");
+        self.lines.lock().expect("not poisoned").join("\n")
     }
 }
 
@@ -58,9 +107,19 @@ impl Daemon {
     }
 
     /// Asks it to stop, and waits until it has.
-    pub(crate) fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(self) -> ExitStatus {
+        self.ask_to_stop();
+        self.ended()
+    }
+
+    /// Asks it to stop.
+    pub(crate) fn ask_to_stop(&self) {
         let sent = Command::new("kill").arg(self.pid().to_string()).status();
         assert!(sent.is_ok_and(|status| status.success()), "SIGTERM is sent");
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn ended(mut self) -> ExitStatus {
         self.0.wait().expect("the daemon ends")
     }
 

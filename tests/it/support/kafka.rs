@@ -14,6 +14,7 @@ use rdkafka::{
     error::KafkaError,
     message::OwnedMessage,
     producer::{FutureProducer, FutureRecord},
+    types::RDKafkaErrorCode,
 };
 use tokio::task::spawn_blocking;
 
@@ -28,6 +29,21 @@ pub(crate) fn client(brokers: &str) -> ClientConfig {
 
 /// Makes a topic and returns when each of its partitions has a leader.
 pub(crate) async fn create_topic(brokers: &str, name: &str, partitions: i32) {
+    ask_for_topic(brokers, name, partitions).await.expect("the topic is created");
+    until_led(brokers, name, partitions).await;
+}
+
+/// As [`create_topic`], for a topic whose name is not the test's own: another may have made it, with
+/// as many partitions.
+pub(crate) async fn ensure_topic(brokers: &str, name: &str, partitions: i32) {
+    match ask_for_topic(brokers, name, partitions).await {
+        Ok(()) | Err(RDKafkaErrorCode::TopicAlreadyExists) => {}
+        Err(code) => panic!("the topic is not created: {code}"),
+    }
+    until_led(brokers, name, partitions).await;
+}
+
+async fn ask_for_topic(brokers: &str, name: &str, partitions: i32) -> Result<(), RDKafkaErrorCode> {
     let admin: AdminClient<DefaultClientContext> =
         client(brokers).create().expect("an admin client");
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1)); // -1: the broker's default
@@ -35,9 +51,10 @@ pub(crate) async fn create_topic(brokers: &str, name: &str, partitions: i32) {
         .create_topics([&topic], &AdminOptions::new())
         .await
         .expect("an answer to create_topics");
-    for result in results {
-        result.expect("the topic is created");
-    }
+    results.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
+}
+
+async fn until_led(brokers: &str, name: &str, partitions: i32) {
     until("leaders of a new topic", async || {
         let (brokers, name) = (brokers.to_owned(), name.to_owned());
         let ids = spawn_blocking(move || {
@@ -49,18 +66,6 @@ pub(crate) async fn create_topic(brokers: &str, name: &str, partitions: i32) {
             .then_some(())
     })
     .await;
-}
-
-/// As [`create_topic`], for a topic whose name is not the test's own: another may have made it.
-pub(crate) async fn ensure_topic(brokers: &str, name: &str, partitions: i32) {
-    let (at, topic) = (brokers.to_owned(), name.to_owned());
-    let there = spawn_blocking(move || {
-        let consumer: BaseConsumer = client(&at).create().expect("a consumer");
-        !led_partitions(&consumer, &topic).is_empty()
-    });
-    if !there.await.expect("the metadata request ends") {
-        create_topic(brokers, name, partitions).await;
-    }
 }
 
 /// Sends the records in order, all at once, and waits for every acknowledgement; answers their (partition, offset).
@@ -172,6 +177,18 @@ pub(crate) async fn committed(
     })
     .await
     .expect("the group's offsets are read")
+}
+
+/// Deletes the records of partition 0 before `offset`, as retention does.
+pub(crate) async fn delete_before(brokers: &str, topic: &str, offset: i64) {
+    let admin: AdminClient<DefaultClientContext> =
+        client(brokers).create().expect("an admin client");
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, 0, Offset::Offset(offset)).expect("an offset");
+    let deleted = admin.delete_records(&list, &AdminOptions::new()).await.expect("an answer");
+    for element in deleted.elements() {
+        element.error().expect("records are deleted");
+    }
 }
 
 /// The end of each of the topic's partitions: the offset that the next record will have.

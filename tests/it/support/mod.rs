@@ -2,6 +2,7 @@
 
 pub(crate) mod daemon;
 pub(crate) mod feed;
+pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod mock;
 pub(crate) mod recordings;

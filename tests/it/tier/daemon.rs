@@ -23,7 +23,7 @@ const HOUR_MS: i64 = 60 * 60 * 1000;
 
 /// What the database was asked, and a gate that one member's evaluations wait behind.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     evaluated: Mutex<BTreeMap<String, usize>>,
     applied: Mutex<BTreeMap<String, Value>>,
     gated: Mutex<Option<String>>,
@@ -31,6 +31,32 @@ struct Seen {
 }
 
 impl Seen {
+    /// Notes what `double` is asked from now on. Evaluations are answered by `answer`, of a user
+    /// and a merchant.
+    pub(crate) fn of(
+        double: &Double,
+        answer: impl Fn(&str, &str) -> Value + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let seen = Arc::new(Self::default());
+        let evaluated = Arc::clone(&seen);
+        double.define("evaluate_user_tier_status", move |arguments| {
+            let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
+            let member = format!("{user}:{merchant}");
+            *evaluated.evaluated.lock().expect("not poisoned").entry(member).or_default() += 1;
+            tokio::task::block_in_place(|| evaluated.pass(user));
+            Reply::json(&answer(user, merchant))
+        });
+        let applied = Arc::clone(&seen);
+        double.define("apply_tier_upgrade", move |arguments| {
+            let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
+            let tier = arguments["p_to_tier_id"].clone();
+            let mut applied = applied.applied.lock().expect("not poisoned");
+            applied.insert(format!("{user}:{merchant}"), tier);
+            Reply::void()
+        });
+        seen
+    }
+
     fn count(&self, user: &str) -> usize {
         let evaluated = self.evaluated.lock().unwrap_or_else(PoisonError::into_inner);
         let of_user = evaluated.iter().filter(|(member, _)| member.starts_with(user));
@@ -71,23 +97,7 @@ impl Scene {
     async fn new(answer: impl Fn(&str, &str) -> Value + Send + Sync + 'static) -> Self {
         let options = Options { keep_data: true, ..Options::default() };
         let double = Double::start(options).await.expect("a double");
-        let seen = Arc::new(Seen::default());
-        let evaluated = Arc::clone(&seen);
-        double.define("evaluate_user_tier_status", move |arguments| {
-            let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
-            let member = format!("{user}:{merchant}");
-            *evaluated.evaluated.lock().expect("not poisoned").entry(member).or_default() += 1;
-            tokio::task::block_in_place(|| evaluated.pass(user));
-            Reply::json(&answer(user, merchant))
-        });
-        let applied = Arc::clone(&seen);
-        double.define("apply_tier_upgrade", move |arguments| {
-            let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
-            let tier = arguments["p_to_tier_id"].clone();
-            let mut applied = applied.applied.lock().expect("not poisoned");
-            applied.insert(format!("{user}:{merchant}"), tier);
-            Reply::void()
-        });
+        let seen = Seen::of(&double, answer);
         let (brokers, prefix) = (services::kafka(), unique("tier"));
         Self { brokers, prefix, double, redis: services::Redis::own(), seen }
     }
@@ -328,21 +338,16 @@ async fn after_a_crash_behind_an_accepted_upgrade_the_repeat_lets_it_settle() {
     });
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_recorded_load_evaluates_every_triggered_member_and_acts_on_each_answer() {
-    let scene = Scene::new(tier_status).await;
-    let records: Vec<_> = recorded("load_50k.jsonl.gz").collect();
-    let members: BTreeSet<String> = records
-        .iter()
+/// Members whom the recorded load triggers.
+pub(crate) fn members_of_the_load() -> BTreeSet<String> {
+    recorded("load_50k.jsonl.gz")
         .filter_map(|record| super::triggered(&record.topic, record.value.as_deref()))
-        .collect();
-    feed::produce(scene.brokers, &scene.prefix, PARTITIONS, &records).await;
-    let daemon = scene.environment("1s").with("TIER_CONCURRENCY", "64").start();
-    scene.caught_up().await;
-    let peak = daemon.peak_memory();
-    assert!(daemon.stop().success(), "a clean stop");
-    assert!(peak < 128 * 1024, "peak memory of {peak} KiB");
+        .collect()
+}
 
+/// Checks that every member was evaluated and acted on as [`tier_status`] answers, and nobody else.
+/// Answers the number of evaluations.
+pub(crate) fn verify(members: &BTreeSet<String>, seen: &Seen, log: &Log) -> usize {
     let expected = |action: &dyn Fn(&Value) -> bool| -> BTreeSet<&String> {
         let of = |member: &&String| {
             let (user, merchant) = member.split_once(':').expect("a member");
@@ -355,23 +360,36 @@ async fn the_recorded_load_evaluates_every_triggered_member_and_acts_on_each_ans
     let at_once = |answer: &Value| upgrades(answer) && answer["effective_at"].is_null();
     let cancelled = |answer: &Value| answer["recommended_action"] != "assign_entry";
 
-    let evaluated = scene.seen.evaluated.lock().expect("not poisoned");
-    let applied = scene.seen.applied.lock().expect("not poisoned");
-    assert!(evaluated.keys().eq(&members), "every member, and nobody else");
+    let evaluated = seen.evaluated.lock().expect("not poisoned");
+    let applied = seen.applied.lock().expect("not poisoned");
+    assert!(evaluated.keys().eq(members), "every member, and nobody else");
     assert!(applied.keys().eq(expected(&at_once)));
-    scene.double.inspect(|log| {
-        let of = |name| named(log, name).into_iter().map(member).collect::<BTreeSet<_>>();
-        assert!(of("tier/upgrade-cancelled").iter().eq(expected(&cancelled)));
-        assert!(of("tier/upgrade").iter().eq(expected(&scheduled)));
-        let mut last = BTreeMap::new();
-        for event in &log.events {
-            let before = last.insert(member(event), event);
-            if &*event.name == "tier/upgrade" {
-                let before = before.expect("a cancel before the upgrade");
-                assert_eq!((&*before.name, before.post), ("tier/upgrade-cancelled", event.post));
-            }
+    let of = |name| named(log, name).into_iter().map(member).collect::<BTreeSet<_>>();
+    assert!(of("tier/upgrade-cancelled").iter().eq(expected(&cancelled)));
+    assert!(of("tier/upgrade").iter().eq(expected(&scheduled)));
+    let mut last = BTreeMap::new();
+    for event in log.events.iter().filter(|event| event.name.starts_with("tier/")) {
+        let before = last.insert(member(event), event);
+        if &*event.name == "tier/upgrade" {
+            let before = before.expect("a cancel before the upgrade");
+            assert_eq!((&*before.name, before.post), ("tier/upgrade-cancelled", event.post));
         }
-    });
-    let count: usize = evaluated.values().sum();
+    }
+    evaluated.values().sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_recorded_load_evaluates_every_triggered_member_and_acts_on_each_answer() {
+    let scene = Scene::new(tier_status).await;
+    let records: Vec<_> = recorded("load_50k.jsonl.gz").collect();
+    let members = members_of_the_load();
+    feed::produce(scene.brokers, &scene.prefix, PARTITIONS, &records).await;
+    let daemon = scene.environment("1s").with("TIER_CONCURRENCY", "64").start();
+    scene.caught_up().await;
+    let peak = daemon.peak_memory();
+    assert!(daemon.stop().success(), "a clean stop");
+    assert!(peak < 128 * 1024, "peak memory of {peak} KiB");
+
+    let count = scene.double.inspect(|log| verify(&members, &scene.seen, log));
     println!("{count} evaluations of {} members, peak memory {peak} KiB", members.len());
 }

@@ -1,0 +1,92 @@
+//! Stops under load, and starts that must not be: exit codes (contract sections 8.6 and 8.8).
+
+use crm_event_processors::demo::double::{Endpoint, Fault, Lasting};
+
+use super::{Scene, ids, missions_of_the_load, same};
+use crate::load;
+
+const IN_PEACE: &str = "stopped";
+const OVERRUN: &str = "SHUTDOWN_GRACE is over";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_under_load_is_clean_and_the_next_life_repeats_nothing() {
+    const ORDERS: usize = 20_000;
+    let scene = Scene::with("load_50k.jsonl.gz").await;
+    scene.send_orders(ORDERS).await;
+    let (daemon, log) = scene.environment().start_logging();
+    let all_at_work = ["currency/award", "tier/upgrade-cancelled", "mission/evaluate"];
+    scene
+        .double
+        .until(|log| {
+            let sends = |name: &&str| log.events.iter().rev().any(|event| &*event.name == *name);
+            log.events.len() > 5_000 && all_at_work.iter().all(|name| sends(name))
+        })
+        .await;
+    assert_eq!(daemon.stop().code(), Some(0));
+    let log = log.whole();
+    assert!(log.contains(IN_PEACE) && !log.contains(OVERRUN), "within the grace");
+    let before = scene.double.inspect(|log| log.events.len());
+
+    let daemon = scene.environment().start();
+    scene.caught_up(|_| true).await;
+    assert_eq!(daemon.stop().code(), Some(0));
+    scene.double.inspect(|log| {
+        assert!(log.events.len() > before, "it was stopped midway");
+        load::verify(log);
+        assert_eq!(load::repeats(log), 0, "each event once over both lives");
+        same("missions", &ids(log, "mission/evaluate"), &missions_of_the_load());
+        assert_eq!(ids(log, "marketplace/order-received").len(), ORDERS);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_stops_at_once_and_loses_nothing() {
+    const FUNCTION: &str = "calc_currency_for_source";
+    let scene = Scene::with("life/full.jsonl.gz").await;
+    scene.double.fill("purchase_ledger", crate::life::purchases());
+    scene.double.fail_function(FUNCTION, Fault::Hang, Lasting::UntilHealed);
+    // What is in flight would neither end nor be given up for an hour.
+    let environment =
+        scene.environment().with("CLIENT_REQUEST_TIMEOUT", "2h").with("SHUTDOWN_GRACE", "1h");
+    let environment = environment.with("KAFKA_SESSION_TIMEOUT", "30s").with("STALL_TIMEOUT", "3h");
+    let (daemon, log) = environment.with("KAFKA_INSTANCE_ID", "one").start_logging();
+    scene.double.until(|log| log.requests(Endpoint::Rpc).faults > 0).await;
+    daemon.ask_to_stop();
+    log.until("stop signal").await;
+    daemon.ask_to_stop();
+    assert_eq!(daemon.ended().code(), Some(0));
+    let log = log.whole();
+    assert!(log.contains("second signal") && !log.contains(OVERRUN), "not the end of the grace");
+
+    scene.double.heal_function(FUNCTION);
+    let daemon = scene.environment().with("KAFKA_INSTANCE_ID", "one").start();
+    scene.caught_up(|_| true).await;
+    assert_eq!(daemon.stop().code(), Some(0));
+    scene.double.inspect(|log| assert!(!ids(log, "currency/award").is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_on_history_without_a_decision_ends_with_64_and_names_the_setting() {
+    let scene = Scene::with("life/full.jsonl.gz").await;
+    let output = scene.environment().without("KAFKA_AUTO_OFFSET_RESET").run();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{log}");
+    assert!(log.contains("KAFKA_AUTO_OFFSET_RESET"), "{log}");
+    scene.double.inspect(|log| assert!(log.events.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_settings_end_with_64_and_are_all_named() {
+    let scene = Scene::with("life/full.jsonl.gz").await;
+    let output = scene
+        .environment()
+        .with("TIER_CONCURRENCY", "none")
+        .with("SHUTDOWN_GRACE", "soon")
+        .with("SUPABASE_SERVICE_ROLE_KEY", "")
+        .run();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    for variable in ["TIER_CONCURRENCY", "SHUTDOWN_GRACE", "SUPABASE_SERVICE_ROLE_KEY"] {
+        assert!(said.contains(variable), "{variable} in {said}");
+    }
+}
