@@ -6,7 +6,7 @@ use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
 use serde::Deserialize;
 
-use super::row::Text;
+use super::text::Text;
 
 /// In which form a column's numbers can come. A JSON number can come in any column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,9 @@ use serde_json::value::RawValue;
 
 use super::catalogue::Kind;
 use super::error::{DecodeError, Part};
-use super::row::{Columns, Row, Text, string};
+use super::row::{Columns, Row, string};
 use super::schema::{Schema, Types};
+use super::text::Text;
 use super::{Change, Decoded, Nothing, Op, Options, Position, Record, SourceId, position, wire};
 
 /// All that Debezium puts beside the rows of an envelope.

@@ -22,6 +22,7 @@ mod position;
 mod render;
 mod row;
 mod schema;
+mod text;
 mod time;
 mod wire;
 

@@ -7,11 +7,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bigdecimal::BigDecimal;
 use jiff::{Timestamp, civil};
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::catalogue::Kind;
 use super::schema::Types;
+use super::text::Text;
 use super::{DecodeError, decimal, time};
 
 /// What stands for a value that the database did not write again (contract section 2).
@@ -285,32 +286,5 @@ impl<'de: 'a, 'a> Deserialize<'de> for Columns<'a> {
             }
         }
         deserializer.deserialize_map(Members)
-    }
-}
-
-/// A string that borrows from the input unless it holds escapes. (serde's own `Cow` borrows only as a
-/// plain field of a struct, not as a map key or inside an `Option`.)
-#[derive(Debug, Clone, Default)]
-pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Str;
-        impl<'de> Visitor<'de> for Str {
-            type Value = Text<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Str)
     }
 }

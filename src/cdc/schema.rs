@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::catalogue::{Kind, Table};
 use super::decimal::Form;
-use super::row::Text;
+use super::text::Text;
 use super::time::Unit;
 
 /// What is known about the columns of one row.

@@ -4,6 +4,7 @@
 //! every setting; `config/local.toml` or the file that `CRM_CONFIG` names; environment variables.
 //! Every value remembers where it came from, and everything that is wrong is reported at once.
 
+mod bound;
 mod build;
 mod layers;
 mod problem;
@@ -20,10 +21,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use bound::Bound;
 pub use problem::{Problem, Problems, Source};
 pub use properties::Properties;
 pub use settings::*;
-pub use value::Bound;
 
 /// The file that is read when `CRM_CONFIG` names none; it need not exist.
 pub const LOCAL_FILE: &str = "config/local.toml";

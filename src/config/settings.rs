@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::bound::Bound;
 use super::properties::Properties;
-use super::value::Bound;
 
 /// Everything that can be set, validated.
 #[derive(Debug, Clone)]

@@ -7,22 +7,9 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::work::{Cx, HELD_PAUSE};
+use super::work::{Cx, HELD_PAUSE, Hold};
 use super::{Failure, Outcome};
 use crate::dedup::Reply;
-
-/// What is known of the claim that a record holds alone, across attempts at it.
-#[derive(Debug)]
-pub(super) struct Hold {
-    name: String,
-    owner: Arc<str>,
-    /// From when a settle time counts.
-    accepted_at: Option<Timestamp>,
-    /// A send was begun; set for good when it was dropped half-way.
-    sending: bool,
-    /// How the work ended, and for how many merged records it was done.
-    ended: Option<(Outcome, usize)>,
-}
 
 /// The claim while it is held.
 #[derive(Clone, Copy)]

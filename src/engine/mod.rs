@@ -8,6 +8,7 @@
 //! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
 //! [`lanes`], [`backpressure`], [`permits`] (its controller) and [`retry`].
 
+mod assignment;
 pub mod backpressure;
 mod exclusive;
 pub mod frontier;
@@ -16,6 +17,7 @@ pub mod lanes;
 pub mod metadata;
 pub mod offsets;
 mod partition;
+mod parts;
 pub mod permits;
 mod rebalance;
 pub mod retry;
@@ -32,8 +34,8 @@ use jiff::Timestamp;
 
 pub use self::exclusive::Held;
 pub use self::intake::{Lane, Route};
+pub use self::parts::{Engine, EngineError, Settings};
 pub use self::retry::Failure;
-pub use self::run::{Engine, EngineError, Settings};
 pub use self::work::{Cx, Once, Origin};
 use crate::cdc::{Change, DecodeError, Record};
 use crate::engine::permits::Limits;

@@ -5,20 +5,17 @@
 //! within the deadline, and the watermark is stored before the partitions are given up, so that
 //! librdkafka commits it with the unassignment.
 
-use std::collections::VecDeque;
-use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use jiff::Timestamp;
 use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::task::JoinHandle;
 
+use super::assignment::{Draining, commit_list, list};
 use super::partition::{Commit, Partition};
-use super::run::EngineError;
+use super::parts::EngineError;
 use super::session::Session;
 use super::{Consumer, Observed};
 use crate::kafka::{self, Loss, PlanError, Rebalance, Start};
@@ -27,43 +24,6 @@ use crate::kafka::{self, Loss, PlanError, Rebalance, Start};
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long the last commit may take.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
-
-type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
-
-/// What is under way, and what comes after it.
-#[derive(Default)]
-pub(super) struct Assignment {
-    planning: Option<(Plan, Vec<(String, i32)>)>,
-    draining: Option<Draining>,
-    waiting: VecDeque<Rebalance>,
-    repairs: Vec<(u32, JoinHandle<KafkaResult<i64>>)>,
-}
-
-struct Draining {
-    ids: Vec<u32>,
-    deadline: Instant,
-}
-
-impl Assignment {
-    /// Resolves when it is known where the partitions of the pending assignment start.
-    pub(super) async fn planned(&mut self) -> Result<Vec<Start>, PlanError> {
-        match &mut self.planning {
-            Some((plan, _)) => match plan.await {
-                Ok(planned) => planned,
-                Err(_) => Err(PlanError::Interrupted),
-            },
-            None => pending().await,
-        }
-    }
-
-    pub(super) fn is_planning(&self) -> bool {
-        self.planning.is_some()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.planning.is_none() && self.draining.is_none()
-    }
-}
 
 impl<C: Consumer> Session<'_, C> {
     /// Takes in what a callback has noted.
@@ -384,25 +344,4 @@ impl<C: Consumer> Session<'_, C> {
             self.assignment.repairs.push((id, repair));
         }
     }
-}
-
-/// The names of partitions, as librdkafka wants them. Must not outlive the call it is made for: a
-/// list that has been through some calls keeps the client alive.
-pub(super) fn list<'a>(partitions: impl Iterator<Item = &'a Partition>) -> TopicPartitionList {
-    let mut list = TopicPartitionList::new();
-    for partition in partitions {
-        list.add_partition(&partition.topic, partition.number);
-    }
-    list
-}
-
-fn commit_list(commits: &[Commit]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(commits.len());
-    for commit in commits {
-        let mut element = list.add_partition(&commit.topic, commit.partition);
-        if element.set_offset(Offset::Offset(commit.offset)).is_ok() {
-            element.set_metadata(&commit.metadata);
-        }
-    }
-    list
 }

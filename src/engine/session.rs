@@ -20,14 +20,14 @@ use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::assignment::{Assignment, list};
 use super::backpressure::{Backpressure, Load};
 use super::intake::{Intake, Lane, Route, intake};
 use super::lanes::{LaneId, Lanes};
 use super::offsets::Admission;
 use super::partition::Partition;
-use super::rebalance::Assignment;
+use super::parts::{Engine, EngineError};
 use super::retry::{Attempts, Failure, Next};
-use super::run::{Engine, EngineError};
 use super::task::{Finished, TaskContext};
 use super::vitals::{PartitionVitals, Vitals};
 use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits};
@@ -435,7 +435,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         if ids.is_empty() {
             return;
         }
-        let list = super::rebalance::list(ids.iter().filter_map(|id| self.partitions.get(id)));
+        let list = list(ids.iter().filter_map(|id| self.partitions.get(id)));
         let done = if pause { self.client.pause(&list) } else { self.client.resume(&list) };
         if let Err(error) = done {
             tracing::warn!(%error, pause, "partitions not paused or resumed");

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
-use super::exclusive::Hold;
+use super::Outcome;
 use super::frontier::Stamp;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure};
@@ -121,6 +121,19 @@ enum Memo {
 }
 
 type Accepted = Option<Timestamp>;
+
+/// What is known of the claim that a record holds alone, across attempts at it.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) name: String,
+    pub(super) owner: Arc<str>,
+    /// From when a settle time counts.
+    pub(super) accepted_at: Option<Timestamp>,
+    /// A send was begun; set for good when it was dropped half-way.
+    pub(super) sending: bool,
+    /// How the work ended, and for how many merged records it was done.
+    pub(super) ended: Option<(Outcome, usize)>,
+}
 
 /// How a step behind a claim ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

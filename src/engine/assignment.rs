@@ -1,0 +1,72 @@
+//! What is under way of assignments and revocations, and lists of partitions for librdkafka.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::time::Instant;
+
+use rdkafka::error::KafkaResult;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::task::JoinHandle;
+
+use super::partition::{Commit, Partition};
+use crate::kafka::{PlanError, Rebalance, Start};
+
+type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
+
+/// What is under way, and what comes after it.
+#[derive(Default)]
+pub(super) struct Assignment {
+    pub(super) planning: Option<(Plan, Vec<(String, i32)>)>,
+    pub(super) draining: Option<Draining>,
+    pub(super) waiting: VecDeque<Rebalance>,
+    pub(super) repairs: Vec<(u32, JoinHandle<KafkaResult<i64>>)>,
+}
+
+/// Partitions that are being given up.
+pub(super) struct Draining {
+    pub(super) ids: Vec<u32>,
+    pub(super) deadline: Instant,
+}
+
+impl Assignment {
+    /// Resolves when it is known where the partitions of the pending assignment start.
+    pub(super) async fn planned(&mut self) -> Result<Vec<Start>, PlanError> {
+        match &mut self.planning {
+            Some((plan, _)) => match plan.await {
+                Ok(planned) => planned,
+                Err(_) => Err(PlanError::Interrupted),
+            },
+            None => pending().await,
+        }
+    }
+
+    pub(super) fn is_planning(&self) -> bool {
+        self.planning.is_some()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.planning.is_none() && self.draining.is_none()
+    }
+}
+
+/// The names of partitions, as librdkafka wants them. Must not outlive the call it is made for: a
+/// list that has been through some calls keeps the client alive.
+pub(super) fn list<'a>(partitions: impl Iterator<Item = &'a Partition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.number);
+    }
+    list
+}
+
+/// What to commit, as librdkafka wants it; as short-lived as [`list`].
+pub(super) fn commit_list(commits: &[Commit]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for commit in commits {
+        let mut element = list.add_partition(&commit.topic, commit.partition);
+        if element.set_offset(Offset::Offset(commit.offset)).is_ok() {
+            element.set_metadata(&commit.metadata);
+        }
+    }
+    list
+}

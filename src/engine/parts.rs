@@ -1,0 +1,87 @@
+//! What one consumer's engine is made of and told, and what it can fail with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::Observer;
+use super::backpressure::Bounds;
+use super::retry::Policy;
+use super::vitals::Pulse;
+use crate::cdc;
+use crate::config::Properties;
+use crate::dedup::Claims;
+use crate::kafka::{DeadLetters, Kafka};
+use crate::outage::Breakers;
+
+/// What one consumer's engine is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its group.
+    pub group: String,
+    /// What the keys of its claims begin with. Groups have claims of their own: what one consumer
+    /// has done, another may still have to do.
+    pub claim_prefix: String,
+    /// Its own librdkafka properties.
+    pub properties: Properties,
+    /// How to decode.
+    pub decode: cdc::Options,
+    /// What it may hold.
+    pub bounds: Bounds,
+    /// When and how often to try again.
+    pub retry: Policy,
+    /// How long a revoked partition may finish what is in flight.
+    pub drain_deadline: Duration,
+    /// How long everything in flight may take to finish at a stop.
+    pub stop_deadline: Duration,
+    /// How often offsets are stored and committed.
+    pub commit_interval: Duration,
+}
+
+/// Why a consumer ended although nobody stopped it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Its group cannot start without a decision.
+    #[error("{0}")]
+    NoStart(String),
+    /// The client gave up.
+    #[error("kafka client of group {group} gave up ({code}): {advice}")]
+    Fatal {
+        /// The group.
+        group: String,
+        /// librdkafka's reason.
+        code: RDKafkaErrorCode,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The client could not be made.
+    #[error("kafka client of group {group} cannot be made: check KAFKA_* settings")]
+    Client {
+        /// The group.
+        group: String,
+        /// librdkafka's reason.
+        source: KafkaError,
+    },
+}
+
+/// Everything that one consumer needs to run; `Engine<()>` still lacks the consumer.
+pub struct Engine<C> {
+    /// The consumer.
+    pub consumer: Arc<C>,
+    /// Its settings.
+    pub settings: Settings,
+    /// The cluster.
+    pub kafka: Kafka,
+    /// Where records are set aside.
+    pub dead_letters: Arc<DeadLetters>,
+    /// Claims of the process.
+    pub claims: Claims,
+    /// Dependencies of the process.
+    pub breakers: Arc<Breakers>,
+    /// Who watches.
+    pub observer: Arc<dyn Observer>,
+    /// Its signs of life.
+    pub pulse: Arc<Pulse>,
+}
