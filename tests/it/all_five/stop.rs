@@ -19,7 +19,7 @@ async fn a_stop_under_load_is_clean_and_the_next_life_repeats_nothing() {
         .double
         .until(|log| {
             let sends = |name: &&str| log.events.iter().rev().any(|event| &*event.name == *name);
-            log.events.len() > 5_000 && all_at_work.iter().all(|name| sends(name))
+            log.events.len() > 5_000 && all_at_work.iter().all(sends)
         })
         .await;
     assert_eq!(daemon.stop().code(), Some(0));
