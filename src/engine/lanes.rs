@@ -105,10 +105,23 @@ impl<J> Lanes<J> {
         }
     }
 
-    /// The job that was handed out must wait until `until`; its lane waits with it.
-    pub fn park(&mut self, id: LaneId, job: J, until: Instant) {
+    /// The job that was handed out must wait until `until`; its lane waits with it. `merge` may
+    /// take in what came while it ran, as in [`Lanes::push`].
+    pub fn park(
+        &mut self,
+        id: LaneId,
+        mut job: J,
+        until: Instant,
+        mut merge: impl FnMut(&mut J, J) -> Option<J>,
+    ) {
         self.running = self.running.saturating_sub(1);
         let Some(lane) = self.lanes.get_mut(&id) else { return };
+        while let Some(next) = lane.behind.pop_front() {
+            if let Some(rest) = merge(&mut job, next) {
+                lane.behind.push_front(rest);
+                break;
+            }
+        }
         self.sequence += 1;
         let key = (until, self.sequence);
         lane.state = State::Parked { job, key };
@@ -243,6 +256,30 @@ mod tests {
     }
 
     #[test]
+    fn what_came_while_a_job_ran_is_merged_into_it_when_it_must_wait() {
+        let mut lanes = Lanes::default();
+        let now = Instant::now();
+        lanes.push(1, vec!['a'], separate);
+        let (id, job) = lanes.next_ready().expect("ready");
+        for job in ['b', 'c', 'x', 'd'] {
+            lanes.push(1, vec![job], separate);
+        }
+        lanes.park(id, job, now, |waiting, newer| {
+            if newer == ['x'] {
+                return Some(newer);
+            }
+            waiting.extend(newer);
+            None
+        });
+        lanes.wake(now);
+        assert_eq!(lanes.next_ready(), Some((1, vec!['a', 'b', 'c'])));
+        for rest in ['x', 'd'] {
+            lanes.finish(1);
+            assert_eq!(lanes.next_ready(), Some((1, vec![rest])));
+        }
+    }
+
+    #[test]
     fn a_parked_lane_waits_with_its_job_while_others_run() {
         let mut lanes = Lanes::default();
         let now = Instant::now();
@@ -250,7 +287,7 @@ mod tests {
         lanes.push(1, 'a', separate);
         lanes.push(1, 'b', separate);
         let (id, job) = lanes.next_ready().expect("ready");
-        lanes.park(id, job, later);
+        lanes.park(id, job, later, separate);
         lanes.push(2, 'c', separate);
         assert_eq!(lanes.next_ready(), Some((2, 'c')));
         assert_eq!(lanes.next_ready(), None);
@@ -284,7 +321,7 @@ mod tests {
             lanes.push(1, job, separate);
         }
         let (id, job) = lanes.next_ready().expect("ready");
-        lanes.park(id, job, Instant::now() + Duration::from_secs(1));
+        lanes.park(id, job, Instant::now() + Duration::from_secs(1), separate);
         lanes.retain(|job| *job != 'x');
         assert_eq!(lanes.parked_count(), 0);
         assert_eq!(lanes.next_ready(), Some((1, 'b')));
@@ -327,7 +364,7 @@ mod tests {
                     },
                     _ => if !running.is_empty() {
                         let (id, job) = running.swap_remove(pick.index(running.len()));
-                        lanes.park(id, job, now + Duration::from_millis(pick.index(50) as u64));
+                        lanes.park(id, job, now + Duration::from_millis(pick.index(50) as u64), separate);
                         now += Duration::from_millis(10);
                         lanes.wake(now);
                     },

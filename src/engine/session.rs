@@ -369,20 +369,28 @@ impl<'a, C: Consumer> Session<'a, C> {
                 let observed = Observed::Retry { origin, reason: &reason };
                 self.engine.observer.observe(self.engine.consumer.name(), &observed);
                 job.waits_for = Waits { breaker: waits_for, reason };
-                self.lanes.park(lane, job, at);
+                self.park(lane, job, at);
             }
             // The dead letter topic itself may be away for as long as it likes.
             Next::DeadLetter { .. } if job.set_aside.is_some() => {
                 let at = now + retry.backoff.max;
-                self.lanes.park(lane, job, at);
+                self.park(lane, job, at);
             }
             Next::DeadLetter { kind, message } => {
                 job.set_aside = Some(SetAside { kind, message, at, attempts: Attempts::default() });
                 self.start(lane, job);
             }
             // Only what its partition gave up; what was merged into it from others goes on.
-            Next::GiveUp => self.lanes.park(lane, job, now),
+            Next::GiveUp => self.park(lane, job, now),
         }
+    }
+
+    /// Has a job wait. What came while it ran is merged into it: among it may be the record that
+    /// holds the claim which it waits for, since a crash.
+    fn park(&mut self, lane: LaneId, job: Box<Job<C::Work>>, until: Instant) {
+        let consumer = &*self.engine.consumer;
+        let merge = |waiting: &mut _, newer| coalesce(consumer, waiting, newer);
+        self.lanes.park(lane, job, until, merge);
     }
 
     /// Drops the tickets of partitions that are being or were given up, and moves the job to a
