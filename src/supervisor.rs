@@ -29,6 +29,9 @@ use crate::outage::{Backoff, Breakers};
 
 /// What a stop needs after the last work has ended: the last commit and leaving the group.
 const STOP_RESERVE: Duration = Duration::from_secs(5);
+/// Bookkeeping of finished offsets that one partition may have for each record in hand: a few dozen
+/// bytes each, kept while one record waits and the rest flows on.
+const SPAN_PER_RECORD: usize = 10;
 /// How often consumers are looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -263,6 +266,8 @@ impl Launch for Daemon {
     fn engine(&self, name: &'static str) -> Engine<()> {
         let Settings { kafka, engine, cdc, .. } = &self.settings;
         let group = format!("{}-{name}", kafka.group_id);
+        // One bound for the process, shared out equally.
+        let shares = self.consumers.len().max(1);
         let own = self.settings.consumers.iter().find(|consumer| consumer.as_str() == name);
         let pulse = self.consumers.iter().find(|(consumer, _)| consumer.name() == name);
         Engine {
@@ -275,9 +280,9 @@ impl Launch for Daemon {
                     .unwrap_or_default(),
                 decode: cdc::Options { default_scale: cdc.numeric_scale },
                 bounds: Bounds {
-                    records: engine.buffer_records,
-                    bytes: engine.buffer_bytes,
-                    span: engine.buffer_records.saturating_mul(10),
+                    records: engine.buffer_records / shares,
+                    bytes: engine.buffer_bytes / shares,
+                    span: engine.buffer_records.saturating_mul(SPAN_PER_RECORD),
                 },
                 retry: Policy {
                     backoff: Backoff { base: engine.backoff_base, max: engine.backoff_max },

@@ -291,9 +291,9 @@ pub struct Engine {
     /// After what time without progress a consumer with lag ends the process (`STALL_TIMEOUT`,
     /// default 5 min).
     pub stall_timeout: Duration,
-    /// Records in hand, each consumer (`BUFFER_RECORDS`, default 10,000).
+    /// Records in hand, shared out equally to all consumers (`BUFFER_RECORDS`, default 10,000).
     pub buffer_records: usize,
-    /// Bytes in hand, each consumer (`BUFFER_BYTES`, default 16 MiB).
+    /// Bytes in hand, shared out equally to all consumers (`BUFFER_BYTES`, default 16 MiB).
     pub buffer_bytes: usize,
     /// How long a revoked partition may finish what is in flight (`DRAIN_DEADLINE`, default 5 s).
     pub drain_deadline: Duration,
