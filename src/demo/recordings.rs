@@ -1,6 +1,6 @@
 //! What the demo feeds: changes that a real Debezium wrote, shipped inside the program.
 //!
-//! One round is the whole small set, with commands made beside it ([`super::commands`]): the lives of purchases (`tests/fixtures/life`, REPLICA
+//! One round is the whole small set, with commands made beside it (`commands`): the lives of purchases (`tests/fixtures/life`, REPLICA
 //! IDENTITY FULL) with a connector that was killed and started anew (`J_restart_replay`) woven in.
 //! Round 0 is fed byte by byte as it was recorded. Further rounds are the same lives under fresh
 //! ids, further on in the log: more records than were recorded, with a truth that is known all the

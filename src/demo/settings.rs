@@ -87,7 +87,7 @@ pub(super) fn settings(
 /// How the demo logs: warnings, unless the user asks for more.
 ///
 /// # Errors
-/// As [`settings`].
+/// When one of the user's settings cannot be used.
 pub fn log_settings(user: &Environment) -> Result<Log, Problems> {
     settings(user, "127.0.0.1:1", "http://127.0.0.1:1").map(|settings| settings.log)
 }

@@ -9,7 +9,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 
 use super::partition::{Commit, Partition};
-use crate::kafka::{PlanError, Rebalance, Start};
+use super::start::{PlanError, Start};
+use crate::kafka::Rebalance;
 
 type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
 

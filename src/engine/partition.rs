@@ -10,8 +10,8 @@ use super::backpressure::Load;
 use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata;
 use super::offsets::{Admission, Offsets};
+use super::start::Start;
 use super::work::Origin;
-use crate::kafka::Start;
 
 /// One assignment of one partition. A partition that comes back is a new one, so that a late
 /// completion of the old cannot touch it.

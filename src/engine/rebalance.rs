@@ -17,8 +17,9 @@ use super::assignment::{Draining, commit_list, list};
 use super::partition::{Commit, Partition};
 use super::parts::EngineError;
 use super::session::Session;
+use super::start::{Loss, PlanError, Start, plan};
 use super::{Consumer, Observed};
-use crate::kafka::{self, Loss, PlanError, Rebalance, Start};
+use crate::kafka::Rebalance;
 
 /// How long to wait before the broker is asked again where to start.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -59,7 +60,7 @@ impl<C: Consumer> Session<'_, C> {
         let plan = tokio::task::spawn(async move {
             tokio::time::sleep(after).await;
             let planned = tokio::task::spawn_blocking(move || {
-                kafka::plan(&client, &group, &topics, &assigned, reset)
+                plan(&client, &group, &topics, &assigned, reset)
             });
             planned.await.unwrap_or(Err(PlanError::Interrupted))
         });

@@ -6,14 +6,13 @@
 //! Backpressure is a pause of partitions, never of polling. Work runs in tasks of its own, and
 //! nothing here blocks: what must block (reading committed offsets) runs on a blocking thread.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::RDKafkaErrorCode;
 use smallvec::{SmallVec, smallvec};
@@ -27,14 +26,12 @@ use super::lanes::{LaneId, Lanes};
 use super::offsets::Admission;
 use super::partition::Partition;
 use super::parts::{Engine, EngineError};
-use super::retry::{Attempts, Failure, Next};
+use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
-use super::vitals::{PartitionVitals, Vitals};
-use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits};
-use super::{Consumer, Observed, Outcome};
+use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits, coalesce};
+use super::{Consumer, Outcome};
 use crate::cdc::{Header, Record};
-use crate::kafka::{self, GroupConsumer, Loss, SavedRecord, Signals};
-use crate::outage::Breaker;
+use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
 
 /// Jobs in flight at a time. More would only wait for a permit or a batch, each in a task.
 const MAX_RUNNING: usize = 4096;
@@ -62,25 +59,25 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) assignment: Assignment,
     pub(super) stop: &'a CancellationToken,
     pub(super) next_id: u32,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     tasks: Arc<TaskContext<C>>,
     finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
     backpressure: Backpressure,
-    total: Load,
+    pub(super) total: Load,
     /// Whether to ask for records; off for a moment when too many are held.
     polling: bool,
-    stopping: Option<Instant>,
-    progress: Instant,
+    pub(super) stopping: Option<Instant>,
+    pub(super) progress: Instant,
     commit_at: Instant,
-    snapshot: SnapshotCount,
-    position_lost: bool,
+    pub(super) snapshot: SnapshotCount,
+    pub(super) position_lost: bool,
 }
 
 /// Snapshot rows that were skipped for their age since the last report.
 #[derive(Default)]
-struct SnapshotCount {
-    skipped: u64,
-    last: Option<Instant>,
+pub(super) struct SnapshotCount {
+    pub(super) skipped: u64,
+    pub(super) last: Option<Instant>,
 }
 
 impl<'a, C: Consumer> Session<'a, C> {
@@ -297,7 +294,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         }
     }
 
-    fn start(&mut self, lane: LaneId, mut job: Box<Job<C::Work>>) {
+    pub(super) fn start(&mut self, lane: LaneId, mut job: Box<Job<C::Work>>) {
         let mut kill = None;
         self.tell_merged(&mut job);
         for ticket in &job.tickets {
@@ -307,127 +304,6 @@ impl<'a, C: Consumer> Session<'a, C> {
             }
         }
         tokio::spawn(Arc::clone(&self.tasks).run(lane, job, kill.unwrap_or_default()));
-    }
-
-    /// Tells a job which records it stands for: since it last ran some may have been merged into
-    /// it, and some given up.
-    fn tell_merged(&self, job: &mut Job<C::Work>) {
-        let known =
-            |ticket: &Ticket| Some((self.partitions.get(&ticket.partition)?, ticket.offset));
-        let merged = job.tickets.iter().skip(1).filter_map(known);
-        let merged = merged.map(|(partition, offset)| partition.origin(offset)).collect();
-        let assigned = job.tickets.iter().filter_map(known).map(|(found, _)| found.assigned_at);
-        let assigned_at = assigned.max().unwrap_or(job.cx.assigned_at());
-        job.cx.covers(merged, assigned_at);
-    }
-
-    /// Takes in what a task has done.
-    fn finish(&mut self, finished: Finished<C::Work>) {
-        let Finished { lane, mut job, result } = finished;
-        for ticket in &job.tickets {
-            if let Some(partition) = self.partitions.get_mut(&ticket.partition) {
-                partition.running -= 1;
-            }
-        }
-        let failure = match result {
-            Ok(outcome) => {
-                self.progress = Instant::now();
-                for ticket in &job.tickets {
-                    self.complete(ticket, outcome);
-                }
-                self.lanes.finish(lane);
-                return;
-            }
-            Err(failure) => failure,
-        };
-        self.keep_live(&mut job);
-        if job.tickets.is_empty() || self.stopping.is_some() {
-            self.lanes.finish(lane);
-            return;
-        }
-        self.failed(lane, job, failure);
-    }
-
-    /// Decides about work that did not end.
-    fn failed(&mut self, lane: LaneId, mut job: Box<Job<C::Work>>, failure: Failure) {
-        let now = Instant::now();
-        let at = Timestamp::now();
-        if !matches!(failure, Failure::Wait { .. } | Failure::GivenUp) {
-            job.failed_at.get_or_insert(at);
-        }
-        let retry = &self.engine.settings.retry;
-        let attempts = match &mut job.set_aside {
-            Some(set_aside) => &mut set_aside.attempts,
-            None => &mut job.attempts,
-        };
-        match retry.next(attempts, failure, now, fastrand::f64()) {
-            Next::Retry { at, waits_for, reason } => {
-                let origin = job.cx.origin();
-                tracing::trace!(messaging.destination.name = %origin.topic,
-                    messaging.destination.partition.id = origin.partition,
-                    messaging.kafka.offset = origin.offset, %reason, "record waits");
-                let observed = Observed::Retry { origin, reason: &reason };
-                self.engine.observer.observe(self.engine.consumer.name(), &observed);
-                job.waits_for = Waits { breaker: waits_for, reason };
-                self.park(lane, job, at);
-            }
-            // The dead letter topic itself may be away for as long as it likes.
-            Next::DeadLetter { .. } if job.set_aside.is_some() => {
-                let at = now + retry.backoff.max;
-                self.park(lane, job, at);
-            }
-            Next::DeadLetter { kind, message } => {
-                job.set_aside = Some(SetAside { kind, message, at, attempts: Attempts::default() });
-                self.start(lane, job);
-            }
-            // Only what its partition gave up; what was merged into it from others goes on.
-            Next::GiveUp => self.park(lane, job, now),
-        }
-    }
-
-    /// Has a job wait. What came while it ran is merged into it: among it may be the record that
-    /// holds the claim which it waits for, since a crash.
-    fn park(&mut self, lane: LaneId, job: Box<Job<C::Work>>, until: Instant) {
-        let consumer = &*self.engine.consumer;
-        let merge = |waiting: &mut _, newer| coalesce(consumer, waiting, newer);
-        self.lanes.park(lane, job, until, merge);
-    }
-
-    /// Drops the tickets of partitions that are being or were given up, and moves the job to a
-    /// partition that stays.
-    pub(super) fn keep_live(&mut self, job: &mut Job<C::Work>) {
-        let Self { partitions, shared, .. } = self;
-        let before = job.tickets.first().copied();
-        let stays =
-            |ticket: &Ticket| partitions.get(&ticket.partition).is_some_and(|p| !p.draining);
-        let mut kept = job.tickets.iter().map(stays);
-        job.records.retain(|_| kept.next().unwrap_or(false));
-        job.tickets.retain(|ticket| stays(ticket));
-        let Some(ticket) = job.tickets.first() else { return };
-        if before.as_ref() == Some(ticket) {
-            return;
-        }
-        if let Some(partition) = partitions.get(&ticket.partition) {
-            let origin = partition.origin(ticket.offset);
-            let drain = partition.drain.clone();
-            // The place in the log is not that of the record that is first now.
-            job.stamp = None;
-            job.cx = Cx::new(Arc::clone(shared), origin, partition.assigned_at, drain);
-        }
-    }
-
-    /// Gives an offset its outcome.
-    fn complete(&mut self, ticket: &Ticket, outcome: Outcome) {
-        let Some(partition) = self.partitions.get_mut(&ticket.partition) else { return };
-        if !partition.complete(ticket.offset, ticket.bytes) {
-            return;
-        }
-        self.total.records -= 1;
-        self.total.bytes -= ticket.bytes;
-        let origin = partition.origin(ticket.offset);
-        let observed =
-            Observed::Outcome { origin: &origin, outcome, committed_at: ticket.committed_at };
-        self.engine.observer.observe(self.engine.consumer.name(), &observed);
     }
 
     /// Looks whether records may be asked for again, and pauses or resumes partitions.
@@ -472,87 +348,6 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.update_vitals(now, signals);
     }
 
-    fn update_vitals(&mut self, now: Instant, signals: &Signals) {
-        let open: usize = self.partitions.values().map(|p| p.load().records).sum();
-        let partitions = self.partition_vitals(now, signals);
-        let lag = partitions.iter().map(|partition| partition.lag).sum();
-        if open == 0 && lag <= 0 {
-            self.progress = now;
-        }
-        let waits_for = self.waits_for(signals);
-        self.engine.pulse.update(Vitals {
-            beat: now,
-            progress: self.progress,
-            partitions,
-            open,
-            lag,
-            waits_for,
-        });
-    }
-
-    /// What explains that records do not end: only what this consumer's own work waits for, or
-    /// another's outage would hide a stall.
-    fn waits_for(&self, signals: &Signals) -> Vec<String> {
-        let mut names: BTreeSet<&str> = BTreeSet::new();
-        let mut breakers: BTreeMap<&str, &Breaker> = BTreeMap::new();
-        for Waits { breaker, reason } in self.lanes.parked().map(|job| &job.waits_for) {
-            match breaker {
-                Some(breaker) => drop(breakers.insert(breaker.name(), breaker)),
-                None => drop(names.insert(reason)),
-            }
-        }
-        if self.lanes.running() > 0 {
-            let awaited = self.shared.awaited().filter(|breaker| breaker.away().is_some());
-            breakers.extend(awaited.map(|breaker| (breaker.name(), &**breaker)));
-        }
-        let mut waits_for: Vec<String> = names.into_iter().map(str::to_owned).collect();
-        waits_for.extend(breakers.into_iter().map(|(name, breaker)| match breaker.away() {
-            Some(away) => format!("{name}: {}", away.error),
-            None => name.to_owned(),
-        }));
-        let brokers = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        waits_for.extend(brokers.map(|reason| format!("kafka: {reason}")));
-        if self.assignment.is_planning() {
-            waits_for.push("kafka: reading committed offsets".to_owned());
-        }
-        waits_for
-    }
-
-    fn partition_vitals(&self, now: Instant, signals: &Signals) -> Vec<PartitionVitals> {
-        let lags = signals.lag.lock().unwrap_or_else(PoisonError::into_inner);
-        let vitals = self.partitions.values().map(|partition| PartitionVitals {
-            topic: Arc::clone(&partition.topic),
-            number: partition.number,
-            lag: lags
-                .get(&*partition.topic)
-                .and_then(|l| l.get(&partition.number))
-                .map_or(0, |l| *l),
-            waiting: partition.waiting(now),
-        });
-        vitals.collect()
-    }
-
-    fn count_snapshot(&mut self, reason: &'static str) {
-        if reason == super::SNAPSHOT_SKIPPED {
-            self.snapshot.skipped += 1;
-        }
-        self.snapshot.last = Some(Instant::now());
-    }
-
-    /// Says once, at the end of a snapshot, how many of its rows were skipped.
-    fn report_snapshot(&mut self, now: Instant) {
-        const QUIET: Duration = Duration::from_secs(10);
-        let over = self.snapshot.last.is_some_and(|last| now - last > QUIET);
-        if over && self.snapshot.skipped > 0 {
-            tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
-                rows = self.snapshot.skipped,
-                "snapshot rows skipped by SNAPSHOT_POLICY; run reconcile if rows were written while the connector was down");
-        }
-        if over {
-            self.snapshot = SnapshotCount::default();
-        }
-    }
-
     /// The stop signal: what merely waits is given up at once, what is in flight may finish.
     fn begin_stop(&mut self) {
         self.stopping = Some(Instant::now() + self.engine.settings.stop_deadline);
@@ -566,67 +361,6 @@ impl<'a, C: Consumer> Session<'a, C> {
             .is_some_and(|deadline| self.lanes.running() == 0 || Instant::now() >= deadline)
     }
 
-    /// What a poll returned instead of a record.
-    fn client_error(&mut self, error: &KafkaError) -> Option<Result<End, EngineError>> {
-        let group = &self.engine.settings.group;
-        match error {
-            KafkaError::MessageConsumptionFatal(code) => return Some(self.fatal(*code)),
-            KafkaError::MessageConsumption(code) => match code {
-                RDKafkaErrorCode::AutoOffsetReset => self.position_lost = true,
-                // Said once at the start; librdkafka repeats it with every refresh.
-                RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {}
-                RDKafkaErrorCode::InconsistentGroupProtocol => {
-                    tracing::error!(messaging.consumer.group.name = %group,
-                        "another member of this group uses another assignor: stop the old service, this one joins when it is gone");
-                }
-                code => {
-                    tracing::warn!(messaging.consumer.group.name = %group, error.type = %code,
-                        "kafka client reports an error, going on");
-                }
-            },
-            error => {
-                tracing::warn!(messaging.consumer.group.name = %group, %error,
-                    "kafka client reports an error, going on");
-            }
-        }
-        None
-    }
-
-    fn fatal(&self, code: RDKafkaErrorCode) -> Result<End, EngineError> {
-        if code == RDKafkaErrorCode::UnreleasedInstanceId {
-            return Ok(End::Anew(code));
-        }
-        let advice = match code {
-            RDKafkaErrorCode::FencedInstanceId => {
-                "another process uses the same KAFKA_INSTANCE_ID; give each running process its own"
-            }
-            _ => "see the log above; the platform should start it again",
-        };
-        Err(EngineError::Fatal { group: self.engine.settings.group.clone(), code, advice })
-    }
-
-    pub(super) fn report_loss(&self, topic: &str, partition: i32, loss: Loss) {
-        let group = &self.engine.settings.group;
-        let records = match loss {
-            Loss::Expired(records) => {
-                tracing::error!(messaging.consumer.group.name = %group,
-                    messaging.destination.name = topic,
-                    messaging.destination.partition.id = partition, records,
-                    "records lost: retention removed them before they were read; run reconcile");
-                Some(records)
-            }
-            Loss::Recreated => {
-                tracing::error!(messaging.consumer.group.name = %group,
-                    messaging.destination.name = topic,
-                    messaging.destination.partition.id = partition,
-                    "topic ends before the committed offset: it was made anew, reading it from its beginning");
-                None
-            }
-        };
-        let observed = Observed::Lost { topic, partition, records };
-        self.engine.observer.observe(self.engine.consumer.name(), &observed);
-    }
-
     /// A position that retention has passed must be looked for again.
     pub(super) fn must_repair(&mut self) {
         self.position_lost = true;
@@ -636,38 +370,5 @@ impl<'a, C: Consumer> Session<'a, C> {
         let load = partition.load();
         self.total.records -= load.records;
         self.total.bytes -= load.bytes;
-    }
-
-    /// Whether the client's answer to a call is worth a warning.
-    pub(super) fn warn_on_error(&self, what: &'static str, result: KafkaResult<()>) {
-        if let Err(error) = result {
-            tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error, what,
-                "kafka client refused a call");
-        }
-    }
-}
-
-/// Merges `newer` into `waiting` where the consumer can, offsets included.
-fn coalesce<C: Consumer>(
-    consumer: &C,
-    waiting: &mut Box<Job<C::Work>>,
-    mut newer: Box<Job<C::Work>>,
-) -> Option<Box<Job<C::Work>>> {
-    if waiting.set_aside.is_some() {
-        return Some(newer);
-    }
-    let (Some(work), Some(other)) = (&mut waiting.work, newer.work.take()) else {
-        return Some(newer);
-    };
-    match consumer.coalesce(work, other) {
-        None => {
-            waiting.tickets.extend(newer.tickets);
-            waiting.records.extend(newer.records);
-            None
-        }
-        Some(other) => {
-            newer.work = Some(other);
-            Some(newer)
-        }
     }
 }

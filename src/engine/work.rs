@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
-use super::Outcome;
 use super::frontier::Stamp;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure};
+use super::{Consumer, Outcome};
 use crate::dedup::{Claims, Reply, StoreAway};
 use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
@@ -368,5 +368,30 @@ impl Cx {
 
     fn memo(&self) -> std::sync::MutexGuard<'_, SmallVec<[(String, Memo); 1]>> {
         self.memo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Merges `newer` into `waiting` where the consumer can, offsets included.
+pub(super) fn coalesce<C: Consumer>(
+    consumer: &C,
+    waiting: &mut Box<Job<C::Work>>,
+    mut newer: Box<Job<C::Work>>,
+) -> Option<Box<Job<C::Work>>> {
+    if waiting.set_aside.is_some() {
+        return Some(newer);
+    }
+    let (Some(work), Some(other)) = (&mut waiting.work, newer.work.take()) else {
+        return Some(newer);
+    };
+    match consumer.coalesce(work, other) {
+        None => {
+            waiting.tickets.extend(newer.tickets);
+            waiting.records.extend(newer.records);
+            None
+        }
+        Some(other) => {
+            newer.work = Some(other);
+            Some(newer)
+        }
     }
 }

@@ -11,35 +11,35 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 
-use super::client::GroupConsumer;
+use super::frontier::Frontier;
+use super::metadata;
+use super::offsets::OffsetMap;
 use crate::config::OffsetReset;
-use crate::engine::frontier::Frontier;
-use crate::engine::metadata;
-use crate::engine::offsets::OffsetMap;
+use crate::kafka::GroupConsumer;
 
 /// How long the broker may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where one partition starts.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Start {
+pub(super) struct Start {
     /// Topic.
-    pub topic: String,
+    pub(super) topic: String,
     /// Partition.
-    pub partition: i32,
+    pub(super) partition: i32,
     /// First offset to be delivered.
-    pub offset: i64,
+    pub(super) offset: i64,
     /// What was finished before, for replay recognition.
-    pub frontier: Frontier,
+    pub(super) frontier: Frontier,
     /// What was completed at and above `offset`.
-    pub completed: OffsetMap,
+    pub(super) completed: OffsetMap,
     /// Set when committed records are gone: how many, where that can be known.
-    pub lost: Option<Loss>,
+    pub(super) lost: Option<Loss>,
 }
 
 /// Records that are gone although the group had not read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
+pub(super) enum Loss {
     /// Retention removed this many.
     Expired(i64),
     /// The topic ends before the committed offset: it was made anew or cut off.
@@ -48,7 +48,7 @@ pub enum Loss {
 
 /// Why no start was found.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PlanError {
+pub(super) enum PlanError {
     /// The broker did not answer; ask again.
     #[error("the broker did not tell where to start")]
     Broker(#[from] KafkaError),
@@ -70,7 +70,7 @@ pub(crate) enum PlanError {
 type Name = (String, i32);
 
 /// Finds where each of `assigned` starts. `topics` are all topics of the group.
-pub(crate) fn plan(
+pub(super) fn plan(
     consumer: &GroupConsumer,
     group: &str,
     topics: &[String],

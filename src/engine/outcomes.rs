@@ -1,0 +1,136 @@
+//! How a session takes in what a job came to: outcomes, waits, and records to be set aside.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::lanes::LaneId;
+use super::retry::{Attempts, Failure, Next};
+use super::session::Session;
+use super::task::Finished;
+use super::work::{Cx, Job, SetAside, Ticket, Waits, coalesce};
+use super::{Consumer, Observed, Outcome};
+
+impl<C: Consumer> Session<'_, C> {
+    /// Takes in what a task has done.
+    pub(super) fn finish(&mut self, finished: Finished<C::Work>) {
+        let Finished { lane, mut job, result } = finished;
+        for ticket in &job.tickets {
+            if let Some(partition) = self.partitions.get_mut(&ticket.partition) {
+                partition.running -= 1;
+            }
+        }
+        let failure = match result {
+            Ok(outcome) => {
+                self.progress = Instant::now();
+                for ticket in &job.tickets {
+                    self.complete(ticket, outcome);
+                }
+                self.lanes.finish(lane);
+                return;
+            }
+            Err(failure) => failure,
+        };
+        self.keep_live(&mut job);
+        if job.tickets.is_empty() || self.stopping.is_some() {
+            self.lanes.finish(lane);
+            return;
+        }
+        self.failed(lane, job, failure);
+    }
+
+    /// Decides about work that did not end.
+    pub(super) fn failed(&mut self, lane: LaneId, mut job: Box<Job<C::Work>>, failure: Failure) {
+        let now = Instant::now();
+        let at = Timestamp::now();
+        if !matches!(failure, Failure::Wait { .. } | Failure::GivenUp) {
+            job.failed_at.get_or_insert(at);
+        }
+        let retry = &self.engine.settings.retry;
+        let attempts = match &mut job.set_aside {
+            Some(set_aside) => &mut set_aside.attempts,
+            None => &mut job.attempts,
+        };
+        match retry.next(attempts, failure, now, fastrand::f64()) {
+            Next::Retry { at, waits_for, reason } => {
+                let origin = job.cx.origin();
+                tracing::trace!(messaging.destination.name = %origin.topic,
+                    messaging.destination.partition.id = origin.partition,
+                    messaging.kafka.offset = origin.offset, %reason, "record waits");
+                let observed = Observed::Retry { origin, reason: &reason };
+                self.engine.observer.observe(self.engine.consumer.name(), &observed);
+                job.waits_for = Waits { breaker: waits_for, reason };
+                self.park(lane, job, at);
+            }
+            // The dead letter topic itself may be away for as long as it likes.
+            Next::DeadLetter { .. } if job.set_aside.is_some() => {
+                let at = now + retry.backoff.max;
+                self.park(lane, job, at);
+            }
+            Next::DeadLetter { kind, message } => {
+                job.set_aside = Some(SetAside { kind, message, at, attempts: Attempts::default() });
+                self.start(lane, job);
+            }
+            // Only what its partition gave up; what was merged into it from others goes on.
+            Next::GiveUp => self.park(lane, job, now),
+        }
+    }
+
+    /// Has a job wait. What came while it ran is merged into it: among it may be the record that
+    /// holds the claim which it waits for, since a crash.
+    pub(super) fn park(&mut self, lane: LaneId, job: Box<Job<C::Work>>, until: Instant) {
+        let consumer = &*self.engine.consumer;
+        let merge = |waiting: &mut _, newer| coalesce(consumer, waiting, newer);
+        self.lanes.park(lane, job, until, merge);
+    }
+
+    /// Drops the tickets of partitions that are being or were given up, and moves the job to a
+    /// partition that stays.
+    pub(super) fn keep_live(&mut self, job: &mut Job<C::Work>) {
+        let Self { partitions, shared, .. } = self;
+        let before = job.tickets.first().copied();
+        let stays =
+            |ticket: &Ticket| partitions.get(&ticket.partition).is_some_and(|p| !p.draining);
+        let mut kept = job.tickets.iter().map(stays);
+        job.records.retain(|_| kept.next().unwrap_or(false));
+        job.tickets.retain(|ticket| stays(ticket));
+        let Some(ticket) = job.tickets.first() else { return };
+        if before.as_ref() == Some(ticket) {
+            return;
+        }
+        if let Some(partition) = partitions.get(&ticket.partition) {
+            let origin = partition.origin(ticket.offset);
+            let drain = partition.drain.clone();
+            // The place in the log is not that of the record that is first now.
+            job.stamp = None;
+            job.cx = Cx::new(Arc::clone(shared), origin, partition.assigned_at, drain);
+        }
+    }
+
+    /// Gives an offset its outcome.
+    pub(super) fn complete(&mut self, ticket: &Ticket, outcome: Outcome) {
+        let Some(partition) = self.partitions.get_mut(&ticket.partition) else { return };
+        if !partition.complete(ticket.offset, ticket.bytes) {
+            return;
+        }
+        self.total.records -= 1;
+        self.total.bytes -= ticket.bytes;
+        let origin = partition.origin(ticket.offset);
+        let observed =
+            Observed::Outcome { origin: &origin, outcome, committed_at: ticket.committed_at };
+        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+    }
+
+    /// Tells a job which records it stands for: since it last ran some may have been merged into
+    /// it, and some given up.
+    pub(super) fn tell_merged(&self, job: &mut Job<C::Work>) {
+        let known =
+            |ticket: &Ticket| Some((self.partitions.get(&ticket.partition)?, ticket.offset));
+        let merged = job.tickets.iter().skip(1).filter_map(known);
+        let merged = merged.map(|(partition, offset)| partition.origin(offset)).collect();
+        let assigned = job.tickets.iter().filter_map(known).map(|(found, _)| found.assigned_at);
+        let assigned_at = assigned.max().unwrap_or(job.cx.assigned_at());
+        job.cx.covers(merged, assigned_at);
+    }
+}

@@ -1,0 +1,169 @@
+//! What a session tells: its signs of life, the end of a snapshot, losses, and the client's errors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::parts::EngineError;
+use super::session::{End, Session, SnapshotCount};
+use super::start::Loss;
+use super::vitals::{PartitionVitals, Vitals};
+use super::work::Waits;
+use super::{Consumer, Observed};
+use crate::kafka::Signals;
+use crate::outage::Breaker;
+
+impl<C: Consumer> Session<'_, C> {
+    pub(super) fn update_vitals(&mut self, now: Instant, signals: &Signals) {
+        let open: usize = self.partitions.values().map(|p| p.load().records).sum();
+        let partitions = self.partition_vitals(now, signals);
+        let lag = partitions.iter().map(|partition| partition.lag).sum();
+        if open == 0 && lag <= 0 {
+            self.progress = now;
+        }
+        let waits_for = self.waits_for(signals);
+        self.engine.pulse.update(Vitals {
+            beat: now,
+            progress: self.progress,
+            partitions,
+            open,
+            lag,
+            waits_for,
+        });
+    }
+
+    /// What explains that records do not end: only what this consumer's own work waits for, or
+    /// another's outage would hide a stall.
+    pub(super) fn waits_for(&self, signals: &Signals) -> Vec<String> {
+        let mut names: BTreeSet<&str> = BTreeSet::new();
+        let mut breakers: BTreeMap<&str, &Breaker> = BTreeMap::new();
+        for Waits { breaker, reason } in self.lanes.parked().map(|job| &job.waits_for) {
+            match breaker {
+                Some(breaker) => drop(breakers.insert(breaker.name(), breaker)),
+                None => drop(names.insert(reason)),
+            }
+        }
+        if self.lanes.running() > 0 {
+            let awaited = self.shared.awaited().filter(|breaker| breaker.away().is_some());
+            breakers.extend(awaited.map(|breaker| (breaker.name(), &**breaker)));
+        }
+        let mut waits_for: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        waits_for.extend(breakers.into_iter().map(|(name, breaker)| match breaker.away() {
+            Some(away) => format!("{name}: {}", away.error),
+            None => name.to_owned(),
+        }));
+        let brokers = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        waits_for.extend(brokers.map(|reason| format!("kafka: {reason}")));
+        if self.assignment.is_planning() {
+            waits_for.push("kafka: reading committed offsets".to_owned());
+        }
+        waits_for
+    }
+
+    pub(super) fn partition_vitals(&self, now: Instant, signals: &Signals) -> Vec<PartitionVitals> {
+        let lags = signals.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        let vitals = self.partitions.values().map(|partition| PartitionVitals {
+            topic: Arc::clone(&partition.topic),
+            number: partition.number,
+            lag: lags
+                .get(&*partition.topic)
+                .and_then(|l| l.get(&partition.number))
+                .map_or(0, |l| *l),
+            waiting: partition.waiting(now),
+        });
+        vitals.collect()
+    }
+
+    pub(super) fn count_snapshot(&mut self, reason: &'static str) {
+        if reason == super::SNAPSHOT_SKIPPED {
+            self.snapshot.skipped += 1;
+        }
+        self.snapshot.last = Some(Instant::now());
+    }
+
+    /// Says once, at the end of a snapshot, how many of its rows were skipped.
+    pub(super) fn report_snapshot(&mut self, now: Instant) {
+        const QUIET: Duration = Duration::from_secs(10);
+        let over = self.snapshot.last.is_some_and(|last| now - last > QUIET);
+        if over && self.snapshot.skipped > 0 {
+            tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+                rows = self.snapshot.skipped,
+                "snapshot rows skipped by SNAPSHOT_POLICY; run reconcile if rows were written while the connector was down");
+        }
+        if over {
+            self.snapshot = SnapshotCount::default();
+        }
+    }
+
+    /// What a poll returned instead of a record.
+    pub(super) fn client_error(&mut self, error: &KafkaError) -> Option<Result<End, EngineError>> {
+        let group = &self.engine.settings.group;
+        match error {
+            KafkaError::MessageConsumptionFatal(code) => return Some(self.fatal(*code)),
+            KafkaError::MessageConsumption(code) => match code {
+                RDKafkaErrorCode::AutoOffsetReset => self.position_lost = true,
+                // Said once at the start; librdkafka repeats it with every refresh.
+                RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {}
+                RDKafkaErrorCode::InconsistentGroupProtocol => {
+                    tracing::error!(messaging.consumer.group.name = %group,
+                        "another member of this group uses another assignor: stop the old service, this one joins when it is gone");
+                }
+                code => {
+                    tracing::warn!(messaging.consumer.group.name = %group, error.type = %code,
+                        "kafka client reports an error, going on");
+                }
+            },
+            error => {
+                tracing::warn!(messaging.consumer.group.name = %group, %error,
+                    "kafka client reports an error, going on");
+            }
+        }
+        None
+    }
+
+    pub(super) fn fatal(&self, code: RDKafkaErrorCode) -> Result<End, EngineError> {
+        if code == RDKafkaErrorCode::UnreleasedInstanceId {
+            return Ok(End::Anew(code));
+        }
+        let advice = match code {
+            RDKafkaErrorCode::FencedInstanceId => {
+                "another process uses the same KAFKA_INSTANCE_ID; give each running process its own"
+            }
+            _ => "see the log above; the platform should start it again",
+        };
+        Err(EngineError::Fatal { group: self.engine.settings.group.clone(), code, advice })
+    }
+
+    pub(super) fn report_loss(&self, topic: &str, partition: i32, loss: Loss) {
+        let group = &self.engine.settings.group;
+        let records = match loss {
+            Loss::Expired(records) => {
+                tracing::error!(messaging.consumer.group.name = %group,
+                    messaging.destination.name = topic,
+                    messaging.destination.partition.id = partition, records,
+                    "records lost: retention removed them before they were read; run reconcile");
+                Some(records)
+            }
+            Loss::Recreated => {
+                tracing::error!(messaging.consumer.group.name = %group,
+                    messaging.destination.name = topic,
+                    messaging.destination.partition.id = partition,
+                    "topic ends before the committed offset: it was made anew, reading it from its beginning");
+                None
+            }
+        };
+        let observed = Observed::Lost { topic, partition, records };
+        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+    }
+
+    /// Whether the client's answer to a call is worth a warning.
+    pub(super) fn warn_on_error(&self, what: &'static str, result: KafkaResult<()>) {
+        if let Err(error) = result {
+            tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error, what,
+                "kafka client refused a call");
+        }
+    }
+}
