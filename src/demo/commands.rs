@@ -5,12 +5,8 @@ use serde_json::{Value, json};
 
 use super::demand::Demand;
 use super::double::redemption_result;
+use super::{ORDERS, REDEMPTIONS};
 use crate::cli::recording::Recorded;
-
-/// The topic of redemptions.
-pub(super) const REDEMPTIONS: &str = "reward_redemptions";
-/// The topic of orders.
-pub(super) const ORDERS: &str = "marketplace.orders";
 
 /// Partitions that the commands are spread over, as those of a topic by key.
 const PARTITIONS: u32 = 6;

@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use self::tier::triggers;
-use super::commands::{ORDERS, REDEMPTIONS};
 use super::double::currency_rows;
+use super::{ORDERS, REDEMPTIONS};
 use crate::config::{ConsumerName, Settings};
 use crate::consumers;
 

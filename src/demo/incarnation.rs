@@ -7,7 +7,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::run::DemoError;
+use super::told::DemoError;
 use super::watch::Watch;
 use crate::clients::redis::Cache;
 use crate::config::Settings;

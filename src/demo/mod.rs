@@ -18,7 +18,14 @@ pub mod recordings;
 mod run;
 mod settings;
 mod stage;
+mod told;
 pub mod watch;
 
-pub use self::run::{DemoError, Feed, Options, Report, Told, run};
+pub use self::run::{Report, run};
 pub use self::settings::log_settings;
+pub use self::told::{DemoError, Feed, Options, Told};
+
+/// The topic of redemptions.
+const REDEMPTIONS: &str = "reward_redemptions";
+/// The topic of orders.
+const ORDERS: &str = "marketplace.orders";

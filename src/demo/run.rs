@@ -6,69 +6,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::broker::BrokerError;
 use super::demand::{self, Event, Findings, JUDGES, Letter, Seen};
 use super::double::{Double, Endpoint, Stored};
-use super::faults::Fault;
-use super::recordings::ShippedError;
 use super::stage::Stage;
+use super::told::{DemoError, Options, Told};
 use super::watch::Tally;
-use crate::config::{Environment, Problems};
-use crate::engine::{Origin, Outcome};
-use crate::supervisor::RunError;
-
-/// What a run of the demo is told.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// What is fed.
-    pub feed: Feed,
-    /// How long requests take, at least; default none.
-    pub latency: Vec<(Endpoint, Duration)>,
-    /// What goes wrong; default nothing.
-    pub fault: Option<Fault>,
-    /// The user's environment, of which a few settings count.
-    pub environment: Environment,
-}
-
-/// What is fed.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Feed {
-    /// Records a second; as fast as they drain if `None`.
-    pub rate: Option<f64>,
-    /// At least this many records, in whole rounds; 0 is one round.
-    pub records: usize,
-    /// Round after round until the run is told to stop.
-    pub keep_running: bool,
-}
-
-/// Something to show while the demo runs.
-#[derive(Debug, Clone)]
-pub enum Told {
-    /// A line.
-    Note(String),
-    /// Inngest stored an event.
-    Event(Event),
-    /// A record has its outcome.
-    Outcome {
-        /// Whose.
-        consumer: &'static str,
-        /// Which record.
-        origin: Origin,
-        /// How it ended.
-        outcome: Outcome,
-    },
-    /// A record waits, or is tried again later.
-    Waits {
-        /// Whose.
-        consumer: &'static str,
-        /// Which record.
-        origin: Origin,
-        /// For what.
-        reason: String,
-    },
-    /// Nothing more will be told.
-    Over,
-}
 
 /// What a run came to.
 #[derive(Debug)]
@@ -85,32 +27,6 @@ pub struct Report {
     pub dead_letters: Vec<Letter>,
     /// The judgement; `None` when the run was interrupted.
     pub findings: Option<Findings>,
-}
-
-/// Why a demo could not run to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum DemoError {
-    /// A setting of the environment.
-    #[error(transparent)]
-    Settings(#[from] Problems),
-    /// The embedded broker.
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    /// What is fed.
-    #[error(transparent)]
-    Shipped(#[from] ShippedError),
-    /// The double.
-    #[error("no port of 127.0.0.1 can be had for the services' double")]
-    Double(#[source] std::io::Error),
-    /// The daemon's runtime.
-    #[error("the daemon's runtime cannot be started")]
-    Runtime(#[source] std::io::Error),
-    /// The daemon.
-    #[error("the daemon ended by itself")]
-    Daemon(#[from] RunError),
-    /// A part of the demo.
-    #[error("a part of the demo panicked; see the log")]
-    Panicked(#[from] tokio::task::JoinError),
 }
 
 /// Runs the demo. `stop` ends it: a demo that keeps running finishes its round and is judged, any

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
-use super::run::Told;
+use super::told::Told;
 use crate::engine::{Observed, Observer, Origin, Outcome};
 
 /// What happened to one consumer's records.
