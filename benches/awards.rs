@@ -10,12 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crm_event_processors::cli::recording::Recorded;
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, Environment};
 use crm_event_processors::dedup::MemoryStore;
 use crm_event_processors::demo::broker::Broker;
 use crm_event_processors::demo::double::{Double, Endpoint, Options, Reply};
+use crm_event_processors::recording::Recorded;
 use crm_event_processors::supervisor::{Daemon, Memory, breakers};
 use crm_event_processors::telemetry::metrics::Recorder;
 use futures::{StreamExt, stream};

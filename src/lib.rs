@@ -18,6 +18,7 @@
 //! | [`outage`] | one breaker per dependency, and backoff |
 //! | [`supervisor`] | builds all of it, watches over it, stops it |
 //! | [`config`], [`telemetry`], [`measures`], [`cli`] | settings, logs and health endpoints, names of metrics, commands |
+//! | [`recording`] | records in files, for `explain`, the demo and tests |
 //! | [`demo`] | the same daemon against an embedded broker and a double of Inngest and Supabase |
 //!
 //! Imports run one way: `supervisor` and `cli` know all, `consumers` know `clients`, the engine
@@ -81,6 +82,7 @@ pub mod engine;
 pub mod kafka;
 pub mod measures;
 pub mod outage;
+pub mod recording;
 pub mod supervisor;
 pub mod telemetry;
 

@@ -18,8 +18,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::recording::{self, Recorded};
 use crate::cdc::{self, Change, DecodeError, Decoded, Nothing, Options, Record};
+use crate::recording::{self, Recorded};
 
 /// How long Kafka may stay silent before `explain` gives up.
 const PATIENCE: Duration = Duration::from_secs(30);

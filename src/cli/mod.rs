@@ -4,5 +4,4 @@ pub mod check;
 pub mod decisions;
 pub mod demo;
 pub mod explain;
-pub mod recording;
 pub mod run;

@@ -9,7 +9,6 @@ use jiff::Timestamp;
 
 use super::call::{Calls, Sender};
 use crate::cdc::{self, Change, Decoded, Record};
-use crate::cli::recording;
 use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::config::{Snapshot, SnapshotPolicy};
@@ -18,6 +17,7 @@ use crate::demo::double::{Double, Options};
 use crate::engine::Cx;
 use crate::engine::permits::Limits;
 use crate::outage::{Backoff, Breakers};
+use crate::recording;
 
 pub(crate) const LIMITS: Limits = Limits { min: 2, max: 2 };
 const WINDOW: Duration = Duration::from_secs(300);

@@ -19,7 +19,7 @@ use rdkafka::producer::{BaseProducer, DeliveryFuture, FutureProducer, FutureReco
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::cli::recording::Recorded;
+use crate::recording::Recorded;
 
 /// What the broker keeps of a partition; older records are dropped.
 pub const PARTITION_BYTES: usize = 5 << 20;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::demand::Demand;
 use super::double::redemption_result;
 use super::{ORDERS, REDEMPTIONS};
-use crate::cli::recording::Recorded;
+use crate::recording::Recorded;
 
 /// Partitions that the commands are spread over, as those of a topic by key.
 const PARTITIONS: u32 = 6;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::commands::malformed;
 use super::demand::{Allowance, Demand};
 use super::double::{Double, Endpoint, Fault as Failing, Lasting, Poison};
-use crate::cli::recording::Recorded;
+use crate::recording::Recorded;
 
 /// How long a service is away.
 pub const OUTAGE: Duration = Duration::from_secs(3);

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::commands;
 use super::demand::{Demand, Owner};
-use crate::cli::recording::{self, Recorded, RecordingError};
+use crate::recording::{self, Recorded, RecordingError};
 
 const LIFE: &[u8] = include_bytes!("../../tests/fixtures/life/full.jsonl.gz");
 const PURCHASES: &[u8] = include_bytes!("../../tests/fixtures/life/purchases.jsonl.gz");

@@ -20,9 +20,9 @@ use super::recordings::{Round, Shipped};
 use super::settings::{DEAD_LETTER_TOPIC, settings};
 use super::told::{DemoError, Options, Told};
 use super::watch::{Tally, Watch};
-use crate::cli::recording::Recorded;
 use crate::config::Settings;
 use crate::dedup::MemoryStore;
+use crate::recording::Recorded;
 
 /// Partitions of every topic, as many as the recordings have.
 const PARTITIONS: i32 = 6;

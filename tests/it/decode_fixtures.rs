@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use bigdecimal::BigDecimal;
 use crm_event_processors::cdc::{self, Change, Decoded, Field, Nothing, Op, Options, Row};
-use crm_event_processors::cli::recording::Recorded;
+use crm_event_processors::recording::Recorded;
 use jiff::{Timestamp, civil, tz::Offset};
 use serde::Deserialize;
 use serde_json::Value;

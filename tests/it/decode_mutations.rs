@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use crm_event_processors::cdc::{self, Decoded, Options, Row};
-use crm_event_processors::cli::recording::Recorded;
+use crm_event_processors::recording::Recorded;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::value::RawValue;

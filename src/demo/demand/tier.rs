@@ -8,9 +8,9 @@ use std::iter;
 use serde_json::{Value, json};
 
 use super::{Allowance, Demand, Event, Findings, Seen, judge_letters, text};
-use crate::cli::recording::Recorded;
 use crate::consumers::tier;
 use crate::demo::double::tier_status;
+use crate::recording::Recorded;
 
 const CANCELLED: &str = "tier/upgrade-cancelled";
 const UPGRADE: &str = "tier/upgrade";

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crm_event_processors::cdc::{self, Decoded, Options};
-use crm_event_processors::cli::recording::Recorded;
 use crm_event_processors::engine::frontier::{Finished, Frontier, Stamp};
 use crm_event_processors::engine::intake;
+use crm_event_processors::recording::Recorded;
 
 use super::world::World;
 use crate::support::recordings::recorded;

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crm_event_processors::cdc::{DecodeError, Field};
-use crm_event_processors::cli::recording::{self, Recorded};
+use crm_event_processors::recording::{self, Recorded};
 use flate2::read::GzDecoder;
 
 /// Where a file of `tests/fixtures` lies.
