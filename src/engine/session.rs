@@ -39,6 +39,8 @@ const MAX_RUNNING: usize = 4096;
 const BURST: usize = 128;
 /// How often the loop looks after itself.
 const TICK: Duration = Duration::from_millis(250);
+/// The same while there is nothing in hand: a daemon that waits should cost next to nothing.
+const IDLE_TICK: Duration = Duration::from_secs(1);
 
 /// How a session ended.
 pub(crate) enum End {
@@ -119,10 +121,11 @@ impl<'a, C: Consumer> Session<'a, C> {
         let mut stream = client.stream();
         let mut recovered = self.engine.breakers.recoveries();
         let mut batch = Vec::new();
-        let mut tick_at = Instant::now();
+        let mut ticked = Instant::now();
         let sleep = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(sleep);
         loop {
+            let tick_at = ticked + if self.is_idle() { IDLE_TICK } else { TICK };
             let wake_at = self.lanes.next_wake().map_or(tick_at, |wake| wake.min(tick_at)).into();
             if sleep.deadline() != wake_at {
                 sleep.as_mut().reset(wake_at);
@@ -147,7 +150,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                     let now = Instant::now();
                     self.lanes.wake(now);
                     if now >= tick_at {
-                        tick_at = now + TICK;
+                        ticked = now;
                         self.tick(now, &signals);
                         if let Some((code, _)) = self.client.client().fatal_error() {
                             return self.fatal(code);
@@ -330,6 +333,10 @@ impl<'a, C: Consumer> Session<'a, C> {
                 partition.paused = pause;
             }
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.total.records == 0 && self.polling && self.assignment.is_idle()
     }
 
     /// What is due now and then.
