@@ -125,6 +125,9 @@ impl<C: Consumer> Session<'_, C> {
     /// Tells a job which records it stands for: since it last ran some may have been merged into
     /// it, and some given up.
     pub(super) fn tell_merged(&self, job: &mut Job<C::Work>) {
+        if job.tickets.len() == 1 && job.cx.merged().is_empty() {
+            return;
+        }
         let known =
             |ticket: &Ticket| Some((self.partitions.get(&ticket.partition)?, ticket.offset));
         let merged = job.tickets.iter().skip(1).filter_map(known);
