@@ -161,7 +161,7 @@ impl Daemon {
             settings.inngest.cancel_settle,
         );
         let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
-        let dead_letters = Arc::new(DeadLetters::new(&kafka, &settings.kafka.dlq_topic)?);
+        let dead_letters = Arc::new(DeadLetters::new(&kafka, &settings.kafka.dlq_topic));
         let parts = Parts {
             settings: &settings,
             calls: calls(&settings, &breakers)?,

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::memory::MemoryStore;
@@ -156,6 +157,8 @@ pub struct Claims {
 
 /// Operations in one pipeline. Larger ones gain nothing and delay the first of them.
 const PIPELINE: usize = 512;
+/// Pipelines under way at once: one is answered while the next is filled and sent.
+const UNDER_WAY: usize = 2;
 /// Operations that may wait for a pipeline; more simply wait to get in.
 const QUEUE: usize = 4096;
 
@@ -277,26 +280,28 @@ impl Claims {
     }
 }
 
-async fn pipeline(store: impl Store, mut requests: mpsc::Receiver<Request>, breaker: Arc<Breaker>) {
-    let (mut batch, mut ops, mut replies) = (Vec::new(), Vec::new(), Vec::new());
-    while requests.recv_many(&mut batch, PIPELINE).await > 0 {
-        for Request { op, reply } in batch.drain(..) {
-            // A caller that has gone needs no claim; one that must be kept is claimed again.
-            if !reply.is_closed() {
-                ops.push(op);
-                replies.push(reply);
-            }
-        }
-        let answer = execute(&store, &ops, &breaker).await;
-        ops.clear();
-        for (at, reply) in replies.drain(..).enumerate() {
-            let each = match &answer {
-                Ok(all) => all.get(at).cloned().ok_or_else(|| StoreAway::new("short answer")),
-                Err(error) => Err(error.clone()),
-            };
-            // A caller that stopped waiting does not need its answer.
-            drop(reply.send(each));
-        }
+/// Answers `requests` in pipelines. Those under way at once are independent: whoever asks for a
+/// key waits for its answer before asking again.
+async fn pipeline(store: impl Store, requests: mpsc::Receiver<Request>, breaker: Arc<Breaker>) {
+    let batches = stream::unfold(requests, |mut requests| async {
+        let mut batch = Vec::with_capacity(PIPELINE);
+        (requests.recv_many(&mut batch, PIPELINE).await > 0).then_some((batch, requests))
+    });
+    batches.for_each_concurrent(UNDER_WAY, |batch| answer(&store, batch, &breaker)).await;
+}
+
+async fn answer(store: &impl Store, batch: Vec<Request>, breaker: &Breaker) {
+    // A caller that has gone needs no claim; one that must be kept is claimed again.
+    let living = batch.into_iter().filter(|request| !request.reply.is_closed());
+    let (ops, replies): (Vec<Op>, Vec<_>) = living.map(|Request { op, reply }| (op, reply)).unzip();
+    let answer = execute(store, &ops, breaker).await;
+    for (at, reply) in replies.into_iter().enumerate() {
+        let each = match &answer {
+            Ok(all) => all.get(at).cloned().ok_or_else(|| StoreAway::new("short answer")),
+            Err(error) => Err(error.clone()),
+        };
+        // A caller that stopped waiting does not need its answer.
+        drop(reply.send(each));
     }
 }
 

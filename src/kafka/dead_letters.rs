@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
+use tokio::sync::OnceCell;
 
 use super::{Kafka, SavedRecord};
 
@@ -47,22 +48,23 @@ pub(crate) struct NotWritten {
 /// Writes dead letters, one after another acknowledged by all replicas.
 pub struct DeadLetters {
     topic: String,
-    producer: FutureProducer,
+    client: ClientConfig,
+    /// Made for the first letter: its polling thread costs about 1 % of a processor core from then
+    /// on, and most processes never need it.
+    producer: OnceCell<FutureProducer>,
 }
 
 impl DeadLetters {
-    /// A producer for `topic`.
-    ///
-    /// # Errors
-    /// When librdkafka refuses the configuration.
-    pub fn new(kafka: &Kafka, topic: &str) -> KafkaResult<Self> {
+    /// Letters to `topic`.
+    #[must_use]
+    pub fn new(kafka: &Kafka, topic: &str) -> Self {
         let mut client: ClientConfig = kafka.base();
         client.set("enable.idempotence", "true");
         client.set("message.timeout.ms", TIMEOUT.as_millis().to_string());
         client.set("queue.buffering.max.kbytes", "65536");
         // A topic that is missing is said to be so after this time, not after half a minute.
         client.set("topic.metadata.propagation.max.ms", "5000");
-        Ok(Self { topic: topic.to_owned(), producer: client.create()? })
+        Self { topic: topic.to_owned(), client, producer: OnceCell::new() }
     }
 
     /// Makes the topic where it is missing and may be made. What goes wrong is a warning: the
@@ -135,10 +137,10 @@ impl DeadLetters {
         let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
         record.key = letter.record.key();
         record.payload = letter.record.value();
-        match self.producer.send(record, TIMEOUT).await {
-            Ok(_) => Ok(()),
-            Err((cause, _)) => Err(NotWritten { topic: self.topic.clone(), cause }),
-        }
+        let not_written = |cause| NotWritten { topic: self.topic.clone(), cause };
+        let producer = self.producer.get_or_try_init(async || self.client.create());
+        let sent = producer.await.map_err(not_written)?.send(record, TIMEOUT).await;
+        sent.map_or_else(|(cause, _)| Err(not_written(cause)), |_| Ok(()))
     }
 }
 
@@ -165,7 +167,7 @@ mod tests {
         let settings = config::load(&environment, Path::new("")).settings.expect("settings");
         let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
         for (topic, exists) in [("there", true), ("missing", false)] {
-            let letters = DeadLetters::new(&kafka, topic).expect("a producer");
+            let letters = DeadLetters::new(&kafka, topic);
             assert_eq!(letters.topic_exists(&kafka).await, Ok(exists), "{topic}");
         }
     }

@@ -363,8 +363,7 @@ impl Stage {
 
     fn start_with(&self, consumer: Arc<Scripted>, claims: Claims) -> Member {
         let kafka = Kafka::new(self.kafka.clone(), self.settings.commit_interval);
-        let dead_letters =
-            DeadLetters::new(&kafka, &self.kafka.dlq_topic).expect("a dead letter producer");
+        let dead_letters = DeadLetters::new(&kafka, &self.kafka.dlq_topic);
         let (watch, pulse) = (Arc::new(Watch::default()), Arc::new(Pulse::default()));
         let engine = Engine {
             consumer: Arc::clone(&consumer),
