@@ -37,6 +37,7 @@ impl<C: Consumer> Session<'_, C> {
             self.forget(&ids);
             return;
         }
+        self.refused = false;
         self.assignment.waiting.push_back(rebalance);
         self.next_rebalance();
     }
@@ -116,6 +117,11 @@ impl<C: Consumer> Session<'_, C> {
         self.next_id += 1;
         let id = self.next_id;
         let partition = Partition::new(start, self.stop, Timestamp::now());
+        let (offset, completed) = partition.standing();
+        tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group,
+            messaging.destination.name = %partition.topic,
+            messaging.destination.partition.id = partition.number,
+            messaging.kafka.offset = offset, completed, "partition assigned");
         self.index.entry(Arc::clone(&partition.topic)).or_default().insert(partition.number, id);
         self.partitions.insert(id, partition);
     }
@@ -181,12 +187,24 @@ impl<C: Consumer> Session<'_, C> {
             self.client.incremental_unassign(&list)
         };
         self.warn_on_error("unassign", result);
+        self.tell_given_up(&ids);
         self.forget(&ids);
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
             revoked = ids.len(), partitions = self.partitions.len(), "partitions given up");
         let observed = Observed::Rebalanced { assigned: 0, revoked: ids.len() };
         self.engine.observer.observe(self.engine.consumer.name(), &observed);
         self.next_rebalance();
+    }
+
+    /// Says how far each of these was done, to be held against where its next owner starts.
+    fn tell_given_up(&self, ids: &[u32]) {
+        for partition in ids.iter().filter_map(|id| self.partitions.get(id)) {
+            let (offset, completed) = partition.standing();
+            tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group,
+                messaging.destination.name = %partition.topic,
+                messaging.destination.partition.id = partition.number,
+                messaging.kafka.offset = offset, completed, "partition given up");
+        }
     }
 
     fn forget(&mut self, ids: &[u32]) {
@@ -271,6 +289,7 @@ impl<C: Consumer> Session<'_, C> {
         let group = &self.engine.settings.group;
         match tokio::time::timeout(LAST_COMMIT, commit).await {
             Ok(Ok(Ok(()))) => {
+                self.tell_given_up(&ids);
                 tracing::info!(messaging.consumer.group.name = %group, "offsets committed");
             }
             Ok(Ok(Err(error))) => {
