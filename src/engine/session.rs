@@ -190,7 +190,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                 self.relieve();
             }
             if self.may_end() {
-                self.commit_for_good().await;
+                self.commit_for_good(&signals).await;
                 return Ok(End::Stopped);
             }
         }
