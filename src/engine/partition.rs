@@ -140,6 +140,12 @@ impl Partition {
         self.offsets.next()
     }
 
+    /// The watermark, and how many offsets are completed above it: what a commit would say.
+    pub(crate) fn standing(&self) -> (i64, i64) {
+        let completed = self.offsets.completed();
+        (self.offsets.watermark(), completed.runs().iter().map(|(start, end)| end - start).sum())
+    }
+
     /// Whether the watermark has moved since it was last stored.
     pub(crate) fn has_moved(&self) -> bool {
         self.stored != Some(self.offsets.watermark())

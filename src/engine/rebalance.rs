@@ -5,12 +5,14 @@
 //! within the deadline, and the watermark is stored before the partitions are given up, so that
 //! librdkafka commits it with the unassignment.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use jiff::Timestamp;
 use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::assignment::{Draining, commit_list, list};
@@ -19,12 +21,14 @@ use super::parts::EngineError;
 use super::session::Session;
 use super::start::{Loss, PlanError, Start, plan};
 use super::{Consumer, Observed};
-use crate::kafka::Rebalance;
+use crate::kafka::{Rebalance, Signals};
 
 /// How long to wait before the broker is asked again where to start.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long the last commit may take.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
+/// How long to wait before a last commit that met a rebalance is tried again.
+const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 
 impl<C: Consumer> Session<'_, C> {
     /// Takes in what a callback has noted.
@@ -37,6 +41,7 @@ impl<C: Consumer> Session<'_, C> {
             self.forget(&ids);
             return;
         }
+        self.refused = false;
         self.assignment.waiting.push_back(rebalance);
         self.next_rebalance();
     }
@@ -116,6 +121,11 @@ impl<C: Consumer> Session<'_, C> {
         self.next_id += 1;
         let id = self.next_id;
         let partition = Partition::new(start, self.stop, Timestamp::now());
+        let (offset, completed) = partition.standing();
+        tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group,
+            messaging.destination.name = %partition.topic,
+            messaging.destination.partition.id = partition.number,
+            messaging.kafka.offset = offset, completed, "partition assigned");
         self.index.entry(Arc::clone(&partition.topic)).or_default().insert(partition.number, id);
         self.partitions.insert(id, partition);
     }
@@ -181,12 +191,24 @@ impl<C: Consumer> Session<'_, C> {
             self.client.incremental_unassign(&list)
         };
         self.warn_on_error("unassign", result);
+        self.tell_given_up(&ids);
         self.forget(&ids);
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
             revoked = ids.len(), partitions = self.partitions.len(), "partitions given up");
         let observed = Observed::Rebalanced { assigned: 0, revoked: ids.len() };
         self.engine.observer.observe(self.engine.consumer.name(), &observed);
         self.next_rebalance();
+    }
+
+    /// Says how far each of these was done, to be held against where its next owner starts.
+    fn tell_given_up(&self, ids: &[u32]) {
+        for partition in ids.iter().filter_map(|id| self.partitions.get(id)) {
+            let (offset, completed) = partition.standing();
+            tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group,
+                messaging.destination.name = %partition.topic,
+                messaging.destination.partition.id = partition.number,
+                messaging.kafka.offset = offset, completed, "partition given up");
+        }
     }
 
     fn forget(&mut self, ids: &[u32]) {
@@ -255,22 +277,37 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// The last commit of a session, waited for.
-    pub(super) async fn commit_for_good(&mut self) {
+    /// The last commit of a session, waited for: again and again while the group rebalances, for as
+    /// long as the stop may take, or members that come and go together would repeat work.
+    pub(super) async fn commit_for_good(&mut self, signals: &Signals) {
         let ids: Vec<u32> = self.ids_where(|_| true);
         let commits = self.commits(&ids);
         let client = Arc::clone(&self.client);
+        let mut deadline = Instant::now() + LAST_COMMIT;
+        let away = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if let (Some(stop), false) = (self.stopping, away) {
+            deadline = deadline.max(stop);
+        }
         let commit = tokio::task::spawn_blocking(move || {
             if commits.is_empty() {
                 return Ok(());
             }
             let list = commit_list(&commits);
-            client.store_offsets(&list)?;
-            client.commit(&list, CommitMode::Sync)
+            loop {
+                // Refused once the partitions are lost: committing then would move their next owner.
+                client.store_offsets(&list)?;
+                let committed = client.commit(&list, CommitMode::Sync);
+                let passes = committed.as_ref().is_err_and(is_of_a_rebalance);
+                if !passes || client.assignment_lost() || Instant::now() >= deadline {
+                    return committed;
+                }
+                std::thread::sleep(COMMIT_AGAIN);
+            }
         });
         let group = &self.engine.settings.group;
-        match tokio::time::timeout(LAST_COMMIT, commit).await {
+        match tokio::time::timeout_at(deadline.into(), commit).await {
             Ok(Ok(Ok(()))) => {
+                self.tell_given_up(&ids);
                 tracing::info!(messaging.consumer.group.name = %group, "offsets committed");
             }
             Ok(Ok(Err(error))) => {
@@ -345,4 +382,14 @@ impl<C: Consumer> Session<'_, C> {
             self.assignment.repairs.push((id, repair));
         }
     }
+}
+
+/// Whether a commit failed only because the group is rebalancing. A commit on its way to the broker
+/// waits there behind the request to join, and comes with the generation before it.
+fn is_of_a_rebalance(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{IllegalGeneration, RebalanceInProgress, StaleMemberEpoch};
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| {
+        matches!(code, IllegalGeneration | RebalanceInProgress | StaleMemberEpoch)
+    })
 }

@@ -57,6 +57,9 @@ impl<C: Consumer> Session<'_, C> {
         }));
         let brokers = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
         waits_for.extend(brokers.map(|reason| format!("kafka: {reason}")));
+        if self.refused {
+            waits_for.push("kafka: another member of this group uses another assignor".to_owned());
+        }
         if self.assignment.is_planning() {
             waits_for.push("kafka: reading committed offsets".to_owned());
         }
@@ -108,8 +111,11 @@ impl<C: Consumer> Session<'_, C> {
                 // Said once at the start; librdkafka repeats it with every refresh.
                 RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {}
                 RDKafkaErrorCode::InconsistentGroupProtocol => {
-                    tracing::error!(messaging.consumer.group.name = %group,
-                        "another member of this group uses another assignor: stop the old service, this one joins when it is gone");
+                    // Said once; librdkafka repeats it every few seconds, and readiness goes on.
+                    if !std::mem::replace(&mut self.refused, true) {
+                        tracing::error!(messaging.consumer.group.name = %group,
+                            "another member of this group uses another assignor: stop the old service, this one joins when it is gone");
+                    }
                 }
                 code => {
                     tracing::warn!(messaging.consumer.group.name = %group, error.type = %code,

@@ -73,6 +73,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     commit_at: Instant,
     pub(super) snapshot: SnapshotCount,
     pub(super) position_lost: bool,
+    /// The group does not take this member in: another one uses another assignor.
+    pub(super) refused: bool,
 }
 
 /// Snapshot rows that were skipped for their age since the last report.
@@ -113,6 +115,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             commit_at: now,
             snapshot: SnapshotCount::default(),
             position_lost: false,
+            refused: false,
         }
     }
 
@@ -187,7 +190,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                 self.relieve();
             }
             if self.may_end() {
-                self.commit_for_good().await;
+                self.commit_for_good(&signals).await;
                 return Ok(End::Stopped);
             }
         }

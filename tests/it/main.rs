@@ -8,6 +8,7 @@ mod decode_fixtures;
 mod decode_mutations;
 mod decode_recordings;
 mod demo;
+mod deploys;
 mod double;
 mod explain;
 mod inngest;

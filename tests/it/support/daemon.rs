@@ -85,6 +85,11 @@ impl Log {
         until(text, async || found().then_some(())).await;
     }
 
+    /// What it has logged so far.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.lock().expect("not poisoned").clone()
+    }
+
     /// All of it, of a daemon that has ended.
     pub(crate) fn whole(self) -> String {
         self.reader.join().expect("the log is read");

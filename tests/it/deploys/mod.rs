@@ -1,0 +1,8 @@
+//! Deploys on a real Kafka and Redis: a rolling restart under load, and the cut-over from the old
+//! service (contract sections 8.6 and 8.7).
+
+mod fleet;
+mod pauses;
+mod rolling;
+mod traffic;
+mod verdict;
