@@ -55,8 +55,7 @@ impl<C: Consumer> Session<'_, C> {
             Some(away) => format!("{name}: {}", away.error),
             None => name.to_owned(),
         }));
-        let brokers = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        waits_for.extend(brokers.map(|reason| format!("kafka: {reason}")));
+        waits_for.extend(signals.brokers.away().map(|reason| format!("kafka: {reason}")));
         if self.assignment.is_planning() {
             waits_for.push("kafka: reading committed offsets".to_owned());
         }
@@ -107,6 +106,13 @@ impl<C: Consumer> Session<'_, C> {
                 RDKafkaErrorCode::AutoOffsetReset => self.position_lost = true,
                 // Said once at the start; librdkafka repeats it with every refresh.
                 RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {}
+                // Said when no broker is left, with the reason and what to do; these repeat it many
+                // times a second.
+                RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::Authentication
+                | RDKafkaErrorCode::SSL
+                | RDKafkaErrorCode::Resolve => {}
                 RDKafkaErrorCode::InconsistentGroupProtocol => {
                     tracing::error!(messaging.consumer.group.name = %group,
                         "another member of this group uses another assignor: stop the old service, this one joins when it is gone");
