@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::AsyncCommands;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncCommands, RedisError};
 
 use crate::outage::Breaker;
 
@@ -23,6 +23,26 @@ pub fn connect(url: &str) -> redis::RedisResult<ConnectionManager> {
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT));
     ConnectionManager::new_lazy_with_config(redis::Client::open(url)?, config)
+}
+
+/// What went wrong and what to do about it, in one line.
+#[must_use]
+pub fn describe(error: &RedisError) -> String {
+    let text = super::http::one_line(&error.to_string());
+    let says = |part| text.contains(part);
+    let advice = if says("certificate") {
+        "SSL_CERT_FILE must name the authority of its certificate if the system does not know it"
+    } else if says("NOAUTH") || says("uthentication") {
+        "check user and password in REDIS_URL and CRM_CACHE_REDIS_URL"
+    } else if says("NOPERM") {
+        "allow its account the commands and keys that claims need"
+    } else if error.is_io_error() || error.is_timeout() {
+        "check REDIS_URL and CRM_CACHE_REDIS_URL (rediss:// where the port is for TLS, redis:// \
+         where it is not) and the network"
+    } else {
+        return text;
+    };
+    format!("{text}: {advice}")
 }
 
 /// The cache that this daemon shares with the rest of the CRM (`CRM_CACHE_REDIS_URL`). A cache that
@@ -93,7 +113,7 @@ impl Cache {
                 Some(answer)
             }
             Err(error) => {
-                leave.failed(Instant::now(), None, &error.to_string().replace('\n', " "));
+                leave.failed(Instant::now(), None, &describe(&error));
                 None
             }
         }
