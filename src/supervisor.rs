@@ -87,7 +87,7 @@ impl RunError {
             | Self::DeadLetters(_)
             | Self::Listen { .. }
             | Self::Metrics(_)
-            | Self::Engine(EngineError::NoStart(_)) => 64,
+            | Self::Engine(EngineError::NoStart(_) | EngineError::Client { .. }) => 64,
             Self::Engine(_) | Self::Panicked | Self::Stalled { .. } => 70,
         }
     }

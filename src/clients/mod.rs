@@ -3,6 +3,7 @@
 //! What goes wrong is classified as contract section 8.4 asks: an outage is retried for as long as
 //! it takes, a refusal that is about the record is not. No client ever prints a key or a payload.
 
+mod hidden;
 mod http;
 pub mod inngest;
 pub mod redis;

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::AsyncCommands;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncCommands, RedisError};
 
 use crate::outage::Breaker;
+
+/// The longest cached text that is read, in bytes; one of ours takes a few hundred.
+const MAX_TEXT: usize = 64 << 10;
+/// The largest cached set that is read; one of ours has a few dozen members.
+const MAX_MEMBERS: usize = 10_000;
 
 /// How long a connection or an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -23,6 +28,26 @@ pub fn connect(url: &str) -> redis::RedisResult<ConnectionManager> {
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT));
     ConnectionManager::new_lazy_with_config(redis::Client::open(url)?, config)
+}
+
+/// What went wrong and what to do about it, in one line.
+#[must_use]
+pub fn describe(error: &RedisError) -> String {
+    let text = super::http::one_line(&error.to_string());
+    let says = |part| text.contains(part);
+    let advice = if says("certificate") {
+        "SSL_CERT_FILE must name the authority of its certificate if the system does not know it"
+    } else if says("NOAUTH") || says("uthentication") {
+        "check user and password in REDIS_URL and CRM_CACHE_REDIS_URL"
+    } else if says("NOPERM") {
+        "allow its account the commands and keys that claims need"
+    } else if error.is_io_error() || error.is_timeout() {
+        "check REDIS_URL and CRM_CACHE_REDIS_URL (rediss:// where the port is for TLS, redis:// \
+         where it is not) and the network"
+    } else {
+        return text;
+    };
+    format!("{text}: {advice}")
 }
 
 /// The cache that this daemon shares with the rest of the CRM (`CRM_CACHE_REDIS_URL`). A cache that
@@ -45,11 +70,14 @@ impl Cache {
         Self { backend: None }
     }
 
-    /// The text at `key`.
+    /// The text at `key`. One that is longer than any of ours is none.
     pub async fn get(&self, key: &str) -> Option<String> {
-        self.ask(async |mut connection| connection.get::<_, Option<String>>(key).await)
-            .await
-            .flatten()
+        // One byte more than the longest, and never all of what somebody else may have put there.
+        let range = (0, isize::try_from(MAX_TEXT).unwrap_or(isize::MAX));
+        let text: Vec<u8> = self
+            .ask(async |mut connection| connection.getrange(key, range.0, range.1).await)
+            .await?;
+        if text.is_empty() || text.len() > MAX_TEXT { None } else { String::from_utf8(text).ok() }
     }
 
     /// Puts `text` at `key`, for `lifetime`.
@@ -59,10 +87,16 @@ impl Cache {
             .await;
     }
 
-    /// The members of the set at `key`; none when there is no such set.
+    /// The members of the set at `key`; none when there is no such set, or one that is larger than
+    /// any of ours.
     pub async fn members(&self, key: &str) -> Vec<String> {
         self.ask(async |mut connection| {
-            match connection.smembers::<_, Vec<String>>(key).await {
+            let count = connection.scard::<_, usize>(key).await;
+            let members = match count {
+                Ok(1..=MAX_MEMBERS) => connection.smembers::<_, Vec<String>>(key).await,
+                count => count.map(|_| Vec::new()),
+            };
+            match members {
                 // Somebody put something else there: the server is well, and has no such set.
                 Err(error) if error.code() == Some("WRONGTYPE") => Ok(Vec::new()),
                 answer => answer,
@@ -93,7 +127,7 @@ impl Cache {
                 Some(answer)
             }
             Err(error) => {
-                leave.failed(Instant::now(), None, &error.to_string().replace('\n', " "));
+                leave.failed(Instant::now(), None, &describe(&error));
                 None
             }
         }

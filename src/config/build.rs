@@ -105,6 +105,7 @@ fn kafka(
     Kafka {
         bootstrap: reader.required("kafka.bootstrap", consumers, value::brokers),
         credentials,
+        ca_file: reader.optional("kafka.ca_file", value::readable_file),
         topic_prefix: reader.read("kafka.topic_prefix", value::topic),
         group_id,
         group_protocol: reader.read("kafka.group_protocol", value::group_protocol),

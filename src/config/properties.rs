@@ -74,7 +74,7 @@ impl fmt::Debug for Properties {
 }
 
 fn may_be_secret(name: &str) -> bool {
-    ["password", "secret", "pem", "key", "oauth", "jaas", "token", "username", "url"]
+    ["password", "secret", "pem", "key", "oauth", "jaas", "token", "username", "url", "kinit"]
         .iter()
         .any(|word| name.contains(word))
 }

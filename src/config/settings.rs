@@ -131,6 +131,9 @@ pub struct Kafka {
     /// Key and secret (`KAFKA_API_KEY`, `KAFKA_API_SECRET`): with them the connection is
     /// SASL_SSL / PLAIN, without them plaintext (contract section 10).
     pub credentials: Option<KafkaCredentials>,
+    /// Certificates of the authorities that brokers are trusted by, PEM (`SSL_CERT_FILE`, default
+    /// none: the system's). The other clients read the same variable themselves.
+    pub ca_file: Option<String>,
     /// What a table's name is put behind (`CDC_TOPIC_PREFIX`, default `crm.public`).
     pub topic_prefix: String,
     /// First part of every group id (`CONSUMER_GROUP_ID`, default `crm-event-processors`).

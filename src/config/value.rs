@@ -171,6 +171,15 @@ pub(super) fn topic(text: &str) -> Result<String, String> {
     }
 }
 
+/// A file that can be read now: found missing at the first connection it would look like an outage.
+pub(super) fn readable_file(text: &str) -> Result<String, String> {
+    match std::fs::File::open(text).and_then(|file| file.metadata()) {
+        Ok(found) if found.is_file() => Ok(text.to_owned()),
+        Ok(_) => Err("is not a file".to_owned()),
+        Err(error) => Err(format!("cannot be read ({})", error.kind())),
+    }
+}
+
 /// Address of a web service, returned without its trailing slash.
 pub(super) fn http_url(text: &str) -> Result<String, String> {
     let wrong = "is not a web address (https://host or https://host/path)";
@@ -307,6 +316,15 @@ mod tests {
         assert_eq!(inngest_dev("false"), Ok(None));
         assert_eq!(inngest_dev("http://inngest:8288"), Ok(Some("http://inngest:8288".to_owned())));
         assert!(inngest_dev("yes").is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_noticed_before_the_start() {
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        assert_eq!(readable_file(here), Ok(here.to_owned()));
+        let missing = readable_file("/no/such/file").expect_err("missing");
+        assert!(missing.contains("entity not found"), "{missing}");
+        assert!(readable_file(env!("CARGO_MANIFEST_DIR")).is_err(), "a directory");
     }
 
     #[test]

@@ -77,6 +77,7 @@ pub static VARIABLES: &[Variable] = &[
         &["KAFKA_API_SECRET", "KAFKA_PASSWORD"],
         "secret of the broker account",
     ),
+    plain("kafka.ca_file", &["SSL_CERT_FILE"], "a file of trusted authorities, PEM"),
     plain("kafka.topic_prefix", &["CDC_TOPIC_PREFIX"], "what a table's topic begins with"),
     plain(
         "kafka.group_id",

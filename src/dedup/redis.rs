@@ -108,7 +108,7 @@ impl RedisStore {
         pipeline
             .query_async(&mut connection)
             .await
-            .map_err(|error| StoreAway::new(error.to_string().replace('\n', " ")))
+            .map_err(|error| StoreAway::new(crate::clients::redis::describe(&error)))
     }
 }
 

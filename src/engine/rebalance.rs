@@ -5,7 +5,7 @@
 //! within the deadline, and the watermark is stored before the partitions are given up, so that
 //! librdkafka commits it with the unassignment.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -284,7 +284,7 @@ impl<C: Consumer> Session<'_, C> {
         let commits = self.commits(&ids);
         let client = Arc::clone(&self.client);
         let mut deadline = Instant::now() + LAST_COMMIT;
-        let away = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let away = signals.brokers.away().is_some();
         if let (Some(stop), false) = (self.stopping, away) {
             deadline = deadline.max(stop);
         }

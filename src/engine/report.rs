@@ -55,8 +55,7 @@ impl<C: Consumer> Session<'_, C> {
             Some(away) => format!("{name}: {}", away.error),
             None => name.to_owned(),
         }));
-        let brokers = signals.brokers_away.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        waits_for.extend(brokers.map(|reason| format!("kafka: {reason}")));
+        waits_for.extend(signals.brokers.away().map(|reason| format!("kafka: {reason}")));
         if self.refused {
             waits_for.push("kafka: another member of this group uses another assignor".to_owned());
         }
@@ -110,6 +109,13 @@ impl<C: Consumer> Session<'_, C> {
                 RDKafkaErrorCode::AutoOffsetReset => self.position_lost = true,
                 // Said once at the start; librdkafka repeats it with every refresh.
                 RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {}
+                // Said when no broker is left, with the reason and what to do; these repeat it many
+                // times a second.
+                RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::Authentication
+                | RDKafkaErrorCode::SSL
+                | RDKafkaErrorCode::Resolve => {}
                 RDKafkaErrorCode::InconsistentGroupProtocol => {
                     // Said once; librdkafka repeats it every few seconds, and readiness goes on.
                     if !std::mem::replace(&mut self.refused, true) {

@@ -47,6 +47,9 @@ impl Kafka {
         client.set_log_level(RDKafkaLogLevel::Info);
         client.set("bootstrap.servers", &self.settings.bootstrap);
         client.set("client.id", env!("CARGO_PKG_NAME"));
+        // OpenSSL is built in and would look for authorities where it was built: nowhere.
+        let ca = self.settings.ca_file.as_deref().unwrap_or("probe");
+        client.set("ssl.ca.location", ca);
         if let Some(credentials) = &self.settings.credentials {
             client.set("security.protocol", "SASL_SSL");
             client.set("sasl.mechanisms", "PLAIN");

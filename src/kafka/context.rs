@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -14,6 +15,8 @@ use rdkafka::types::RDKafkaRespErr;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendError;
+
+use super::brokers::Brokers;
 
 /// A change of the assignment that the loop must carry out, or has lost already.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +38,7 @@ pub(crate) struct Context {
     rebalances: mpsc::UnboundedSender<Rebalance>,
     closing: Arc<AtomicBool>,
     lag: Arc<Mutex<Lag>>,
-    last_error: Arc<Mutex<Option<String>>>,
+    brokers: Arc<Brokers>,
 }
 
 /// The loop's end of [`Context`].
@@ -45,8 +48,8 @@ pub(crate) struct Signals {
     pub(crate) closing: Arc<AtomicBool>,
     /// Records that the brokers hold and the loop has not been given, from statistics.
     pub(crate) lag: Arc<Mutex<Lag>>,
-    /// Why no broker can be reached, while none can.
-    pub(crate) brokers_away: Arc<Mutex<Option<String>>>,
+    /// Whether any broker can be reached.
+    pub(crate) brokers: Arc<Brokers>,
 }
 
 impl Context {
@@ -56,25 +59,25 @@ impl Context {
             rebalances,
             closing: Arc::default(),
             lag: Arc::default(),
-            brokers_away: Arc::default(),
+            brokers: Arc::new(Brokers::new(group)),
         };
         let context = Self {
             group: group.to_owned(),
             rebalances: sender,
             closing: Arc::clone(&signals.closing),
             lag: Arc::clone(&signals.lag),
-            last_error: Arc::clone(&signals.brokers_away),
+            brokers: Arc::clone(&signals.brokers),
         };
         (context, signals)
-    }
-
-    fn note_brokers(&self, error: Option<String>) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 }
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "FAIL" && !self.brokers.failed(message, Instant::now()) {
+            tracing::debug!(target: "librdkafka", client = %self.group, facility, message, "librdkafka");
+            return;
+        }
         log(&self.group, level, facility, message);
     }
 
@@ -82,7 +85,7 @@ impl ClientContext for Context {
         let all_down =
             error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::AllBrokersDown);
         if all_down {
-            self.note_brokers(Some(reason.to_owned()));
+            self.brokers.all_down(reason);
         }
         tracing::debug!(messaging.consumer.group.name = %self.group, %error, reason, "kafka client error");
     }
@@ -92,7 +95,7 @@ impl ClientContext for Context {
             Ok(statistics) => {
                 *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = statistics.lag();
                 if statistics.any_broker_up() {
-                    self.note_brokers(None);
+                    self.brokers.up();
                 }
             }
             Err(error) => tracing::debug!(%error, "statistics cannot be read"),

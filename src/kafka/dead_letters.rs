@@ -62,6 +62,10 @@ impl DeadLetters {
         client.set("enable.idempotence", "true");
         client.set("message.timeout.ms", TIMEOUT.as_millis().to_string());
         client.set("queue.buffering.max.kbytes", "65536");
+        // A record may be as large as its own topic takes, and the headers come on top: what is too
+        // large is for the broker to say, which weighs what is compressed.
+        client.set("message.max.bytes", "1000000000");
+        client.set("compression.type", "zstd");
         // A topic that is missing is said to be so after this time, not after half a minute.
         client.set("topic.metadata.propagation.max.ms", "5000");
         Self { topic: topic.to_owned(), client, producer: OnceCell::new() }

@@ -1,5 +1,6 @@
 //! What is Kafka's alone: client configuration, rebalance events, and the dead letter topic.
 
+mod brokers;
 mod client;
 mod context;
 mod dead_letters;

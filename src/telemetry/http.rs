@@ -1,6 +1,10 @@
 //! The health endpoints: `/livez`, `/readyz`, `/metrics`.
+//!
+//! Whoever can reach the port can ask, so what one may cost is bounded: one request a connection,
+//! which must be over in time; so many connections; so many bytes of headers. No body is read.
 
 use std::fmt::Write as _;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,12 +15,28 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::metrics;
 use crate::engine::vitals::{Pulse, Vitals};
 use crate::outage::Breakers;
+
+/// Connections at a time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 128;
+/// How long a connection may last, from its request's first byte to its answer's last.
+const MAX_DURATION: Duration = Duration::from_secs(10);
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of a request line with its headers.
+const MAX_HEADERS: usize = 16 << 10;
 
 /// What the endpoints tell of.
 #[derive(Clone)]
@@ -68,15 +88,39 @@ fn judge(vitals: &Vitals, now: Instant, timeout: Duration) -> Condition {
 ///
 /// # Errors
 /// When `listen` cannot be listened on.
-pub async fn serve(listen: SocketAddr, health: Health) -> std::io::Result<()> {
+pub async fn serve(listen: SocketAddr, health: Health) -> io::Result<()> {
     let app = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .with_state(health);
-    let listener = tokio::net::TcpListener::bind(listen).await?;
+    let listener = TcpListener::bind(listen).await?;
     tracing::info!(address = %listener.local_addr()?, "health endpoints listen");
-    axum::serve(listener, app).await
+    let mut http = http1::Builder::new();
+    http.keep_alive(false).max_buf_size(MAX_HEADERS);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let leave = Arc::clone(&room).acquire_owned().await.map_err(io::Error::other)?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, mostly: others may come free.
+                tracing::debug!(%error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(app.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        connections.spawn(async move {
+            if let Ok(Err(error)) = timeout(MAX_DURATION, connection).await {
+                tracing::debug!(%error, "health request not answered");
+            }
+            drop(leave);
+        });
+        while connections.try_join_next().is_some() {}
+    }
 }
 
 /// 200 while nothing is stalled: what waits for a dependency is named, and restarting for it would

@@ -1,6 +1,9 @@
 //! Logs: one JSON object a line for machines, short coloured lines for people.
 
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal};
+use std::panic::PanicHookInfo;
 
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
@@ -20,8 +23,25 @@ const QUIET: [&str; 7] =
 /// When a subscriber is installed already.
 pub fn init(log: &Log) -> Result<(), TryInitError> {
     let terminal = io::stderr().is_terminal();
+    std::panic::set_hook(Box::new(report_panic));
     let ansi = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     subscriber(log, terminal, ansi, io::stderr).try_init()
+}
+
+/// A panic as a line of the log. What it was formatted with may be a row's.
+fn report_panic(panic: &PanicHookInfo<'_>) {
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => backtrace.to_string(),
+        _ => String::new(),
+    };
+    tracing::error!(location, what = shown(panic.payload()), backtrace, "panicked");
+}
+
+/// A panic's text as far as it stands in the program's own source.
+fn shown(payload: &dyn Any) -> &'static str {
+    payload.downcast_ref::<&'static str>().copied().unwrap_or("(text not shown: it may quote data)")
 }
 
 /// What [`init`] installs, with where it writes to taken from outside.
@@ -116,6 +136,13 @@ mod tests {
         assert!(piped.contains(" WARN t: assigned partition=3"), "{piped}");
         assert!(!piped.contains('\u{1b}'), "{piped}");
         assert!(written("info", LogFormat::Auto, true, event).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_panics_text_is_shown_only_where_it_quotes_nothing() {
+        let quoting = format!("byte 1 of {:?}", "a@b.c");
+        assert!(!shown(&quoting).contains("a@b.c"));
+        assert_eq!(shown(&"index is sound"), "index is sound");
     }
 
     #[test]

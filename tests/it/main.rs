@@ -16,6 +16,7 @@ mod life;
 mod load;
 mod promises;
 mod replay;
+mod security;
 mod services_smoke;
 mod sixth;
 mod supabase;

@@ -245,7 +245,7 @@ async fn an_answer_beyond_the_limit_is_not_read() {
     let scene = scene("k", |config| config.max_answer_bytes = 1000).await;
     scene.double.define("large", |_| Reply::json(&"x".repeat(2000).into()));
     let error = scene.call("large").await.expect_err("too large");
-    assert_eq!((error.fault, error.kind()), (CallFault::Record, "supabase_too_large"));
+    assert_eq!((error.is_outage(), error.kind()), (true, "supabase_too_large"));
 }
 
 #[tokio::test]

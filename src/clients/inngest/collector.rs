@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::answer::{self, Cause, Verdict};
 use super::batch::{Batch, Limits, Queue, Submission};
 use super::{Accepted, InngestConfig, SERVICE};
+use crate::clients::hidden::Hidden;
 use crate::clients::http::{self, ReadError};
 use crate::measures;
 use crate::outage::{Backoff, Breaker, Leave};
@@ -36,6 +37,7 @@ pub(super) struct Wire {
     /// Holds the key: never printed.
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
+    pub(super) hidden: Hidden,
 }
 
 /// The state of the batching; owned by one task.
@@ -239,7 +241,10 @@ async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
     let status = response.status().as_u16();
     let retry_after = http::retry_after(response.headers(), jiff::Timestamp::now());
     match http::read(response, MAX_ANSWER_BYTES).await {
-        Ok(body) => answer::judge(status, &body, batch.events(), retry_after),
+        Ok(body) => {
+            let body = if status == 200 { body } else { wire.hidden.take_out(body) };
+            answer::judge(status, &body, batch.events(), retry_after)
+        }
         // Success and a partial 400 need the whole answer; every other status speaks for itself.
         Err(_) if !matches!(status, 200 | 400) => {
             answer::judge(status, b"", batch.events(), retry_after)

@@ -36,6 +36,7 @@ pub use event::{Events, InvalidEvent};
 
 use self::batch::{Limits, Submission};
 use self::collector::{Collector, Wire};
+use super::hidden::Hidden;
 use super::http::{self, HttpConfig, SetupError};
 use crate::outage::{Backoff, Breaker};
 
@@ -204,6 +205,7 @@ impl Wire {
                 .map_err(|_| SetupError::Key { service: SERVICE, setting: "INNGEST_ENV" })?;
             headers.insert(ENVIRONMENT, value);
         }
-        Ok(Self { http: http::client(SERVICE, &config.http, &url)?, url, headers })
+        let hidden = Hidden::new(&config.event_key);
+        Ok(Self { http: http::client(SERVICE, &config.http, &url)?, url, headers, hidden })
     }
 }

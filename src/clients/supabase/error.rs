@@ -102,7 +102,8 @@ impl CallError {
         let message = format!(
             "supabase {what} answered with more than {limit} bytes: it should answer with less"
         );
-        Self::new("supabase_too_large", CallFault::Record, message)
+        // A server that answers nonsense to everybody must not have every record set aside.
+        Self::outage("supabase_too_large", message)
     }
 
     /// An answer with an error status.
@@ -149,7 +150,8 @@ struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// `details` and `hint` are left out on purpose: they repeat values of the row.
+    /// `details` and `hint` are left out on purpose: they repeat values of the row. So do messages
+    /// about values that are wrong (class 22), in quotes.
     fn parse(body: &[u8]) -> Self {
         #[derive(serde::Deserialize)]
         struct Wire {
@@ -164,11 +166,15 @@ impl ErrorBody {
             code.starts_with("PGRST")
                 || (code.len() == 5 && code.bytes().all(|b| b.is_ascii_alphanumeric()))
         });
-        let message = message.as_ref().and_then(|message| message.as_str());
-        Self {
-            code: code.map(|code| code.chars().take(16).collect()),
-            message: one_line(message.unwrap_or_default()),
-        }
+        let message = message.as_ref().and_then(|message| message.as_str()).unwrap_or_default();
+        let quoted = message.find('"').zip(message.rfind('"'));
+        let message = match quoted {
+            Some((from, to)) if code.is_some_and(|code| code.starts_with("22")) => {
+                &format!("{}\"...{}", &message[..from], &message[to..])
+            }
+            _ => message,
+        };
+        Self { code: code.map(|code| code.chars().take(16).collect()), message: one_line(message) }
     }
 }
 
@@ -198,6 +204,18 @@ mod tests {
         assert_eq!(error.fault, CallFault::Record);
         assert_eq!(error.code.as_deref(), Some("23505"));
         assert!(!error.to_string().contains("a@b.c"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_is_wrong_is_not_quoted() {
+        for (message, shown) in [
+            ("invalid input syntax for type uuid: \"a@\"b.c\"", "type uuid: \"...\""),
+            ("value \"a@b.c\" is out of range for type integer", "value \"...\" is out of range"),
+        ] {
+            let body = serde_json::json!({ "code": "22P02", "message": message }).to_string();
+            let error = CallError::answer("function f", 400, body.as_bytes(), None).to_string();
+            assert!(error.contains(shown) && !error.contains("b.c"), "{error}");
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 pub use error::{CallError, CallFault};
 
+use super::hidden::Hidden;
 use super::http::{self, HttpConfig, ReadError, SetupError};
 use crate::measures;
 use crate::outage::Breakers;
@@ -94,6 +95,7 @@ struct Shared {
     http: Client,
     base: String,
     headers: HeaderMap,
+    hidden: Hidden,
     max_answer_bytes: usize,
     breakers: Arc<Breakers>,
 }
@@ -111,6 +113,7 @@ impl Supabase {
             http: http::client(SERVICE, &config.http, &base)?,
             base: base.into(),
             headers: key_headers(&config.key)?,
+            hidden: Hidden::new(&config.key),
             max_answer_bytes: config.max_answer_bytes,
             breakers,
         };
@@ -167,7 +170,7 @@ impl Supabase {
             return Ok(());
         }
         let body = http::read(response, self.shared.max_answer_bytes).await.unwrap_or_default();
-        Err(CallError::answer(what, status.as_u16(), &body, None))
+        Err(CallError::answer(what, status.as_u16(), &self.shared.hidden.take_out(body), None))
     }
 
     fn endpoint(&self, what: &str, segments: &[&str]) -> Result<Url, CallError> {
@@ -219,7 +222,9 @@ impl Supabase {
         let body = http::read(response, self.shared.max_answer_bytes).await;
         let success = (200..300).contains(&status);
         match body {
-            Ok(body) if !success => Err(CallError::answer(what, status, &body, wait)),
+            Ok(body) if !success => {
+                Err(CallError::answer(what, status, &self.shared.hidden.take_out(body), wait))
+            }
             // The status tells enough where the rest of an error cannot be had.
             Err(_) if !success => Err(CallError::answer(what, status, b"", wait)),
             Ok(body) if body.is_empty() && status == 204 => Ok(Bytes::from_static(b"null")),

@@ -271,6 +271,7 @@ impl Stage {
                 instance_id: None,
                 auto_offset_reset: Some(OffsetReset::Earliest),
                 properties: Properties::default(),
+                ca_file: None,
                 dlq_topic: format!("{topic}.dlq"),
                 metadata_refresh: Duration::from_millis(500),
             },

@@ -1,0 +1,77 @@
+//! Keys taken out of what a server answers: some repeat the request in their errors, key included.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use secrecy::{ExposeSecret, SecretString};
+
+/// A shorter key is a dev server's, and would take half of every message with it.
+const SHORTEST: usize = 8;
+
+/// A key in every form in which it may come back.
+#[derive(Clone)]
+pub(super) struct Hidden(Vec<SecretString>);
+
+impl Hidden {
+    pub(super) fn new(key: &SecretString) -> Self {
+        let key = key.expose_secret().trim();
+        if key.len() < SHORTEST {
+            return Self(Vec::new());
+        }
+        let encoded: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
+        let base64 = STANDARD.encode(key);
+        let forms = [
+            key.to_owned(),
+            encoded,
+            base64.trim_end_matches('=').to_owned(),
+            URL_SAFE_NO_PAD.encode(key),
+            key.replace('/', "\\/"), // as some write it in JSON
+        ];
+        Self(forms.map(SecretString::from).into())
+    }
+
+    /// The body of an error without the key.
+    pub(super) fn take_out(&self, body: Bytes) -> Bytes {
+        let text = String::from_utf8_lossy(&body);
+        let found = self.0.iter().filter(|form| text.contains(form.expose_secret()));
+        let hidden = found.fold(None, |hidden: Option<String>, form| {
+            let text = hidden.as_deref().unwrap_or(&text);
+            Some(text.replace(form.expose_secret(), "***"))
+        });
+        hidden.map_or_else(|| body.clone(), Bytes::from)
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_taken_out_in_every_form_and_nothing_else() {
+        let key = "so+secret/as a=key";
+        let hidden = Hidden::new(&SecretString::from(key));
+        let forms = [
+            key.to_owned(),
+            "so%2Bsecret%2Fas+a%3Dkey".to_owned(),
+            STANDARD.encode(key),
+            "so+secret\\/as a=key".to_owned(),
+        ];
+        for form in forms {
+            let body = Bytes::from(format!("{{\"error\":\"no {form}\"}}"));
+            let shown = hidden.take_out(body);
+            let shown = std::str::from_utf8(&shown).expect("text");
+            assert!(shown.starts_with("{\"error\":\"no ***"), "{form}: {shown}");
+        }
+        let body = Bytes::from_static(b"{\"error\":\"secret\"}");
+        assert_eq!(hidden.take_out(body.clone()), body);
+        assert_eq!(Hidden::new(&SecretString::from("e")).take_out(body.clone()), body);
+    }
+}

@@ -1,0 +1,57 @@
+//! TLS, accounts, secrets that stay secret, and peers that mean no good.
+
+mod tls;
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use crate::support::services;
+
+/// A Kafka and a Redis that speak TLS and ask for an account, and plainly too, for the test's own
+/// look at them. Shared, and ends with this process.
+pub(crate) struct Secure(BTreeMap<String, String>);
+
+impl Secure {
+    pub(crate) fn services() -> &'static Self {
+        static SERVICES: OnceLock<Result<Secure, String>> = OnceLock::new();
+        let started =
+            SERVICES.get_or_init(|| services::up(&["--secure", "kafka", "redis"]).map(Self));
+        match started {
+            Ok(services) => services,
+            Err(reason) => panic!("`tests/services/up --secure kafka redis` failed: {reason}"),
+        }
+    }
+
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).unwrap_or_else(|| panic!("`up --secure` exports no {name}"))
+    }
+
+    pub(crate) fn kafka(&self) -> &str {
+        self.get("TEST_KAFKA")
+    }
+
+    pub(crate) fn kafka_tls(&self) -> &str {
+        self.get("TEST_KAFKA_SECURE")
+    }
+
+    pub(crate) fn redis(&self) -> &str {
+        self.get("TEST_REDIS")
+    }
+
+    pub(crate) fn redis_tls(&self) -> &str {
+        self.get("TEST_REDIS_SECURE")
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        self.get("TEST_USER")
+    }
+
+    pub(crate) fn password(&self) -> &str {
+        self.get("TEST_PASSWORD")
+    }
+
+    /// The file of the authority that nobody else knows.
+    pub(crate) fn ca(&self) -> &str {
+        self.get("TEST_CA")
+    }
+}

@@ -1,0 +1,184 @@
+//! The daemon over TLS with accounts, to a real Kafka and a real Redis; and what it says when that
+//! does not work.
+
+use crm_event_processors::demo::double::{Double, Options};
+use rdkafka::message::Headers as _;
+use rdkafka::{Message as _, producer::FutureRecord};
+use redis::AsyncCommands as _;
+
+use super::Secure;
+use crate::support::daemon::Environment;
+use crate::support::http::Health;
+use crate::support::kafka::{committed, create_topic, produce, read_topic};
+use crate::support::{unique, until};
+
+/// A topic of orders with one that is well and one that is none, and who waits for them.
+struct Orders {
+    services: &'static Secure,
+    double: Double,
+    topic: String,
+    group: String,
+}
+
+impl Orders {
+    async fn new() -> Self {
+        let services = Secure::services();
+        let (topic, group) = (unique("orders"), unique("tls"));
+        create_topic(services.kafka(), &topic, 1).await;
+        let double = Double::start(Options::default()).await.expect("a double");
+        let orders = Self { services, double, topic, group };
+        orders.send(r#"{"shop_id":1,"order_sn":"A1","order_status":"PAID"}"#).await;
+        orders.send("no order").await;
+        orders
+    }
+
+    async fn send(&self, value: &str) {
+        let record = FutureRecord::to(&self.topic).key(b"1".as_slice()).payload(value.as_bytes());
+        produce(self.services.kafka(), [record]).await;
+    }
+
+    /// Everything but how to reach Kafka and Redis.
+    fn environment(&self, kafka: &str, redis: &str) -> Environment {
+        Environment::new(kafka, redis, self.double.url(), &self.group)
+            .with("CONSUMERS", "marketplace")
+            .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &self.topic)
+            .with("BACKOFF_BASE", "10ms")
+            .with("BACKOFF_MAX", "100ms")
+            .with("COMMIT_INTERVAL", "50ms")
+    }
+
+    /// All of it over TLS, as it should be.
+    fn secured(&self) -> Environment {
+        let services = self.services;
+        self.with_account(self.environment(services.kafka_tls(), services.redis_tls()))
+            .with("SSL_CERT_FILE", services.ca())
+    }
+
+    fn with_account(&self, environment: Environment) -> Environment {
+        environment
+            .with("KAFKA_API_KEY", self.services.user())
+            .with("KAFKA_API_SECRET", self.services.password())
+    }
+
+    async fn committed(&self) -> Option<i64> {
+        let group = format!("{}-marketplace", self.group);
+        let committed = committed(self.services.kafka(), &group, &self.topic).await;
+        committed.get(&0).map(|(next, _)| *next)
+    }
+
+    /// Lets a daemon run until both records are done, and looks at what became of them.
+    async fn delivered(&self, environment: &Environment) {
+        let daemon = environment.start();
+        until("both records to be committed", async || {
+            (self.committed().await == Some(2)).then_some(())
+        })
+        .await;
+        assert!(daemon.stop().success(), "a clean stop");
+        self.double.inspect(|log| {
+            let ids: Vec<_> = log.events.iter().filter_map(|event| event.id.as_deref()).collect();
+            assert_eq!(ids, ["marketplace/order-received:shopee:1:A1:PAID"]);
+        });
+        let letters = read_topic(self.services.kafka(), &format!("{}.dlq", self.group)).await;
+        let [letter] = &letters[..] else { panic!("one record is no order, {}", letters.len()) };
+        assert_eq!(letter.payload(), Some(&b"no order"[..]));
+        let headers = letter.headers().expect("headers");
+        let kind = headers.iter().find(|header| header.key == "dlq.error.kind");
+        assert_eq!(kind.and_then(|kind| kind.value), Some(&b"invalid_json"[..]));
+    }
+
+    /// How many claims of this group are kept.
+    async fn claims(&self) -> usize {
+        let client = redis::Client::open(self.services.redis()).expect("an address");
+        let mut connection =
+            client.get_multiplexed_async_connection().await.expect("Redis answers");
+        let keys: Vec<String> =
+            connection.keys(format!("*{}*", self.group)).await.expect("Redis answers");
+        keys.len()
+    }
+
+    /// A daemon that cannot reach what it needs: it says why in one line of its log and in
+    /// readiness, takes that for an outage, and ends nothing.
+    async fn refused(&self, environment: &Environment, told: &[&str]) {
+        let health = Health::free();
+        let environment = environment.clone().with("HTTP_LISTEN", health.listen());
+        let (daemon, log) = environment.start_logging();
+        let what = format!("readiness to tell {told:?}");
+        let waits_for = until(&what, async || {
+            let (status, consumers) = health.readiness().await?;
+            let consumer = &consumers["marketplace"];
+            let waits_for = consumer["waits_for"].to_string();
+            let all = told.iter().all(|text| waits_for.contains(text));
+            all.then(|| (status, consumer["state"].clone(), waits_for))
+        });
+        let (status, state, waits_for) = waits_for.await;
+        assert_eq!((status, state), (200, "degraded".into()), "an outage is no reason to restart");
+        assert!(!waits_for.contains("\\n"), "one line: {waits_for}");
+        assert!(daemon.stop().success(), "a clean stop: {waits_for}");
+        let log = log.whole();
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("is away")).collect();
+        let all = |line: &&&str| told[1..].iter().all(|text| line.contains(text));
+        assert_eq!(lines.iter().filter(all).count(), 1, "{told:?} is said once in {lines:#?}");
+        assert!(!log.contains(self.services.password()), "no password");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_goes_all_the_way_over_tls_with_accounts_and_a_private_authority() {
+    let orders = Orders::new().await;
+    orders.delivered(&orders.secured()).await;
+    assert_eq!(orders.claims().await, 1, "claims went over TLS too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn librdkafkas_own_property_may_name_the_authority_too() {
+    let orders = Orders::new().await;
+    let services = orders.services;
+    let environment =
+        orders.with_account(orders.environment(services.kafka_tls(), services.redis()));
+    let property = format!("ssl.ca.location={}", services.ca());
+    orders.delivered(&environment.with("KAFKA_PROPERTIES", &property)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_cannot_be_trusted_or_joined_is_an_outage_that_tells_what_to_do() {
+    let orders = Orders::new().await;
+    let services = orders.services;
+    let secured = orders.secured();
+    let account = "KAFKA_API_KEY and KAFKA_API_SECRET";
+    let wrong = secured.clone().with("KAFKA_API_SECRET", &unique("wrong"));
+    orders.refused(&wrong, &["kafka: ", "Invalid username or password", account]).await;
+    // Without the private authority the system's are trusted, which do not know this one.
+    let unknown = orders.with_account(orders.environment(services.kafka_tls(), services.redis()));
+    orders.refused(&unknown, &["kafka: ", "certificate verify failed", "SSL_CERT_FILE"]).await;
+    let plain = orders.environment(services.kafka_tls(), services.redis());
+    orders.refused(&plain, &["kafka: ", "is this a port for TLS? Then set", account]).await;
+    let too_secure = orders
+        .with_account(orders.environment(services.kafka(), services.redis()))
+        .with("SSL_CERT_FILE", services.ca());
+    orders.refused(&too_secure, &["kafka: ", "is this a port for TLS?", "turn TLS on"]).await;
+    assert_eq!(orders.committed().await.unwrap_or(0), 0);
+
+    orders.delivered(&secured).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_cannot_be_trusted_or_entered_is_an_outage_that_tells_what_to_do() {
+    let orders = Orders::new().await;
+    let services = orders.services;
+    let with_redis = |url: &str| orders.environment(services.kafka(), url);
+    let trusting = |url: &str| with_redis(url).with("SSL_CERT_FILE", services.ca());
+    let (tls, plain) = (services.redis_tls(), services.redis());
+    orders.refused(&with_redis(tls), &["redis: ", "UnknownIssuer", "SSL_CERT_FILE"]).await;
+    let wrong = tls.replace(services.password(), &unique("wrong"));
+    orders
+        .refused(&trusting(&wrong), &["redis: ", "authentication failed", "password in REDIS_URL"])
+        .await;
+    let too_secure = plain.replace("redis://", "rediss://");
+    orders.refused(&trusting(&too_secure), &["redis: ", "rediss://"]).await;
+    let too_plain = tls.replace("rediss://", "redis://");
+    orders.refused(&with_redis(&too_plain), &["redis: ", "rediss://"]).await;
+    assert_eq!(orders.committed().await.unwrap_or(0), 0);
+    assert_eq!(orders.double.inspect(|log| log.events.len()), 0);
+
+    orders.delivered(&trusting(tls)).await;
+}
