@@ -10,6 +10,7 @@ mod decode_recordings;
 mod demo;
 mod double;
 mod explain;
+mod full_path;
 mod inngest;
 mod life;
 mod load;
