@@ -11,6 +11,7 @@ mod demo;
 mod deploys;
 mod double;
 mod explain;
+mod full_path;
 mod inngest;
 mod life;
 mod load;

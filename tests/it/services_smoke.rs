@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::support::{
     PATIENCE,
     kafka::{client, committed, create_topic, produce, read_topic},
-    services::{self, Redis, kafka, redis},
+    services::{self, Cluster, Redis, kafka, redis},
     unique, until,
 };
 
@@ -158,6 +158,27 @@ async fn an_own_redis_can_be_stopped_and_comes_back_empty_at_the_same_address() 
     let url = own.url().to_owned();
     drop(own);
     assert!(connect(&url).await.is_err(), "a dropped Redis is gone");
+}
+
+#[tokio::test]
+async fn an_own_cluster_takes_records_while_one_broker_is_down_and_has_them_all_afterwards() {
+    let own = Cluster::own();
+    let topic = unique("smoke");
+    create_topic(own.brokers(), &topic, 3).await;
+    let record = |partition, value: &'static str| {
+        FutureRecord::<[u8], _>::to(&topic).partition(partition).payload(value.as_bytes())
+    };
+    produce(own.brokers(), (0..3).map(|partition| record(partition, "before"))).await;
+
+    own.stop(1);
+    produce(own.brokers(), (0..3).map(|partition| record(partition, "meanwhile"))).await;
+
+    own.start(1);
+    let records = read_topic(own.brokers(), &topic).await;
+    let found = records.iter().map(|record| (record.partition(), record.payload().expect("text")));
+    let expected =
+        (0..3).flat_map(|partition| ["before", "meanwhile"].map(|v| (partition, v.as_bytes())));
+    assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 }
 
 #[tokio::test]

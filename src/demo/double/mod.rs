@@ -40,7 +40,9 @@ use tokio::task::JoinHandle;
 
 pub use self::faults::{Endpoint, Fault, Lasting, Poison};
 pub use self::log::{Log, Post, Requests, Stored};
-pub use self::supabase::{Reply, active_missions, currency_rows, redemption_result, tier_status};
+pub use self::supabase::{
+    Backend, Reply, active_missions, currency_rows, redemption_result, tier_status,
+};
 
 use self::connection::{Cut, Door};
 use self::faults::Plan;
@@ -192,6 +194,13 @@ impl Double {
         self.shared.database.compute(table, rows);
     }
 
+    /// Has functions and tables answered by `backend` from now on: what [`Double::define`],
+    /// [`Double::fill`] and [`Double::compute`] put there is not asked any more. The first backend
+    /// stays.
+    pub fn delegate(&self, backend: impl Backend + 'static) {
+        self.shared.database.delegate(backend);
+    }
+
     /// Looks at what was seen so far.
     pub fn inspect<T>(&self, look: impl FnOnce(&Log) -> T) -> T {
         look(&self.shared.log())
@@ -312,7 +321,8 @@ async fn events(
     }
     let request = Incoming { shared: &shared, endpoint: Endpoint::Post, function: None, cut: &cut };
     let unhandled = |status| inngest::record(&shared, &headers, &body, status);
-    request.answer(body.len(), unhandled, || inngest::take(&shared, &headers, &body)).await
+    let handle = async { inngest::take(&shared, &headers, &body) };
+    request.answer(body.len(), unhandled, handle).await
 }
 
 async fn call(
@@ -325,10 +335,11 @@ async fn call(
     *shared.log().calls.entry(function.clone()).or_default() += 1;
     let request =
         Incoming { shared: &shared, endpoint: Endpoint::Rpc, function: Some(&function), cut: &cut };
-    let handle = || {
-        supabase::turn_away(&headers, shared.options.supabase_key.as_deref())
-            .unwrap_or_else(|| shared.database.call(&function, &body))
-            .into_response()
+    let handle = async {
+        match supabase::turn_away(&headers, shared.options.supabase_key.as_deref()) {
+            Some(refusal) => refusal.into_response(),
+            None => shared.database.call(&function, &body).await.into_response(),
+        }
     };
     request.answer(body.len(), |_| {}, handle).await
 }
@@ -342,10 +353,11 @@ async fn read(
 ) -> Response {
     *shared.log().calls.entry(table.clone()).or_default() += 1;
     let request = Incoming { shared: &shared, endpoint: Endpoint::Rest, function: None, cut: &cut };
-    let handle = || {
-        supabase::turn_away(&headers, shared.options.supabase_key.as_deref())
-            .unwrap_or_else(|| shared.database.read(&table, &query))
-            .into_response()
+    let handle = async {
+        match supabase::turn_away(&headers, shared.options.supabase_key.as_deref()) {
+            Some(refusal) => refusal.into_response(),
+            None => shared.database.read(&table, &query).await.into_response(),
+        }
     };
     request.answer(0, |_| {}, handle).await
 }
@@ -358,7 +370,7 @@ async fn broadcast(
 ) -> Response {
     let request =
         Incoming { shared: &shared, endpoint: Endpoint::Broadcast, function: None, cut: &cut };
-    let handle = || {
+    let handle = async {
         if let Some(refusal) = supabase::turn_away(&headers, shared.options.supabase_key.as_deref())
         {
             return refusal.into_response();
@@ -382,12 +394,12 @@ struct Incoming<'a> {
 
 impl Incoming<'_> {
     /// Answers after the latency, or meets the next fault. `unhandled` learns the status (0 for
-    /// none) of a request that is not handled.
+    /// none) of a request that is not handled: then `handle` never runs.
     async fn answer(
         &self,
         bytes: usize,
         unhandled: impl FnOnce(u16),
-        handle: impl FnOnce() -> Response,
+        handle: impl Future<Output = Response>,
     ) -> Response {
         let _under_way = self.shared.arrive(self.endpoint, bytes);
         let (latency, fault) = self.shared.meet(self.endpoint, self.function);
@@ -398,13 +410,13 @@ impl Incoming<'_> {
             wait(latency).await;
         }
         match fault {
-            None => handle(),
+            None => handle.await,
             Some(Fault::HandledThenReset) => {
-                let answer = handle();
+                let answer = handle.await;
                 self.cut.cut();
                 answer
             }
-            Some(Fault::Truncated) => half(handle()).await,
+            Some(Fault::Truncated) => half(handle.await).await,
             Some(Fault::Reset) => {
                 unhandled(0);
                 self.cut.cut();

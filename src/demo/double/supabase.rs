@@ -1,10 +1,12 @@
-//! Supabase's PostgREST: functions that callers supply, tables of rows that they fill.
+//! Supabase's PostgREST: functions that callers supply, tables of rows that they fill, or a backend
+//! that stands for both.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
 
 use super::stable_hash;
@@ -21,7 +23,7 @@ impl Reply {
     /// 200 with a value, or an array of rows.
     #[must_use]
     pub fn json(value: &Value) -> Self {
-        Self { status: 200, kind: "application/json; charset=utf-8", body: value.to_string() }
+        Self::json_text(value.to_string())
     }
 
     /// What a void function answers.
@@ -30,11 +32,23 @@ impl Reply {
         Self { status: 204, kind: "", body: String::new() }
     }
 
-    /// PostgREST's error body.
+    /// As [`Reply::json`], for a value that is text already: exact decimals stay exact.
+    #[must_use]
+    pub fn json_text(body: String) -> Self {
+        Self { status: 200, kind: "application/json; charset=utf-8", body }
+    }
+
+    /// PostgREST's error body, without details and hint.
     #[must_use]
     pub fn error(status: u16, code: &str, message: &str) -> Self {
         let body = json!({ "code": code, "details": null, "hint": null, "message": message });
-        Self { status, ..Self::json(&body) }
+        Self::error_body(status, &body)
+    }
+
+    /// An error with a body of the caller's own.
+    #[must_use]
+    pub fn error_body(status: u16, body: &Value) -> Self {
+        Self { status, ..Self::json(body) }
     }
 
     /// A gateway's page.
@@ -55,6 +69,20 @@ impl IntoResponse for Reply {
     }
 }
 
+/// What answers instead of the double's own functions and tables: a real database, say.
+pub trait Backend: Send + Sync {
+    /// Calls a function with named arguments.
+    fn call<'a>(
+        &'a self,
+        function: &'a str,
+        arguments: &'a Map<String, Value>,
+    ) -> BoxFuture<'a, Reply>;
+
+    /// Reads rows of a table or view; `query` is PostgREST's: columns with their filters, `select`,
+    /// `limit`.
+    fn read<'a>(&'a self, table: &'a str, query: &'a [(String, String)]) -> BoxFuture<'a, Reply>;
+}
+
 type Handler = Arc<dyn Fn(&Map<String, Value>) -> Reply + Send + Sync>;
 type Row = Map<String, Value>;
 type MakeRows = Arc<dyn Fn(&[(String, String)]) -> Vec<Row> + Send + Sync>;
@@ -73,9 +101,14 @@ enum Table {
 pub(super) struct Database {
     functions: RwLock<HashMap<String, Handler>>,
     tables: RwLock<HashMap<String, Table>>,
+    backend: OnceLock<Box<dyn Backend>>,
 }
 
 impl Database {
+    pub(super) fn delegate(&self, backend: impl Backend + 'static) {
+        self.backend.get_or_init(|| Box::new(backend));
+    }
+
     pub(super) fn define(
         &self,
         name: &str,
@@ -106,10 +139,17 @@ impl Database {
         tables.insert(name.to_owned(), table);
     }
 
-    pub(super) fn call(&self, name: &str, body: &[u8]) -> Reply {
+    pub(super) async fn call(&self, name: &str, body: &[u8]) -> Reply {
         let Ok(Value::Object(arguments)) = serde_json::from_slice(body) else {
             return Reply::error(400, "PGRST102", "Empty or invalid json");
         };
+        match self.backend.get() {
+            Some(backend) => backend.call(name, &arguments).await,
+            None => self.call_own(name, &arguments),
+        }
+    }
+
+    fn call_own(&self, name: &str, arguments: &Map<String, Value>) -> Reply {
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         let handler = functions.get(name).cloned();
         drop(functions);
@@ -121,11 +161,18 @@ impl Database {
                     format!("Could not find the function {signature} in the schema cache");
                 Reply::error(404, "PGRST202", &message)
             },
-            |handler| handler(&arguments),
+            |handler| handler(arguments),
         )
     }
 
-    pub(super) fn read(&self, table: &str, query: &[(String, String)]) -> Reply {
+    pub(super) async fn read(&self, table: &str, query: &[(String, String)]) -> Reply {
+        match self.backend.get() {
+            Some(backend) => backend.read(table, query).await,
+            None => self.read_own(table, query),
+        }
+    }
+
+    fn read_own(&self, table: &str, query: &[(String, String)]) -> Reply {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let found = tables.get(table).cloned();
         drop(tables);

@@ -54,7 +54,8 @@ async fn ask_for_topic(brokers: &str, name: &str, partitions: i32) -> Result<(),
     results.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
 }
 
-async fn until_led(brokers: &str, name: &str, partitions: i32) {
+/// Waits until there is such a topic and each of its partitions has a leader.
+pub(crate) async fn until_led(brokers: &str, name: &str, partitions: i32) {
     until("leaders of a new topic", async || {
         let (brokers, name) = (brokers.to_owned(), name.to_owned());
         let ids = spawn_blocking(move || {

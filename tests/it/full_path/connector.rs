@@ -1,0 +1,59 @@
+//! The connector of `config/debezium`, made in a real Kafka Connect.
+
+use reqwest::Client;
+use serde_json::{Value, json};
+
+use super::database::Database;
+use crate::support::services::{Connect, connect};
+use crate::support::until;
+
+/// A running connector.
+pub(super) struct Connector {
+    url: String,
+    http: Client,
+}
+
+impl Connector {
+    /// Makes it as configured, for topics behind `prefix`: addresses apart nothing is changed.
+    pub(super) async fn start(database: &Database, prefix: &str) -> Self {
+        let Connect { url, database: (host, port) } = connect();
+        let written = include_str!("../../../config/debezium/connector.json");
+        let config = [
+            ("HOST", host.as_str()),
+            ("PORT", &port.to_string()),
+            ("NAME", &database.name),
+            ("USER", "debezium"),
+            ("PASSWORD", &database.debezium_password),
+        ]
+        .into_iter()
+        .fold(written.to_owned(), |config, (what, value)| {
+            config.replace(&format!("${{env:CDC_DATABASE_{what}}}"), value)
+        });
+        assert!(!config.contains("${"), "every placeholder has a value: {config}");
+        let mut config: Value = serde_json::from_str(&config).expect("json");
+        config["topic.prefix"] = json!(prefix);
+
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let http = Client::builder().no_proxy().build().expect("a client");
+        let connector = Self { url: format!("{url}/connectors/{prefix}"), http };
+        let put = connector.http.put(format!("{}/config", connector.url)).json(&config);
+        let answer = put.send().await.expect("Connect answers");
+        let (status, body) = (answer.status(), answer.text().await.expect("a body"));
+        assert!(status.is_success(), "the connector is refused: {status} {body}");
+        until("the connector to run", async || connector.runs().await.then_some(())).await;
+        connector
+    }
+
+    async fn runs(&self) -> bool {
+        let status = self.http.get(format!("{}/status", self.url)).send().await;
+        let status = status.expect("Connect answers").text().await.expect("a body");
+        assert!(!status.contains("FAILED"), "the connector fails: {status}");
+        status.matches(r#""state":"RUNNING""#).count() == 2 // itself and its task
+    }
+
+    /// Removes it. Its slot stays.
+    pub(super) async fn remove(self) {
+        let answer = self.http.delete(&self.url).send().await.expect("Connect answers");
+        assert!(answer.status().is_success(), "the connector is removed: {}", answer.status());
+    }
+}

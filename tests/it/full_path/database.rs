@@ -1,0 +1,91 @@
+//! The CRM's database on a real PostgreSQL, made by the files of `config/postgres` as a user applies them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tokio::sync::OnceCell;
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::support::{services, unique};
+
+/// What the daemon's and the connector's sides need to get in.
+pub(super) struct Database {
+    pub(super) name: String,
+    /// Of role `authenticator`, as which PostgREST logs in.
+    pub(super) authenticator_password: String,
+    /// Of role `debezium`.
+    pub(super) debezium_password: String,
+}
+
+/// The database, made once for all tests of this process: its roles are the server's.
+pub(super) async fn database() -> &'static Database {
+    static DATABASE: OnceCell<Database> = OnceCell::const_new();
+    DATABASE.get_or_init(make).await
+}
+
+async fn make() -> Database {
+    let database = Database {
+        name: unique("crm").replace('-', "_"),
+        authenticator_password: unique("p"),
+        debezium_password: unique("p"),
+    };
+    let server = connect(&superuser()).await;
+    server
+        .batch_execute(&format!("CREATE DATABASE {}", database.name))
+        .await
+        .expect("a database of our own");
+    for file in sql_files() {
+        apply(&database, &file);
+    }
+    database
+}
+
+/// The files in their names' order, as the image of PostgreSQL runs them.
+fn sql_files() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/postgres");
+    let entries = std::fs::read_dir(folder).expect("config/postgres");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("a file").path()).collect();
+    files.sort();
+    files
+}
+
+/// With psql: the file of roles is written for it.
+fn apply(database: &Database, file: &Path) {
+    let mut url = url::Url::parse(services::postgres()).expect("a URL");
+    url.set_path(&database.name);
+    let output = Command::new("psql")
+        .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file"])
+        .arg(file)
+        .arg(url.as_str())
+        .env("AUTHENTICATOR_PASSWORD", &database.authenticator_password)
+        .env("DEBEZIUM_PASSWORD", &database.debezium_password)
+        .stdin(Stdio::null())
+        .output()
+        .expect("psql is there: install postgresql-client");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{}: {said}", file.display());
+}
+
+fn superuser() -> Config {
+    services::postgres().parse().expect("a PostgreSQL URL")
+}
+
+async fn connect(config: &Config) -> Client {
+    let (client, connection) = config.connect(NoTls).await.expect("PostgreSQL answers");
+    tokio::spawn(connection);
+    client
+}
+
+impl Database {
+    /// A connection as the superuser: what the other parts of the CRM do.
+    pub(super) async fn crm(&self) -> Client {
+        connect(superuser().dbname(&self.name)).await
+    }
+
+    /// How PostgREST connects.
+    pub(super) fn as_authenticator(&self) -> Config {
+        let mut config = superuser();
+        config.dbname(&self.name).user("authenticator").password(&self.authenticator_password);
+        config
+    }
+}

@@ -1,0 +1,168 @@
+//! Services that `tests/services/up` starts as processes of this machine.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{self, Command, Stdio},
+};
+
+use tokio_postgres::config::Host;
+
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services");
+
+/// Starts a service; answers what `up` exports as `variable`.
+pub(super) fn shared(service: &str, variable: &str) -> Result<String, String> {
+    exported(up(&[service])?, variable)
+}
+
+/// Starts Kafka Connect on a Kafka that runs.
+pub(super) fn connect(kafka: &str) -> Result<String, String> {
+    exported(script("up", &until_we_exit(&["connect"]), &[("TEST_KAFKA", kafka)])?, "TEST_CONNECT")
+}
+
+/// Where a PostgreSQL URL leads to.
+pub(super) fn host_and_port(url: &str) -> (String, u16) {
+    let config: tokio_postgres::Config = url.parse().expect("a PostgreSQL URL");
+    let Some(Host::Tcp(host)) = config.get_hosts().first() else { panic!("no host in {url}") };
+    (host.clone(), config.get_ports().first().copied().unwrap_or(5432))
+}
+
+fn exported(mut exports: BTreeMap<String, String>, variable: &str) -> Result<String, String> {
+    exports.remove(variable).ok_or_else(|| format!("no {variable} in its output"))
+}
+
+/// Runs `up` for a run that ends with this process; answers its exports by name, or what it said on standard error.
+pub(crate) fn up(arguments: &[&str]) -> Result<BTreeMap<String, String>, String> {
+    script("up", &until_we_exit(arguments), &[])
+}
+
+fn until_we_exit(arguments: &[&str]) -> Vec<String> {
+    let own_process = process::id().to_string();
+    let arguments = arguments.iter().map(|&argument| argument.to_owned());
+    ["--until-parent-exits".to_owned(), own_process].into_iter().chain(arguments).collect()
+}
+
+fn script(
+    name: &str,
+    arguments: &[impl AsRef<std::ffi::OsStr>],
+    environment: &[(&str, &str)],
+) -> Result<BTreeMap<String, String>, String> {
+    let output = Command::new(Path::new(SCRIPTS).join(name))
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{SCRIPTS}/{name} cannot be run: {error}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.replace('\\', ""))) // the quoting of a directory's odd characters
+        .collect())
+}
+
+/// A run of services for one test that stops them. Ends when dropped.
+///
+/// Its methods block until the service is gone or answers.
+#[derive(Debug)]
+struct Run(String);
+
+impl Run {
+    /// Starts services; answers the run, and the address that is exported as `variable`.
+    fn start(arguments: &[&str], variable: &str) -> (Self, String) {
+        let mut exports = up(arguments).expect("`tests/services/up` starts services of our own");
+        let mut take = |name| exports.remove(name).expect("`up` exports what it started");
+        (Self(take("TEST_SERVICES")), take(variable))
+    }
+
+    fn down(&self, arguments: &[&str]) {
+        script("down", &[arguments, &["--run", &self.0]].concat(), &[])
+            .expect("`tests/services/down` stops our service");
+    }
+
+    fn up(&self, service: &str) {
+        script("up", &["--run", &self.0, service], &[])
+            .expect("`tests/services/up` starts our service again");
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Err(reason) = script("down", &["--run", &self.0], &[]) {
+            eprintln!("a test's services could not be stopped: {reason}");
+        }
+    }
+}
+
+/// A Redis for one test that stops, flushes or kills it. Ends when dropped.
+///
+/// Its methods block for some tens of milliseconds.
+#[derive(Debug)]
+pub(crate) struct Redis {
+    run: Run,
+    url: String,
+}
+
+impl Redis {
+    /// Starts one on a port of its own, empty, without persistence.
+    pub(crate) fn own() -> Self {
+        let (run, url) = Run::start(&["redis"], "TEST_REDIS");
+        Self { run, url }
+    }
+
+    /// Stays the same through stops and starts.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Kills it: connections break, new ones are refused, all data is gone.
+    pub(crate) fn stop(&self) {
+        self.run.down(&["--kill", "redis"]);
+    }
+
+    /// Starts it again after [`Self::stop`], empty, on the same port; does nothing when it runs.
+    pub(crate) fn start(&self) {
+        self.run.up("redis");
+    }
+
+    /// What a free plan's restart does: everything is forgotten, connections break, the address stays.
+    pub(crate) fn restart_empty(&self) {
+        self.stop();
+        self.start();
+    }
+}
+
+/// A Kafka of three brokers for one test that stops one of them: topics have three copies, of which two must be in
+/// step. Ends when dropped.
+///
+/// Its methods block for seconds.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    run: Run,
+    brokers: String,
+}
+
+impl Cluster {
+    /// Starts one on ports of its own, empty.
+    pub(crate) fn own() -> Self {
+        let (run, brokers) = Run::start(&["--brokers", "3", "kafka"], "TEST_KAFKA");
+        Self { run, brokers }
+    }
+
+    /// Bootstrap servers, all three; the same through stops and starts.
+    pub(crate) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Stops broker 1, 2 or 3 as a rolling restart does: it hands its partitions over first.
+    pub(crate) fn stop(&self, broker: u8) {
+        self.run.down(&[&format!("kafka-{broker}")]);
+    }
+
+    /// Starts it again with all that it had; does nothing when it runs.
+    pub(crate) fn start(&self, broker: u8) {
+        self.run.up(&format!("kafka-{broker}"));
+    }
+}
