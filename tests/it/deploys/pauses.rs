@@ -51,9 +51,10 @@ fn has_moved(step: &Step, place: &Place) -> bool {
     step.before.get(place) != step.after.get(place)
 }
 
-/// The longest time between two events of one partition that touches a step.
+/// The longest time between two events of one partition that ended in a step: each lasts until every
+/// partition goes on.
 fn longest_within(accepted: &[Duration], step: &Step) -> Duration {
     let pairs = accepted.windows(2).map(|pair| (pair[0], pair[1]));
-    let touching = pairs.filter(|(from, to)| *to > step.from && *from < step.to);
-    touching.map(|(from, to)| to - from).max().unwrap_or_default()
+    let ended = pairs.filter(|(_, to)| *to > step.from && *to <= step.to);
+    ended.map(|(from, to)| to - from).max().unwrap_or_default()
 }

@@ -107,10 +107,11 @@ struct Belt {
 }
 
 /// Records of one key, to be sent one after another.
-struct Bundle {
-    key: String,
-    values: Vec<String>,
-    events: Vec<Vec<String>>,
+pub(super) struct Bundle {
+    pub(super) key: String,
+    pub(super) values: Vec<String>,
+    /// The events that each of them calls for.
+    pub(super) events: Vec<Vec<String>>,
     /// When this event has been accepted, the next bundle goes out.
     awaited: String,
 }
@@ -125,15 +126,12 @@ impl Belt {
         Self { producer, number: Mutex::default() }
     }
 
-    fn put(&self, topic: &str, (stream, partition): Spot) -> (Bundle, Vec<DeliveryFuture>) {
+    fn put(&self, topic: &str, spot: Spot) -> (Bundle, Vec<DeliveryFuture>) {
         let mut number = self.number.lock().unwrap_or_else(PoisonError::into_inner);
         *number += 1;
-        let bundle = match stream {
-            Stream::Purchases => purchase(partition, *number),
-            Stream::Orders => order(partition, *number),
-        };
+        let bundle = bundle(spot, *number);
         let send = |value| {
-            let record = FutureRecord::to(topic).partition(partition).key(&bundle.key);
+            let record = FutureRecord::to(topic).partition(spot.1).key(&bundle.key);
             let sent = self.producer.send_result(record.payload(value));
             sent.map_err(|(error, _)| error).expect("room in the producer's queue")
         };
@@ -170,6 +168,14 @@ impl Hand {
             sent.extend(events.into_iter().map(record));
         }
         sent
+    }
+}
+
+/// The bundle of this number, which no other has: log positions grow with it.
+pub(super) fn bundle((stream, partition): Spot, number: u64) -> Bundle {
+    match stream {
+        Stream::Purchases => purchase(partition, number),
+        Stream::Orders => order(partition, number),
     }
 }
 

@@ -1,0 +1,306 @@
+//! The old service left a group behind: the daemon goes on exactly where it stood.
+//!
+//! KafkaJS, seen with version 2.2: protocol type `consumer`, assignor `RoundRobinAssigner`, offsets of
+//! the next record with null metadata (librdkafka writes an empty text), and none for a partition
+//! that it never got a record of. A plain client with `roundrobin` stands in for it here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crm_event_processors::demo::double::{Double, Options};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::producer::FutureRecord;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::fleet::{Fleet, Place};
+use super::traffic::{self, Stream, merchant, name_of};
+use crate::support::daemon::Environment;
+use crate::support::http::Health;
+use crate::support::{PATIENCE, feed, kafka, services, unique, until};
+
+/// Bundles of records in each partition.
+const BUNDLES: u64 = 4;
+const PARTITIONS: i32 = 4;
+const REFUSED: &str = "another member of this group uses another assignor: stop the old service, \
+                       this one joins when it is gone";
+const STREAMS: [(Stream, &str); 2] =
+    [(Stream::Purchases, "currency"), (Stream::Orders, "marketplace")];
+
+/// What the old service has committed, by partition: in the middle of the records, behind the last
+/// one, before the first, and nothing at all.
+fn stood_at(partition: i32, records: i64) -> Option<i64> {
+    [Some(records / 2), Some(records), Some(0), None][usize::try_from(partition).expect("few")]
+}
+
+struct Scene {
+    brokers: &'static str,
+    prefix: String,
+    double: Double,
+    /// The events that each partition's records call for, record by record.
+    called_for: BTreeMap<(Stream, i32), Vec<Vec<String>>>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let (brokers, prefix) = (services::kafka(), unique("cut"));
+        let options = Options { keep_data: true, ..Options::default() };
+        let double = Double::start(options).await.expect("a double");
+        double.fill("merchant_master", vec![merchant()]);
+        let mut scene = Self { brokers, prefix, double, called_for: BTreeMap::new() };
+        let mut number = 0;
+        for (stream, _) in STREAMS {
+            let topic = scene.topic(stream);
+            kafka::create_topic(brokers, &topic, PARTITIONS).await;
+            for partition in 0..PARTITIONS {
+                let numbers = (number..number + BUNDLES).map(|before| before + 1);
+                let bundles: Vec<_> =
+                    numbers.map(|number| traffic::bundle((stream, partition), number)).collect();
+                number += BUNDLES;
+                let records = bundles.iter().flat_map(|bundle| {
+                    let send = |value| FutureRecord::to(&topic).partition(partition).payload(value);
+                    let key = bundle.key.as_bytes();
+                    bundle.values.iter().map(move |value: &String| send(value.as_bytes()).key(key))
+                });
+                kafka::produce(brokers, records).await;
+                let events = bundles.into_iter().flat_map(|bundle| bundle.events).collect();
+                scene.called_for.insert((stream, partition), events);
+            }
+        }
+        for table in ["referral_ledger", "mission_claims"] {
+            kafka::create_topic(brokers, &format!("{}.{table}", scene.prefix), 1).await;
+        }
+        scene
+    }
+
+    fn topic(&self, stream: Stream) -> String {
+        match stream {
+            Stream::Purchases => format!("{}.purchase_ledger", self.prefix),
+            Stream::Orders => format!("{}.orders", self.prefix),
+        }
+    }
+
+    fn group(&self, consumer: &str) -> String {
+        format!("{}-{consumer}", self.prefix)
+    }
+
+    /// Of a daemon that is not told where a new group begins: this one is none.
+    fn environment(&self) -> Environment {
+        Environment::new(self.brokers, services::redis(), self.double.url(), &self.prefix)
+            .without("KAFKA_AUTO_OFFSET_RESET")
+            .with("CONSUMERS", "currency,marketplace")
+            .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &self.topic(Stream::Orders))
+            .with("INNGEST_CANCEL_SETTLE", "1s")
+    }
+
+    fn records(&self, stream: Stream, partition: i32) -> i64 {
+        self.called_for[&(stream, partition)].len().try_into().expect("a number")
+    }
+
+    /// Where the old service stands in a topic, by partition.
+    fn stands(&self, stream: Stream) -> BTreeMap<i32, i64> {
+        let stood = |p| Some((p, stood_at(p, self.records(stream, p))?));
+        (0..PARTITIONS).filter_map(stood).collect()
+    }
+
+    async fn caught_up(&self) {
+        for (stream, consumer) in STREAMS {
+            feed::caught_up(self.brokers, &self.group(consumer), &self.topic(stream)).await;
+        }
+    }
+
+    /// That a stopped daemon started each partition where the old service stood, and did all from
+    /// there on, once, and nothing before it.
+    fn verify(&self, fleet: &Fleet, stood: impl Fn(Stream) -> BTreeMap<i32, i64>) {
+        let turns = fleet.turns();
+        let mut due = BTreeSet::new();
+        for (stream, consumer) in STREAMS {
+            let stood = stood(stream);
+            for partition in 0..PARTITIONS {
+                let first = stood.get(&partition).copied().unwrap_or(0);
+                let place: Place = (self.group(consumer), self.topic(stream), partition);
+                let starts = turns.iter().filter(|turn| turn.taken && turn.place == place);
+                assert_eq!(
+                    starts.map(|turn| turn.offset).collect::<Vec<_>>(),
+                    [first],
+                    "{place:?}"
+                );
+                let rest = self.called_for[&(stream, partition)].iter();
+                due.extend(rest.skip(usize::try_from(first).expect("an index")).flatten().cloned());
+            }
+        }
+        let arrived: Vec<String> =
+            self.double.inspect(|log| log.events.iter().map(name_of).collect());
+        let once: BTreeSet<String> = arrived.iter().cloned().collect();
+        assert_eq!(once.len(), arrived.len(), "each once");
+        let (lost, extra) = (due.difference(&once).next(), once.difference(&due).next());
+        assert_eq!((lost, extra), (None, None), "lost, and done again");
+    }
+}
+
+/// A member as the old service's: it consumes and commits as it is told, on a thread of its own.
+struct OldService {
+    leave: Arc<AtomicBool>,
+    member: JoinHandle<()>,
+}
+
+impl OldService {
+    /// Joins `group` and has committed these offsets when this returns.
+    async fn join(brokers: &str, group: &str, topic: &str, commits: BTreeMap<i32, i64>) -> Self {
+        let consumer: BaseConsumer = kafka::client(brokers)
+            .set("group.id", group)
+            .set("partition.assignment.strategy", "roundrobin")
+            .set("enable.auto.commit", "false")
+            .create()
+            .expect("a consumer");
+        let leave = Arc::new(AtomicBool::new(false));
+        let left = Arc::clone(&leave);
+        let topic = topic.to_owned();
+        let (joined, wait) = tokio::sync::oneshot::channel();
+        let member = std::thread::spawn(move || {
+            consumer.subscribe(&[&topic]).expect("a subscription");
+            let deadline = Instant::now() + PATIENCE;
+            let poll = || drop(consumer.poll(Duration::from_millis(50)));
+            while consumer.assignment().expect("an assignment").count() == 0 {
+                assert!(Instant::now() < deadline, "the old service does not join");
+                poll();
+            }
+            let mut list = TopicPartitionList::new();
+            for (partition, offset) in commits {
+                let offset = Offset::Offset(offset);
+                list.add_partition_offset(&topic, partition, offset).expect("an offset");
+            }
+            consumer.commit(&list, CommitMode::Sync).expect("a commit");
+            joined.send(()).expect("somebody waits");
+            while !left.load(Ordering::Acquire) {
+                poll();
+            }
+        });
+        wait.await.expect("the old service joins");
+        Self { leave, member }
+    }
+
+    async fn leave(self) {
+        self.leave.store(true, Ordering::Release);
+        let left = tokio::task::spawn_blocking(|| self.member.join());
+        left.await.expect("no panic").expect("it leaves");
+    }
+}
+
+async fn taken_over(protocol: &str) {
+    let scene = Scene::new().await;
+    for (stream, consumer) in STREAMS {
+        let (group, topic) = (scene.group(consumer), scene.topic(stream));
+        OldService::join(scene.brokers, &group, &topic, scene.stands(stream)).await.leave().await;
+    }
+    let mut fleet = Fleet::new(scene.environment().with("KAFKA_GROUP_PROTOCOL", protocol));
+    fleet.start("new");
+    scene.caught_up().await;
+    assert_eq!(fleet.stop("new").await.code(), Some(0));
+    scene.verify(&fleet, |stream| scene.stands(stream));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_the_old_service_left_goes_on_where_it_stood() {
+    taken_over("classic").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_does_with_kip_848() {
+    taken_over("consumer").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_old_service_runs_the_daemon_says_what_to_do_and_goes_on_when_it_has_left() {
+    let scene = Scene::new().await;
+    let mut old = Vec::new();
+    for (stream, consumer) in STREAMS {
+        let (group, topic) = (scene.group(consumer), scene.topic(stream));
+        old.push(OldService::join(scene.brokers, &group, &topic, scene.stands(stream)).await);
+    }
+    let health = Health::free();
+    let mut fleet = Fleet::new(scene.environment().with("HTTP_LISTEN", health.listen()));
+    fleet.start("new");
+    let told = |fleet: &Fleet| -> Vec<String> {
+        let lines = fleet.lines().into_iter().map(|(_, line)| line);
+        let told = lines.filter(|line| line["message"] == REFUSED && line["level"] == "ERROR");
+        told.map(|line| line["messaging.consumer.group.name"].as_str().expect("a group").to_owned())
+            .collect()
+    };
+    let groups: BTreeSet<String> = STREAMS.map(|(_, consumer)| scene.group(consumer)).into();
+    until("both groups to be told of", async || {
+        (told(&fleet).into_iter().collect::<BTreeSet<_>>() == groups).then_some(())
+    })
+    .await;
+    until("readiness to say so", async || {
+        let (status, consumers) = health.readiness().await?;
+        let says_so = consumers.values().all(|consumer| {
+            consumer["state"] == "degraded"
+                && consumer["waits_for"].to_string().contains("another assignor")
+        });
+        assert_eq!(status, 200, "a restart would not help");
+        (says_so && consumers.len() == 2).then_some(())
+    })
+    .await;
+    assert!(fleet.turns().is_empty() && scene.double.inspect(|log| log.events.is_empty()));
+
+    for member in old {
+        member.leave().await;
+    }
+    scene.caught_up().await;
+    until("readiness to be well again", async || {
+        let (_, consumers) = health.readiness().await?;
+        consumers.values().all(|consumer| consumer["state"] == "ready").then_some(())
+    })
+    .await;
+    assert_eq!(fleet.stop("new").await.code(), Some(0));
+    assert_eq!(told(&fleet).len(), groups.len(), "once a group");
+    scene.verify(&fleet, |stream| scene.stands(stream));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_of_a_group_with_another_name_are_moved_as_the_readme_says() {
+    let scene = Scene::new().await;
+    for (stream, consumer) in STREAMS {
+        let (old, topic) = (unique("legacy"), scene.topic(stream));
+        OldService::join(scene.brokers, &old, &topic, scene.stands(stream)).await.leave().await;
+        let new = scene.group(consumer);
+        let brokers = scene.brokers;
+        let moved = tokio::task::spawn_blocking(move || move_offsets(brokers, &old, &new));
+        moved.await.expect("the commands run");
+    }
+    let mut fleet = Fleet::new(scene.environment());
+    fleet.start("new");
+    scene.caught_up().await;
+    assert_eq!(fleet.stop("new").await.code(), Some(0));
+    scene.verify(&fleet, |stream| scene.stands(stream));
+}
+
+/// Runs the commands that the README gives, with the tool that comes with the broker.
+fn move_offsets(brokers: &str, old: &str, new: &str) {
+    const README: &str = include_str!("../../../README.md");
+    const TOOL: &str = "kafka-consumer-groups.sh";
+    let commands: Vec<&str> = README.lines().filter(|line| line.starts_with(TOOL)).collect();
+    assert_eq!(commands.len(), 2, "out of the old group, and into the new one");
+    let script = format!(
+        "set -euo pipefail\n\
+         here=tests/services\n\
+         source \"$here/lib.sh\"; source \"$here/install.sh\"; install_for kafka\n\
+         {TOOL}() {{ \"$java\" -cp \"$jars/*\" \
+         org.apache.kafka.tools.consumer.group.ConsumerGroupCommand \"$@\"; }}\n\
+         cd \"$(mktemp -d)\"; trap 'rm -r \"$PWD\"' EXIT\n\
+         {}",
+        commands.join("\n")
+    );
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .envs([("BROKERS", brokers), ("OLD_GROUP", old), ("NEW_GROUP", new)])
+        .output()
+        .expect("bash runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said} {}", String::from_utf8_lossy(&output.stdout));
+}
