@@ -7,6 +7,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::http;
+
 /// A shorter key is a dev server's, and would take half of every message with it.
 const SHORTEST: usize = 8;
 
@@ -20,11 +22,13 @@ impl Hidden {
         if key.len() < SHORTEST {
             return Self(Vec::new());
         }
-        let encoded: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
+        let in_query: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
+        let in_path = http::endpoint("http://host", &[key]).map(|url| url.path()[1..].to_owned());
         let base64 = STANDARD.encode(key);
         let forms = [
             key.to_owned(),
-            encoded,
+            in_query,
+            in_path.unwrap_or_else(|| key.to_owned()),
             base64.trim_end_matches('=').to_owned(),
             URL_SAFE_NO_PAD.encode(key),
             key.replace('/', "\\/"), // as some write it in JSON
@@ -61,6 +65,7 @@ mod tests {
         let forms = [
             key.to_owned(),
             "so%2Bsecret%2Fas+a%3Dkey".to_owned(),
+            "so+secret%2Fas%20a=key".to_owned(),
             STANDARD.encode(key),
             "so+secret\\/as a=key".to_owned(),
         ];

@@ -45,12 +45,12 @@ fn secret_url(text: &str) -> Option<String> {
 /// Plain values carry no secret by right; an address given with a password by mistake must not
 /// show it either.
 fn without_userinfo(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else {
+    let Some((before, host)) = text.rsplit_once('@') else {
         return text.to_owned();
     };
-    match rest.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://***@{host}"),
-        None => text.to_owned(),
+    match before.split_once("://") {
+        Some((scheme, _)) => format!("{scheme}://***@{host}"),
+        None => format!("***@{host}"),
     }
 }
 
@@ -82,6 +82,7 @@ mod tests {
     fn a_plain_address_given_with_a_password_does_not_show_it() {
         let variable = variable(Kind::Plain);
         assert_eq!(shown(&variable, "https://me:hunter2@a/b"), "https://***@a/b");
+        assert_eq!(shown(&variable, "me:hunter2@a:9092"), "***@a:9092");
         assert_eq!(quoted(&variable, "https://me:hun@ter2@a"), Some("\"https://***@a\"".into()));
     }
 }

@@ -1,5 +1,8 @@
 //! TLS, accounts, secrets that stay secret, and peers that mean no good.
 
+mod peer;
+mod planted;
+mod secrets;
 mod tls;
 
 use std::collections::BTreeMap;

@@ -47,13 +47,22 @@ impl Environment {
 
     /// Starts a daemon whose log the test reads.
     pub(crate) fn start_logging(&self) -> (Daemon, Log) {
+        self.start_reading(|line| eprintln!("{line}"))
+    }
+
+    /// As [`Self::start_logging`], for a log that is too long to be shown.
+    pub(crate) fn start_quietly(&self) -> (Daemon, Log) {
+        self.start_reading(|_| {})
+    }
+
+    fn start_reading(&self, show: impl Fn(&str) + Send + 'static) -> (Daemon, Log) {
         let mut child = self.command().stderr(Stdio::piped()).spawn().expect("the daemon starts");
         let written = child.stderr.take().expect("its log");
         let lines = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&lines);
         let reader = thread::spawn(move || {
             for line in BufReader::new(written).lines().map_while(Result::ok) {
-                eprintln!("{line}");
+                show(&line);
                 into.lock().expect("not poisoned").push(line);
             }
         });
@@ -62,7 +71,12 @@ impl Environment {
 
     /// Lets a daemon run until it ends by itself.
     pub(crate) fn run(&self) -> Output {
-        self.command().output().expect("the daemon runs")
+        self.run_with(&[])
+    }
+
+    /// As [`Self::run`], with arguments.
+    pub(crate) fn run_with(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().expect("the daemon runs")
     }
 
     fn command(&self) -> Command {

@@ -1,0 +1,97 @@
+//! Values that must never be seen, and looking for them in every form.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+/// A secret, by what it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Planted {
+    what: &'static str,
+    halves: [String; 2],
+}
+
+impl Planted {
+    /// A random value. What stands between its halves looks different in every encoding, the
+    /// halves themselves stay as they are in text, JSON, and behind percent signs.
+    pub(crate) fn new(what: &'static str) -> Self {
+        let half = || format!("{:016x}", fastrand::u64(..));
+        Self { what, halves: [half(), half()] }
+    }
+
+    /// A value that somebody else made, of sixteen hexadecimal digits at least.
+    pub(crate) fn known(what: &'static str, value: &str) -> Self {
+        let (first, second) = value.split_at(value.len() / 2);
+        Self { what, halves: [first.to_owned(), second.to_owned()] }
+    }
+
+    /// As it is set.
+    pub(crate) fn value(&self) -> String {
+        self.halves.join("+/")
+    }
+
+    /// As it stands in a URL.
+    pub(crate) fn encoded(&self) -> String {
+        self.halves.join("%2B%2F")
+    }
+
+    /// As an id.
+    pub(crate) fn uuid(&self) -> String {
+        let [a, b] = &self.halves;
+        format!("{}-{}-{}-{}-{}", &a[..8], &a[8..12], &a[12..], &b[..4], &b[4..])
+    }
+
+    fn forms(&self) -> Vec<String> {
+        let mut forms = vec![self.uuid()];
+        for half in &self.halves {
+            forms.push(half.clone());
+            // Base64 looks different for each of three places that a text can begin at; the ends
+            // depend on what stands beside it.
+            for before in 0..3 {
+                let text = BASE64.encode([&vec![0; before], half.as_bytes()].concat());
+                forms.push(text[4..text.len() - 4].to_owned());
+            }
+        }
+        forms
+    }
+
+    /// Fails if the text holds any form of it.
+    pub(crate) fn must_not_be_in(&self, place: &str, text: &str) {
+        let lower = text.to_lowercase();
+        for form in self.forms() {
+            let at = text.find(&form).or_else(|| lower.find(&form));
+            if let Some(at) = at {
+                let line = text[..at].rfind('\n').map_or(0, |end| end + 1);
+                let line = text[line..].lines().next().unwrap_or_default();
+                panic!("{} is in {place}, as {form}: {line}", self.what);
+            }
+        }
+    }
+}
+
+/// Fails if the text holds any of them.
+pub(crate) fn none_in<'a>(planted: impl IntoIterator<Item = &'a Planted>, place: &str, text: &str) {
+    for planted in planted {
+        planted.must_not_be_in(place, text);
+    }
+}
+
+#[test]
+fn a_planted_value_is_found_in_every_form() {
+    let planted = Planted::new("it");
+    let forms = [
+        planted.value(),
+        planted.encoded(),
+        planted.uuid(),
+        planted.value().to_uppercase(),
+        BASE64.encode(planted.value()),
+        BASE64.encode(format!("user:{}", planted.value())),
+        BASE64.encode(format!("xy{}", planted.value())),
+        serde_json::json!({ "a": planted.value() }).to_string(),
+        format!("{:?}", planted.value().as_str()),
+    ];
+    for form in forms {
+        let found = std::panic::catch_unwind(|| planted.must_not_be_in("a test", &form));
+        assert!(found.is_err(), "{form}");
+    }
+    planted.must_not_be_in("a test", &Planted::new("another").value());
+}
