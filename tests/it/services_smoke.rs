@@ -161,23 +161,27 @@ async fn an_own_redis_can_be_stopped_and_comes_back_empty_at_the_same_address() 
 }
 
 #[tokio::test]
-async fn an_own_cluster_takes_records_while_one_broker_is_down_and_has_them_all_afterwards() {
-    let own = Cluster::own();
+async fn an_own_cluster_takes_records_with_a_broker_stopped_or_killed_and_keeps_them_all() {
+    let own = Cluster::own(3);
     let topic = unique("smoke");
-    create_topic(own.brokers(), &topic, 3).await;
-    let record = |partition, value: &'static str| {
-        FutureRecord::<[u8], _>::to(&topic).partition(partition).payload(value.as_bytes())
+    create_topic(own.bootstrap(), &topic, 3).await;
+    let send = async |value: &'static str| {
+        let record = |partition| {
+            FutureRecord::<[u8], _>::to(&topic).partition(partition).payload(value.as_bytes())
+        };
+        produce(own.bootstrap(), (0..3).map(record)).await;
     };
-    produce(own.brokers(), (0..3).map(|partition| record(partition, "before"))).await;
-
+    send("with all").await;
     own.stop(1);
-    produce(own.brokers(), (0..3).map(|partition| record(partition, "meanwhile"))).await;
-
+    send("with one stopped").await;
     own.start(1);
-    let records = read_topic(own.brokers(), &topic).await;
+    own.kill(2);
+    send("with one killed").await;
+
+    let records = read_topic(own.bootstrap(), &topic).await;
     let found = records.iter().map(|record| (record.partition(), record.payload().expect("text")));
-    let expected =
-        (0..3).flat_map(|partition| ["before", "meanwhile"].map(|v| (partition, v.as_bytes())));
+    let values = ["with all", "with one stopped", "with one killed"];
+    let expected = (0..3).flat_map(|partition| values.map(|value| (partition, value.as_bytes())));
     assert_eq!(found.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
 }
 

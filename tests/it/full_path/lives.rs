@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::expected::Expected;
 use super::sample::{
-    BOOKS, BRONZE, NOODLES, SILVER, due_at_books, of_books, of_mission, of_purchase, of_referral,
+    BOOKS, BRONZE, NOODLES, SILVER, of_books, of_mission, of_purchase, of_referral,
 };
 
 /// What a change tells of the row before it.
@@ -242,8 +242,7 @@ impl Lives {
         let it = Purchase { merchant: BOOKS, ..Purchase::new("completed", "400.00") };
         self.first.push(it.insert());
         self.second.push(it.turns("refunded"));
-        let (user, due) = (it.user(), due_at_books());
-        self.expected.award_at("purchase", &it.id, user, BOOKS, &of_books(8), Some(&due));
+        self.expected.award("purchase", &it.id, it.user(), BOOKS, &of_books(8));
         self.taken_back(&it);
         self.points(it.user(), 0);
     }

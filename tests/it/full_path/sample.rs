@@ -58,14 +58,13 @@ fn row(currency: &str, component: &str, amount: u32, factor: u32) -> Value {
         "target_entity_id": null})
 }
 
-/// When an award of Books is due for a change of today: on the seventh day at nine in Bangkok.
-pub(super) fn due_at_books() -> String {
+/// When an award of Books for a change of that time is due: on the seventh day at nine in Bangkok.
+pub(super) fn due_at_books(committed: Timestamp) -> Timestamp {
     let bangkok = TimeZone::get("Asia/Bangkok").expect("a time zone");
-    let today = Timestamp::now().to_zoned_datetime(bangkok.clone()).date();
+    let today = committed.to_zoned_datetime(bangkok.clone()).date();
     let day = today.saturating_add(Span::new().days(7));
-    let due =
-        day.to_datetime(Time::constant(9, 0, 0, 0)).to_zoned_datetime(bangkok).expect("a time");
-    due.timestamp().to_string()
+    let due = day.to_datetime(Time::constant(9, 0, 0, 0)).to_zoned_datetime(bangkok);
+    due.expect("a time").timestamp()
 }
 
 /// What the snapshot of the sample rows demands: they are younger than 20 hours.
@@ -75,8 +74,7 @@ pub(super) fn snapshot() -> Expected {
     expected.award("purchase", &purchase(1), MEMBER_1, NOODLES, &of_purchase(50, 1));
     let row = json!({"transaction_number": "N-1", "final_amount": 1250.00, "status": "completed"});
     expected.mission("purchase", &purchase(1), MEMBER_1, row);
-    let due = due_at_books();
-    expected.award_at("purchase", &purchase(4), MEMBER_3, BOOKS, &of_books(8), Some(&due));
+    expected.award("purchase", &purchase(4), MEMBER_3, BOOKS, &of_books(8));
     expected.reverse(&purchase(5), MEMBER_3, BOOKS, Some((&purchase(4), 25)));
 
     let referral = "80000000-0000-4000-8000-000000000001";

@@ -1,7 +1,7 @@
 //! Services in containers, by testcontainers, where a Docker engine of this machine answers.
 //!
 //! The images are those of `docker-compose.yml`. Containers share a network, so that Kafka Connect finds the others by
-//! name, and have ports of their own on 127.0.0.1.
+//! name, and are reached from here at 127.0.0.1.
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
@@ -16,7 +16,7 @@ use testcontainers::GenericImage;
 use testcontainers::core::client::docker_client_instance;
 use testcontainers::core::{ContainerPort, ContainerRequest, ImageExt as _};
 use testcontainers::runners::AsyncRunner as _;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::Connect;
@@ -28,8 +28,16 @@ const REDIS: (&str, &str) = ("redis", "7.4.11-alpine");
 const POSTGRES: (&str, &str) = ("postgres", "15.19-bookworm");
 const CONNECT: (&str, &str) = ("quay.io/debezium/connect", "3.6.3.Final");
 
-/// The label of what this process starts, its network, and how its containers' names begin.
+/// The label by which containers are found, with [`RUN`] as its value: one that is empty would be left out.
+const LABEL: &str = "crm-event-processors.tests";
+
+/// This process's network, and how its containers' names begin.
 static RUN: LazyLock<String> = LazyLock::new(|| unique("crm-event-processors-tests"));
+
+/// Lives as long as the client of testcontainers, which is one for the process.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+});
 
 /// How Kafka Connect's container finds the broker.
 const INSIDE_PORT: u16 = 9094;
@@ -151,7 +159,7 @@ fn start(
     let request: ContainerRequest<GenericImage> = GenericImage::new(image, tag)
         .with_container_name(name(service))
         .with_network(&*RUN)
-        .with_label(&**RUN, "")
+        .with_label(LABEL, &*RUN)
         .with_mapped_port(outside, ContainerPort::Tcp(inside));
     let request = environment.iter().fold(request, |request, &(k, v)| request.with_env_var(k, v));
     let request =
@@ -169,10 +177,10 @@ fn start(
 /// Removes the containers when this process is gone, however it ended: a process of its own waits for that.
 fn remove_at_the_end() -> Child {
     const SCRIPT: &str = r#"while kill -0 "$1" 2>/dev/null; do sleep 1; done
-        docker ps --all --quiet --filter "label=$2" | xargs docker rm --force --volumes
-        docker network rm "$2""#;
+        docker ps --all --quiet --filter "label=$2=$3" | xargs docker rm --force --volumes
+        docker network rm "$3""#;
     let started = Command::new("sh")
-        .args(["-c", SCRIPT, "remove", &process::id().to_string(), &RUN])
+        .args(["-c", SCRIPT, "remove", &process::id().to_string(), LABEL, &RUN])
         .process_group(0) // an interrupt at the terminal is not for it
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -189,8 +197,7 @@ fn free_port() -> u16 {
 
 /// Runs to the end, also where a runtime is running already.
 fn block_on<T: Send>(task: impl AsyncFnOnce() -> T + Send) -> T {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    thread::scope(|scope| scope.spawn(move || runtime.block_on(task())).join())
+    thread::scope(|scope| scope.spawn(|| RUNTIME.block_on(task())).join())
         .unwrap_or_else(|panic| resume_unwind(panic))
 }
 

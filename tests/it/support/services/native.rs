@@ -134,34 +134,40 @@ impl Redis {
     }
 }
 
-/// A Kafka of three brokers for one test that stops one of them: topics have three copies, of which two must be in
-/// step. Ends when dropped.
+/// A Kafka cluster for one test that stops and kills its brokers: of three, topics have three copies, of which two must
+/// be in step. Ends when dropped.
 ///
 /// Its methods block for seconds.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     run: Run,
-    brokers: String,
+    bootstrap: String,
 }
 
 impl Cluster {
-    /// Starts one on ports of its own, empty.
-    pub(crate) fn own() -> Self {
-        let (run, brokers) = Run::start(&["--brokers", "3", "kafka"], "TEST_KAFKA");
-        Self { run, brokers }
+    /// Starts so many brokers, numbered from 1, on ports of their own and empty.
+    pub(crate) fn own(brokers: u8) -> Self {
+        let (run, bootstrap) =
+            Run::start(&["--brokers", &brokers.to_string(), "kafka"], "TEST_KAFKA");
+        Self { run, bootstrap }
     }
 
-    /// Bootstrap servers, all three; the same through stops and starts.
-    pub(crate) fn brokers(&self) -> &str {
-        &self.brokers
+    /// Addresses of all brokers; they stay the same through stops and starts.
+    pub(crate) fn bootstrap(&self) -> &str {
+        &self.bootstrap
     }
 
-    /// Stops broker 1, 2 or 3 as a rolling restart does: it hands its partitions over first.
+    /// Kills a broker.
+    pub(crate) fn kill(&self, broker: u8) {
+        self.run.down(&["--kill", &format!("kafka-{broker}")]);
+    }
+
+    /// Stops a broker, which hands what it leads to the others first.
     pub(crate) fn stop(&self, broker: u8) {
         self.run.down(&[&format!("kafka-{broker}")]);
     }
 
-    /// Starts it again with all that it had; does nothing when it runs.
+    /// Starts a broker again, with what it had; does nothing when it runs.
     pub(crate) fn start(&self, broker: u8) {
         self.run.up(&format!("kafka-{broker}"));
     }
