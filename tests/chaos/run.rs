@@ -128,9 +128,8 @@ pub(crate) async fn run(ground: &Ground, spec: Spec) -> History {
         tokio::spawn(async move { world.service(steps).await })
     });
     let write = writer::write(bootstrap, clock, &prefix, &spec, &world.progress);
-    let written = write.await;
-    let replays = written.iter().flat_map(|part| part.replayed.clone());
-    let replays: Vec<Disturbance> = replays.collect();
+    let mut writing = write.await;
+    let replays = std::mem::take(&mut writing.replays);
     for hand in services {
         hand.await.expect("a service's hand");
     }
@@ -139,7 +138,7 @@ pub(crate) async fn run(ground: &Ground, spec: Spec) -> History {
         processes.push(hand.await.expect("a member's hand"));
     }
     let undisturbed = clock.now();
-    let written = writer::acknowledged(written, &prefix).await;
+    let written = writing.acknowledged().await;
 
     let ends = writer::ends(&written);
     let caught_up = world.caught_up(&mut processes, &sampler, &ends, undisturbed).await;

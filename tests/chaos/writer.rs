@@ -18,14 +18,22 @@ const TICK: Duration = Duration::from_millis(20);
 /// Records that a replay sends before it looks up.
 const BURST: usize = 500;
 
-/// A record on its way.
-pub(crate) struct Sent {
+/// Records on their way.
+pub(crate) struct Writing {
+    /// Dropped, it would forget what is on its way.
+    producer: FutureProducer,
+    clock: Clock,
+    prefix: String,
+    sent: Vec<Sent>,
+    /// Times at which everything was sent again.
+    pub(crate) replays: Vec<Disturbance>,
+}
+
+struct Sent {
     at: Duration,
     copy: bool,
     item: Item,
     delivery: DeliveryFuture,
-    /// The replay that it ended, if it ended one.
-    pub(crate) replayed: Option<Disturbance>,
 }
 
 /// Writes the load. Some seconds are quiet, some bring many times the rate.
@@ -35,7 +43,7 @@ pub(crate) async fn write(
     prefix: &str,
     spec: &Spec,
     progress: &watch::Sender<usize>,
-) -> Vec<Sent> {
+) -> Writing {
     let producer: FutureProducer = kafka::client(bootstrap)
         // Neither doubled nor reordered while brokers come and go.
         .set("enable.idempotence", "true")
@@ -44,8 +52,9 @@ pub(crate) async fn write(
         .create()
         .expect("a producer");
     let items = &spec.load.items;
+    let (prefix, sent) = (prefix.to_owned(), Vec::with_capacity(items.len()));
+    let mut writing = Writing { producer, clock, prefix, sent, replays: Vec::new() };
     let mut rng = Rng::with_seed(items.len() as u64);
-    let mut sent: Vec<Sent> = Vec::with_capacity(items.len());
     let mut replays = spec.plan.replays.iter().copied().peekable();
     let (mut next, mut due, mut second, mut pace) = (0, 0.0, 0, 1.0);
     let mut ticks = interval(TICK);
@@ -64,67 +73,63 @@ pub(crate) async fn write(
         while due >= 1.0 && next < items.len() {
             due -= 1.0;
             let item = &items[next];
-            sent.push(send(&producer, prefix, clock, item, item.copy));
+            writing.send(item, item.copy);
             next += 1;
             progress.send_replace(next);
             if replays.next_if(|at| *at <= next).is_some() {
-                replay(&producer, prefix, clock, &items[..next], &mut sent).await;
+                writing.replay(&items[..next]).await;
             }
         }
     }
-    sent
+    writing
 }
 
-async fn replay(
-    producer: &FutureProducer,
-    prefix: &str,
-    clock: Clock,
-    items: &[Item],
-    sent: &mut Vec<Sent>,
-) {
-    let (from, mut number) = (clock.now(), 0);
-    for item in items.iter().filter(|item| item.replayable) {
-        sent.push(send(producer, prefix, clock, item, true));
-        number += 1;
-        if number % BURST == 0 {
-            sleep(TICK).await;
+impl Writing {
+    async fn replay(&mut self, items: &[Item]) {
+        let (from, mut number) = (self.clock.now(), 0);
+        for item in items.iter().filter(|item| item.replayable) {
+            self.send(item, true);
+            number += 1;
+            if number % BURST == 0 {
+                sleep(TICK).await;
+            }
         }
+        let (to, text) = (self.clock.now(), format!("connector sends {number} records again"));
+        self.replays.push(Disturbance { harm: Harm::Replay, who: None, from, to, text });
     }
-    let text = format!("connector sends {number} records again");
-    let replayed = Disturbance { harm: Harm::Replay, who: None, from, to: clock.now(), text };
-    sent.last_mut().expect("something was sent").replayed = Some(replayed);
-}
 
-fn send(producer: &FutureProducer, prefix: &str, clock: Clock, item: &Item, copy: bool) -> Sent {
-    let topic = format!("{prefix}.{}", item.topic);
-    let record = FutureRecord::to(&topic)
-        .partition(item.partition)
-        .key(item.key.as_bytes())
-        .payload(item.value.as_bytes());
-    let at = clock.now();
-    let delivery = producer.send_result(record).map_err(|(error, _)| error);
-    let delivery = delivery.expect("room in the producer's queue");
-    Sent { at, copy, item: item.clone(), delivery, replayed: None }
-}
-
-/// Where everything ended up.
-pub(crate) async fn acknowledged(sent: Vec<Sent>, prefix: &str) -> Vec<Written> {
-    let mut written = Vec::with_capacity(sent.len());
-    for Sent { at, copy, item, delivery, .. } in sent {
-        let delivered = delivery.await.expect("the producer lives").map_err(|(error, _)| error);
-        let delivered = delivered.expect("the brokers acknowledge");
-        written.push(Written {
-            topic: format!("{prefix}.{}", item.topic),
-            partition: delivered.partition,
-            offset: delivered.offset,
-            at,
-            copy,
-            effects: item.effects,
-            key: item.key,
-            value: item.value,
-        });
+    fn send(&mut self, item: &Item, copy: bool) {
+        let topic = format!("{}.{}", self.prefix, item.topic);
+        let record = FutureRecord::to(&topic)
+            .partition(item.partition)
+            .key(item.key.as_bytes())
+            .payload(item.value.as_bytes());
+        let at = self.clock.now();
+        let delivery = self.producer.send_result(record).map_err(|(error, _)| error);
+        let delivery = delivery.expect("room in the producer's queue");
+        self.sent.push(Sent { at, copy, item: item.clone(), delivery });
     }
-    written
+
+    /// Where everything ended up.
+    pub(crate) async fn acknowledged(self) -> Vec<Written> {
+        let mut written = Vec::with_capacity(self.sent.len());
+        for Sent { at, copy, item, delivery } in self.sent {
+            let delivered = delivery.await.expect("the producer lives");
+            let delivered = delivered.map_err(|(error, _)| error);
+            let delivered = delivered.expect("the brokers acknowledge");
+            written.push(Written {
+                topic: format!("{}.{}", self.prefix, item.topic),
+                partition: delivered.partition,
+                offset: delivered.offset,
+                at,
+                copy,
+                effects: item.effects,
+                key: item.key,
+                value: item.value,
+            });
+        }
+        written
+    }
 }
 
 /// The offset behind the last record of each partition that holds any.
