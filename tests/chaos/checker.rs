@@ -321,7 +321,14 @@ fn settled(
         }
         let Some(member) = name.strip_prefix("tier/upgrade-cancelled:") else { continue };
         for (number, upgrade) in arrivals.of(&format!("tier/upgrade:{member}")) {
-            let next = cancels.iter().find(|(later, _)| later > number);
+            // The same request once more cancels nothing else: Inngest knows it.
+            let resent = |cancel: &Arrival| {
+                let same = |(before, other): &&(usize, &Arrival)| {
+                    before < number && other.internal == cancel.internal
+                };
+                cancels.iter().any(|other| same(&other))
+            };
+            let next = cancels.iter().find(|(later, a)| later > number && !resent(a));
             if let Some((_, cancel)) = next
                 && cancel.at + TICK < upgrade.at + bounds.settle
                 && explainer.explain(upgrade, cancel).is_none()

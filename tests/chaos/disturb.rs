@@ -109,7 +109,15 @@ impl Plan {
             replays.push(at);
             at += draw.after(25.0..50.0);
         }
-        Self { new_protocol: draw.rng.bool(), members, brokers, redis, inngest, supabase, replays }
+        Self {
+            new_protocol: seed.is_multiple_of(2),
+            members,
+            brokers,
+            redis,
+            inngest,
+            supabase,
+            replays,
+        }
     }
 
     /// What each hand does, by its name.
