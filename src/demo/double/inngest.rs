@@ -37,7 +37,7 @@ pub(super) fn turn_away(shared: &Shared, method: &Method, key: &str) -> Option<R
 }
 
 /// Takes the events of a body one after the other, up to the first that is not taken.
-pub(super) fn take(shared: &Shared, headers: &HeaderMap, body: &Bytes) -> Response {
+pub(super) fn take(shared: &Shared, key: &str, headers: &HeaderMap, body: &Bytes) -> Response {
     let seed = text(headers, "x-inngest-event-id-seed");
     let mut intake = Intake::new(shared, seed.as_deref());
     let outcome = intake.read(body);
@@ -53,6 +53,7 @@ pub(super) fn take(shared: &Shared, headers: &HeaderMap, body: &Bytes) -> Respon
     let post = u32::try_from(log.posts.len()).unwrap_or(u32::MAX);
     let at = shared.started.elapsed();
     log.posts.push(Post {
+        key: key.to_owned(),
         seed,
         environment: text(headers, "x-inngest-env"),
         body_hash: body_hash(body),
@@ -66,8 +67,9 @@ pub(super) fn take(shared: &Shared, headers: &HeaderMap, body: &Bytes) -> Respon
 }
 
 /// Records a request that is answered without looking at its events.
-pub(super) fn record(shared: &Shared, headers: &HeaderMap, body: &Bytes, status: u16) {
+pub(super) fn record(shared: &Shared, key: &str, headers: &HeaderMap, body: &Bytes, status: u16) {
     let post = Post {
+        key: key.to_owned(),
         seed: text(headers, "x-inngest-event-id-seed"),
         environment: text(headers, "x-inngest-env"),
         body_hash: body_hash(body),

@@ -24,6 +24,8 @@ pub struct Requests {
 /// One POST of events as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Post {
+    /// The event key that it came with, which tells senders apart.
+    pub key: String,
     /// Its `x-inngest-event-id-seed`.
     pub seed: Option<String>,
     /// Its `x-inngest-env`.

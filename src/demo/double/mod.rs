@@ -131,6 +131,12 @@ impl Double {
         &self.url
     }
 
+    /// When it was started: what the times in its log are counted from.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.shared.started
+    }
+
     /// How long every request of one kind takes from now on, at least.
     pub fn set_latency(&self, endpoint: Endpoint, latency: Duration) {
         self.shared.plan(endpoint, |plan| plan.latency = latency);
@@ -316,12 +322,12 @@ async fn events(
     body: Bytes,
 ) -> Response {
     if let Some(refusal) = inngest::turn_away(&shared, &method, &key) {
-        inngest::record(&shared, &headers, &body, refusal.status().as_u16());
+        inngest::record(&shared, &key, &headers, &body, refusal.status().as_u16());
         return refusal;
     }
     let request = Incoming { shared: &shared, endpoint: Endpoint::Post, function: None, cut: &cut };
-    let unhandled = |status| inngest::record(&shared, &headers, &body, status);
-    let handle = async { inngest::take(&shared, &headers, &body) };
+    let unhandled = |status| inngest::record(&shared, &key, &headers, &body, status);
+    let handle = async { inngest::take(&shared, &key, &headers, &body) };
     request.answer(body.len(), unhandled, handle).await
 }
 

@@ -1,6 +1,7 @@
 //! The daemon as a process of its own, so that it can be killed as a machine kills it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -8,6 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use super::until;
+
+/// The real daemon.
+pub(crate) const DAEMON: &str = env!("CARGO_BIN_EXE_crm-event-processors");
 
 /// A daemon's environment: nothing of the test's own but what is named.
 #[derive(Debug, Clone, Default)]
@@ -42,7 +46,7 @@ impl Environment {
 
     /// Starts a daemon; its log goes where the test's goes.
     pub(crate) fn start(&self) -> Daemon {
-        Daemon(self.command().spawn().expect("the daemon starts"))
+        Daemon(self.command(DAEMON).spawn().expect("the daemon starts"))
     }
 
     /// Starts a daemon whose log the test reads.
@@ -56,7 +60,8 @@ impl Environment {
     }
 
     fn start_reading(&self, show: impl Fn(&str) + Send + 'static) -> (Daemon, Log) {
-        let mut child = self.command().stderr(Stdio::piped()).spawn().expect("the daemon starts");
+        let mut child =
+            self.command(DAEMON).stderr(Stdio::piped()).spawn().expect("the daemon starts");
         let written = child.stderr.take().expect("its log");
         let lines = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&lines);
@@ -76,11 +81,12 @@ impl Environment {
 
     /// As [`Self::run`], with arguments.
     pub(crate) fn run_with(&self, arguments: &[&str]) -> Output {
-        self.command().args(arguments).output().expect("the daemon runs")
+        self.command(DAEMON).args(arguments).output().expect("the daemon runs")
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"));
+    /// How `program`, the daemon or one built like it, is started in this environment.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
         command.env_clear().envs(&self.0).stdin(Stdio::null());
         command
     }

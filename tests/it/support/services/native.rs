@@ -127,6 +127,23 @@ impl Redis {
         self.run.up("redis");
     }
 
+    /// Stops it in its tracks: connections stay, nothing is answered, nothing is forgotten.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = std::fs::read_to_string(Path::new(&self.run.0).join("redis/pid"));
+        let pid = pid.expect("our Redis runs").split_whitespace().next().map(str::to_owned);
+        let sent = Command::new("kill").arg(signal).args(pid).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{signal} is sent to our Redis");
+    }
+
     /// What a free plan's restart does: everything is forgotten, connections break, the address stays.
     pub(crate) fn restart_empty(&self) {
         self.stop();

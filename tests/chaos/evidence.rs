@@ -1,0 +1,155 @@
+//! What is gathered for the checker: calls as they are carried out, events and dead letters as they
+//! lie there at the end, and the topics themselves.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crm_event_processors::demo::double::{Double, Reply, Stored, currency_rows, tier_status};
+use jiff::Timestamp;
+use rdkafka::Message;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::message::{Headers, OwnedMessage};
+use serde_json::{Map, Value};
+
+use crate::history::{Arrival, History, Kind};
+use crate::load::{TOPICS, letter};
+use crate::run::Clock;
+use crate::support::kafka;
+
+/// Functions that were carried out.
+pub(crate) type Calls = Arc<Mutex<Vec<Arrival>>>;
+
+/// Has the double note each function that it carries out.
+pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
+    let calls = Calls::default();
+    let functions: [(&str, [&str; 2], fn(&str, &str) -> Reply); 3] = [
+        ("calc_currency_for_source", ["p_source_type", "p_source_id"], |_, id| {
+            Reply::json(&currency_rows(id).into())
+        }),
+        ("evaluate_user_tier_status", ["p_user_id", "p_merchant_id"], |user, merchant| {
+            Reply::json(&tier_status(user, merchant))
+        }),
+        ("apply_tier_upgrade", ["p_user_id", "p_merchant_id"], |_, _| Reply::void()),
+    ];
+    for (function, names, answer) in functions {
+        let into = Arc::clone(&calls);
+        double.define(function, move |arguments: &Map<String, Value>| {
+            let [first, second] =
+                names.map(|name| arguments.get(name).and_then(Value::as_str).unwrap_or_default());
+            let what = format!("{function}:{first}:{second}");
+            let call = Arrival {
+                kind: Kind::Call,
+                what,
+                at: clock.now(),
+                by: None,
+                content: None,
+                internal: None,
+            };
+            into.lock().expect("not poisoned").push(call);
+            answer(first, second)
+        });
+    }
+    calls
+}
+
+/// Calls and events.
+pub(crate) fn arrivals(double: &Double, clock: Clock, calls: &Calls) -> Vec<Arrival> {
+    let behind = double.started() - clock.start;
+    let mut arrivals = std::mem::take(&mut *calls.lock().expect("not poisoned"));
+    double.inspect(|log| {
+        arrivals.extend(log.events.iter().map(|event| Arrival {
+            kind: Kind::Event,
+            what: name_of(event),
+            at: behind + event.at,
+            by: usize::try_from(event.post).ok().map(|post| log.posts[post].key.clone()),
+            content: event.data.as_deref().map(str::to_owned),
+            internal: Some(event.internal_id),
+        }));
+    });
+    arrivals
+}
+
+/// An event's id; what stands for one where it has none.
+fn name_of(event: &Stored) -> String {
+    if let Some(id) = &event.id {
+        return id.to_string();
+    }
+    let data: Value =
+        serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json");
+    let text = |field: &str| data[field].as_str().unwrap_or_default();
+    if data.get("source_id").is_some() {
+        return format!("{}:{}:{}", event.name, text("source_type"), text("source_id"));
+    }
+    format!("{}:{}:{}", event.name, text("user_id"), text("merchant_id"))
+}
+
+/// Dead letters, with the time of their writing.
+pub(crate) async fn letters(bootstrap: &str, clock: Clock, topic: &str) -> Vec<Arrival> {
+    let letters = kafka::read_topic(bootstrap, topic).await;
+    let arrival = |record: &OwnedMessage| {
+        let header = |name: &str| {
+            let headers = record.headers().expect("a dead letter has headers");
+            let found = headers.iter().find(|header| header.key == name);
+            let value = found.and_then(|header| header.value).unwrap_or_default();
+            String::from_utf8_lossy(value).into_owned()
+        };
+        let key = String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned();
+        let written = record.timestamp().to_millis().expect("a time");
+        let since =
+            Timestamp::from_millisecond(written).expect("a time").duration_since(clock.wall);
+        Arrival {
+            kind: Kind::Letter,
+            what: letter(&header("dlq.consumer"), &key),
+            at: Duration::try_from(since).unwrap_or_default(),
+            by: None,
+            content: Some(format!("{}: {}", header("dlq.error.kind"), header("dlq.error.message"))),
+            internal: None,
+        }
+    };
+    letters.iter().map(arrival).collect()
+}
+
+/// The topics must hold what was written, where it was acknowledged, and nothing else.
+pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &str) {
+    let place = |topic: &str, partition, offset| (topic.to_owned(), partition, offset);
+    let mut written: BTreeMap<_, _> = history
+        .written
+        .iter()
+        .map(|record| (place(&record.topic, record.partition, record.offset), record))
+        .collect();
+    let mut wrong = Vec::new();
+    for (topic, _) in TOPICS {
+        let topic = format!("{prefix}.{topic}");
+        for record in kafka::read_topic(bootstrap, &topic).await {
+            let found = written.remove(&place(&topic, record.partition(), record.offset()));
+            let same = found.is_some_and(|found| {
+                record.key() == Some(found.key.as_bytes())
+                    && record.payload() == Some(found.value.as_bytes())
+            });
+            if !same {
+                wrong.push(format!("{topic}/{}/{}", record.partition(), record.offset()));
+            }
+        }
+    }
+    wrong.extend(
+        written
+            .into_keys()
+            .map(|(topic, partition, offset)| format!("{topic}/{partition}/{offset} is gone")),
+    );
+    if !wrong.is_empty() {
+        wrong.truncate(5);
+        let text = wrong.join(", ");
+        history.incidents.push(format!("the topics do not hold what was written: {text}"));
+    }
+}
+
+/// Topics of a run that is over only cost the brokers memory.
+pub(crate) async fn delete_topics(bootstrap: &str, topics: impl Iterator<Item = String>) {
+    let admin: AdminClient<DefaultClientContext> =
+        kafka::client(bootstrap).create().expect("an admin client");
+    let topics: Vec<String> = topics.collect();
+    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+    admin.delete_topics(&names, &AdminOptions::new()).await.expect("an answer");
+}

@@ -1,0 +1,164 @@
+//! What happened in a run, as the checker is told it: what was written, what arrived, what was
+//! committed, what was disturbed. All times count from the run's start.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// A consumer of the daemon, by name.
+pub(crate) type Consumer = &'static str;
+
+/// Something that a record calls for. The names in it say what arrives at the double or in the
+/// dead letter topic: an event's id, or a name made of what stands for one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Effect {
+    /// Whose work it is.
+    pub(crate) consumer: Consumer,
+    /// What must arrive, in this order.
+    pub(crate) chain: Vec<String>,
+    /// Whether the chain must begin after the record was written (an evaluation of the present
+    /// state), or may have happened before (a copy of something already done).
+    pub(crate) fresh: bool,
+    /// Names the key whose effects must arrive in the order of its records.
+    pub(crate) order: Option<String>,
+    /// What the last of the chain must hold, by field.
+    pub(crate) content: Option<Value>,
+}
+
+/// A record in a topic.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    /// Topic.
+    pub(crate) topic: String,
+    /// Partition.
+    pub(crate) partition: i32,
+    /// Offset.
+    pub(crate) offset: i64,
+    /// When it was handed to the producer.
+    pub(crate) at: Duration,
+    /// Whether the same record was written before.
+    pub(crate) copy: bool,
+    /// What it calls for.
+    pub(crate) effects: Vec<Effect>,
+    /// Its key.
+    pub(crate) key: String,
+    /// Its value.
+    pub(crate) value: String,
+}
+
+impl Written {
+    /// Where it lies, in words.
+    pub(crate) fn place(&self) -> String {
+        format!("{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+/// Where something arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An event at Inngest.
+    Event,
+    /// A function at Supabase, carried out.
+    Call,
+    /// A record in the dead letter topic.
+    Letter,
+}
+
+/// Something that arrived.
+#[derive(Debug, Clone)]
+pub(crate) struct Arrival {
+    /// Where.
+    pub(crate) kind: Kind,
+    /// Its name, as in [`Effect::chain`].
+    pub(crate) what: String,
+    /// When.
+    pub(crate) at: Duration,
+    /// Who sent it, where that is known: a member's incarnation.
+    pub(crate) by: Option<String>,
+    /// What it held.
+    pub(crate) content: Option<String>,
+    /// Inngest's own id: the same when the same request came again, which starts no second run.
+    pub(crate) internal: Option<u128>,
+}
+
+/// What a group had committed.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    /// Whose group.
+    pub(crate) consumer: Consumer,
+    /// Before the question.
+    pub(crate) asked: Duration,
+    /// After the answer.
+    pub(crate) answered: Duration,
+    /// Next offset by topic and partition.
+    pub(crate) offsets: BTreeMap<(String, i32), i64>,
+}
+
+/// What a disturbance can explain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Harm {
+    /// A member is killed.
+    Killed,
+    /// A member is asked to stop.
+    Stopped,
+    /// A member stands still for a while.
+    Frozen,
+    /// A member joins.
+    Joined,
+    /// A broker is away.
+    Broker,
+    /// Redis forgets everything.
+    Forgets,
+    /// Redis cannot be reached.
+    RedisAway,
+    /// Requests are handled, and their answers get lost.
+    AnswerLost,
+    /// Requests fail and are not handled.
+    Refused,
+    /// A connector sends again what it sent before.
+    Replay,
+}
+
+/// Something that went wrong on purpose.
+#[derive(Debug, Clone)]
+pub(crate) struct Disturbance {
+    /// What it can explain.
+    pub(crate) harm: Harm,
+    /// Whom it hit: a member's incarnation.
+    pub(crate) who: Option<String>,
+    /// Since when.
+    pub(crate) from: Duration,
+    /// Until when.
+    pub(crate) to: Duration,
+    /// In words.
+    pub(crate) text: String,
+}
+
+impl fmt::Display for Disturbance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (self.from.as_secs_f64(), self.to.as_secs_f64());
+        write!(f, "{from:8.3} s to {to:8.3} s  {}", self.text)
+    }
+}
+
+/// Everything about a run.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// Every record, in the order of writing.
+    pub(crate) written: Vec<Written>,
+    /// Everything that arrived; events in the order in which Inngest took them.
+    pub(crate) arrivals: Vec<Arrival>,
+    /// What groups had committed, in order.
+    pub(crate) samples: Vec<Sample>,
+    /// What went wrong.
+    pub(crate) disturbances: Vec<Disturbance>,
+    /// The largest resident memory of each member's incarnation, in KiB.
+    pub(crate) memory: BTreeMap<String, u64>,
+    /// How long after the last disturbance every record was committed; `None` if it never was.
+    pub(crate) caught_up: Option<Duration>,
+    /// What is wrong already: a member that ended by itself, a stop that was not clean, a topic
+    /// that holds something else than was written.
+    pub(crate) incidents: Vec<String>,
+}

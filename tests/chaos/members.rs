@@ -1,0 +1,96 @@
+//! Daemons as processes: started, killed, stopped and frozen as the plan says.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use crate::support::daemon::Environment;
+
+/// How long a stop may take before it counts as failed. The daemons' own grace is shorter.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How members are started.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: Environment,
+    /// Where their logs go.
+    pub(crate) logs: PathBuf,
+}
+
+/// One running process. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Member and incarnation, as in `2.1`.
+    pub(crate) name: String,
+    child: Child,
+}
+
+impl Recipe {
+    /// Starts the incarnation `name`, which Inngest knows by its event key.
+    pub(crate) fn start(&self, name: &str) -> Process {
+        let log = File::create(self.logs.join(format!("member-{name}.log"))).expect("a log file");
+        let environment = self.environment.clone().with("INNGEST_EVENT_KEY", name);
+        let mut command = environment.command(&self.program);
+        command.args(&self.arguments).stdout(Stdio::null()).stderr(log);
+        Process { name: name.to_owned(), child: command.spawn().expect("a member starts") }
+    }
+}
+
+impl Process {
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("the member can be asked")
+    }
+
+    /// Ends it without any warning.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("the member is killed");
+        self.child.wait().expect("the member ends");
+    }
+
+    /// Asks it to stop; how it ended, or `None` if it did not within any patience.
+    pub(crate) async fn stop(&mut self) -> Option<ExitStatus> {
+        self.signal("-TERM");
+        let deadline = Instant::now() + STOP_PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended() {
+                return Some(status);
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+
+    /// Lets it stand still for a while.
+    pub(crate) async fn freeze(&mut self, time: Duration) {
+        self.signal("-STOP");
+        sleep(time).await;
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        // It may have ended by itself, which is found out elsewhere.
+        let sent = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status();
+        sent.expect("there is a kill command");
+    }
+
+    /// Its largest resident memory so far, in KiB; `None` once it has ended.
+    pub(crate) fn peak_memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Gone already, when it ended as it should.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

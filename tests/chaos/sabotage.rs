@@ -1,0 +1,246 @@
+//! Members that break one promise each, through the library's public seams, and the run that shows
+//! that the checker finds each of them, and only them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use crm_event_processors::cdc::{Change, DecodeError, Record};
+use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
+use crm_event_processors::config::{self, ConsumerName, Settings};
+use crm_event_processors::consumers::marketplace::{Marketplace, Work};
+use crm_event_processors::dedup::{Op, Reply, Store, StoreAway};
+use crm_event_processors::demo::double::Fault;
+use crm_event_processors::engine::permits::Limits;
+use crm_event_processors::engine::{
+    Consumer, Cx, Failure, Lane, Observed, Observer, Outcome, Plan, Route,
+};
+use crm_event_processors::outage::Breakers;
+use crm_event_processors::supervisor::{Daemon, Memory, RunError, breakers, sender};
+use crm_event_processors::telemetry::logs;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::checker::Promise;
+use crate::disturb::{self, Act};
+
+/// Which promise a member breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sabotage {
+    /// Outcomes before the work is done: offsets are committed too early
+    CommitsEarly,
+    /// Claims in one phase: whatever was claimed counts as done
+    OnePhaseClaims,
+    /// A lane for each record: no order
+    NoLanes,
+}
+
+impl Sabotage {
+    pub(crate) const ALL: [Self; 3] = [Self::CommitsEarly, Self::OnePhaseClaims, Self::NoLanes];
+
+    /// What the checker must find.
+    pub(crate) fn breaks(self) -> &'static [Promise] {
+        match self {
+            Self::CommitsEarly | Self::OnePhaseClaims => {
+                &[Promise::NothingLost, Promise::CommitBehindOutcome]
+            }
+            Self::NoLanes => &[Promise::Order],
+        }
+    }
+
+    /// Its name on the command line.
+    pub(crate) fn argument(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// What exposes every sabotage, and an honest daemon gets through: two members, of which one is
+/// killed again and again, and an Inngest that resets connections for moments.
+pub(crate) fn plan(records: usize, rate: f64) -> disturb::Plan {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds")]
+    let every = |seconds: f64| (1..).map(move |n| (f64::from(n) * seconds * rate) as usize);
+    let kills = every(3.1).take_while(|at| *at < records);
+    let resets = every(1.3).take_while(|at| *at < records);
+    let kill = Act::Kill { down: Duration::from_millis(300) };
+    let reset = Act::Inngest { fault: Fault::Reset, time: Duration::from_millis(400) };
+    disturb::Plan {
+        members: vec![kills.map(|at| (at, kill.clone())).collect(), Vec::new()],
+        inngest: resets.map(|at| (at, reset.clone())).collect(),
+        ..disturb::Plan::default()
+    }
+}
+
+/// Runs a member that is sabotaged so, until it is asked to stop.
+pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
+    let loaded = config::load(&config::process_environment(), Path::new(""));
+    let mut settings: Settings = *loaded.settings.expect("sound settings");
+    logs::init(&settings.log).expect("a log");
+    let breakers = breakers(&settings);
+    let mut memory = Memory::redis(&settings, &breakers)?;
+    let stand_in = sabotage != Sabotage::OnePhaseClaims;
+    if stand_in {
+        settings.consumers.retain(|consumer| *consumer != ConsumerName::Marketplace);
+    } else {
+        memory.claims = Box::new(OnePhase(memory.claims));
+    }
+    let honest = Marketplace {
+        topic: settings.marketplace_orders_topic.clone(),
+        limits: Limits { min: 5, max: 5 },
+        sender: sender(&settings, &breakers)?,
+    };
+    let early = inngest(&settings, &breakers)?;
+    let daemon = Daemon::new(settings, breakers, memory, Arc::new(Nobody))?;
+    let daemon = match sabotage {
+        Sabotage::CommitsEarly => daemon.with(Arc::new(Early { honest, inngest: early })),
+        Sabotage::OnePhaseClaims => daemon,
+        Sabotage::NoLanes => daemon.with(Arc::new(NoLanes { honest, records: AtomicU64::new(0) })),
+    };
+    let (stop, signals) = mpsc::channel(1);
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    tokio::spawn(async move {
+        terminate.recv().await;
+        // It may be over already.
+        stop.send(()).await.ok();
+    });
+    daemon.run(signals).await
+}
+
+fn inngest(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Inngest, RunError> {
+    let Settings { inngest, .. } = settings;
+    let config = InngestConfig::new(inngest.base_url.clone(), inngest.event_key.clone());
+    Ok(Inngest::start(&config, breakers.get("inngest"))?)
+}
+
+struct Nobody;
+
+impl Observer for Nobody {
+    fn observe(&self, _: &'static str, _: &Observed<'_>) {}
+}
+
+/// Tells the engine that a record is done, and then does it.
+struct Early {
+    honest: Marketplace,
+    inngest: Inngest,
+}
+
+impl Consumer for Early {
+    type Work = Work;
+
+    fn name(&self) -> &'static str {
+        Consumer::name(&self.honest)
+    }
+
+    fn topics(&self) -> Vec<String> {
+        Consumer::topics(&self.honest)
+    }
+
+    fn limits(&self) -> Limits {
+        self.honest.limits()
+    }
+
+    fn takes_commands(&self, topic: &str) -> bool {
+        Consumer::takes_commands(&self.honest, topic)
+    }
+
+    fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
+        self.honest.route(change, now)
+    }
+
+    fn route_command(&self, record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
+        self.honest.route_command(record)
+    }
+
+    fn plan(&self, work: &Work) -> Plan {
+        self.honest.plan(work)
+    }
+
+    async fn process(&self, _: &Cx, work: &Work) -> Result<Outcome, Failure> {
+        let id = work.id().to_owned();
+        let parts: Vec<&str> = id.split(':').collect();
+        let [name, platform, shop, order, status] = parts[..] else {
+            unreachable!("an id of five parts")
+        };
+        let data = json!({
+            "shop_id": shop, "order_sn": order, "order_status": status, "platform": platform,
+        });
+        let events = Events::one(name, Some(&id), &data).expect("an event");
+        let inngest = self.inngest.clone();
+        tokio::spawn(async move { inngest.send(events).await });
+        Ok(Outcome::Sent)
+    }
+}
+
+/// Gives every record a lane of its own.
+struct NoLanes {
+    honest: Marketplace,
+    records: AtomicU64,
+}
+
+impl Consumer for NoLanes {
+    type Work = Work;
+
+    fn name(&self) -> &'static str {
+        Consumer::name(&self.honest)
+    }
+
+    fn topics(&self) -> Vec<String> {
+        Consumer::topics(&self.honest)
+    }
+
+    fn limits(&self) -> Limits {
+        self.honest.limits()
+    }
+
+    fn takes_commands(&self, topic: &str) -> bool {
+        Consumer::takes_commands(&self.honest, topic)
+    }
+
+    fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
+        self.honest.route(change, now)
+    }
+
+    fn route_command(&self, record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
+        Ok(match self.honest.route_command(record)? {
+            Route::Process { work, .. } => {
+                let lane = Lane::in_partition(self.records.fetch_add(1, Ordering::Relaxed));
+                Route::Process { work, lane }
+            }
+            skip @ Route::Skip(_) => skip,
+        })
+    }
+
+    fn plan(&self, work: &Work) -> Plan {
+        self.honest.plan(work)
+    }
+
+    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+        self.honest.process(cx, work).await
+    }
+}
+
+/// A plain `SET NX` before the work: what was claimed, by whomever, is taken for done.
+struct OnePhase(Box<dyn Store>);
+
+impl Store for OnePhase {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+        Box::pin(async move {
+            let mut replies = Vec::with_capacity(ops.len());
+            for op in ops {
+                if let Op::Claim { key, .. } = op {
+                    let read = [Op::Read { key: key.clone() }];
+                    if self.0.execute(&read).await? != [Reply::Free] {
+                        replies.push(Reply::Done { accepted_ms: 0 });
+                        continue;
+                    }
+                }
+                replies.append(&mut self.0.execute(std::slice::from_ref(op)).await?);
+            }
+            Ok(replies)
+        })
+    }
+}
