@@ -78,17 +78,15 @@ fn run_daemon(loaded: &Loaded) -> ExitCode {
         }
     };
     let ended = runtime.block_on(run::run(settings.clone()));
-    // Blocking calls into librdkafka may still be under way; nothing depends on them any more.
-    runtime.shutdown_background();
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let code = error.exit_code();
-            let error = anyhow::Error::from(error);
-            tracing::error!(error = format!("{error:#}"), "ended");
-            ExitCode::from(code)
-        }
-    }
+    let code = ended.err().map_or(0, |error| {
+        let code = error.exit_code();
+        tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "ended");
+        code
+    });
+    // Blocking calls into librdkafka may still be under way, and nothing depends on them any more.
+    // But what OpenSSL does at the exit of a process frees what their threads are using: a crash
+    // after a clean stop. So without it.
+    signal_hook::low_level::exit(code.into())
 }
 
 fn report(result: anyhow::Result<()>) -> ExitCode {
