@@ -67,6 +67,10 @@ impl Kafka {
         own: &Properties,
         context: Context,
     ) -> KafkaResult<GroupConsumer> {
+        self.configure(group, own).create_with_context(context)
+    }
+
+    fn configure(&self, group: &str, own: &Properties) -> ClientConfig {
         let mut client = self.base();
         // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
         client.set("queued.max.messages.kbytes", "4096");
@@ -77,6 +81,15 @@ impl Kafka {
             "topic.metadata.refresh.interval.ms",
             self.settings.metadata_refresh.as_millis().to_string(),
         );
+        let classic = self.settings.group_protocol == GroupProtocol::Classic;
+        let session = self.settings.session_timeout.as_millis();
+        if classic {
+            // librdkafka wants it at least as long; five minutes is its default.
+            client.set("max.poll.interval.ms", session.max(300_000).to_string());
+            // A member hears of a rebalance with its next heartbeat, and a partition that moves
+            // stands still until all have heard.
+            client.set("heartbeat.interval.ms", (session / 10).clamp(100, 1_000).to_string());
+        }
         apply(&mut client, &self.settings.properties);
         apply(&mut client, own);
 
@@ -87,23 +100,16 @@ impl Kafka {
         client.set("enable.auto.offset.store", "false");
         client.set("auto.commit.interval.ms", self.commit_interval.as_millis().to_string());
         client.set("auto.offset.reset", "error");
-        match self.settings.group_protocol {
-            GroupProtocol::Classic => {
-                client.set("partition.assignment.strategy", "cooperative-sticky");
-                let session = self.settings.session_timeout.as_millis();
-                client.set("session.timeout.ms", session.to_string());
-                // librdkafka wants it at least as long; five minutes is its default.
-                client.set("max.poll.interval.ms", session.max(300_000).to_string());
-                client.set("heartbeat.interval.ms", (session / 10).clamp(100, 3_000).to_string());
-            }
-            GroupProtocol::Consumer => {
-                client.set("group.protocol", "consumer");
-            }
+        if classic {
+            client.set("partition.assignment.strategy", "cooperative-sticky");
+            client.set("session.timeout.ms", session.to_string());
+        } else {
+            client.set("group.protocol", "consumer");
         }
         if let Some(instance) = &self.settings.instance_id {
             client.set("group.instance.id", instance);
         }
-        client.create_with_context(context)
+        client
     }
 }
 
@@ -125,5 +131,36 @@ pub(crate) async fn close<T: Send + Sync + 'static>(client: Arc<T>) {
     });
     if spawned.is_err() || tokio::time::timeout(CLOSE_DEADLINE, closed).await.is_err() {
         tracing::warn!("kafka client did not close in time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Environment;
+
+    fn configured(more: &[(&str, &str)]) -> ClientConfig {
+        let needed = [
+            ("KAFKA_BOOTSTRAP_SERVERS", "broker.invalid:9092"),
+            ("INNGEST_EVENT_KEY", "test"),
+            ("REDIS_URL", "redis://unused.invalid"),
+            ("CONSUMERS", "marketplace"),
+        ];
+        let named = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Environment = needed.iter().chain(more).map(named).collect();
+        let settings = config::load(&environment, Path::new("")).settings.expect("settings");
+        let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
+        kafka.configure("group", &settings.marketplace.kafka_properties)
+    }
+
+    #[test]
+    fn a_member_is_heard_every_second_unless_it_is_told_otherwise() {
+        let beat = |more: &[_]| configured(more).get("heartbeat.interval.ms").map(str::to_owned);
+        assert_eq!(beat(&[]).as_deref(), Some("1000"));
+        let own = ("MARKETPLACE_KAFKA_PROPERTIES", "heartbeat.interval.ms=2500");
+        assert_eq!(beat(&[own]).as_deref(), Some("2500"));
+        assert_eq!(beat(&[("KAFKA_GROUP_PROTOCOL", "consumer")]), None, "the broker's to say");
     }
 }
