@@ -1,5 +1,7 @@
 //! TLS, accounts, secrets that stay secret, and peers that mean no good.
 
+mod fuzz;
+mod mutate;
 mod peer;
 mod planted;
 mod secrets;
