@@ -1,6 +1,7 @@
 //! TLS, accounts, secrets that stay secret, and peers that mean no good.
 
 mod fuzz;
+mod limits;
 mod mutate;
 mod peer;
 mod planted;
