@@ -188,7 +188,8 @@ fn check(record: &Recorded, consumers: &[Arc<dyn Registered>], tally: &mut Tally
                     check_row(row, tally);
                 }
                 check_amounts(change);
-                let _ = intake::stamp(change, lent.key);
+                let placed = change.position.is_some() && !change.snapshot;
+                assert_eq!(intake::stamp(change, lent.key).is_some(), placed);
                 check_packaging(record, change);
             }
         }
@@ -298,7 +299,8 @@ fn check_amounts(change: &Change<'_>) {
     for original in [&before, &after] {
         if let Ok(share) = refund_percentage(after.as_ref(), original.as_ref()) {
             let share = BigDecimal::from_str(&share).expect("a number");
-            assert!(share >= BigDecimal::from(0) && share <= BigDecimal::from(100), "{share}");
+            assert!(share >= 0, "{share}");
+            assert!(share <= 100, "{share}");
         }
     }
 }
@@ -417,9 +419,19 @@ fn whatever_stands_in_a_commits_metadata_is_read_or_ignored() {
         let own = metadata::encode(0, &frontier, &completed);
         let text =
             format!("{}{}", &own[..own.len().min(rng.usize(..=own.len()))], BASE64.encode(&bytes));
-        let _ = metadata::decode(rng.i64(..), &text);
+        check_metadata(rng.i64(0..1 << 62), &text);
         let mut text = text.into_bytes();
         spoil(&mut text, &bytes, &mut rng);
-        let _ = metadata::decode(rng.i64(..), &String::from_utf8_lossy(&text));
+        check_metadata(rng.i64(0..1 << 62), &String::from_utf8_lossy(&text));
+    }
+}
+
+/// What is read is written as something that can be read.
+fn check_metadata(watermark: i64, text: &str) {
+    if let Some((frontier, completed)) = metadata::decode(watermark, text) {
+        let again = metadata::encode(watermark, &frontier, &completed);
+        assert!(
+            again.len() <= metadata::MAX_BYTES && metadata::decode(watermark, &again).is_some()
+        );
     }
 }
