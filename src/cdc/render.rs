@@ -1,6 +1,6 @@
 //! Rows as JSON: for `explain` (contract section 11) and as `event_data` of an event (section 5).
 
-use bigdecimal::BigDecimal;
+use bigdecimal::{BigDecimal, Zero as _};
 use jiff::Timestamp;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -91,13 +91,14 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// A number that Inngest's doubles would change (beyond 2^53, more than 15 significant digits) becomes
-/// a string (contract section 5).
+/// A number that Inngest's doubles would change (beyond 2^53, more than 15 significant digits, too
+/// small for any but 0) becomes a string (contract section 5).
 fn number(text: String) -> String {
     let kept = decimal::from_text(&text).is_some_and(|number| {
         let exact_integers = BigDecimal::from(1_u64 << 53);
         let whole = number.is_integer();
-        number.normalized().digits() <= 15 && !(whole && number.abs() > exact_integers)
+        let fits = number.is_zero() || text.parse().is_ok_and(f64::is_normal);
+        fits && number.normalized().digits() <= 15 && !(whole && number.abs() > exact_integers)
     });
     if kept { text } else { quoted(&text) }
 }
@@ -127,6 +128,8 @@ mod tests {
             "123456789012345678.9",
             "100000000000000000000",
             "1e400",
+            "1e-400",
+            "-1.5e-310",
         ] {
             assert_eq!(number(text.to_owned()), format!("\"{text}\""));
         }

@@ -221,11 +221,16 @@ impl<'a> Row<'a> {
 
     fn error(&self, column: &str, expected: &'static str) -> DecodeError {
         DecodeError::Column {
-            table: self.types.table_name().to_owned(),
-            column: column.to_owned(),
+            table: identifier(self.types.table_name()),
+            column: identifier(column),
             expected,
         }
     }
+}
+
+/// A name that the record chose, as part of a message: one line, no longer than PostgreSQL's are.
+fn identifier(name: &str) -> String {
+    name.chars().take(63).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// The text of a JSON string.

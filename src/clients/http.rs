@@ -12,6 +12,10 @@ use reqwest::{Client, Response, Url};
 /// must not silence a dependency for good.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
+/// What to do about a certificate that is not trusted.
+pub(super) const UNTRUSTED: &str =
+    "SSL_CERT_FILE must name the authority of its certificate if the system does not know it";
+
 /// The longest text of a server that goes into a message, in characters.
 const MAX_TEXT: usize = 240;
 
@@ -157,6 +161,9 @@ pub(super) fn describe(error: reqwest::Error) -> String {
             write!(message, ": {cause_text}").unwrap_or_default();
         }
         source = cause.source();
+    }
+    if message.contains("certificate") {
+        write!(message, ": {UNTRUSTED}").unwrap_or_default();
     }
     one_line(&message)
 }

@@ -36,7 +36,7 @@ pub fn describe(error: &RedisError) -> String {
     let text = super::http::one_line(&error.to_string());
     let says = |part| text.contains(part);
     let advice = if says("certificate") {
-        "SSL_CERT_FILE must name the authority of its certificate if the system does not know it"
+        super::http::UNTRUSTED
     } else if says("NOAUTH") || says("uthentication") {
         "check user and password in REDIS_URL and CRM_CACHE_REDIS_URL"
     } else if says("NOPERM") {

@@ -1,5 +1,8 @@
 //! TLS, accounts, secrets that stay secret, and peers that mean no good.
 
+mod fuzz;
+mod limits;
+mod mutate;
 mod peer;
 mod planted;
 mod secrets;

@@ -1,6 +1,9 @@
 //! The daemon over TLS with accounts, to a real Kafka and a real Redis; and what it says when that
 //! does not work.
 
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
 use crm_event_processors::demo::double::{Double, Options};
 use rdkafka::message::Headers as _;
 use rdkafka::{Message as _, producer::FutureRecord};
@@ -11,6 +14,35 @@ use crate::support::daemon::Environment;
 use crate::support::http::Health;
 use crate::support::kafka::{committed, create_topic, produce, read_topic};
 use crate::support::{unique, until};
+
+/// `openssl s_server`, which answers every GET with a page. Ends when dropped.
+struct Https {
+    server: Child,
+    url: String,
+}
+
+impl Https {
+    async fn start() -> Self {
+        let own = Path::new(Secure::services().ca()).parent().expect("a directory").to_owned();
+        let health = Health::free();
+        let server = Command::new("openssl")
+            .args(["s_server", "-quiet", "-www", "-accept", health.listen()])
+            .args(["-key", "key.pem", "-cert", "certificate.pem"])
+            .current_dir(own)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("openssl is installed");
+        let answers = || std::net::TcpStream::connect(health.listen()).ok().map(drop);
+        until("openssl s_server", async || answers()).await;
+        Self { server, url: format!("https://{}", health.listen()) }
+    }
+}
+
+impl Drop for Https {
+    fn drop(&mut self) {
+        self.server.kill().and_then(|()| self.server.wait()).expect("it ends");
+    }
+}
 
 /// A topic of orders with one that is well and one that is none, and who waits for them.
 struct Orders {
@@ -181,4 +213,35 @@ async fn a_redis_that_cannot_be_trusted_or_entered_is_an_outage_that_tells_what_
     assert_eq!(orders.double.inspect(|log| log.events.len()), 0);
 
     orders.delivered(&trusting(tls)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn supabase_and_inngest_are_trusted_by_the_same_file() {
+    let (services, server, prefix) = (Secure::services(), Https::start().await, unique("https"));
+    let topic = format!("{prefix}.purchase_ledger");
+    create_topic(services.kafka(), &topic, 1).await;
+    let row = serde_json::json!({ "id": "1", "user_id": "u", "merchant_id": "m",
+        "status": "completed", "record_type": "credit", "earn_currency": true });
+    let change = serde_json::json!({ "op": "c", "before": null, "after": row,
+        "source": { "ts_ms": 1, "table": "purchase_ledger" } })
+    .to_string();
+    let record = FutureRecord::to(&topic).key(&b"1"[..]).payload(change.as_bytes());
+    produce(services.kafka(), [record]).await;
+    let environment = Environment::new(services.kafka(), services.redis(), &server.url, &prefix)
+        .with("CONSUMERS", "mission")
+        .with("BACKOFF_BASE", "10ms")
+        .with("BACKOFF_MAX", "100ms");
+    for (environment, told) in [
+        (environment.clone(), "SSL_CERT_FILE must name the authority"),
+        // Its page is no answer, but it was read.
+        (
+            environment.with("SSL_CERT_FILE", services.ca()),
+            "answered 200 with something that is not",
+        ),
+    ] {
+        let health = Health::free();
+        let daemon = environment.with("HTTP_LISTEN", health.listen()).start();
+        until(told, async || health.get("/readyz").await?.1.contains(told).then_some(())).await;
+        assert!(daemon.stop().success(), "a clean stop");
+    }
 }

@@ -77,6 +77,7 @@ pub(crate) async fn produce<'a>(
     let producer: FutureProducer = client(brokers)
         .set("enable.idempotence", "true") // or a retry could change the order
         .set("queue.buffering.max.messages", "1000000")
+        .set("message.max.bytes", "10000000") // the limit is the broker's
         .create()
         .expect("a producer");
     let sent: Vec<_> = records
