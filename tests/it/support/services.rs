@@ -50,7 +50,8 @@ pub(crate) fn up(arguments: &[&str]) -> Result<BTreeMap<String, String>, String>
     script("up", &[&["--until-parent-exits", &own_process], arguments].concat())
 }
 
-fn script(name: &str, arguments: &[&str]) -> Result<BTreeMap<String, String>, String> {
+/// Runs `up` or `down` with these arguments, as [`up`].
+pub(crate) fn script(name: &str, arguments: &[&str]) -> Result<BTreeMap<String, String>, String> {
     let output = Command::new(Path::new(SCRIPTS).join(name))
         .args(arguments)
         .stdin(Stdio::null())
@@ -100,23 +101,6 @@ impl Redis {
             .expect("`tests/services/up` starts our Redis again");
     }
 
-    /// Stops it in its tracks: connections stay, nothing is answered, nothing is forgotten.
-    pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
-    }
-
-    /// Lets it go on after [`Self::freeze`].
-    pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = std::fs::read_to_string(Path::new(&self.run).join("redis/pid"));
-        let pid = pid.expect("our Redis runs").split_whitespace().next().map(str::to_owned);
-        let sent = Command::new("kill").arg(signal).args(pid).status();
-        assert!(sent.is_ok_and(|status| status.success()), "{signal} is sent to our Redis");
-    }
-
     /// What a free plan's restart does: everything is forgotten, connections break, the address stays.
     pub(crate) fn restart_empty(&self) {
         self.stop();
@@ -128,56 +112,6 @@ impl Drop for Redis {
     fn drop(&mut self) {
         if let Err(reason) = script("down", &["--run", &self.run]) {
             eprintln!("a test's Redis could not be stopped: {reason}");
-        }
-    }
-}
-
-/// A Kafka cluster for one test that stops and kills its brokers. Ends when dropped.
-///
-/// Its methods block for seconds.
-#[derive(Debug)]
-pub(crate) struct Cluster {
-    run: String,
-    bootstrap: String,
-}
-
-impl Cluster {
-    /// Starts so many brokers, numbered from 1.
-    pub(crate) fn own(brokers: u8) -> Self {
-        let mut exports = up(&["--brokers", &brokers.to_string(), "kafka"])
-            .expect("`tests/services/up kafka` starts a cluster");
-        let mut take = |name| exports.remove(name).expect("`up` exports what it started");
-        Self { run: take("TEST_SERVICES"), bootstrap: take("TEST_KAFKA") }
-    }
-
-    /// Addresses of all brokers; they stay the same through stops and starts.
-    pub(crate) fn bootstrap(&self) -> &str {
-        &self.bootstrap
-    }
-
-    /// Kills a broker.
-    pub(crate) fn kill(&self, broker: u8) {
-        script("down", &["--kill", "--run", &self.run, &format!("kafka-{broker}")])
-            .expect("`tests/services/down` kills a broker");
-    }
-
-    /// Stops a broker, which hands what it leads to the others first.
-    pub(crate) fn stop(&self, broker: u8) {
-        script("down", &["--run", &self.run, &format!("kafka-{broker}")])
-            .expect("`tests/services/down` stops a broker");
-    }
-
-    /// Starts a broker again, with what it had.
-    pub(crate) fn start(&self, broker: u8) {
-        script("up", &["--run", &self.run, &format!("kafka-{broker}")])
-            .expect("`tests/services/up` starts a broker again");
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if let Err(reason) = script("down", &["--run", &self.run]) {
-            eprintln!("a test's brokers could not be stopped: {reason}");
         }
     }
 }
