@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::explain::{Explainer, Why};
-use crate::history::{Arrival, Effect, History, Kind};
+use super::explain::{Explainer, Why};
+use super::history::{Arrival, Effect, History, Kind};
 
 /// What the promises are held against.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +58,7 @@ pub(crate) struct Verdict {
     /// What was not kept, one line for each case.
     pub(crate) problems: BTreeMap<Promise, Vec<String>>,
     /// Events and calls that came again, by what explains it.
-    pub(crate) repeats: BTreeMap<Why, usize>,
+    pub(crate) repeats: BTreeMap<Why, Vec<String>>,
     /// Events in total.
     pub(crate) events: usize,
     /// Evaluations of members, and the changes that called for them.
@@ -241,29 +241,29 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
             let earlier = all[..index].iter().map(|(_, earlier)| *earlier);
             let why: Option<Vec<Why>> =
                 earlier.map(|earlier| explainer.explain(earlier, again)).collect();
+            let times = all.iter().map(|(_, arrival)| {
+                let by = arrival.by.as_deref().unwrap_or("somebody");
+                format!("at {:.3} s by {by}", arrival.at.as_secs_f64())
+            });
+            let times: Vec<String> = times.collect();
+            let repeat = format!("{name} {}", times.join(", "));
             match why.and_then(|why| why.last().copied()) {
-                Some(why) => *verdict.repeats.entry(why).or_default() += 1,
-                None => {
-                    let times = all.iter().map(|(_, arrival)| {
-                        let by = arrival.by.as_deref().unwrap_or("somebody");
-                        format!("at {:.3} s by {by}", arrival.at.as_secs_f64())
-                    });
-                    let times: Vec<String> = times.collect();
-                    verdict.add(Promise::NothingTwice, format!("{name} {}", times.join(", ")));
-                }
+                Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
+                None => verdict.add(Promise::NothingTwice, repeat),
             }
         }
     }
 }
+
+/// For each offset of a partition, when it and all below it were finished, and which was the last.
+type Finished = BTreeMap<i64, (Duration, String)>;
 
 /// No offset may have been committed, by the time of an answer, above a record of which not
 /// everything had arrived.
 fn commits(history: &History, arrivals: &Arrivals<'_>, verdict: &mut Verdict) {
     let consumers: HashSet<&str> = history.samples.iter().map(|sample| sample.consumer).collect();
     for consumer in consumers {
-        // By partition: for each offset, when it and all below it were finished.
-        let mut finished: BTreeMap<(&str, i32), BTreeMap<i64, (Duration, String)>> =
-            BTreeMap::new();
+        let mut finished: BTreeMap<(&str, i32), Finished> = BTreeMap::new();
         for record in &history.written {
             let own = record.effects.iter().filter(|effect| effect.consumer == consumer);
             // What a copy calls for was done for the original, if not for itself.
@@ -291,10 +291,13 @@ fn commits(history: &History, arrivals: &Arrivals<'_>, verdict: &mut Verdict) {
                     && *done > sample.answered + TICK
                     && told.insert(place.clone())
                 {
-                    let (seen, done) = (sample.answered.as_secs_f64(), done.as_secs_f64());
+                    let seen = sample.answered.as_secs_f64();
+                    let done = match *done {
+                        Duration::MAX => "never".to_owned(),
+                        done => format!("at {:.3} s", done.as_secs_f64()),
+                    };
                     let problem = format!(
-                        "{consumer} had committed {next} at {seen:.3} s, and {place} was done at \
-                         {done:.3} s"
+                        "{consumer} had committed {next} at {seen:.3} s, and {place} was done {done}"
                     );
                     verdict.add(Promise::CommitBehindOutcome, problem);
                 }

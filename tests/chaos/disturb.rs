@@ -82,6 +82,8 @@ pub(crate) type Steps = Vec<(usize, Act)>;
 pub(crate) struct Plan {
     /// Whether the groups use KIP-848.
     pub(crate) new_protocol: bool,
+    /// Whether members keep their place in the group through a restart.
+    pub(crate) static_members: bool,
     /// What happens to each member. One whose first act is [`Act::Join`] is not there before.
     pub(crate) members: Vec<Steps>,
     pub(crate) brokers: Steps,
@@ -111,6 +113,7 @@ impl Plan {
         }
         Self {
             new_protocol: seed.is_multiple_of(2),
+            static_members: seed.is_multiple_of(3),
             members,
             brokers,
             redis,
@@ -118,6 +121,13 @@ impl Plan {
             supabase,
             replays,
         }
+    }
+
+    /// How many members there are at most, and how they form their groups.
+    pub(crate) fn membership(&self) -> String {
+        let protocol = if self.new_protocol { "KIP-848" } else { "classic" };
+        let place = if self.static_members { " static" } else { "" };
+        format!("{} {protocol}{place}", self.members.len())
     }
 
     /// What each hand does, by its name.
@@ -146,8 +156,7 @@ impl fmt::Display for Plan {
         let replays = self.replays.iter();
         lines.extend(replays.map(|at| (*at, "connector: everything again".to_owned())));
         lines.sort();
-        let protocol = if self.new_protocol { "KIP-848" } else { "classic" };
-        writeln!(f, "  {} members at most, {protocol} protocol", self.members.len())?;
+        writeln!(f, "  members at most: {}", self.membership())?;
         lines.iter().try_for_each(|(at, line)| writeln!(f, "  record {at:6}  {line}"))
     }
 }

@@ -21,10 +21,13 @@ use crate::support::kafka;
 /// Functions that were carried out.
 pub(crate) type Calls = Arc<Mutex<Vec<Arrival>>>;
 
+/// A function, two of its arguments, and what it answers to them.
+type Function = (&'static str, [&'static str; 2], fn(&str, &str) -> Reply);
+
 /// Has the double note each function that it carries out.
 pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
     let calls = Calls::default();
-    let functions: [(&str, [&str; 2], fn(&str, &str) -> Reply); 3] = [
+    let functions: [Function; 3] = [
         ("calc_currency_for_source", ["p_source_type", "p_source_id"], |_, id| {
             Reply::json(&currency_rows(id).into())
         }),

@@ -3,12 +3,14 @@
 //! A member claims, sends, and confirms its claim when the answer came. What was confirmed is never
 //! sent again while Redis remembers it. So a repeat needs one of: an answer that got lost; a sender
 //! that was interrupted before it could confirm; or a Redis that forgot, together with a record that
-//! came again because its offset was not committed yet.
+//! came again. What was committed does not come again, unless somebody who stood still had it in hand,
+//! and a connector's copy of it is known for one.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::checker::Bounds;
-use crate::history::{Arrival, Disturbance, Harm, History};
+use super::checker::Bounds;
+use super::history::{Arrival, Consumer, Disturbance, Harm, History, Written};
 
 /// Why something came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,11 +32,36 @@ pub(crate) enum Why {
 pub(crate) struct Explainer<'a> {
     disturbances: &'a [Disturbance],
     bounds: &'a Bounds,
+    /// What is known of the record behind each name.
+    records: HashMap<&'a str, Known>,
+}
+
+/// What is known of a record.
+#[derive(Debug, Default, Clone, Copy)]
+struct Known {
+    /// When it was first seen that it had been committed.
+    committed: Option<Duration>,
+    /// Whether there is a copy of it that nothing but a claim recognises.
+    copied: bool,
 }
 
 impl<'a> Explainer<'a> {
     pub(crate) fn new(history: &'a History, bounds: &'a Bounds) -> Self {
-        Self { disturbances: &history.disturbances, bounds }
+        let commits = Commits::new(history);
+        let mut records: HashMap<&str, Known> = HashMap::new();
+        for record in &history.written {
+            for effect in &record.effects {
+                for name in &effect.chain {
+                    let known = records.entry(name).or_default();
+                    if record.copy {
+                        known.copied |= !record.positioned;
+                    } else {
+                        known.committed = commits.first_above(effect.consumer, record);
+                    }
+                }
+            }
+        }
+        Self { disturbances: &history.disturbances, bounds, records }
     }
 
     fn of(&self, harms: &[Harm]) -> impl Iterator<Item = &'a Disturbance> {
@@ -45,11 +72,36 @@ impl<'a> Explainer<'a> {
     /// Why what arrived first as `first` could arrive once more as `again`.
     pub(crate) fn explain(&self, first: &Arrival, again: &Arrival) -> Option<Why> {
         let (at, near) = (first.at, self.bounds.near);
-        let by_now = self.confirmed(at);
+        let known = self.records.get(&*first.what).copied().unwrap_or_default();
+        let forgotten =
+            self.of(&[Harm::Forgets]).any(|lost| lost.from <= again.at && at <= lost.to + near);
+        if let Some(committed) = known.committed
+            && again.at > committed + near
+        {
+            // Nobody gets it from there any more: only who had it before, and copies of it.
+            if self.of(&[Harm::Frozen]).any(|found| {
+                found.who == again.by
+                    && found.from <= committed + near
+                    && again.at <= found.to + near
+            }) {
+                return Some(Why::Frozen);
+            }
+            let copied = known.copied || self.replayed(at);
+            return (forgotten && copied).then_some(Why::Forgotten);
+        }
+        let moving = self.bounds.session + self.bounds.drain + near;
+        let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
+        let moved = |until: Duration| {
+            self.of(&moves).any(|found| found.from <= until && at <= found.to + moving)
+        };
+        if forgotten && (moved(again.at) || known.copied || self.replayed(at)) {
+            return Some(Why::Forgotten);
+        }
         // An answer that takes long is as good as lost.
         if self.of(&[Harm::AnswerLost]).any(|lost| overlap(lost, at, at, near)) {
             return Some(Why::AnswerLost);
         }
+        let by_now = self.confirmed(at);
         for (harm, why) in [
             (Harm::Killed, Why::Killed),
             (Harm::Stopped, Why::Stopped),
@@ -60,17 +112,8 @@ impl<'a> Explainer<'a> {
                 return Some(why);
             }
         }
-        if self.of(&[Harm::Forgets]).any(|lost| lost.from <= again.at && at <= lost.to + near)
-            && (self.uncommitted(at) || self.copied(at))
-        {
-            return Some(Why::Forgotten);
-        }
         // A drain that runs out of time gives up what is in flight.
-        let moving = self.bounds.session + self.bounds.drain + near;
-        let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
-        self.of(&moves)
-            .any(|found| found.from <= by_now && at <= found.to + moving)
-            .then_some(Why::Moved)
+        moved(by_now).then_some(Why::Moved)
     }
 
     /// Whether its sender stood still shortly before: what it decided then is out of date.
@@ -95,17 +138,36 @@ impl<'a> Explainer<'a> {
         }
     }
 
-    /// Whether its offset may not have been committed before its partition moved.
-    fn uncommitted(&self, at: Duration) -> bool {
-        let moving = self.bounds.session + self.bounds.drain + self.bounds.near;
-        let harms = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined, Harm::Broker];
-        self.of(&harms)
-            .any(|found| found.from <= at + 2 * self.bounds.near && at <= found.to + moving)
+    /// Whether a connector's copy of it may have waited behind it.
+    fn replayed(&self, at: Duration) -> bool {
+        self.of(&[Harm::Replay]).any(|found| overlap(found, at, at, self.bounds.near))
+    }
+}
+
+/// When each offset was first seen below a commit.
+struct Commits<'a>(HashMap<Partition<'a>, Vec<(i64, Duration)>>);
+
+/// Consumer, topic and number.
+type Partition<'a> = (&'a str, &'a str, i32);
+
+impl<'a> Commits<'a> {
+    fn new(history: &'a History) -> Self {
+        let mut steps: HashMap<_, Vec<(i64, Duration)>> = HashMap::new();
+        for sample in &history.samples {
+            for ((topic, partition), next) in &sample.offsets {
+                let steps = steps.entry((sample.consumer, &**topic, *partition)).or_default();
+                if steps.last().is_none_or(|(before, _)| before < next) {
+                    steps.push((*next, sample.answered));
+                }
+            }
+        }
+        Self(steps)
     }
 
-    /// Whether a copy of it may have waited behind it.
-    fn copied(&self, at: Duration) -> bool {
-        self.of(&[Harm::Replay]).any(|found| overlap(found, at, at, self.bounds.near))
+    fn first_above(&self, consumer: Consumer, record: &Written) -> Option<Duration> {
+        let steps = self.0.get(&(consumer, &*record.topic, record.partition))?;
+        let above = steps.partition_point(|(next, _)| *next <= record.offset);
+        steps.get(above).map(|(_, seen)| *seen)
     }
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct Written {
     pub(crate) at: Duration,
     /// Whether the same record was written before.
     pub(crate) copy: bool,
+    /// Whether it has a place in a database's log, by which a copy of it is known.
+    pub(crate) positioned: bool,
     /// What it calls for.
     pub(crate) effects: Vec<Effect>,
     /// Its key.

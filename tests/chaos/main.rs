@@ -20,6 +20,7 @@ mod offsets;
 mod report;
 mod run;
 mod sabotage;
+mod services;
 #[path = "../it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the other tests, which use more of it")]
 mod support;
@@ -35,14 +36,14 @@ use clap::Parser;
 use jiff::Timestamp;
 
 use crate::checker::{Bounds, Verdict, check};
-use crate::disturb::{BROKERS, Plan};
+use crate::disturb::Plan;
 use crate::history::History;
 use crate::load::Load;
 use crate::report::{Figures, HEAD, Summary};
-use crate::run::{Ground, Spec};
+use crate::run::Spec;
 use crate::sabotage::Sabotage;
+use crate::services::Services;
 use crate::support::daemon::DAEMON;
-use crate::support::services::{Cluster, Redis};
 use crate::support::unique;
 
 /// Records a second that are written on average.
@@ -57,6 +58,9 @@ const BOUNDS: Bounds = Bounds {
     near: Duration::from_secs(2),
 };
 
+/// How long the members may take, after the last disturbance, until every record is committed.
+const CATCH_UP: Duration = Duration::from_secs(90);
+
 /// Minutes of load of the runs that show what the checker finds.
 const SABOTAGED: f64 = 0.2;
 
@@ -70,16 +74,33 @@ struct Args {
     #[arg(long, value_parser = seeds)]
     seeds: Option<RangeInclusive<u64>>,
     /// Minutes of load
-    #[arg(long, default_value_t = 0.75)]
+    #[arg(long, default_value_t = 0.5)]
     minutes: f64,
+    /// Keeps the logs of members also where every promise was kept
+    #[arg(long)]
+    logs: bool,
     /// As of every test binary: runs only what has one of these in its name
     filters: Vec<String>,
-    /// Output is never captured
-    #[arg(long, hide = true)]
-    nocapture: bool,
+    #[command(flatten)]
+    harness: Harness,
     /// Is a member that breaks a promise, as the runs that must fail start it
     #[arg(long, hide = true)]
     member: Option<Sabotage>,
+}
+
+/// What `cargo test` hands to every test binary, and means nothing here.
+#[derive(clap::Args)]
+struct Harness {
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    #[arg(long, hide = true)]
+    show_output: bool,
+    #[arg(long, short, hide = true)]
+    quiet: bool,
+    #[arg(long, hide = true)]
+    include_ignored: bool,
+    #[arg(long, hide = true)]
+    test_threads: Option<usize>,
 }
 
 fn seeds(text: &str) -> Result<RangeInclusive<u64>, String> {
@@ -92,6 +113,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let wanted = |filter: &String| "chaos".contains(&**filter);
     if !args.filters.is_empty() && !args.filters.iter().any(wanted) {
+        println!("chaos: left out by {:?}", args.filters);
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -109,38 +131,36 @@ fn main() -> ExitCode {
 }
 
 async fn runs(args: &Args) -> bool {
-    let ground = tokio::task::spawn_blocking(|| Ground {
-        cluster: Arc::new(Cluster::own(BROKERS)),
-        redis: Arc::new(Redis::own()),
-    });
-    let ground = ground.await.expect("the services start");
+    let services = tokio::task::spawn_blocking(|| Arc::new(Services::own()));
+    let services = services.await.expect("the services start");
     let good = match (&args.seeds, args.seed) {
-        (Some(seeds), _) => table(&ground, seeds.clone(), args.minutes).await,
-        (None, Some(seed)) => seeded(&ground, seed, args.minutes).await,
-        (None, None) => seeded(&ground, 1, args.minutes).await & sabotaged(&ground).await,
+        (Some(seeds), _) => table(&services, seeds.clone(), args.minutes).await,
+        (None, Some(seed)) => seeded(&services, seed, args).await,
+        (None, None) => seeded(&services, 1, args).await & sabotaged(&services).await,
     };
-    tokio::task::spawn_blocking(move || drop(ground)).await.expect("the services stop");
+    tokio::task::spawn_blocking(move || drop(services)).await.expect("the services stop");
     good
 }
 
 /// One seed, told in full.
-async fn seeded(ground: &Ground, seed: u64, minutes: f64) -> bool {
-    let run = Run::seeded(seed, minutes);
+async fn seeded(services: &Arc<Services>, seed: u64, args: &Args) -> bool {
+    let Args { minutes, logs, .. } = *args;
+    let run = Run { keep_logs: logs, ..Run::seeded(seed, minutes) };
     println!("seed {seed}, {} records in {minutes} minutes\n{}", run.load.items.len(), run.plan);
-    let (history, verdict) = run.play(ground).await;
+    let (history, verdict) = run.play(services).await;
     println!("{}", Summary(&history, &verdict));
     verdict.problems.is_empty()
 }
 
 /// Many seeds, a line for each.
-async fn table(ground: &Ground, seeds: RangeInclusive<u64>, minutes: f64) -> bool {
+async fn table(services: &Arc<Services>, seeds: RangeInclusive<u64>, minutes: f64) -> bool {
     let mut total = Figures { caught_up: Some(0.0), ..Figures::default() };
     let mut good = true;
     println!("{HEAD}");
     for seed in seeds {
         let run = Run::seeded(seed, minutes);
-        let members = report::members(&run.plan);
-        let (history, verdict) = run.play(ground).await;
+        let members = run.plan.membership();
+        let (history, verdict) = run.play(services).await;
         let figures = Figures::of(&history, &verdict);
         println!("{}", figures.line(&seed.to_string(), &members));
         if !verdict.problems.is_empty() {
@@ -155,12 +175,12 @@ async fn table(ground: &Ground, seeds: RangeInclusive<u64>, minutes: f64) -> boo
 
 /// The same run with the real daemon, of which nothing may be said, and with members that break a
 /// promise each, which must be found.
-async fn sabotaged(ground: &Ground) -> bool {
-    let (history, verdict) = Run::sabotaged(None).play(ground).await;
+async fn sabotaged(services: &Arc<Services>) -> bool {
+    let (history, verdict) = Run::sabotaged(None).play(services).await;
     println!("kills and resets, the daemon as it is\n{}", Summary(&history, &verdict));
     let mut good = verdict.problems.is_empty();
     for sabotage in Sabotage::ALL {
-        let (_, verdict) = Run::sabotaged(Some(sabotage)).play(ground).await;
+        let (_, verdict) = Run::sabotaged(Some(sabotage)).play(services).await;
         println!("kills and resets, a daemon that {}", sabotage.argument());
         for (promise, problems) in &verdict.problems {
             println!("  {promise:?} {} times, such as {}", problems.len(), problems[0]);
@@ -183,6 +203,8 @@ struct Run {
     program: PathBuf,
     arguments: Vec<String>,
     latency: Duration,
+    catch_up: Duration,
+    keep_logs: bool,
 }
 
 impl Run {
@@ -190,7 +212,16 @@ impl Run {
         let load = load(seed, minutes);
         let plan = Plan::new(seed, load.items.len(), RATE);
         let (name, program) = (seed.to_string(), DAEMON.into());
-        Self { name, load, plan, program, arguments: Vec::new(), latency: Duration::from_millis(5) }
+        Self {
+            name,
+            load,
+            plan,
+            program,
+            arguments: Vec::new(),
+            latency: Duration::from_millis(5),
+            catch_up: CATCH_UP,
+            keep_logs: false,
+        }
     }
 
     fn sabotaged(sabotage: Option<Sabotage>) -> Self {
@@ -205,18 +236,31 @@ impl Run {
         };
         let name = sabotage.map_or("honest".to_owned(), Sabotage::argument);
         // Long enough that a kill meets something in flight.
-        Self { name, load, plan, program, arguments, latency: Duration::from_millis(200) }
+        let latency = Duration::from_millis(200);
+        // Some promises that are broken leave records behind that wait for a claim to run out.
+        let catch_up = if sabotage.is_some() { CATCH_UP / 3 } else { CATCH_UP };
+        Self { name, load, plan, program, arguments, latency, catch_up, keep_logs: false }
     }
 
     /// Plays it, and checks what happened. Logs of members stay where a promise was broken.
-    async fn play(self, ground: &Ground) -> (History, Verdict) {
-        let Self { name, load, plan, program, arguments, latency } = self;
+    async fn play(self, services: &Arc<Services>) -> (History, Verdict) {
+        let Self { name, load, plan, program, arguments, latency, catch_up, keep_logs } = self;
         let logs = std::env::temp_dir().join(unique(&format!("chaos-{name}")));
         std::fs::create_dir(&logs).expect("a directory for logs");
-        let spec = Spec { load, plan, rate: RATE, program, arguments, latency, logs: logs.clone() };
-        let history = run::run(ground, spec).await;
+        let spec = Spec {
+            load,
+            plan,
+            rate: RATE,
+            program,
+            arguments: arguments.clone(),
+            latency,
+            logs: logs.clone(),
+            catch_up,
+        };
+        let history = run::run(services, spec).await;
         let verdict = check(&history, &BOUNDS);
-        if verdict.problems.is_empty() {
+        let expected = arguments.is_empty() == verdict.problems.is_empty();
+        if expected && !keep_logs {
             std::fs::remove_dir_all(&logs).expect("logs are removed");
         } else {
             println!("logs of {name}: {}", logs.display());

@@ -31,10 +31,14 @@ pub(crate) struct Process {
 }
 
 impl Recipe {
-    /// Starts the incarnation `name`, which Inngest knows by its event key.
-    pub(crate) fn start(&self, name: &str) -> Process {
+    /// Starts the incarnation `name`, which Inngest knows by its event key; in a place of its own in
+    /// the groups if it has one.
+    pub(crate) fn start(&self, name: &str, place: Option<usize>) -> Process {
         let log = File::create(self.logs.join(format!("member-{name}.log"))).expect("a log file");
-        let environment = self.environment.clone().with("INNGEST_EVENT_KEY", name);
+        let mut environment = self.environment.clone().with("INNGEST_EVENT_KEY", name);
+        if let Some(place) = place {
+            environment = environment.with("KAFKA_INSTANCE_ID", &format!("place-{place}"));
+        }
         let mut command = environment.command(&self.program);
         command.args(&self.arguments).stdout(Stdio::null()).stderr(log);
         Process { name: name.to_owned(), child: command.spawn().expect("a member starts") }

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use crate::checker::{Promise, Verdict};
-use crate::disturb::Plan;
 use crate::explain::Why;
 use crate::history::{Harm, History};
 
@@ -44,7 +43,7 @@ impl Figures {
             copies: history.written.iter().filter(|record| record.copy).count(),
             events: verdict.events,
             disturbances: disturbances.count(),
-            repeats: verdict.repeats.values().sum(),
+            repeats: verdict.repeats.values().map(Vec::len).sum(),
             unexplained,
             lost,
             reordered,
@@ -84,12 +83,6 @@ impl Figures {
     }
 }
 
-/// Members and their protocol, in two words.
-pub(crate) fn members(plan: &Plan) -> String {
-    let protocol = if plan.new_protocol { "KIP-848" } else { "classic" };
-    format!("{} {protocol}", plan.members.len())
-}
-
 /// A run in a few lines.
 pub(crate) struct Summary<'a>(pub(crate) &'a History, pub(crate) &'a Verdict);
 
@@ -108,9 +101,11 @@ impl fmt::Display for Summary<'_> {
             Why::Moved => "partition moved",
             Why::Forgotten => "Redis forgot",
         };
-        let causes = verdict.repeats.iter().map(|(cause, count)| format!("{count} {}", why(cause)));
-        let causes: Vec<String> = causes.collect();
-        writeln!(f, "  {repeats} repeats explained: {}", causes.join(", "))?;
+        writeln!(f, "  {repeats} repeats explained")?;
+        for (cause, repeats) in &verdict.repeats {
+            let (count, example) = (repeats.len(), repeats.last().map_or("", |last| last));
+            writeln!(f, "    {count} {}, such as {example}", why(cause))?;
+        }
         let (evaluations, triggers) = verdict.evaluations;
         writeln!(f, "  {triggers} changes of members became {evaluations} evaluations")?;
         let caught_up = figures.caught_up.map_or("never".to_owned(), |time| format!("{time:.1} s"));

@@ -18,19 +18,11 @@ use crate::history::{Disturbance, Harm, History};
 use crate::load::{CONSUMERS, Load, TOPICS};
 use crate::members::{Process, Recipe};
 use crate::offsets::{Group, Sampler};
+use crate::services::{self, REDIS, Services};
 use crate::support::daemon::Environment;
-use crate::support::services::{Cluster, Redis};
+
 use crate::support::{kafka, unique};
 use crate::writer;
-
-/// How long the members may take, after the last disturbance, until every record is committed.
-pub(crate) const CATCH_UP: Duration = Duration::from_secs(90);
-
-/// What all runs share.
-pub(crate) struct Ground {
-    pub(crate) cluster: Arc<Cluster>,
-    pub(crate) redis: Arc<Redis>,
-}
 
 /// What a run is to be.
 pub(crate) struct Spec {
@@ -45,6 +37,8 @@ pub(crate) struct Spec {
     pub(crate) latency: Duration,
     /// Where the members' logs go.
     pub(crate) logs: PathBuf,
+    /// How long the members may take, after the last disturbance, until every record is committed.
+    pub(crate) catch_up: Duration,
 }
 
 /// Times of a run.
@@ -64,13 +58,13 @@ impl Clock {
 /// What the hands of a run share.
 struct World {
     clock: Clock,
-    cluster: Arc<Cluster>,
-    redis: Arc<Redis>,
+    services: Arc<Services>,
     double: Double,
     /// Records written so far, copies apart.
     progress: watch::Sender<usize>,
     notes: Mutex<Notes>,
     recipe: Recipe,
+    static_members: bool,
     records: usize,
 }
 
@@ -83,23 +77,23 @@ struct Notes {
 }
 
 /// Runs to the end and answers what happened.
-pub(crate) async fn run(ground: &Ground, spec: Spec) -> History {
-    let bootstrap = ground.cluster.bootstrap();
+pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
+    let bootstrap = services.kafka();
     let prefix = unique("chaos");
     for (topic, partitions) in TOPICS {
         kafka::create_topic(bootstrap, &format!("{prefix}.{topic}"), partitions).await;
     }
     let letters = format!("{prefix}.dlq");
     kafka::create_topic(bootstrap, &letters, 1).await;
-    let redis = Arc::clone(&ground.redis);
-    spawn_blocking(move || redis.restart_empty()).await.expect("an empty Redis");
+    let own = Arc::clone(services);
+    spawn_blocking(move || restart_empty(&own)).await.expect("an empty Redis");
 
     let clock = Clock { start: Instant::now(), wall: Timestamp::now() };
     let double = Double::start(Options { keep_data: true, ..Options::default() });
     let double = double.await.expect("a double");
     let calls = evidence::listen(&double, clock);
     prepare(&double, &spec);
-    let environment = environment(ground, &double, &prefix, spec.plan.new_protocol);
+    let environment = environment(services, &double, &prefix, spec.plan.new_protocol);
     let Spec { program, arguments, logs, .. } = &spec;
     let recipe = Recipe {
         program: program.clone(),
@@ -109,12 +103,12 @@ pub(crate) async fn run(ground: &Ground, spec: Spec) -> History {
     };
     let world = Arc::new(World {
         clock,
-        cluster: Arc::clone(&ground.cluster),
-        redis: Arc::clone(&ground.redis),
+        services: Arc::clone(services),
         double,
         progress: watch::Sender::new(0),
         notes: Mutex::default(),
         recipe,
+        static_members: spec.plan.static_members,
         records: spec.load.items.len(),
     });
     let sampler = Sampler::start(bootstrap, clock, groups(&prefix));
@@ -123,14 +117,14 @@ pub(crate) async fn run(ground: &Ground, spec: Spec) -> History {
     let members = members.map(|(n, steps)| tokio::spawn(Arc::clone(&world).member(n + 1, steps)));
     let members: Vec<_> = members.collect();
     let Plan { brokers, redis, inngest, supabase, .. } = &spec.plan;
-    let services = [brokers, redis, inngest, supabase].map(|steps| {
+    let hands = [brokers, redis, inngest, supabase].map(|steps| {
         let (world, steps) = (Arc::clone(&world), steps.clone());
         tokio::spawn(async move { world.service(steps).await })
     });
     let write = writer::write(bootstrap, clock, &prefix, &spec, &world.progress);
     let mut writing = write.await;
     let replays = std::mem::take(&mut writing.replays);
-    for hand in services {
+    for hand in hands {
         hand.await.expect("a service's hand");
     }
     let mut processes = Vec::new();
@@ -141,7 +135,8 @@ pub(crate) async fn run(ground: &Ground, spec: Spec) -> History {
     let written = writing.acknowledged().await;
 
     let ends = writer::ends(&written);
-    let caught_up = world.caught_up(&mut processes, &sampler, &ends, undisturbed).await;
+    let caught_up =
+        world.caught_up(&mut processes, &sampler, &ends, undisturbed, spec.catch_up).await;
     world.stop(processes).await;
     let stopped = clock.now();
     let samples = sampler.finish(stopped).await;
@@ -150,16 +145,20 @@ pub(crate) async fn run(ground: &Ground, spec: Spec) -> History {
     evidence::read_back(bootstrap, &mut history, &prefix).await;
     history.arrivals = evidence::arrivals(&world.double, clock, &calls);
     history.arrivals.extend(evidence::letters(bootstrap, clock, &letters).await);
-    let mut notes = world.notes();
-    history.disturbances = std::mem::take(&mut notes.disturbances);
+    let Notes { disturbances, memory, mut incidents } = std::mem::take(&mut *world.notes());
+    history.disturbances = disturbances;
     history.disturbances.extend(replays);
     history.disturbances.sort_by_key(|disturbance| disturbance.from);
-    history.memory = std::mem::take(&mut notes.memory);
-    history.incidents.append(&mut notes.incidents);
-    drop(notes);
+    history.memory = memory;
+    history.incidents.append(&mut incidents);
     let topics = TOPICS.iter().map(|(topic, _)| format!("{prefix}.{topic}"));
     evidence::delete_topics(bootstrap, topics.chain([letters])).await;
     history
+}
+
+fn restart_empty(services: &Services) {
+    services.kill(REDIS);
+    services.start(REDIS);
 }
 
 fn prepare(double: &Double, spec: &Spec) {
@@ -174,10 +173,15 @@ fn prepare(double: &Double, spec: &Spec) {
     }
 }
 
-fn environment(ground: &Ground, double: &Double, prefix: &str, new_protocol: bool) -> Environment {
+fn environment(
+    services: &Arc<Services>,
+    double: &Double,
+    prefix: &str,
+    new_protocol: bool,
+) -> Environment {
     let consumers: Vec<&str> = CONSUMERS.iter().map(|(name, _)| *name).collect();
-    let bootstrap = ground.cluster.bootstrap();
-    let environment = Environment::new(bootstrap, ground.redis.url(), double.url(), prefix)
+    let bootstrap = services.kafka();
+    let environment = Environment::new(bootstrap, services.redis(), double.url(), prefix)
         .with("CONSUMERS", &consumers.join(","))
         .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &format!("{prefix}.marketplace.orders"))
         // Short, so that much happens in half a minute.
@@ -248,7 +252,7 @@ impl World {
     fn start(&self, number: usize, incarnation: &mut u32) -> Process {
         *incarnation += 1;
         let name = format!("{number}.{incarnation}");
-        let process = self.recipe.start(&name);
+        let process = self.recipe.start(&name, self.static_members.then_some(number));
         self.note(Harm::Joined, Some(&name), self.clock.now(), format!("member {name} starts"));
         process
     }
@@ -349,40 +353,41 @@ impl World {
     }
 
     async fn harm(&self, act: &Act) -> Harm {
-        let (cluster, redis) = (Arc::clone(&self.cluster), Arc::clone(&self.redis));
+        let services = Arc::clone(&self.services);
         match act.clone() {
             Act::KillBroker { broker, down } | Act::StopBroker { broker, down } => {
                 let kill = matches!(act, Act::KillBroker { .. });
                 let task = spawn_blocking(move || {
+                    let broker = services::broker(broker);
                     if kill {
-                        cluster.kill(broker)
+                        services.kill(&broker)
                     } else {
-                        cluster.stop(broker)
+                        services.stop(&broker)
                     }
                     std::thread::sleep(down);
-                    cluster.start(broker);
+                    services.start(&broker);
                 });
                 task.await.expect("the broker is back");
                 Harm::Broker
             }
             Act::EmptyRedis => {
-                spawn_blocking(move || redis.restart_empty()).await.expect("redis is back");
+                spawn_blocking(move || restart_empty(&services)).await.expect("redis is back");
                 Harm::Forgets
             }
             Act::RedisAway { time } => {
                 let task = spawn_blocking(move || {
-                    redis.stop();
+                    services.kill(REDIS);
                     std::thread::sleep(time);
-                    redis.start();
+                    services.start(REDIS);
                 });
                 task.await.expect("redis is back");
                 Harm::Forgets
             }
             Act::FreezeRedis { time } => {
                 let task = spawn_blocking(move || {
-                    redis.freeze();
+                    services.freeze(REDIS);
                     std::thread::sleep(time);
-                    redis.thaw();
+                    services.thaw(REDIS);
                 });
                 task.await.expect("redis goes on");
                 Harm::RedisAway
@@ -418,12 +423,13 @@ impl World {
         sampler: &Sampler,
         ends: &BTreeMap<(String, i32), i64>,
         since: Duration,
+        patience: Duration,
     ) -> Option<Duration> {
         loop {
             if sampler.caught_up(ends, since) {
                 return Some(self.clock.now() - since);
             }
-            if self.clock.now() > since + CATCH_UP {
+            if self.clock.now() > since + patience {
                 return None;
             }
             for (number, incarnation, process) in &mut *processes {

@@ -60,19 +60,24 @@ impl Sabotage {
 }
 
 /// What exposes every sabotage, and an honest daemon gets through: two members, of which one is
-/// killed again and again, and an Inngest that resets connections for moments.
+/// killed again and again while Inngest resets connections, which it does in between too.
 pub(crate) fn plan(records: usize, rate: f64) -> disturb::Plan {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds")]
-    let every = |seconds: f64| (1..).map(move |n| (f64::from(n) * seconds * rate) as usize);
-    let kills = every(3.1).take_while(|at| *at < records);
-    let resets = every(1.3).take_while(|at| *at < records);
+    let at = |seconds: f64| (seconds * rate) as usize;
     let kill = Act::Kill { down: Duration::from_millis(300) };
-    let reset = Act::Inngest { fault: Fault::Reset, time: Duration::from_millis(400) };
-    disturb::Plan {
-        members: vec![kills.map(|at| (at, kill.clone())).collect(), Vec::new()],
-        inngest: resets.map(|at| (at, reset.clone())).collect(),
+    let reset = |ms| Act::Inngest { fault: Fault::Reset, time: Duration::from_millis(ms) };
+    let mut plan = disturb::Plan {
+        members: vec![Vec::new(), Vec::new()],
+        // So that a member that was killed is at work again at once.
+        static_members: true,
         ..disturb::Plan::default()
+    };
+    for round in (1..).map(|round| 3.0 * f64::from(round)).take_while(|time| at(*time) < records) {
+        plan.inngest.push((at(round - 1.5), reset(400)));
+        plan.inngest.push((at(round - 0.5), reset(1_000)));
+        plan.members[0].push((at(round), kill.clone()));
     }
+    plan
 }
 
 /// Runs a member that is sabotaged so, until it is asked to stop.
@@ -103,9 +108,7 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     let (stop, signals) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
     tokio::spawn(async move {
-        terminate.recv().await;
-        // It may be over already.
-        stop.send(()).await.ok();
+        while terminate.recv().await.is_some() && stop.send(()).await.is_ok() {}
     });
     daemon.run(signals).await
 }

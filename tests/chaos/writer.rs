@@ -123,6 +123,7 @@ impl Writing {
                 offset: delivered.offset,
                 at,
                 copy,
+                positioned: item.replayable,
                 effects: item.effects,
                 key: item.key,
                 value: item.value,

@@ -7,7 +7,7 @@
 
 mod docker;
 mod door;
-mod native;
+pub(crate) mod native;
 
 use std::{env, sync::OnceLock};
 

@@ -42,7 +42,8 @@ fn until_we_exit(arguments: &[&str]) -> Vec<String> {
     ["--until-parent-exits".to_owned(), own_process].into_iter().chain(arguments).collect()
 }
 
-fn script(
+/// Runs `up` or `down` with these arguments; answers as [`up`].
+pub(crate) fn script(
     name: &str,
     arguments: &[impl AsRef<std::ffi::OsStr>],
     environment: &[(&str, &str)],
@@ -125,23 +126,6 @@ impl Redis {
     /// Starts it again after [`Self::stop`], empty, on the same port; does nothing when it runs.
     pub(crate) fn start(&self) {
         self.run.up("redis");
-    }
-
-    /// Stops it in its tracks: connections stay, nothing is answered, nothing is forgotten.
-    pub(crate) fn freeze(&self) {
-        self.signal("-STOP");
-    }
-
-    /// Lets it go on after [`Self::freeze`].
-    pub(crate) fn thaw(&self) {
-        self.signal("-CONT");
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = std::fs::read_to_string(Path::new(&self.run.0).join("redis/pid"));
-        let pid = pid.expect("our Redis runs").split_whitespace().next().map(str::to_owned);
-        let sent = Command::new("kill").arg(signal).args(pid).status();
-        assert!(sent.is_ok_and(|status| status.success()), "{signal} is sent to our Redis");
     }
 
     /// What a free plan's restart does: everything is forgotten, connections break, the address stays.

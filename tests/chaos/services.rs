@@ -1,0 +1,91 @@
+//! Three brokers and a Redis of our own, to be stopped, killed and frozen one by one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::disturb::BROKERS;
+use crate::support::services::native::{script, up};
+
+pub(crate) const REDIS: &str = "redis";
+
+/// The name of a broker, numbered from 1.
+pub(crate) fn broker(number: u8) -> String {
+    format!("kafka-{number}")
+}
+
+/// The services of this process. They end when this is dropped.
+///
+/// The methods block, some for seconds.
+#[derive(Debug)]
+pub(crate) struct Services {
+    exports: BTreeMap<String, String>,
+}
+
+impl Services {
+    pub(crate) fn own() -> Self {
+        let exports = up(&["--brokers", &BROKERS.to_string(), "kafka", REDIS]);
+        Self { exports: exports.expect("`tests/services/up` starts brokers and a Redis") }
+    }
+
+    fn export(&self, name: &str) -> &str {
+        self.exports.get(name).expect("`up` exports what it started")
+    }
+
+    fn run(&self) -> &str {
+        self.export("TEST_SERVICES")
+    }
+
+    /// Addresses of all brokers; they stay the same, as that of Redis does.
+    pub(crate) fn kafka(&self) -> &str {
+        self.export("TEST_KAFKA")
+    }
+
+    pub(crate) fn redis(&self) -> &str {
+        self.export("TEST_REDIS")
+    }
+
+    /// Kills a service: connections break, new ones are refused. A Redis has lost all data.
+    pub(crate) fn kill(&self, service: &str) {
+        let killed = script("down", &["--kill", "--run", self.run(), service], &[]);
+        killed.expect("`tests/services/down` kills a service");
+    }
+
+    /// Stops a service. A broker hands what it leads to the others first.
+    pub(crate) fn stop(&self, service: &str) {
+        let stopped = script("down", &["--run", self.run(), service], &[]);
+        stopped.expect("`tests/services/down` stops a service");
+    }
+
+    /// Starts a service again, with what it had.
+    pub(crate) fn start(&self, service: &str) {
+        let started = script("up", &["--run", self.run(), service], &[]);
+        started.expect("`tests/services/up` starts a service again");
+    }
+
+    /// Stops a service in its tracks: connections stay, nothing is answered, nothing is forgotten.
+    pub(crate) fn freeze(&self, service: &str) {
+        self.signal(service, "-STOP");
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    pub(crate) fn thaw(&self, service: &str) {
+        self.signal(service, "-CONT");
+    }
+
+    fn signal(&self, service: &str, signal: &str) {
+        let pid = fs::read_to_string(Path::new(self.run()).join(service).join("pid"));
+        let pid = pid.expect("the service runs");
+        let sent = Command::new("kill").arg(signal).args(pid.split_whitespace().next()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{signal} is sent to {service}");
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        if let Err(reason) = script("down", &["--run", self.run()], &[]) {
+            eprintln!("brokers and Redis could not be stopped: {reason}");
+        }
+    }
+}
