@@ -15,6 +15,8 @@ use crate::telemetry::metrics::{self, Recorder};
 /// # Errors
 /// When it cannot start or cannot go on.
 pub async fn run(settings: Settings) -> Result<(), RunError> {
+    // First, so that a stop during the start is a clean one too.
+    let signals = signals();
     let (listen, stall_timeout) = (settings.http.listen, settings.engine.stall_timeout);
     let breakers = breakers(&settings);
     let memory = Memory::redis(&settings, &breakers)?;
@@ -25,13 +27,13 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     match listen {
         Some(listen) => {
             tokio::select! {
-                ended = daemon.run(signals()) => ended,
+                ended = daemon.run(signals) => ended,
                 Err(source) = http::serve(listen, health) => {
                     Err(RunError::Listen { listen, source })
                 }
             }
         }
-        None => daemon.run(signals()).await,
+        None => daemon.run(signals).await,
     }
 }
 

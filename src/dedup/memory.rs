@@ -59,7 +59,7 @@ impl MemoryStore {
                 }
                 (key, None, Reply::Ours)
             }
-            Op::Acquire { key, owner, left_by } => {
+            Op::Acquire { key, owner, left_by, .. } => {
                 let (accepted_ms, resumed) = match present(key) {
                     None => (None, false),
                     Some(State::Free { accepted_ms }) => (Some(accepted_ms), false),
@@ -91,8 +91,9 @@ impl MemoryStore {
                 };
             }
         };
+        let lives = if let Op::Acquire { lease, .. } = op { *lease } else { self.window };
         match state {
-            Some(state) => entries.insert(key.clone(), (state, now + self.window)),
+            Some(state) => entries.insert(key.clone(), (state, now + lives)),
             None => entries.remove(key),
         };
         reply
@@ -135,6 +136,23 @@ mod tests {
         store.apply(&done, now);
         assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Done { accepted_ms: 42 });
         assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Ours);
+    }
+
+    #[test]
+    fn what_is_held_alone_by_a_record_that_nobody_knows_is_free_when_its_lease_ends() {
+        let store = MemoryStore::new(WINDOW);
+        let (now, lease) = (Instant::now(), WINDOW / 5);
+        let acquire = |owner: &str| Op::Acquire {
+            key: "tier:u:m".into(),
+            owner: owner.into(),
+            left_by: None,
+            lease,
+        };
+        let acquired = Reply::Acquired { accepted_ms: None, resumed: false };
+        assert_eq!(store.apply(&acquire("g/t/0/7"), now), acquired);
+        let taken = Reply::Taken { holder: "g/t/0/7".into() };
+        assert_eq!(store.apply(&acquire("g/t/0/9"), now + lease / 2), taken);
+        assert_eq!(store.apply(&acquire("g/t/0/9"), now + lease), acquired);
     }
 
     #[test]

@@ -47,8 +47,8 @@ pub enum Op {
         /// The record that held it.
         owner: Arc<str>,
     },
-    /// Take `key` for `owner` alone if nobody holds it, until [`Op::Free`] or for as long as the
-    /// window. Unlike a claim it is never done: who comes next gets its turn (contract section 4).
+    /// Take `key` for `owner` alone if nobody holds it, until [`Op::Free`] or for as long as
+    /// `lease`. Unlike a claim it is never done: who comes next gets its turn (contract section 4).
     Acquire {
         /// What only one may be at.
         key: String,
@@ -56,6 +56,8 @@ pub enum Op {
         owner: Arc<str>,
         /// A holder whose record the asker works on too, and whose place it takes.
         left_by: Option<Arc<str>>,
+        /// How long it stays taken unless it is taken again, in whole seconds.
+        lease: Duration,
     },
     /// Give back what was acquired, if nobody else holds it by now; when an event of it was last
     /// accepted stays known for as long as the window.
@@ -152,8 +154,12 @@ pub struct Claims {
     breaker: Arc<Breaker>,
     on_outage: OnOutage,
     window: Duration,
+    lease: Duration,
     recent: Arc<Recent>,
 }
+
+/// Shortest lease of what is held alone: longer than a slow request.
+const LEASE_MIN: Duration = Duration::from_secs(15);
 
 /// Operations in one pipeline. Larger ones gain nothing and delay the first of them.
 const PIPELINE: usize = 512;
@@ -176,13 +182,23 @@ impl Claims {
         let (queue, requests) = mpsc::channel(QUEUE);
         tokio::spawn(pipeline(store, requests, Arc::clone(&breaker)));
         let recent = Arc::new(Recent::new(remember));
-        Self { queue, breaker, on_outage, window, recent }
+        // A holder that is gone, and whose record was finished elsewhere meanwhile, is known by
+        // nobody. What it may have sent has settled by the time that it is forgotten.
+        let lease = (remember * 2).max(LEASE_MIN).min(window);
+        Self { queue, breaker, on_outage, window, lease, recent }
     }
 
     /// How long a claim lives. A record that has waited longer than a third of it claims again.
     #[must_use]
     pub fn window(&self) -> Duration {
         self.window
+    }
+
+    /// How long what is held alone stays taken without a sign of its holder: twice the settle
+    /// time, at least 15 s, at most the window.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.lease
     }
 
     /// The breaker that stands for the store.
@@ -234,7 +250,8 @@ impl Claims {
         left_by: Option<Arc<str>>,
     ) -> Result<Reply, StoreAway> {
         let remembered = self.recent.find(&key);
-        match self.ask(Op::Acquire { key, owner, left_by }).await {
+        let lease = self.lease;
+        match self.ask(Op::Acquire { key, owner, left_by, lease }).await {
             Ok(Reply::Acquired { accepted_ms, resumed }) => {
                 Ok(Reply::Acquired { accepted_ms: accepted_ms.max(remembered), resumed })
             }

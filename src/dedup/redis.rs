@@ -89,9 +89,9 @@ impl RedisStore {
             Op::Release { key, owner } => {
                 pipeline.cmd("EVAL").arg(RELEASE).arg(1).arg(key).arg(&**owner);
             }
-            Op::Acquire { key, owner, left_by } => {
+            Op::Acquire { key, owner, left_by, lease } => {
                 pipeline.cmd("EVAL").arg(ACQUIRE).arg(1).arg(key).arg(&**owner);
-                pipeline.arg(self.window_seconds).arg(left_by.as_deref().unwrap_or_default());
+                pipeline.arg(lease.as_secs().max(1)).arg(left_by.as_deref().unwrap_or_default());
             }
             Op::Free { key, owner, accepted_ms } => {
                 pipeline.cmd("EVAL").arg(FREE).arg(1).arg(key).arg(&**owner);

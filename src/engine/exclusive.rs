@@ -53,7 +53,7 @@ impl Held<'_> {
 impl Cx {
     /// Does `work` while this record alone holds the claim `name`, then gives it back with the
     /// time of the last acceptance. A claim that a crash left is known by its own record, also
-    /// when that was merged into another; else it runs out with the window.
+    /// when that was merged into another; else it runs out with the lease.
     ///
     /// `work` runs again when it ended and records were merged since, because giving the claim
     /// back had failed: those were not covered by it.
@@ -154,7 +154,7 @@ impl Cx {
     /// it all the same: the work must then start again after that one.
     async fn keep(&self, name: &str) -> Failure {
         loop {
-            tokio::time::sleep(self.claims().window() / 3).await;
+            tokio::time::sleep(self.claims().lease() / 3).await;
             let ask = self.claims().acquire(self.key(name), self.owner(), None);
             // It runs there, or has run since the claim got lost. Claims that are away or were
             // forgotten are no reason to break off.

@@ -112,6 +112,7 @@ async fn protocol(store: &impl Store) {
         key: key.clone(),
         owner: owner.into(),
         left_by: left_by.map(Into::into),
+        lease: LEASE,
     };
     let free =
         |owner: &str, accepted_ms| Op::Free { key: key.clone(), owner: owner.into(), accepted_ms };
@@ -139,7 +140,7 @@ async fn protocol(store: &impl Store) {
 
     let lost = format!("{key}-lost");
     ask(store, Op::Free { key: lost.clone(), owner: "g/t/0/1".into(), accepted_ms: 44 }).await;
-    let next = Op::Acquire { key: lost, owner: "g/t/0/2".into(), left_by: None };
+    let next = Op::Acquire { key: lost, owner: "g/t/0/2".into(), left_by: None, lease: LEASE };
     assert_eq!(ask(store, next).await, acquired(Some(44), false), "the time outlives its claim");
 
     let claim = Op::Claim { key: format!("{key}-claim"), owner: "g/t/0/1".into() };
@@ -149,6 +150,7 @@ async fn protocol(store: &impl Store) {
 }
 
 const WINDOW: Duration = Duration::from_secs(300);
+const LEASE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_claim_held_alone_follows_its_protocol_in_memory() {
@@ -166,8 +168,9 @@ async fn a_claim_held_alone_follows_its_protocol_in_redis_and_runs_out_there() {
         let mut connection = connection.clone();
         redis::cmd("TTL").arg(&key).query_async(&mut connection).await.expect("an answer")
     };
-    ask(&store, Op::Acquire { key: key.clone(), owner: "o".into(), left_by: None }).await;
-    assert!((1..=300).contains(&seconds().await), "a claim that is left runs out");
+    let acquire = Op::Acquire { key: key.clone(), owner: "o".into(), left_by: None, lease: LEASE };
+    ask(&store, acquire).await;
+    assert!((1..=60).contains(&seconds().await), "a claim that is left runs out with its lease");
     ask(&store, Op::Free { key: key.clone(), owner: "o".into(), accepted_ms: 1 }).await;
-    assert!((1..=300).contains(&seconds().await), "what is free is forgotten");
+    assert!((61..=300).contains(&seconds().await), "what is free is forgotten with the window");
 }

@@ -217,7 +217,8 @@ async fn a_claim_is_renewed_while_its_work_takes_long() {
 async fn work_whose_claim_another_record_took_is_broken_off_and_counts_as_sent() {
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
-    let thief = Op::Acquire { key: format!("g:{NAME}"), owner: "thief".into(), left_by: None };
+    let (key, lease) = (format!("g:{NAME}"), Duration::from_secs(300));
+    let thief = Op::Acquire { key, owner: "thief".into(), left_by: None, lease };
     let store = &scene.store.0;
     let work = async |held: Held<'_>| {
         store.clear();

@@ -257,8 +257,8 @@ async fn every_change_of_an_evaluation_that_is_poison_becomes_a_dead_letter() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_member_that_another_process_is_at_waits_and_the_others_go_on() {
     let scene = Scene::new(maintain).await.with_topics().await;
-    let acquire =
-        Op::Acquire { key: scene.claim("busy"), owner: "elsewhere".into(), left_by: None };
+    let (key, lease) = (scene.claim("busy"), Duration::from_secs(300));
+    let acquire = Op::Acquire { key, owner: "elsewhere".into(), left_by: None, lease };
     scene.elsewhere(acquire).await;
     let daemon = scene.environment("0s").start();
     scene.trigger("purchase_ledger", 0, "busy").await;
