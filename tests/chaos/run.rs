@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use crate::disturb::{Act, Plan, Steps};
 use crate::evidence;
 use crate::history::{Disturbance, Harm, History};
-use crate::load::{CONSUMERS, Load, TOPICS};
+use crate::load::{CONSUMERS, Load, TOPICS, full_name};
 use crate::members::{Process, Recipe};
 use crate::offsets::{Group, Sampler};
 use crate::services::{self, REDIS, Services};
@@ -81,7 +81,7 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     let bootstrap = services.kafka();
     let prefix = unique("chaos");
     for (topic, partitions) in TOPICS {
-        kafka::create_topic(bootstrap, &format!("{prefix}.{topic}"), partitions).await;
+        kafka::create_topic(bootstrap, &full_name(&prefix, topic), partitions).await;
     }
     let letters = format!("{prefix}.dlq");
     kafka::create_topic(bootstrap, &letters, 1).await;
@@ -151,7 +151,7 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     history.disturbances.sort_by_key(|disturbance| disturbance.from);
     history.memory = memory;
     history.incidents.append(&mut incidents);
-    let topics = TOPICS.iter().map(|(topic, _)| format!("{prefix}.{topic}"));
+    let topics = TOPICS.iter().map(|(topic, _)| full_name(&prefix, topic));
     evidence::delete_topics(bootstrap, topics.chain([letters])).await;
     history
 }
@@ -204,7 +204,7 @@ fn environment(
 fn groups(prefix: &str) -> Vec<Group> {
     let partitions = |topic: &str| {
         let found = TOPICS.iter().find(|(name, _)| *name == topic);
-        (format!("{prefix}.{topic}"), found.expect("a topic of the load").1)
+        (full_name(prefix, topic), found.expect("a topic of the load").1)
     };
     let group = |(consumer, topics): &(&'static str, &[&str])| Group {
         consumer,
