@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crm_event_processors::clients::redis::connect;
 use crm_event_processors::demo::double::{
     Double, Reply, Stored, currency_rows, redemption_result, tier_status,
 };
@@ -117,6 +118,23 @@ pub(crate) async fn letters(bootstrap: &str, clock: Clock, topic: &str) -> Vec<A
         }
     };
     letters.iter().map(arrival).collect()
+}
+
+/// Claims that somebody holds: who they are waited for.
+pub(crate) async fn held_claims(redis: &str) -> Vec<String> {
+    let mut connection = connect(redis).expect("a connection");
+    let mut ask = redis::cmd("KEYS");
+    let keys: Vec<String> = ask.arg("crm:*").query_async(&mut connection).await.expect("keys");
+    let mut held = Vec::new();
+    for key in keys {
+        let mut ask = redis::cmd("GET");
+        let value: Option<String> = ask.arg(&key).query_async(&mut connection).await.expect("one");
+        let value = value.unwrap_or_default();
+        if !value.starts_with("done:") && !value.starts_with("free:") {
+            held.push(format!("claim {key}: {value}"));
+        }
+    }
+    held
 }
 
 /// The topics must hold what was written, where it was acknowledged, and nothing else.

@@ -15,6 +15,8 @@ use super::history::{Arrival, Consumer, Disturbance, Harm, History, Written};
 /// Why something came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Why {
+    /// The very same request came again, which Inngest knows by its seed: its answer came too late.
+    Resent,
     /// Its answer got lost.
     AnswerLost,
     /// Its sender was killed before it could confirm.
@@ -86,6 +88,9 @@ impl<'a> Explainer<'a> {
         accepted: Duration,
         again: &Arrival,
     ) -> Option<Why> {
+        if first.internal.is_some() && first.internal == again.internal {
+            return Some(Why::Resent);
+        }
         let (at, near) = (first.at, self.bounds.near);
         let known = self.records.get(&*first.what).copied().unwrap_or_default();
         let forgotten =
