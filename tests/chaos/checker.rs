@@ -175,7 +175,10 @@ fn order(history: &History, arrivals: &Arrivals<'_>, verdict: &mut Verdict) {
         for effect in &record.effects {
             let Some(key) = &effect.order else { continue };
             for name in &effect.chain {
-                let Some((number, first)) = arrivals.of(name).first() else { continue };
+                let first = arrivals.of(name).first();
+                let Some((number, first)) = first.filter(|(_, a)| a.kind == Kind::Event) else {
+                    continue;
+                };
                 let key = (effect.consumer, key.as_str());
                 if let Some((before, earlier)) = last.get(&key)
                     && before > number
@@ -239,8 +242,17 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
         }
         for (index, (_, again)) in all.iter().enumerate().skip(1) {
             let earlier = all[..index].iter().map(|(_, earlier)| *earlier);
-            let why: Option<Vec<Why>> =
-                earlier.map(|earlier| explainer.explain(earlier, again)).collect();
+            // A call's claim is confirmed when the event that follows from it was accepted.
+            let call = again.kind == Kind::Call;
+            let event = explainer.last_of(name).filter(|_| call);
+            let followed = |earlier: &Arrival| {
+                let mut events = event.map_or(&[][..], |event| arrivals.of(event)).iter();
+                let next = events.find(|(_, event)| event.at >= earlier.at);
+                next.map_or(earlier.at, |(_, event)| event.at)
+            };
+            let why: Option<Vec<Why>> = earlier
+                .map(|earlier| explainer.explain(earlier, followed(earlier), again))
+                .collect();
             let times = all.iter().map(|(_, arrival)| {
                 let by = arrival.by.as_deref().unwrap_or("somebody");
                 format!("at {:.3} s by {by}", arrival.at.as_secs_f64())
@@ -334,7 +346,7 @@ fn settled(
             let next = cancels.iter().find(|(later, a)| later > number && !resent(a));
             if let Some((_, cancel)) = next
                 && cancel.at + TICK < upgrade.at + bounds.settle
-                && explainer.explain(upgrade, cancel).is_none()
+                && explainer.explain(upgrade, upgrade.at, cancel).is_none()
                 && !explainer.was_frozen(cancel)
             {
                 let after = cancel.at.saturating_sub(upgrade.at);

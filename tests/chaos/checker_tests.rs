@@ -244,3 +244,20 @@ fn an_evaluation_must_come_after_the_change_that_called_for_it() {
     history.arrivals.push(event("tier/upgrade-cancelled:u:m", 6_100, "1.1"));
     assert_eq!(broken(&history), []);
 }
+
+#[test]
+fn a_call_may_come_again_until_the_event_that_follows_from_it_was_accepted() {
+    const CALL: &str = "redeem_reward_with_points:r:u";
+    let mut history = good();
+    history.samples.clear();
+    history.written.push(written(2, 5_000, &[CALL, "reward/redeemed:r"]));
+    let called = |at| Arrival { kind: Kind::Call, by: None, ..event(CALL, at, "") };
+    history.arrivals.extend([called(6_000), called(36_000)]);
+    history.arrivals.push(event("reward/redeemed:r", 37_000, "1.2"));
+    history.disturbances = vec![disturbed(Harm::Killed, Some("1.1"), 28_000, 28_000)];
+    assert_eq!(broken(&history), []);
+
+    history.arrivals.push(event("reward/redeemed:r", 7_000, "1.1"));
+    history.arrivals.rotate_right(1);
+    assert!(broken(&history).contains(&Promise::NothingTwice), "it was accepted long before");
+}

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crm_event_processors::demo::double::{Double, Reply, Stored, currency_rows, tier_status};
+use crm_event_processors::clients::redis::connect;
+use crm_event_processors::demo::double::{
+    Double, Reply, Stored, currency_rows, redemption_result, tier_status,
+};
 use jiff::Timestamp;
 use rdkafka::Message;
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -14,9 +17,9 @@ use rdkafka::message::{Headers, OwnedMessage};
 use serde_json::{Map, Value};
 
 use crate::history::{Arrival, History, Kind};
-use crate::load::{TOPICS, letter};
+use crate::load::{TOPICS, full_name, letter};
 use crate::run::Clock;
-use crate::support::kafka;
+use crate::support::{PATIENCE, kafka, until};
 
 /// Functions that were carried out.
 pub(crate) type Calls = Arc<Mutex<Vec<Arrival>>>;
@@ -27,12 +30,15 @@ type Function = (&'static str, [&'static str; 2], fn(&str, &str) -> Reply);
 /// Has the double note each function that it carries out.
 pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
     let calls = Calls::default();
-    let functions: [Function; 3] = [
+    let functions: [Function; 4] = [
         ("calc_currency_for_source", ["p_source_type", "p_source_id"], |_, id| {
             Reply::json(&currency_rows(id).into())
         }),
         ("evaluate_user_tier_status", ["p_user_id", "p_merchant_id"], |user, merchant| {
             Reply::json(&tier_status(user, merchant))
+        }),
+        ("redeem_reward_with_points", ["p_event_id", "p_user_id"], |id, _| {
+            Reply::json(&redemption_result(id))
         }),
         ("apply_tier_upgrade", ["p_user_id", "p_merchant_id"], |_, _| Reply::void()),
     ];
@@ -114,6 +120,23 @@ pub(crate) async fn letters(bootstrap: &str, clock: Clock, topic: &str) -> Vec<A
     letters.iter().map(arrival).collect()
 }
 
+/// Claims that somebody holds: who they are waited for.
+pub(crate) async fn held_claims(redis: &str) -> Vec<String> {
+    let mut connection = connect(redis).expect("a connection");
+    let mut ask = redis::cmd("KEYS");
+    let keys: Vec<String> = ask.arg("crm:*").query_async(&mut connection).await.expect("keys");
+    let mut held = Vec::new();
+    for key in keys {
+        let mut ask = redis::cmd("GET");
+        let value: Option<String> = ask.arg(&key).query_async(&mut connection).await.expect("one");
+        let value = value.unwrap_or_default();
+        if !value.starts_with("done:") && !value.starts_with("free:") {
+            held.push(format!("claim {key}: {value}"));
+        }
+    }
+    held
+}
+
 /// The topics must hold what was written, where it was acknowledged, and nothing else.
 pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &str) {
     let place = |topic: &str, partition, offset| (topic.to_owned(), partition, offset);
@@ -124,7 +147,7 @@ pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &s
         .collect();
     let mut wrong = Vec::new();
     for (topic, _) in TOPICS {
-        let topic = format!("{prefix}.{topic}");
+        let topic = full_name(prefix, topic);
         for record in kafka::read_topic(bootstrap, &topic).await {
             let found = written.remove(&place(&topic, record.partition(), record.offset()));
             let same = found.is_some_and(|found| {
@@ -148,11 +171,17 @@ pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &s
     }
 }
 
-/// Topics of a run that is over only cost the brokers memory.
+/// Topics of a run that is over only cost the brokers memory, and one name is needed again.
 pub(crate) async fn delete_topics(bootstrap: &str, topics: impl Iterator<Item = String>) {
     let admin: AdminClient<DefaultClientContext> =
         kafka::client(bootstrap).create().expect("an admin client");
     let topics: Vec<String> = topics.collect();
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
     admin.delete_topics(&names, &AdminOptions::new()).await.expect("an answer");
+    until("the topics to be gone", async || {
+        let all = admin.inner().fetch_metadata(None, PATIENCE).ok()?;
+        let there = |name: &String| all.topics().iter().any(|topic| topic.name() == name);
+        (!topics.iter().any(there)).then_some(())
+    })
+    .await;
 }

@@ -15,6 +15,8 @@ use super::history::{Arrival, Consumer, Disturbance, Harm, History, Written};
 /// Why something came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Why {
+    /// The very same request came again, which Inngest knows by its seed: its answer came too late.
+    Resent,
     /// Its answer got lost.
     AnswerLost,
     /// Its sender was killed before it could confirm.
@@ -33,26 +35,30 @@ pub(crate) struct Explainer<'a> {
     disturbances: &'a [Disturbance],
     bounds: &'a Bounds,
     /// What is known of the record behind each name.
-    records: HashMap<&'a str, Known>,
+    records: HashMap<&'a str, Known<'a>>,
 }
 
 /// What is known of a record.
 #[derive(Debug, Default, Clone, Copy)]
-struct Known {
+struct Known<'a> {
     /// When it was first seen that it had been committed.
     committed: Option<Duration>,
     /// Whether there is a copy of it that nothing but a claim recognises.
     copied: bool,
+    /// The last thing that it calls for, after the one by this name.
+    last: Option<&'a str>,
 }
 
 impl<'a> Explainer<'a> {
     pub(crate) fn new(history: &'a History, bounds: &'a Bounds) -> Self {
         let commits = Commits::new(history);
-        let mut records: HashMap<&str, Known> = HashMap::new();
+        let mut records: HashMap<&str, Known<'_>> = HashMap::new();
         for record in &history.written {
             for effect in &record.effects {
                 for name in &effect.chain {
                     let known = records.entry(name).or_default();
+                    known.last =
+                        effect.chain.last().filter(|last| *last != name).map(|last| &**last);
                     if record.copy {
                         known.copied |= !record.positioned;
                     } else {
@@ -69,8 +75,22 @@ impl<'a> Explainer<'a> {
         found.collect::<Vec<_>>().into_iter()
     }
 
-    /// Why what arrived first as `first` could arrive once more as `again`.
-    pub(crate) fn explain(&self, first: &Arrival, again: &Arrival) -> Option<Why> {
+    /// The last thing that follows from what is called `name`, where more than one does.
+    pub(crate) fn last_of(&self, name: &str) -> Option<&'a str> {
+        self.records.get(name).and_then(|known| known.last)
+    }
+
+    /// Why what arrived first as `first` could arrive once more as `again`, although what it led to
+    /// was accepted at `accepted`.
+    pub(crate) fn explain(
+        &self,
+        first: &Arrival,
+        accepted: Duration,
+        again: &Arrival,
+    ) -> Option<Why> {
+        if first.internal.is_some() && first.internal == again.internal {
+            return Some(Why::Resent);
+        }
         let (at, near) = (first.at, self.bounds.near);
         let known = self.records.get(&*first.what).copied().unwrap_or_default();
         let forgotten =
@@ -98,10 +118,10 @@ impl<'a> Explainer<'a> {
             return Some(Why::Forgotten);
         }
         // An answer that takes long is as good as lost.
-        if self.of(&[Harm::AnswerLost]).any(|lost| overlap(lost, at, at, near)) {
+        if self.of(&[Harm::AnswerLost]).any(|lost| overlap(lost, at, accepted, near)) {
             return Some(Why::AnswerLost);
         }
-        let by_now = self.confirmed(at);
+        let by_now = self.confirmed(accepted);
         for (harm, why) in [
             (Harm::Killed, Why::Killed),
             (Harm::Stopped, Why::Stopped),

@@ -5,7 +5,9 @@
 
 use std::collections::VecDeque;
 
-use crm_event_processors::demo::double::{active_missions, currency_rows, tier_status};
+use crm_event_processors::demo::double::{
+    active_missions, currency_rows, redemption_result, tier_status,
+};
 use fastrand::Rng;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
@@ -13,22 +15,38 @@ use serde_json::{Map, Value, json};
 use crate::history::{Consumer, Effect};
 
 /// The topics, by what they are called behind the prefix, and their partitions.
-pub(crate) const TOPICS: [(&str, i32); 6] =
-    [(PURCHASES, 6), (WALLETS, 3), (REFERRALS, 3), (CLAIMS, 3), (FORMS, 3), (ORDERS, 4)];
+pub(crate) const TOPICS: [(&str, i32); 8] = [
+    (PURCHASES, 6),
+    (WALLETS, 3),
+    (REFERRALS, 3),
+    (CLAIMS, 3),
+    (FORMS, 3),
+    (CODES, 3),
+    (ORDERS, 4),
+    (REDEMPTIONS, 3),
+];
 /// Which consumer takes what.
-pub(crate) const CONSUMERS: [(Consumer, &[&str]); 4] = [
+pub(crate) const CONSUMERS: [(Consumer, &[&str]); 5] = [
     ("currency", &[PURCHASES, REFERRALS, CLAIMS]),
     ("tier", &[PURCHASES, WALLETS]),
     ("mission", &[PURCHASES, FORMS, WALLETS, REFERRALS]),
+    ("reward", &[REDEMPTIONS, CODES]),
     ("marketplace", &[ORDERS]),
 ];
+
+/// A topic's name in full: the one of redemptions is fixed.
+pub(crate) fn full_name(prefix: &str, topic: &str) -> String {
+    if topic == REDEMPTIONS { topic.to_owned() } else { format!("{prefix}.{topic}") }
+}
 
 const PURCHASES: &str = "purchase_ledger";
 const WALLETS: &str = "wallet_ledger";
 const REFERRALS: &str = "referral_ledger";
 const CLAIMS: &str = "mission_claims";
 const FORMS: &str = "form_submissions";
+const CODES: &str = "codes";
 const ORDERS: &str = "marketplace.orders";
+const REDEMPTIONS: &str = "reward_redemptions";
 
 /// Lives that go on at a time.
 const OPEN: usize = 40;
@@ -114,7 +132,8 @@ impl Place {
     fn write(&mut self, change: Change, committed: Timestamp) -> Item {
         let Change { table, id, before, after, mut effects, raw, copy } = change;
         let partitions = TOPICS.iter().find(|(topic, _)| *topic == table).map_or(1, |(_, n)| *n);
-        let key = if table == ORDERS { id } else { json!({ "id": id }).to_string() };
+        let command = table == ORDERS || table == REDEMPTIONS;
+        let key = if command { id } else { json!({ "id": id }).to_string() };
         let committed = Timestamp::from_millisecond(committed.as_millisecond()).expect("a time");
         for effect in &mut effects {
             // The time of an award follows from the commit's, which is known only now.
@@ -219,7 +238,9 @@ impl Maker {
             65..76 => self.wallet(),
             76..82 => self.form(),
             82..83 => self.malformed(),
-            _ => self.order(),
+            83..93 => self.order(),
+            93..97 => self.redemption(),
+            _ => self.code(),
         }
     }
 
@@ -403,6 +424,52 @@ impl Maker {
         let effects = missions("form_submission", &id, &merchant(number), &user);
         changes.push("status", "completed", effects);
         changes.done
+    }
+
+    fn code(&mut self) -> VecDeque<Change> {
+        let (number, user, id) = (self.rng.usize(..self.delays.len()), self.user(), self.id());
+        let row = object(json!({
+            "id": id, "merchant_id": merchant(number), "assigned_to": user, "user_id": null,
+            "code": format!("CODE-{id}"), "created_at": CREATED,
+        }));
+        let mut changes = Changes::of(CODES, &id, row);
+        changes.push("status", "assigned", vec![]);
+        let content = json!({
+            "code_id": id, "merchant_id": merchant(number), "user_id": user,
+            "code": format!("CODE-{id}"),
+        });
+        let redeemed = Effect {
+            content: Some(content),
+            ..effect("reward", vec![format!("reward/code-redeemed:{id}")])
+        };
+        changes.push("status", "redeemed", vec![redeemed]);
+        changes.done
+    }
+
+    /// Points are asked to be turned into a reward, by some apps twice.
+    fn redemption(&mut self) -> VecDeque<Change> {
+        let (number, user, id) = (self.rng.usize(..self.delays.len()), self.user(), self.id());
+        let mut data = json!({
+            "event_id": id, "user_id": user, "reward_id": "r", "merchant_id": merchant(number),
+            "quantity": self.rng.u8(1..4),
+        });
+        let raw = Some(data.to_string());
+        let result = redemption_result(&id);
+        let name = if result["success"] == true { "redeemed" } else { "redemption-failed" };
+        data["result"] = result;
+        let call = format!("redeem_reward_with_points:{id}:{user}");
+        let redeemed = Effect {
+            order: Some(format!("redemptions of {user}")),
+            content: Some(data),
+            ..effect("reward", vec![call, format!("reward/{name}:{id}")])
+        };
+        let change = |copy| {
+            let (before, after, effects) = (None, None, vec![redeemed.clone()]);
+            let (id, raw) = (user.clone(), raw.clone());
+            Change { table: REDEMPTIONS, id, before, after, effects, raw, copy }
+        };
+        let twice = self.rng.u8(..8) == 0;
+        [false, true].into_iter().filter(|copy| !copy || twice).map(change).collect()
     }
 
     /// A record that nobody can read.

@@ -28,20 +28,23 @@ pub(crate) struct Process {
     /// Member and incarnation, as in `2.1`.
     pub(crate) name: String,
     child: Child,
+    log: PathBuf,
 }
 
 impl Recipe {
     /// Starts the incarnation `name`, which Inngest knows by its event key; in a place of its own in
     /// the groups if it has one.
     pub(crate) fn start(&self, name: &str, place: Option<usize>) -> Process {
-        let log = File::create(self.logs.join(format!("member-{name}.log"))).expect("a log file");
+        let log = self.logs.join(format!("member-{name}.log"));
+        let into = File::create(&log).expect("a log file");
         let mut environment = self.environment.clone().with("INNGEST_EVENT_KEY", name);
         if let Some(place) = place {
             environment = environment.with("KAFKA_INSTANCE_ID", &format!("place-{place}"));
         }
         let mut command = environment.command(&self.program);
-        command.args(&self.arguments).stdout(Stdio::null()).stderr(log);
-        Process { name: name.to_owned(), child: command.spawn().expect("a member starts") }
+        command.args(&self.arguments).stdout(Stdio::null()).stderr(into);
+        let child = command.spawn().expect("a member starts");
+        Process { name: name.to_owned(), child, log }
     }
 }
 
@@ -68,6 +71,11 @@ impl Process {
             sleep(Duration::from_millis(10)).await;
         }
         None
+    }
+
+    /// Whether it has begun to consume. Before that a stop may end it at once.
+    pub(crate) fn has_begun(&self) -> bool {
+        fs::read_to_string(&self.log).is_ok_and(|log| log.contains("consumer started"))
     }
 
     /// Lets it stand still for a while.

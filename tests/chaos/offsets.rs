@@ -74,6 +74,25 @@ impl Sampler {
         })
     }
 
+    /// What groups were last seen not to have committed.
+    pub(crate) fn behind(&self, ends: &BTreeMap<(String, i32), i64>) -> Vec<String> {
+        let samples = self.samples.lock().expect("not poisoned");
+        let mut behind = Vec::new();
+        for (consumer, topics) in &self.groups {
+            let last = samples.iter().rev().find(|sample| sample.consumer == *consumer);
+            for (place, end) in ends.iter().filter(|((topic, _), _)| topics.contains(topic)) {
+                let next = last.and_then(|sample| sample.offsets.get(place)).copied();
+                if next.is_none_or(|next| next < *end) {
+                    let (topic, partition) = place;
+                    behind.push(format!(
+                        "{consumer} has committed {next:?} of {end} in {topic}/{partition}"
+                    ));
+                }
+            }
+        }
+        behind
+    }
+
     /// Everything that was answered, with an answer of every group from after `since`.
     pub(crate) async fn finish(self, since: Duration) -> Vec<Sample> {
         until("a last look at the offsets", async || {

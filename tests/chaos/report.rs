@@ -94,6 +94,7 @@ impl fmt::Display for Summary<'_> {
         writeln!(f, "  {records} records and {copies} copies became {events} events")?;
         writeln!(f, "  {disturbances} disturbances")?;
         let why = |why: &Why| match why {
+            Why::Resent => "same request again",
             Why::AnswerLost => "answer lost",
             Why::Killed => "sender killed",
             Why::Stopped => "sender stopped",

@@ -1,7 +1,9 @@
 //! One run: members, load and disturbances, and at the end the history of what happened.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,7 @@ use tokio::time::sleep;
 use crate::disturb::{Act, Plan, Steps};
 use crate::evidence;
 use crate::history::{Disturbance, Harm, History};
-use crate::load::{CONSUMERS, Load, TOPICS};
+use crate::load::{CONSUMERS, Load, TOPICS, full_name};
 use crate::members::{Process, Recipe};
 use crate::offsets::{Group, Sampler};
 use crate::services::{self, REDIS, Services};
@@ -23,6 +25,9 @@ use crate::support::daemon::Environment;
 
 use crate::support::{kafka, unique};
 use crate::writer;
+
+/// The signal that asks a process to stop.
+const SIGTERM: i32 = 15;
 
 /// What a run is to be.
 pub(crate) struct Spec {
@@ -81,7 +86,7 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     let bootstrap = services.kafka();
     let prefix = unique("chaos");
     for (topic, partitions) in TOPICS {
-        kafka::create_topic(bootstrap, &format!("{prefix}.{topic}"), partitions).await;
+        kafka::create_topic(bootstrap, &full_name(&prefix, topic), partitions).await;
     }
     let letters = format!("{prefix}.dlq");
     kafka::create_topic(bootstrap, &letters, 1).await;
@@ -137,6 +142,11 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     let ends = writer::ends(&written);
     let caught_up =
         world.caught_up(&mut processes, &sampler, &ends, undisturbed, spec.catch_up).await;
+    if caught_up.is_none() {
+        let held = evidence::held_claims(services.redis()).await;
+        world.notes().incidents.extend(held);
+        world.notes().incidents.extend(sampler.behind(&ends));
+    }
     world.stop(processes).await;
     let stopped = clock.now();
     let samples = sampler.finish(stopped).await;
@@ -151,7 +161,7 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     history.disturbances.sort_by_key(|disturbance| disturbance.from);
     history.memory = memory;
     history.incidents.append(&mut incidents);
-    let topics = TOPICS.iter().map(|(topic, _)| format!("{prefix}.{topic}"));
+    let topics = TOPICS.iter().map(|(topic, _)| full_name(&prefix, topic));
     evidence::delete_topics(bootstrap, topics.chain([letters])).await;
     history
 }
@@ -204,7 +214,7 @@ fn environment(
 fn groups(prefix: &str) -> Vec<Group> {
     let partitions = |topic: &str| {
         let found = TOPICS.iter().find(|(name, _)| *name == topic);
-        (format!("{prefix}.{topic}"), found.expect("a topic of the load").1)
+        (full_name(prefix, topic), found.expect("a topic of the load").1)
     };
     let group = |(consumer, topics): &(&'static str, &[&str])| Group {
         consumer,
@@ -285,10 +295,24 @@ impl World {
 
     fn ended_by_itself(&self, process: &mut Process) -> bool {
         let Some(status) = process.ended() else { return false };
+        if self.fenced(process, status) {
+            return true;
+        }
         let (at, name) = (self.clock.now().as_secs_f64(), &process.name);
         let incident = format!("member {name} ended by itself at {at:.3} s: {status}");
         self.notes().incidents.push(incident);
         true
+    }
+
+    /// The brokers take a static member that stood still for longer than a session for another with
+    /// its name. It ends then, as the contract says, and is started again.
+    fn fenced(&self, process: &Process, status: ExitStatus) -> bool {
+        let stood_still = |found: &Disturbance| {
+            found.harm == Harm::Frozen && found.who.as_deref() == Some(&process.name)
+        };
+        self.static_members
+            && status.code() == Some(70)
+            && self.notes().disturbances.iter().any(stood_still)
     }
 
     async fn disturb(
@@ -324,7 +348,11 @@ impl World {
     }
 
     async fn stop_one(&self, process: &mut Process) {
+        let begun = process.has_begun();
         let status = process.stop().await;
+        if !begun && status.is_some_and(|status| status.signal() == Some(SIGTERM)) {
+            return;
+        }
         if !status.is_some_and(|status| status.success()) {
             let (name, at) = (&process.name, self.clock.now().as_secs_f64());
             let ended = status.map_or("not at all".to_owned(), |status| status.to_string());

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::history::{Disturbance, Harm, Written};
-use crate::load::Item;
+use crate::load::{Item, full_name};
 use crate::run::{Clock, Spec};
 use crate::support::kafka;
 
@@ -99,7 +99,7 @@ impl Writing {
     }
 
     fn send(&mut self, item: &Item, copy: bool) {
-        let topic = format!("{}.{}", self.prefix, item.topic);
+        let topic = full_name(&self.prefix, item.topic);
         let record = FutureRecord::to(&topic)
             .partition(item.partition)
             .key(item.key.as_bytes())
@@ -118,7 +118,7 @@ impl Writing {
             let delivered = delivered.map_err(|(error, _)| error);
             let delivered = delivered.expect("the brokers acknowledge");
             written.push(Written {
-                topic: format!("{}.{}", self.prefix, item.topic),
+                topic: full_name(&self.prefix, item.topic),
                 partition: delivered.partition,
                 offset: delivered.offset,
                 at,
