@@ -212,6 +212,11 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     fn forget(&mut self, ids: &[u32]) {
+        // librdkafka keeps a pause beyond the assignment: a partition that comes back would be
+        // silent for good.
+        let paused = |id: &u32| self.partitions.get(id).is_some_and(|partition| partition.paused);
+        let paused: Vec<u32> = ids.iter().copied().filter(paused).collect();
+        self.pause(&paused, false);
         for id in ids {
             if let Some(partition) = self.partitions.remove(id) {
                 partition.kill.cancel();
@@ -358,6 +363,7 @@ impl<C: Consumer> Session<'_, C> {
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(&topic, number, Offset::Offset(low))?;
             self.client.incremental_unassign(&list)?;
+            self.client.resume(&list)?;
             self.client.incremental_assign(&list)
         };
         match again() {

@@ -321,7 +321,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.pause(&decision.resume, false);
     }
 
-    fn pause(&mut self, ids: &[u32], pause: bool) {
+    pub(super) fn pause(&mut self, ids: &[u32], pause: bool) {
         if ids.is_empty() {
             return;
         }
