@@ -64,6 +64,7 @@ fn example(path: &str) -> &'static str {
         "properties" | "kafka_properties" => "fetch.wait.max.ms=51",
         "url" if path == "redis.url" => "redis://other:6379",
         "cache_url" => "rediss://cache:6379",
+        "ca_file" => concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
         "on_outage" => "proceed",
         "url" | "event_api_base_url" | "base_url" => "https://other.example",
         "dev" => "http://localhost:8289",

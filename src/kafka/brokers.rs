@@ -53,8 +53,20 @@ impl Brokers {
 
     /// No connection is left.
     pub(super) fn all_down(&self, message: &str) {
+        let error = self.lock().failure.clone();
+        self.lost(error.unwrap_or_else(|| message.to_owned()));
+    }
+
+    /// The connection that matters is not up: if one has failed, that is why.
+    pub(super) fn not_up(&self) {
+        let error = self.lock().failure.clone();
+        if let Some(error) = error {
+            self.lost(error);
+        }
+    }
+
+    fn lost(&self, error: String) {
         let mut state = self.lock();
-        let error = state.failure.clone().unwrap_or_else(|| message.to_owned());
         let advice = advice(&error);
         // Texts alternate while the cause stays the same.
         if state.away.as_ref().is_none_or(|away| away.advice != advice) {
@@ -64,9 +76,11 @@ impl Brokers {
         state.away = Some(Away { error, advice });
     }
 
-    /// A connection is up.
+    /// The connection that matters is up.
     pub(super) fn up(&self) {
-        if self.lock().away.take().is_some() {
+        let mut state = self.lock();
+        state.failure = None;
+        if state.away.take().is_some() {
             tracing::info!(messaging.consumer.group.name = %self.group, dependency = "kafka",
                 "dependency answers again");
         }
@@ -117,6 +131,15 @@ mod tests {
         assert_eq!(brokers.away().as_deref(), Some(told));
         brokers.up();
         assert_eq!(brokers.away(), None);
+        brokers.not_up();
+        assert_eq!(brokers.away(), None, "nothing has failed since");
+        brokers.failed("b:1: Connect failed: Connection refused (after 0ms in state CONNECT)", now);
+        brokers.not_up();
+        let told = brokers.away().expect("one has failed since");
+        assert!(
+            told.starts_with("b:1: Connect failed: Connection refused: check KAFKA_"),
+            "{told}"
+        );
     }
 
     #[test]

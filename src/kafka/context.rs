@@ -94,8 +94,10 @@ impl ClientContext for Context {
         match serde_json::from_slice::<Statistics>(statistics) {
             Ok(statistics) => {
                 *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = statistics.lag();
-                if statistics.any_broker_up() {
+                if statistics.is_connected() {
                     self.brokers.up();
+                } else {
+                    self.brokers.not_up();
                 }
             }
             Err(error) => tracing::debug!(%error, "statistics cannot be read"),
@@ -215,8 +217,14 @@ impl Statistics {
         self.topics.iter().map(|(topic, found)| (topic.clone(), behind(found))).collect()
     }
 
-    fn any_broker_up(&self) -> bool {
-        self.brokers.values().any(|broker| broker.state == "UP")
+    /// Whether the group's coordinator can be talked to, which no consumer can do without; as long
+    /// as it is not known, any broker.
+    fn is_connected(&self) -> bool {
+        let up = |broker: &BrokerStatistics| broker.state == "UP";
+        match self.brokers.get("GroupCoordinator") {
+            Some(coordinator) => up(coordinator),
+            None => self.brokers.values().any(up),
+        }
     }
 }
 
@@ -236,6 +244,13 @@ mod tests {
         )
         .expect("statistics");
         assert_eq!(statistics.lag()["t"], HashMap::from([(0, 15), (1, 5)]));
-        assert!(statistics.any_broker_up());
+        assert!(statistics.is_connected());
+        let brokers = |coordinator: &str| {
+            let text = format!(
+                r#"{{"brokers": {{"b:1/1": {{"state": "UP"}}, "GroupCoordinator": {{"state": "{coordinator}"}}}}}}"#
+            );
+            serde_json::from_str::<Statistics>(&text).expect("statistics")
+        };
+        assert!(brokers("UP").is_connected() && !brokers("TRY_CONNECT").is_connected());
     }
 }
