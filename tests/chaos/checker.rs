@@ -42,6 +42,8 @@ pub(crate) enum Promise {
     NothingTwice,
     /// An offset committed above an unfinished record.
     CommitBehindOutcome,
+    /// A committed offset that went back.
+    CommitGoesOn,
     /// A cancel before its award's run can have been created.
     Settle,
     /// Too much memory.
@@ -90,6 +92,7 @@ pub(crate) fn check(history: &History, bounds: &Bounds) -> Verdict {
     let explainer = Explainer::new(history, bounds);
     repeats(&arrivals, &explainer, &mut verdict);
     commits(history, &arrivals, &mut verdict);
+    steps_back(history, &mut verdict);
     settled(&arrivals, &explainer, bounds, &mut verdict);
     for (member, kib) in &history.memory {
         verdict.memory = verdict.memory.max(*kib);
@@ -261,7 +264,30 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
             let repeat = format!("{name} {}", times.join(", "));
             match why.and_then(|why| why.last().copied()) {
                 Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
-                None => verdict.add(Promise::NothingTwice, repeat),
+                None => {
+                    let committed = explainer.committed(name).map(|at| at.as_secs_f64());
+                    let text = format!("{repeat}; first seen committed at {committed:?} s");
+                    verdict.add(Promise::NothingTwice, text);
+                }
+            }
+        }
+    }
+}
+
+/// No partition's committed offset may go back: what lies between is handled again.
+fn steps_back(history: &History, verdict: &mut Verdict) {
+    let mut last: HashMap<(&str, &str, i32), (i64, Duration)> = HashMap::new();
+    for sample in &history.samples {
+        for ((topic, partition), next) in &sample.offsets {
+            let place = (sample.consumer, topic.as_str(), *partition);
+            let before = last.insert(place, (*next, sample.answered));
+            if let Some((before, at)) = before.filter(|(before, _)| before > next) {
+                let (at, now) = (at.as_secs_f64(), sample.answered.as_secs_f64());
+                let consumer = sample.consumer;
+                let problem = format!(
+                    "{consumer} had committed {before} in {topic}/{partition} at {at:.3} s, and {next} at {now:.3} s"
+                );
+                verdict.add(Promise::CommitGoesOn, problem);
             }
         }
     }

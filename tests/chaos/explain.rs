@@ -80,6 +80,11 @@ impl<'a> Explainer<'a> {
         self.records.get(name).and_then(|known| known.last)
     }
 
+    /// When the record behind `name` was first seen to be committed.
+    pub(crate) fn committed(&self, name: &str) -> Option<Duration> {
+        self.records.get(name).and_then(|known| known.committed)
+    }
+
     /// Why what arrived first as `first` could arrive once more as `again`, although what it led to
     /// was accepted at `accepted`.
     pub(crate) fn explain(
