@@ -101,6 +101,9 @@ impl<C: Consumer> Session<'_, C> {
         let result = self.client.incremental_assign(&list);
         let accepted = result.is_ok();
         self.warn_on_error("assign", result);
+        // The client remembers a pause even of a partition that has gone since and comes back.
+        let resumed = self.client.resume(&list);
+        self.warn_on_error("resume", resumed);
         if accepted {
             for start in starts {
                 if let Some(loss) = start.lost {
@@ -358,7 +361,8 @@ impl<C: Consumer> Session<'_, C> {
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(&topic, number, Offset::Offset(low))?;
             self.client.incremental_unassign(&list)?;
-            self.client.incremental_assign(&list)
+            self.client.incremental_assign(&list)?;
+            self.client.resume(&list)
         };
         match again() {
             Ok(()) => self.report_loss(&topic, number, Loss::Expired(lost)),

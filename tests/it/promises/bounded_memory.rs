@@ -1,5 +1,7 @@
 //! Contract section 8.5: bounded memory, whatever the backlog; one stuck key does not take all of it.
 
+use std::collections::BTreeSet;
+
 use crm_event_processors::engine::Outcome;
 
 use super::stage::{Gate, Stage};
@@ -62,5 +64,50 @@ async fn a_stuck_key_holds_its_partitions_share_and_the_other_partition_flows() 
     gate.open();
     member.until_outcomes(400).await;
     stage.until_committed(0, 200).await;
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_that_was_paused_when_it_went_is_read_on_when_it_comes_back() {
+    let mut stage = Stage::new(3).await;
+    stage.settings.bounds.records = 42;
+    for (partition, key, value) in
+        [(0, "stuck", "waits"), (1, "stuck", "waits"), (2, "flows", "work")]
+    {
+        stage.send(&[(partition, key, value); 200]).await;
+    }
+    let start = |gate: &Gate| {
+        let gate = gate.clone();
+        stage.start(move |call| {
+            let gate = gate.clone();
+            async move {
+                if call.key == "stuck" {
+                    gate.pass().await;
+                }
+                Ok(Outcome::Sent)
+            }
+        })
+    };
+    let gate = Gate::closed();
+    let member = start(&gate);
+    // It gets to the end of the one only because it has paused the others.
+    member.until_outcomes(200).await;
+
+    let never = Gate::closed();
+    let others = [start(&never), start(&never)];
+    for other in &others {
+        other.until("a partition", |seen| seen.assigned > seen.revoked).await;
+    }
+    member.until("two partitions to go", |seen| seen.revoked >= 2).await;
+    for other in others {
+        other.stop().await;
+    }
+    gate.open();
+    member
+        .until("all records", |seen| {
+            let done: BTreeSet<(i32, i64)> = seen.outcomes.iter().map(|o| (o.1, o.2)).collect();
+            done.len() == 600
+        })
+        .await;
     member.stop().await;
 }
