@@ -261,7 +261,10 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
             let repeat = format!("{name} {}", times.join(", "));
             match why.and_then(|why| why.last().copied()) {
                 Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
-                None => verdict.add(Promise::NothingTwice, repeat),
+                None => {
+                    let record = explainer.describe(name);
+                    verdict.add(Promise::NothingTwice, format!("{repeat}; {record}"));
+                }
             }
         }
     }
