@@ -265,9 +265,8 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
             match why.and_then(|why| why.last().copied()) {
                 Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
                 None => {
-                    let committed = explainer.committed(name).map(|at| at.as_secs_f64());
-                    let text = format!("{repeat}; first seen committed at {committed:?} s");
-                    verdict.add(Promise::NothingTwice, text);
+                    let record = explainer.describe(name);
+                    verdict.add(Promise::NothingTwice, format!("{repeat}; {record}"));
                 }
             }
         }

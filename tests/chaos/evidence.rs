@@ -16,7 +16,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Headers, OwnedMessage};
 use serde_json::{Map, Value};
 
-use crate::history::{Arrival, History, Kind};
+use crate::history::{Arrival, History, Kind, Written};
 use crate::load::{TOPICS, full_name, letter};
 use crate::run::Clock;
 use crate::support::{PATIENCE, kafka, until};
@@ -145,17 +145,28 @@ pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &s
         .iter()
         .map(|record| (place(&record.topic, record.partition, record.offset), record))
         .collect();
-    let mut wrong = Vec::new();
+    let (mut wrong, mut again) = (Vec::new(), Vec::new());
     for (topic, _) in TOPICS {
         let topic = full_name(prefix, topic);
         for record in kafka::read_topic(bootstrap, &topic).await {
-            let found = written.remove(&place(&topic, record.partition(), record.offset()));
-            let same = found.is_some_and(|found| {
+            let (partition, offset) = (record.partition(), record.offset());
+            let same = |found: &Written| {
                 record.key() == Some(found.key.as_bytes())
                     && record.payload() == Some(found.value.as_bytes())
-            });
-            if !same {
-                wrong.push(format!("{topic}/{}/{}", record.partition(), record.offset()));
+            };
+            let here = place(&topic, partition, offset);
+            if written.get(&here).is_some_and(|found| same(found)) {
+                written.remove(&here);
+                continue;
+            }
+            // A producer that lost its broker may write a batch twice, as Debezium's may.
+            let known = history
+                .written
+                .iter()
+                .find(|found| found.topic == topic && found.partition == partition && same(found));
+            match known {
+                Some(known) => again.push(Written { offset, copy: true, ..known.clone() }),
+                None => wrong.push(format!("{topic}/{partition}/{offset}")),
             }
         }
     }
@@ -169,6 +180,7 @@ pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &s
         let text = wrong.join(", ");
         history.incidents.push(format!("the topics do not hold what was written: {text}"));
     }
+    history.written.append(&mut again);
 }
 
 /// Topics of a run that is over only cost the brokers memory, and one name is needed again.

@@ -39,12 +39,14 @@ pub(crate) struct Explainer<'a> {
 }
 
 /// What is known of a record.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 struct Known<'a> {
     /// When it was first seen that it had been committed.
     committed: Option<Duration>,
     /// Whether there is a copy of it that nothing but a claim recognises.
     copied: bool,
+    /// Where it and its copies lie.
+    places: Vec<String>,
     /// The last thing that it calls for, after the one by this name.
     last: Option<&'a str>,
 }
@@ -59,6 +61,7 @@ impl<'a> Explainer<'a> {
                     let known = records.entry(name).or_default();
                     known.last =
                         effect.chain.last().filter(|last| *last != name).map(|last| &**last);
+                    known.places.push(record.place());
                     if record.copy {
                         known.copied |= !record.positioned;
                     } else {
@@ -80,9 +83,15 @@ impl<'a> Explainer<'a> {
         self.records.get(name).and_then(|known| known.last)
     }
 
-    /// When the record behind `name` was first seen to be committed.
-    pub(crate) fn committed(&self, name: &str) -> Option<Duration> {
-        self.records.get(name).and_then(|known| known.committed)
+    /// What is known of the record behind a name, in words.
+    pub(crate) fn describe(&self, name: &str) -> String {
+        let Some(known) = self.records.get(name) else {
+            return "called for by no record".to_owned();
+        };
+        let committed = known
+            .committed
+            .map_or("never".to_owned(), |at| format!("at {:.3} s", at.as_secs_f64()));
+        format!("written to {}, first seen committed {committed}", known.places.join(", "))
     }
 
     /// Why what arrived first as `first` could arrive once more as `again`, although what it led to
@@ -97,7 +106,8 @@ impl<'a> Explainer<'a> {
             return Some(Why::Resent);
         }
         let (at, near) = (first.at, self.bounds.near);
-        let known = self.records.get(&*first.what).copied().unwrap_or_default();
+        let unknown = Known::default();
+        let known = self.records.get(&*first.what).unwrap_or(&unknown);
         let forgotten =
             self.of(&[Harm::Forgets]).any(|lost| lost.from <= again.at && at <= lost.to + near);
         if let Some(committed) = known.committed
