@@ -97,7 +97,7 @@ impl<C: Consumer> Engine<C> {
         // A client that gave up may hang for good when it is dropped.
         if !matches!(end, Err(EngineError::Fatal { .. })) {
             drop(closing);
-            kafka::close(client).await;
+            self.kafka.close(client).await;
         } else {
             std::mem::forget(client);
         }

@@ -6,8 +6,8 @@ mod context;
 mod dead_letters;
 mod saved;
 
+pub(crate) use self::client::GroupConsumer;
 pub use self::client::Kafka;
-pub(crate) use self::client::{GroupConsumer, close};
 pub(crate) use self::context::{Context, Rebalance, Signals};
 pub use self::dead_letters::DeadLetters;
 pub(crate) use self::dead_letters::Letter;

@@ -87,24 +87,25 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     logs::init(&settings.log).expect("a log");
     let breakers = breakers(&settings);
     let mut memory = Memory::redis(&settings, &breakers)?;
-    let stand_in = sabotage != Sabotage::OnePhaseClaims;
-    if stand_in {
-        settings.consumers.retain(|consumer| *consumer != ConsumerName::Marketplace);
-    } else {
+    if sabotage == Sabotage::OnePhaseClaims {
         memory.claims = Box::new(OnePhase(memory.claims));
+    } else {
+        settings.consumers.retain(|consumer| *consumer != ConsumerName::Marketplace);
     }
     let honest = Marketplace {
         topic: settings.marketplace_orders_topic.clone(),
         limits: Limits { min: 5, max: 5 },
         sender: sender(&settings, &breakers)?,
     };
-    let early = inngest(&settings, &breakers)?;
-    let daemon = Daemon::new(settings, breakers, memory, Arc::new(Nobody))?;
-    let daemon = match sabotage {
-        Sabotage::CommitsEarly => daemon.with(Arc::new(Early { honest, inngest: early })),
-        Sabotage::OnePhaseClaims => daemon,
-        Sabotage::NoLanes => daemon.with(Arc::new(NoLanes { honest, records: AtomicU64::new(0) })),
+    let twist = match sabotage {
+        Sabotage::CommitsEarly => Some(Twist::Early(inngest(&settings, &breakers)?)),
+        Sabotage::OnePhaseClaims => None,
+        Sabotage::NoLanes => Some(Twist::NoLanes(AtomicU64::new(0))),
     };
+    let mut daemon = Daemon::new(settings, breakers, memory, Arc::new(Nobody))?;
+    if let Some(twist) = twist {
+        daemon = daemon.with(Arc::new(Twisted { honest, twist }));
+    }
     let (stop, signals) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
     tokio::spawn(async move {
@@ -125,13 +126,20 @@ impl Observer for Nobody {
     fn observe(&self, _: &'static str, _: &Observed<'_>) {}
 }
 
-/// Tells the engine that a record is done, and then does it.
-struct Early {
+/// A marketplace consumer that departs from the honest one at one point.
+struct Twisted {
     honest: Marketplace,
-    inngest: Inngest,
+    twist: Twist,
 }
 
-impl Consumer for Early {
+enum Twist {
+    /// Tells the engine that a record is done, and then does it.
+    Early(Inngest),
+    /// Gives every record a lane of its own; how many there were.
+    NoLanes(AtomicU64),
+}
+
+impl Consumer for Twisted {
     type Work = Work;
 
     fn name(&self) -> &'static str {
@@ -155,14 +163,24 @@ impl Consumer for Early {
     }
 
     fn route_command(&self, record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
-        self.honest.route_command(record)
+        let route = self.honest.route_command(record)?;
+        Ok(match (route, &self.twist) {
+            (Route::Process { work, .. }, Twist::NoLanes(records)) => {
+                let lane = Lane::in_partition(records.fetch_add(1, Ordering::Relaxed));
+                Route::Process { work, lane }
+            }
+            (route, _) => route,
+        })
     }
 
     fn plan(&self, work: &Work) -> Plan {
         self.honest.plan(work)
     }
 
-    async fn process(&self, _: &Cx, work: &Work) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+        let Twist::Early(inngest) = &self.twist else {
+            return self.honest.process(cx, work).await;
+        };
         let id = work.id().to_owned();
         let parts: Vec<&str> = id.split(':').collect();
         let [name, platform, shop, order, status] = parts[..] else {
@@ -172,57 +190,9 @@ impl Consumer for Early {
             "shop_id": shop, "order_sn": order, "order_status": status, "platform": platform,
         });
         let events = Events::one(name, Some(&id), &data).expect("an event");
-        let inngest = self.inngest.clone();
+        let inngest = inngest.clone();
         tokio::spawn(async move { inngest.send(events).await });
         Ok(Outcome::Sent)
-    }
-}
-
-/// Gives every record a lane of its own.
-struct NoLanes {
-    honest: Marketplace,
-    records: AtomicU64,
-}
-
-impl Consumer for NoLanes {
-    type Work = Work;
-
-    fn name(&self) -> &'static str {
-        Consumer::name(&self.honest)
-    }
-
-    fn topics(&self) -> Vec<String> {
-        Consumer::topics(&self.honest)
-    }
-
-    fn limits(&self) -> Limits {
-        self.honest.limits()
-    }
-
-    fn takes_commands(&self, topic: &str) -> bool {
-        Consumer::takes_commands(&self.honest, topic)
-    }
-
-    fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
-        self.honest.route(change, now)
-    }
-
-    fn route_command(&self, record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
-        Ok(match self.honest.route_command(record)? {
-            Route::Process { work, .. } => {
-                let lane = Lane::in_partition(self.records.fetch_add(1, Ordering::Relaxed));
-                Route::Process { work, lane }
-            }
-            skip @ Route::Skip(_) => skip,
-        })
-    }
-
-    fn plan(&self, work: &Work) -> Plan {
-        self.honest.plan(work)
-    }
-
-    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
-        self.honest.process(cx, work).await
     }
 }
 

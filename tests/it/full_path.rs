@@ -19,7 +19,8 @@ use self::expected::{Event, Expected};
 use self::lives::{Identity, Lives, uuid, wallet};
 use self::sample::{GOLD, KITCHEN, MEMBER_1, MEMBER_2, NOODLE_BOWL, NOODLES, SILVER};
 use self::workflows::Workflows;
-use self::world::{TABLES, World};
+use self::world::World;
+use crate::support::feed;
 
 /// Awards whose latency is measured, in batches that are committed one purchase a transaction.
 const BATCHES: usize = 10;
@@ -45,7 +46,7 @@ async fn what_sql_commits_becomes_the_events_that_the_rules_demand_and_the_balan
 
     let mut set_aside = Vec::new();
     set_aside.append(&mut live(&world, &workflows, &mut past, Identity::Full).await);
-    for table in TABLES {
+    for table in feed::TABLES {
         let alter = format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT");
         world.commit(&[alter]).await;
     }

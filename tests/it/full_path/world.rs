@@ -18,15 +18,6 @@ use crate::support::{feed, kafka, services, unique, until};
 
 /// The topic of commands, whose name is fixed: another test's may lie there too.
 const COMMANDS: &str = "reward_redemptions";
-/// The tables of the publication; each has a sample row, so that the snapshot makes its topic.
-pub(super) const TABLES: [&str; 6] = [
-    "purchase_ledger",
-    "wallet_ledger",
-    "referral_ledger",
-    "mission_claims",
-    "form_submissions",
-    "codes",
-];
 /// Of a topic, as the connector is told to make it.
 const PARTITIONS: i32 = 6;
 /// Whose changes each consumer takes.
@@ -73,7 +64,7 @@ impl World {
             .with("COMMIT_INTERVAL", "100ms")
             .start();
         let connector = Connector::start(database, &prefix).await;
-        for table in TABLES {
+        for table in feed::TABLES {
             kafka::until_led(brokers, &format!("{prefix}.public.{table}"), PARTITIONS).await;
         }
         let crm = database.crm().await;

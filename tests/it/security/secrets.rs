@@ -17,6 +17,7 @@ use super::Secure;
 use super::peer::{Answer, Peer};
 use super::planted::{Planted, none_in};
 use crate::support::daemon::Environment;
+use crate::support::feed;
 use crate::support::http::Health;
 use crate::support::kafka::{create_topic, produce, read_topic};
 use crate::support::{unique, until, until_within};
@@ -252,15 +253,7 @@ impl Person {
             row
         };
         let mut records = Vec::new();
-        let tables = [
-            "purchase_ledger",
-            "wallet_ledger",
-            "referral_ledger",
-            "mission_claims",
-            "form_submissions",
-            "codes",
-        ];
-        for table in tables {
+        for table in feed::TABLES {
             let bad = [
                 row(1),
                 with(2, "status", json!({ "wrong": email })),

@@ -14,7 +14,7 @@ use super::{kafka, until_within};
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Tables whose topics a daemon may ask for.
-const TABLES: [&str; 6] = [
+pub(crate) const TABLES: [&str; 6] = [
     "purchase_ledger",
     "wallet_ledger",
     "referral_ledger",
