@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::explain::{Explainer, Why};
-use super::history::{Arrival, Effect, History, Kind};
+use super::history::{Arrival, Effect, Harm, History, Kind};
 
 /// What the promises are held against.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +65,8 @@ pub(crate) struct Verdict {
     pub(crate) events: usize,
     /// Evaluations of members, and the changes that called for them.
     pub(crate) evaluations: (usize, usize),
+    /// Commits that went back while a broker was away.
+    pub(crate) overtaken: usize,
     /// Largest resident memory of any member, in KiB.
     pub(crate) memory: u64,
 }
@@ -92,7 +94,7 @@ pub(crate) fn check(history: &History, bounds: &Bounds) -> Verdict {
     let explainer = Explainer::new(history, bounds);
     repeats(&arrivals, &explainer, &mut verdict);
     commits(history, &arrivals, &mut verdict);
-    steps_back(history, &mut verdict);
+    steps_back(history, bounds, &mut verdict);
     settled(&arrivals, &explainer, bounds, &mut verdict);
     for (member, kib) in &history.memory {
         verdict.memory = verdict.memory.max(*kib);
@@ -273,14 +275,23 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
     }
 }
 
-/// No partition's committed offset may go back: what lies between is handled again.
-fn steps_back(history: &History, verdict: &mut Verdict) {
+/// No partition's committed offset may go back: what lies between is handled again. Only while a
+/// broker is away an older commit, of unknown outcome, may be sent again after a newer one.
+fn steps_back(history: &History, bounds: &Bounds, verdict: &mut Verdict) {
+    let away = |at: Duration| {
+        let mut brokers = history.disturbances.iter().filter(|found| found.harm == Harm::Broker);
+        brokers.any(|found| found.from <= at && at <= found.to + bounds.near)
+    };
     let mut last: HashMap<(&str, &str, i32), (i64, Duration)> = HashMap::new();
     for sample in &history.samples {
         for ((topic, partition), next) in &sample.offsets {
             let place = (sample.consumer, topic.as_str(), *partition);
             let before = last.insert(place, (*next, sample.answered));
             if let Some((before, at)) = before.filter(|(before, _)| before > next) {
+                if away(sample.answered) {
+                    verdict.overtaken += 1;
+                    continue;
+                }
                 let (at, now) = (at.as_secs_f64(), sample.answered.as_secs_f64());
                 let consumer = sample.consumer;
                 let problem = format!(

@@ -62,6 +62,7 @@ fn event(what: &str, at: u64, by: &str) -> Arrival {
         kind: Kind::Event,
         what: what.to_owned(),
         at: ms(at),
+        begun: ms(at),
         by: Some(by.to_owned()),
         content: Some(json!({"source_id": "p"}).to_string()),
         internal: None,
@@ -215,6 +216,30 @@ fn what_was_committed_comes_again_only_from_somebody_who_stood_still() {
 
     history.disturbances.push(disturbed(Harm::Frozen, Some("2.1"), 1_000, 21_900));
     assert_eq!(broken(&history), []);
+}
+
+#[test]
+fn a_request_from_before_the_commit_may_come_again_after_it_where_something_interrupted_its_sender()
+{
+    let mut history = good();
+    history.arrivals.push(Arrival { begun: ms(900), ..event(AWARD, 9_000, "2.1") });
+    assert_eq!(broken(&history), [Promise::NothingTwice]);
+
+    history.disturbances = vec![disturbed(Harm::Killed, Some("1.1"), 1_400, 1_400)];
+    assert_eq!(broken(&history), []);
+    history.arrivals.push(event(AWARD, 9_000, "2.1"));
+    assert_eq!(broken(&history), [Promise::NothingTwice], "this one was begun after it");
+}
+
+#[test]
+fn a_commit_may_go_back_only_while_a_broker_is_away() {
+    let mut history = good();
+    history.samples.push(sample(3_000, 1));
+    assert_eq!(broken(&history), [Promise::CommitGoesOn]);
+
+    history.disturbances = vec![disturbed(Harm::Broker, None, 1_500, 2_000)];
+    assert_eq!(broken(&history), []);
+    assert_eq!(check(&history, &BOUNDS).overtaken, 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is gathered for the checker: calls as they are carried out, events and dead letters as they
 //! lie there at the end, and the topics themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,10 +48,12 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
             let [first, second] =
                 names.map(|name| arguments.get(name).and_then(Value::as_str).unwrap_or_default());
             let what = format!("{function}:{first}:{second}");
+            let now = clock.now();
             let call = Arrival {
                 kind: Kind::Call,
                 what,
-                at: clock.now(),
+                at: now,
+                begun: now,
                 by: None,
                 content: None,
                 internal: None,
@@ -68,13 +70,21 @@ pub(crate) fn arrivals(double: &Double, clock: Clock, calls: &Calls) -> Vec<Arri
     let behind = double.started() - clock.start;
     let mut arrivals = std::mem::take(&mut *calls.lock().expect("not poisoned"));
     double.inspect(|log| {
-        arrivals.extend(log.events.iter().map(|event| Arrival {
-            kind: Kind::Event,
-            what: name_of(event),
-            at: behind + event.at,
-            by: usize::try_from(event.post).ok().map(|post| log.posts[post].key.clone()),
-            content: event.data.as_deref().map(str::to_owned),
-            internal: Some(event.internal_id),
+        let mut begun = HashMap::new();
+        for post in &log.posts {
+            begun.entry(&post.seed).or_insert(post.at);
+        }
+        arrivals.extend(log.events.iter().map(|event| {
+            let post = &log.posts[event.post as usize];
+            Arrival {
+                kind: Kind::Event,
+                what: name_of(event),
+                at: behind + event.at,
+                begun: behind + begun[&post.seed],
+                by: Some(post.key.clone()),
+                content: event.data.as_deref().map(str::to_owned),
+                internal: Some(event.internal_id),
+            }
         }));
     });
     arrivals
@@ -108,10 +118,12 @@ pub(crate) async fn letters(bootstrap: &str, clock: Clock, topic: &str) -> Vec<A
         let written = record.timestamp().to_millis().expect("a time");
         let since =
             Timestamp::from_millisecond(written).expect("a time").duration_since(clock.wall);
+        let at = Duration::try_from(since).unwrap_or_default();
         Arrival {
             kind: Kind::Letter,
             what: letter(&header("dlq.consumer"), &key),
-            at: Duration::try_from(since).unwrap_or_default(),
+            at,
+            begun: at,
             by: None,
             content: Some(format!("{}: {}", header("dlq.error.kind"), header("dlq.error.message"))),
             internal: None,

@@ -111,7 +111,7 @@ impl<'a> Explainer<'a> {
         let forgotten =
             self.of(&[Harm::Forgets]).any(|lost| lost.from <= again.at && at <= lost.to + near);
         if let Some(committed) = known.committed
-            && again.at > committed + near
+            && again.begun > committed + near
         {
             // Nobody gets it from there any more: only who had it before, and copies of it.
             if self.of(&[Harm::Frozen]).any(|found| {

@@ -77,6 +77,9 @@ pub(crate) struct Arrival {
     pub(crate) what: String,
     /// When.
     pub(crate) at: Duration,
+    /// When the request that brought it was first sent. One of unknown outcome is sent again as it
+    /// was, with all of its events.
+    pub(crate) begun: Duration,
     /// Who sent it, where that is known: a member's incarnation.
     pub(crate) by: Option<String>,
     /// What it held.

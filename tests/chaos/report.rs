@@ -109,6 +109,10 @@ impl fmt::Display for Summary<'_> {
         }
         let (evaluations, triggers) = verdict.evaluations;
         writeln!(f, "  {triggers} changes of members became {evaluations} evaluations")?;
+        if verdict.overtaken > 0 {
+            let overtaken = verdict.overtaken;
+            writeln!(f, "  {overtaken} commits overtaken by an older one while a broker was away")?;
+        }
         let caught_up = figures.caught_up.map_or("never".to_owned(), |time| format!("{time:.1} s"));
         writeln!(f, "  most memory {} MiB, lag 0 after {caught_up}", figures.memory >> 10)?;
         if verdict.problems.is_empty() {

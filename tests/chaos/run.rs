@@ -353,7 +353,7 @@ impl World {
         if !begun && status.is_some_and(|status| status.signal() == Some(SIGTERM)) {
             return;
         }
-        if !status.is_some_and(|status| status.success()) {
+        if !status.is_some_and(|status| status.success() || self.fenced(process, status)) {
             let (name, at) = (&process.name, self.clock.now().as_secs_f64());
             let ended = status.map_or("not at all".to_owned(), |status| status.to_string());
             self.notes().incidents.push(format!("member {name} stopped, at {at:.3} s: {ended}"));
