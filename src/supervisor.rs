@@ -160,7 +160,7 @@ impl Daemon {
             settings.dedup.window,
             settings.inngest.cancel_settle,
         );
-        let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
+        let kafka = Kafka::of(&settings);
         let dead_letters = Arc::new(DeadLetters::new(&kafka, &settings.kafka.dlq_topic));
         let parts = Parts {
             settings: &settings,

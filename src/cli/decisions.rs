@@ -59,7 +59,7 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
         options: Options { default_scale: settings.cdc.numeric_scale },
         command_topics: &command_topics,
         decide: &decide,
-        kafka: Kafka::new(settings.kafka.clone(), settings.engine.commit_interval).base(),
+        kafka: Kafka::of(&settings).base(),
     };
     explain::run(args, &context, &mut BufWriter::new(io::stdout().lock()))
 }

@@ -19,18 +19,35 @@ pub(crate) type GroupConsumer = StreamConsumer<Context>;
 /// How long a client may take to leave its group and go.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a member of a KIP-848 group may take, at least, to give up what it shall give up. The
+/// broker then takes the partitions from it.
+const REBALANCE_TIMEOUT: Duration = Duration::from_secs(45);
+
 /// Makes clients for one cluster.
 #[derive(Debug, Clone)]
 pub struct Kafka {
     settings: config::Kafka,
     commit_interval: Duration,
+    drain_deadline: Duration,
 }
 
 impl Kafka {
-    /// Clients for the cluster of `settings`; consumers commit every `commit_interval`.
+    /// Clients for the cluster of `settings`; consumers commit every `commit_interval`, and their
+    /// revoked partitions drain for at most `drain_deadline`.
     #[must_use]
-    pub fn new(settings: config::Kafka, commit_interval: Duration) -> Self {
-        Self { settings, commit_interval }
+    pub fn new(
+        settings: config::Kafka,
+        commit_interval: Duration,
+        drain_deadline: Duration,
+    ) -> Self {
+        Self { settings, commit_interval, drain_deadline }
+    }
+
+    /// Clients as `settings` say.
+    #[must_use]
+    pub fn of(settings: &config::Settings) -> Self {
+        let config::Engine { commit_interval, drain_deadline, .. } = settings.engine;
+        Self::new(settings.kafka.clone(), commit_interval, drain_deadline)
     }
 
     /// Where a group without any commit starts.
@@ -89,6 +106,11 @@ impl Kafka {
             // A member hears of a rebalance with its next heartbeat, and a partition that moves
             // stands still until all have heard.
             client.set("heartbeat.interval.ms", (session / 10).clamp(100, 1_000).to_string());
+        } else {
+            // Not librdkafka's five minutes: after a heartbeat that timed out it does not ask for
+            // its whole assignment, and never hears what the lost answer told it to give up.
+            let rebalance = REBALANCE_TIMEOUT.max(self.drain_deadline * 2);
+            client.set("max.poll.interval.ms", rebalance.as_millis().to_string());
         }
         apply(&mut client, &self.settings.properties);
         apply(&mut client, own);
@@ -159,7 +181,7 @@ mod tests {
         let named = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let environment: Environment = needed.iter().chain(more).map(named).collect();
         let settings = config::load(&environment, Path::new("")).settings.expect("settings");
-        let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
+        let kafka = Kafka::of(&settings);
         kafka.configure("group", &settings.marketplace.kafka_properties)
     }
 
@@ -170,5 +192,15 @@ mod tests {
         let own = ("MARKETPLACE_KAFKA_PROPERTIES", "heartbeat.interval.ms=2500");
         assert_eq!(beat(&[own]).as_deref(), Some("2500"));
         assert_eq!(beat(&[("KAFKA_GROUP_PROTOCOL", "consumer")]), None, "the broker's to say");
+    }
+
+    #[test]
+    fn a_broker_waits_for_partitions_longer_than_a_drain_takes_and_not_for_minutes() {
+        let timeout = |more: &[_]| configured(more).get("max.poll.interval.ms").map(str::to_owned);
+        let new = ("KAFKA_GROUP_PROTOCOL", "consumer");
+        assert_eq!(timeout(&[new]).as_deref(), Some("45000"));
+        let long = [new, ("DRAIN_DEADLINE", "50s"), ("SHUTDOWN_GRACE", "60s")];
+        assert_eq!(timeout(&long).as_deref(), Some("100000"));
+        assert_eq!(timeout(&[]).as_deref(), Some("300000"), "of the classic protocol");
     }
 }

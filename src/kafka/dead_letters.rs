@@ -169,7 +169,7 @@ mod tests {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
         let settings = config::load(&environment, Path::new("")).settings.expect("settings");
-        let kafka = Kafka::new(settings.kafka.clone(), settings.engine.commit_interval);
+        let kafka = Kafka::of(&settings);
         for (topic, exists) in [("there", true), ("missing", false)] {
             let letters = DeadLetters::new(&kafka, topic);
             assert_eq!(letters.topic_exists(&kafka).await, Ok(exists), "{topic}");

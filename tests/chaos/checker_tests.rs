@@ -240,6 +240,12 @@ fn a_commit_may_go_back_only_while_a_broker_is_away() {
     history.disturbances = vec![disturbed(Harm::Broker, None, 1_500, 2_000)];
     assert_eq!(broken(&history), []);
     assert_eq!(check(&history, &BOUNDS).overtaken, 1);
+
+    history.samples.push(sample(40_000, 2));
+    history.disturbances.push(disturbed(Harm::Forgets, None, 5_000, 5_100));
+    history.disturbances.push(disturbed(Harm::Killed, Some("1.1"), 5_200, 5_200));
+    history.arrivals.push(event(REVERSE, 9_000, "2.1"));
+    assert_eq!(broken(&history), [], "what lies between is read again");
 }
 
 #[test]

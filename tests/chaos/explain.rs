@@ -41,7 +41,7 @@ pub(crate) struct Explainer<'a> {
 /// What is known of a record.
 #[derive(Debug, Default, Clone)]
 struct Known<'a> {
-    /// When it was first seen that it had been committed.
+    /// Since when it was seen that it had been committed.
     committed: Option<Duration>,
     /// Whether there is a copy of it that nothing but a claim recognises.
     copied: bool,
@@ -90,8 +90,8 @@ impl<'a> Explainer<'a> {
         };
         let committed = known
             .committed
-            .map_or("never".to_owned(), |at| format!("at {:.3} s", at.as_secs_f64()));
-        format!("written to {}, first seen committed {committed}", known.places.join(", "))
+            .map_or("never".to_owned(), |at| format!("since {:.3} s", at.as_secs_f64()));
+        format!("written to {}, seen committed {committed}", known.places.join(", "))
     }
 
     /// Why what arrived first as `first` could arrive once more as `again`, although what it led to
@@ -179,7 +179,7 @@ impl<'a> Explainer<'a> {
     }
 }
 
-/// When each offset was first seen below a commit.
+/// Since when each offset was seen below a commit.
 struct Commits<'a>(HashMap<Partition<'a>, Vec<(i64, Duration)>>);
 
 /// Consumer, topic and number.
@@ -191,6 +191,8 @@ impl<'a> Commits<'a> {
         for sample in &history.samples {
             for ((topic, partition), next) in &sample.offsets {
                 let steps = steps.entry((sample.consumer, &**topic, *partition)).or_default();
+                // What went back is read again from there: as if it had not been committed before.
+                steps.retain(|(before, _)| before <= next);
                 if steps.last().is_none_or(|(before, _)| before < next) {
                     steps.push((*next, sample.answered));
                 }

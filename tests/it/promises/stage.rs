@@ -363,7 +363,8 @@ impl Stage {
     }
 
     fn start_with(&self, consumer: Arc<Scripted>, claims: Claims) -> Member {
-        let kafka = Kafka::new(self.kafka.clone(), self.settings.commit_interval);
+        let Settings { commit_interval, drain_deadline, .. } = self.settings;
+        let kafka = Kafka::new(self.kafka.clone(), commit_interval, drain_deadline);
         let dead_letters = DeadLetters::new(&kafka, &self.kafka.dlq_topic);
         let (watch, pulse) = (Arc::new(Watch::default()), Arc::new(Pulse::default()));
         let engine = Engine {

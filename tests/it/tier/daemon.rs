@@ -388,8 +388,7 @@ async fn the_recorded_load_evaluates_every_triggered_member_and_acts_on_each_ans
     scene.caught_up().await;
     let peak = daemon.peak_memory();
     assert!(daemon.stop().success(), "a clean stop");
-    // Without optimisation, and with the system's authorities in memory; 129 MiB were seen.
-    assert!(peak < 144 * 1024, "peak memory of {peak} KiB");
+    assert!(peak < 128 * 1024, "peak memory of {peak} KiB");
 
     let count = scene.double.inspect(|log| verify(&members, &scene.seen, log));
     println!("{count} evaluations of {} members, peak memory {peak} KiB", members.len());
