@@ -33,6 +33,9 @@ use super::{Consumer, Outcome};
 use crate::cdc::{Header, Record};
 use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
 
+/// Bytes that a record takes besides its own while it is held: its job, lane and task.
+const BOOKKEEPING: usize = 768;
+
 /// Jobs in flight at a time. More would only wait for a permit or a batch, each in a task.
 const MAX_RUNNING: usize = 4096;
 /// Records taken in one go before anything else gets its turn.
@@ -221,7 +224,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         let Intake { stamp, committed_at, snapshot, route } =
             intake(consumer, &record, decode, Timestamp::now());
 
-        let bytes = kafka::size(message);
+        let bytes = kafka::size(message) + BOOKKEEPING;
         let ticket = Ticket { partition: id, offset, bytes, committed_at };
         let count = self.partitions.len();
         let Some(partition) = self.partitions.get_mut(&id) else { return };
