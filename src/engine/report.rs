@@ -142,7 +142,7 @@ impl<C: Consumer> Session<'_, C> {
         }
         let advice = match code {
             RDKafkaErrorCode::FencedInstanceId => {
-                "another process uses the same KAFKA_INSTANCE_ID; give each running process its own"
+                "another process uses the same KAFKA_INSTANCE_ID, or the session had run out; give each running process its own id, and start this one again"
             }
             _ => "see the log above; the platform should start it again",
         };

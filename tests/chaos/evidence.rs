@@ -1,7 +1,7 @@
 //! What is gathered for the checker: calls as they are carried out, events and dead letters as they
 //! lie there at the end, and the topics themselves.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -152,34 +152,30 @@ pub(crate) async fn held_claims(redis: &str) -> Vec<String> {
 /// The topics must hold what was written, where it was acknowledged, and nothing else.
 pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &str) {
     let place = |topic: &str, partition, offset| (topic.to_owned(), partition, offset);
+    let mut there = Vec::new();
+    for (topic, _) in TOPICS {
+        let topic = full_name(prefix, topic);
+        let records = kafka::read_topic(bootstrap, &topic).await;
+        there.extend(records.into_iter().map(|record| (topic.clone(), record)));
+    }
+    locate(history, &there);
     let mut written: BTreeMap<_, _> = history
         .written
         .iter()
         .map(|record| (place(&record.topic, record.partition, record.offset), record))
         .collect();
     let (mut wrong, mut again) = (Vec::new(), Vec::new());
-    for (topic, _) in TOPICS {
-        let topic = full_name(prefix, topic);
-        for record in kafka::read_topic(bootstrap, &topic).await {
-            let (partition, offset) = (record.partition(), record.offset());
-            let same = |found: &Written| {
-                record.key() == Some(found.key.as_bytes())
-                    && record.payload() == Some(found.value.as_bytes())
-            };
-            let here = place(&topic, partition, offset);
-            if written.get(&here).is_some_and(|found| same(found)) {
-                written.remove(&here);
-                continue;
-            }
-            // A producer that lost its broker may write a batch twice, as Debezium's may.
-            let known = history
-                .written
-                .iter()
-                .find(|found| found.topic == topic && found.partition == partition && same(found));
-            match known {
-                Some(known) => again.push(Written { offset, copy: true, ..known.clone() }),
-                None => wrong.push(format!("{topic}/{partition}/{offset}")),
-            }
+    for (topic, record) in &there {
+        let (partition, offset) = (record.partition(), record.offset());
+        let here = place(topic, partition, offset);
+        if written.get(&here).is_some_and(|found| same(found, topic, record)) {
+            written.remove(&here);
+            continue;
+        }
+        // A producer that lost its broker may write a batch twice, as Debezium's may.
+        match history.written.iter().find(|found| same(found, topic, record)) {
+            Some(known) => again.push(Written { offset, copy: true, ..known.clone() }),
+            None => wrong.push(format!("{topic}/{partition}/{offset}")),
         }
     }
     wrong.extend(
@@ -193,6 +189,33 @@ pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &s
         history.incidents.push(format!("the topics do not hold what was written: {text}"));
     }
     history.written.append(&mut again);
+}
+
+/// Whether a record in a topic is the one that was written.
+fn same(written: &Written, topic: &str, record: &OwnedMessage) -> bool {
+    written.topic == topic
+        && written.partition == record.partition()
+        && record.key() == Some(written.key.as_bytes())
+        && record.payload() == Some(written.value.as_bytes())
+}
+
+/// Finds where those lie whose place the broker could not tell: when it already had what the
+/// producer sent again, it acknowledges without an offset.
+fn locate(history: &mut History, there: &[(String, OwnedMessage)]) {
+    let mut taken: HashSet<(String, i32, i64)> = history
+        .written
+        .iter()
+        .map(|record| (record.topic.clone(), record.partition, record.offset))
+        .collect();
+    for written in history.written.iter_mut().filter(|written| written.offset < 0) {
+        let alike = there.iter().filter(|(topic, record)| same(written, topic, record));
+        let mut places =
+            alike.map(|(topic, record)| (topic.clone(), record.partition(), record.offset()));
+        if let Some(place) = places.find(|place| !taken.contains(place)) {
+            written.offset = place.2;
+            taken.insert(place);
+        }
+    }
 }
 
 /// Topics of a run that is over only cost the brokers memory, and one name is needed again.
