@@ -296,7 +296,8 @@ pub struct Engine {
     pub stall_timeout: Duration,
     /// Records in hand, shared out equally to all consumers (`BUFFER_RECORDS`, default 10,000).
     pub buffer_records: usize,
-    /// Bytes in hand, shared out equally to all consumers (`BUFFER_BYTES`, default 16 MiB).
+    /// Bytes in hand, with 768 for each record besides its own, shared out equally to all consumers
+    /// (`BUFFER_BYTES`, default 16 MiB).
     pub buffer_bytes: usize,
     /// How long a revoked partition may finish what is in flight (`DRAIN_DEADLINE`, default 5 s).
     pub drain_deadline: Duration,
