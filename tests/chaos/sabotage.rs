@@ -68,8 +68,8 @@ pub(crate) fn plan(records: usize, rate: f64) -> disturb::Plan {
     let reset = |ms| Act::Inngest { fault: Fault::Reset, time: Duration::from_millis(ms) };
     let mut plan = disturb::Plan {
         members: vec![Vec::new(), Vec::new()],
-        // So that a member that was killed is at work again at once.
-        static_members: true,
+        // So that the others go on when a member is killed, and it is soon at work again.
+        new_protocol: true,
         ..disturb::Plan::default()
     };
     for round in (1..).map(|round| 3.0 * f64::from(round)).take_while(|time| at(*time) < records) {
