@@ -46,9 +46,9 @@ impl Sabotage {
     /// What the checker must find.
     pub(crate) fn breaks(self) -> &'static [Promise] {
         match self {
-            Self::CommitsEarly | Self::OnePhaseClaims => {
-                &[Promise::NothingLost, Promise::CommitBehindOutcome]
-            }
+            // Whether something is lost besides depends on the moment of a kill.
+            Self::CommitsEarly => &[Promise::CommitBehindOutcome],
+            Self::OnePhaseClaims => &[Promise::NothingLost, Promise::CommitBehindOutcome],
             Self::NoLanes => &[Promise::Order],
         }
     }
