@@ -226,7 +226,7 @@ impl Run {
 
     fn sabotaged(sabotage: Option<Sabotage>) -> Self {
         let load = load(0, SABOTAGED);
-        let plan = sabotage::plan(load.items.len(), RATE);
+        let plan = sabotage::plan(sabotage, load.items.len(), RATE);
         let (program, arguments) = match sabotage {
             None => (DAEMON.into(), Vec::new()),
             Some(sabotage) => (
