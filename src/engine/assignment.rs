@@ -21,6 +21,10 @@ pub(super) struct Assignment {
     pub(super) draining: Option<Draining>,
     pub(super) waiting: VecDeque<Rebalance>,
     pub(super) repairs: Vec<(u32, JoinHandle<KafkaResult<i64>>)>,
+    /// The group has taken this member in; before, it knows nothing of what it was told earlier.
+    pub(super) joined: bool,
+    /// How many partitions nobody has, as soon as that is found out.
+    pub(super) orphans: Option<JoinHandle<KafkaResult<Option<usize>>>>,
 }
 
 /// Partitions that are being given up.

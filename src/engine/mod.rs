@@ -21,6 +21,7 @@ mod partition;
 mod parts;
 pub mod permits;
 mod rebalance;
+mod repair;
 mod report;
 pub mod retry;
 mod run;

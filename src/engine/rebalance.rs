@@ -8,7 +8,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use jiff::Timestamp;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
@@ -19,7 +18,7 @@ use super::assignment::{Draining, commit_list, list};
 use super::partition::{Commit, Partition};
 use super::parts::EngineError;
 use super::session::Session;
-use super::start::{Loss, PlanError, Start, plan};
+use super::start::{PlanError, Start, plan};
 use super::{Consumer, Observed};
 use crate::kafka::{Rebalance, Signals};
 
@@ -39,6 +38,7 @@ impl<C: Consumer> Session<'_, C> {
             let ids = self.ids(&names);
             self.mark_draining(&ids);
             self.forget(&ids);
+            self.assignment.joined = false;
             return;
         }
         self.refused = false;
@@ -110,6 +110,7 @@ impl<C: Consumer> Session<'_, C> {
             }
             tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
                 assigned, partitions = self.partitions.len(), "partitions assigned");
+            self.joined();
             let observed = Observed::Rebalanced { assigned, revoked: 0 };
             self.engine.observer.observe(self.engine.consumer.name(), &observed);
         }
@@ -246,7 +247,7 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    fn ids_where(&self, condition: impl Fn(&Partition) -> bool) -> Vec<u32> {
+    pub(super) fn ids_where(&self, condition: impl Fn(&Partition) -> bool) -> Vec<u32> {
         let found = self.partitions.iter().filter(|(_, partition)| condition(partition));
         found.map(|(id, _)| *id).collect()
     }
@@ -323,69 +324,6 @@ impl<C: Consumer> Session<'_, C> {
                 tracing::warn!(messaging.consumer.group.name = %group,
                     "last commit not acknowledged, what came since the one before may be repeated");
             }
-        }
-    }
-
-    /// Reports what repairs have found.
-    pub(super) fn finish_repairs(&mut self) {
-        let mut repairs = std::mem::take(&mut self.assignment.repairs);
-        repairs.retain_mut(|(id, repair)| match repair.now_or_never() {
-            None => true,
-            Some(Ok(Ok(low))) => {
-                self.go_on_at(*id, low);
-                false
-            }
-            Some(Ok(Err(error))) => {
-                self.warn_on_error("repair", Err(error));
-                self.must_repair();
-                false
-            }
-            Some(Err(_)) => false,
-        });
-        self.assignment.repairs.append(&mut repairs);
-    }
-
-    /// Goes on at `low`, the earliest record there is, if the position lies before it. librdkafka
-    /// has ended such a fetch, and refuses a seek then: the partition is given up and taken again.
-    fn go_on_at(&mut self, id: u32, low: i64) {
-        let Some(partition) = self.partitions.get_mut(&id).filter(|p| !p.draining) else { return };
-        let lost = low - partition.next_offset();
-        if lost <= 0 {
-            return;
-        }
-        if !self.assignment.is_idle() || !self.assignment.waiting.is_empty() {
-            // The group waits for another answer.
-            return self.must_repair();
-        }
-        partition.paused = false;
-        let (topic, number) = (Arc::clone(&partition.topic), partition.number);
-        let again = || {
-            let mut list = TopicPartitionList::new();
-            list.add_partition_offset(&topic, number, Offset::Offset(low))?;
-            self.client.incremental_unassign(&list)?;
-            self.client.resume(&list)?;
-            self.client.incremental_assign(&list)
-        };
-        match again() {
-            Ok(()) => self.report_loss(&topic, number, Loss::Expired(lost)),
-            Err(error) => {
-                self.warn_on_error("go on behind a loss", Err(error));
-                self.must_repair();
-            }
-        }
-    }
-
-    /// Retention has passed a position: finds which.
-    pub(super) fn plan_repair(&mut self) {
-        for id in self.ids_where(|partition| !partition.draining) {
-            let Some(partition) = self.partitions.get(&id) else { continue };
-            let (topic, number) = (Arc::clone(&partition.topic), partition.number);
-            let client = Arc::clone(&self.client);
-            let repair = tokio::task::spawn_blocking(move || {
-                let (low, _) = client.fetch_watermarks(&topic, number, Duration::from_secs(10))?;
-                Ok(low)
-            });
-            self.assignment.repairs.push((id, repair));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -137,12 +138,15 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     pub(super) fn fatal(&self, code: RDKafkaErrorCode) -> Result<End, EngineError> {
-        if code == RDKafkaErrorCode::UnreleasedInstanceId {
+        let by_itself = || self.client.context().may_fence_itself();
+        if code == RDKafkaErrorCode::UnreleasedInstanceId
+            || (code == RDKafkaErrorCode::FencedInstanceId && by_itself())
+        {
             return Ok(End::Anew(code));
         }
         let advice = match code {
             RDKafkaErrorCode::FencedInstanceId => {
-                "another process uses the same KAFKA_INSTANCE_ID, or the session had run out; give each running process its own id, and start this one again"
+                "another process uses the same KAFKA_INSTANCE_ID; give each running process its own"
             }
             _ => "see the log above; the platform should start it again",
         };

@@ -351,6 +351,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.expire_revoke(now);
         self.report_snapshot(now);
         self.finish_repairs();
+        self.adopt_orphans();
         if std::mem::take(&mut self.position_lost) {
             self.plan_repair();
         }
@@ -372,11 +373,6 @@ impl<'a, C: Consumer> Session<'a, C> {
     fn may_end(&self) -> bool {
         self.stopping
             .is_some_and(|deadline| self.lanes.running() == 0 || Instant::now() >= deadline)
-    }
-
-    /// A position that retention has passed must be looked for again.
-    pub(super) fn must_repair(&mut self) {
-        self.position_lost = true;
     }
 
     pub(super) fn total_without(&mut self, partition: &Partition) {

@@ -56,6 +56,13 @@ impl Kafka {
         self.settings.auto_offset_reset
     }
 
+    /// Whether a member that comes back is given what it had without anyone hearing of it: a static
+    /// one of the classic protocol.
+    pub(crate) fn returns_unnoticed(&self) -> bool {
+        let classic = self.settings.group_protocol == GroupProtocol::Classic;
+        classic && self.settings.instance_id.is_some()
+    }
+
     /// What every client shares: brokers, security, and the user's own properties.
     #[must_use]
     pub fn base(&self) -> ClientConfig {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -29,6 +29,9 @@ pub(crate) enum Rebalance {
     Lost(Vec<(String, i32)>),
 }
 
+/// How long a commit may be under way: librdkafka's default of `socket.timeout.ms`.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Records behind the position, by topic and partition.
 pub(crate) type Lag = HashMap<String, HashMap<i32, i64>>;
 
@@ -39,6 +42,7 @@ pub(crate) struct Context {
     closing: Arc<AtomicBool>,
     lag: Arc<Mutex<Lag>>,
     brokers: Arc<Brokers>,
+    session_lost: Mutex<Option<Instant>>,
 }
 
 /// The loop's end of [`Context`].
@@ -67,8 +71,16 @@ impl Context {
             closing: Arc::clone(&signals.closing),
             lag: Arc::clone(&signals.lag),
             brokers: Arc::clone(&signals.brokers),
+            session_lost: Mutex::default(),
         };
         (context, signals)
+    }
+
+    /// Whether the group may have been joined anew with a commit still under way. A static member
+    /// has another id then, and the broker takes such a commit for one of a second process.
+    pub(crate) fn may_fence_itself(&self) -> bool {
+        let lost = *self.session_lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.is_some_and(|lost| lost.elapsed() < COMMIT_TIMEOUT)
     }
 }
 
@@ -77,6 +89,10 @@ impl ClientContext for Context {
         if facility == "FAIL" && !self.brokers.failed(message, Instant::now()) {
             tracing::debug!(target: "librdkafka", client = %self.group, facility, message, "librdkafka");
             return;
+        }
+        if facility == "SESSTMOUT" {
+            let mut lost = self.session_lost.lock().unwrap_or_else(PoisonError::into_inner);
+            *lost = Some(Instant::now());
         }
         log(&self.group, level, facility, message);
     }

@@ -119,3 +119,32 @@ async fn killed_after_the_commit_nothing_is_looked_at_again() {
     assert_eq!(world.awards(&first), 1);
     assert_eq!(world.calls(), before + 1, "one call for the purchase that came after");
 }
+
+#[tokio::test]
+async fn a_static_member_killed_while_it_gives_partitions_up_leaves_none_without_an_owner() {
+    const PARTITIONS: i32 = 4;
+    let mut world = World::with_partitions(PARTITIONS).await;
+    world.double.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
+    let one = world.start();
+    for _ in 0..PARTITIONS {
+        world.purchase().await;
+    }
+    world.double.until(|log| !log.posts.is_empty()).await;
+    // The first is now to give half of them up, and keeps them as long as it waits for Inngest.
+    let (_two, log) = world
+        .environment
+        .clone()
+        .with("KAFKA_INSTANCE_ID", "two")
+        .with("LOG_LEVEL", "info")
+        .start_logging();
+    log.until("partitions assigned").await;
+    one.kill();
+    world.double.heal(Endpoint::Post);
+
+    // The broker gives it back the half that it was to keep, and tells nobody of the other half.
+    let _one = world.start();
+    for _ in 0..PARTITIONS {
+        let id = world.purchase().await;
+        world.until_awarded(&id).await;
+    }
+}

@@ -16,16 +16,22 @@ pub(super) struct World {
     pub(super) double: Double,
     pub(super) topic: String,
     prefix: String,
-    environment: Environment,
+    pub(super) environment: Environment,
+    partitions: i32,
     purchases: u64,
 }
 
 impl World {
     /// An empty topic of purchases with one partition.
     pub(super) async fn new() -> Self {
+        Self::with_partitions(1).await
+    }
+
+    /// An empty topic of purchases with so many partitions, which they go to in turn.
+    pub(super) async fn with_partitions(partitions: i32) -> Self {
         let prefix = unique("crash");
         let topic = format!("{prefix}.purchase_ledger");
-        create_topic(kafka(), &topic, 1).await;
+        create_topic(kafka(), &topic, partitions).await;
         let options = Options { keep_data: true, ..Options::default() };
         let double = Double::start(options).await.expect("a double");
         let environment = Environment::new(kafka(), redis(), double.url(), &prefix)
@@ -35,7 +41,7 @@ impl World {
             .with("BACKOFF_BASE", "10ms")
             .with("BACKOFF_MAX", "50ms")
             .with("LOG_LEVEL", "error");
-        Self { double, topic, prefix, environment, purchases: 0 }
+        Self { double, topic, prefix, environment, partitions, purchases: 0 }
     }
 
     /// Starts the daemon.
@@ -87,7 +93,7 @@ impl World {
         .expect("most ids have rows");
         let (key, value) = completed_purchase(&id, self.purchases);
         let record = FutureRecord::to(&self.topic)
-            .partition(0)
+            .partition(self.purchases as i32 % self.partitions)
             .key(key.as_bytes())
             .payload(value.as_bytes());
         produce(kafka(), [record]).await;

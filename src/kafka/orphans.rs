@@ -1,0 +1,76 @@
+//! Partitions of a group that no member has.
+//!
+//! With the classic protocol and static membership there can be some for good: a member that is told
+//! to give partitions up, and is killed before it says that it has, is given the rest back when it
+//! returns, and the group is not asked to share out what nobody has.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaResult;
+
+use super::GroupConsumer;
+
+/// How long the brokers may take for one answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many partitions of `topics` have no owner in `group`; `None` while it rebalances. Blocks.
+pub(crate) fn orphans(
+    client: &GroupConsumer,
+    group: &str,
+    topics: &[String],
+) -> KafkaResult<Option<usize>> {
+    let groups = client.fetch_group_list(Some(group), TIMEOUT)?;
+    let Some(found) = groups.groups().iter().find(|g| g.name() == group && g.state() == "Stable")
+    else {
+        return Ok(None);
+    };
+    let assignments = found.members().iter().filter_map(|member| member.assignment());
+    let owned: HashSet<(&str, i32)> =
+        assignments.flat_map(|bytes| decode(bytes).unwrap_or_default()).collect();
+    let mut orphans = 0;
+    for topic in topics {
+        let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
+        let partitions = metadata.topics().iter().flat_map(|found| found.partitions());
+        orphans += partitions.filter(|p| !owned.contains(&(topic.as_str(), p.id()))).count();
+    }
+    Ok(Some(orphans))
+}
+
+/// Reads an assignment as the consumer protocol of Kafka writes it: a version, and by topic the
+/// numbers of its partitions. What follows is the assignor's own.
+fn decode(assignment: &[u8]) -> Option<Vec<(&str, i32)>> {
+    let mut rest = assignment;
+    let mut take = |count: usize| {
+        let (taken, left) = rest.split_at_checked(count)?;
+        rest = left;
+        Some(taken)
+    };
+    take(size_of::<i16>())?;
+    let mut decoded = Vec::new();
+    let topics = i32::from_be_bytes(take(4)?.try_into().ok()?);
+    for _ in 0..topics {
+        let length = i16::from_be_bytes(take(2)?.try_into().ok()?);
+        let topic = str::from_utf8(take(length.try_into().ok()?)?).ok()?;
+        let partitions = i32::from_be_bytes(take(4)?.try_into().ok()?);
+        for _ in 0..partitions {
+            decoded.push((topic, i32::from_be_bytes(take(4)?.try_into().ok()?)));
+        }
+    }
+    Some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_assignment_names_its_partitions_and_a_broken_one_none() {
+        let bytes = b"\0\x01\0\0\0\x02\0\x01a\0\0\0\x02\0\0\0\0\0\0\0\x07\0\x02bc\0\0\0\x01\0\0\0\x01\0\0\0\0";
+        assert_eq!(decode(bytes), Some(vec![("a", 0), ("a", 7), ("bc", 1)]));
+        let whole = bytes.len() - 4;
+        assert!((0..whole).all(|length| decode(&bytes[..length]).is_none()));
+        assert_eq!(decode(b"\0\0\0\0\0\0"), Some(Vec::new()));
+    }
+}
