@@ -246,14 +246,6 @@ fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if kafka.group_protocol == GroupProtocol::Classic && kafka.instance_id.is_some() {
-        warnings.push(
-            "KAFKA_INSTANCE_ID with the classic protocol: an instance that is killed while the group \
-             rebalances can leave partitions without an owner until the next rebalance; \
-             KAFKA_GROUP_PROTOCOL=consumer does not"
-                .to_owned(),
-        );
-    }
     if engine.drain_deadline > engine.shutdown_grace {
         warnings.push("DRAIN_DEADLINE is above SHUTDOWN_GRACE, which ends first".to_owned());
     }

@@ -309,7 +309,6 @@ fn settings_that_contradict_each_other_are_told() {
     warned(&[("KAFKA_SESSION_TIMEOUT", "20s")], "KAFKA_SESSION_TIMEOUT");
     warned(&[("SNAPSHOT_MAX_AGE", "24h")], "SNAPSHOT_MAX_AGE");
     warned(&[("DRAIN_DEADLINE", "26s")], "DRAIN_DEADLINE");
-    warned(&[("KAFKA_INSTANCE_ID", "a")], "KAFKA_INSTANCE_ID");
 }
 
 #[test]
