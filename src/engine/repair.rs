@@ -49,8 +49,10 @@ impl<C: Consumer> Session<'_, C> {
                 let joined = self.client.subscribe(&topics);
                 self.warn_on_error("join anew", joined);
             }
+            // A broker is away, which is said elsewhere.
             Ok(Err(error)) => {
-                self.warn_on_error("look for partitions without an owner", Err(error));
+                tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group, %error,
+                    "owners of partitions not told, asking again");
                 self.seek_orphans();
             }
         }

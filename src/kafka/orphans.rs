@@ -16,6 +16,9 @@ use super::GroupConsumer;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many partitions of `topics` have no owner in `group`; `None` while it rebalances. Blocks.
+///
+/// # Errors
+/// While any broker is away: the client asks all of them for their groups.
 pub(crate) fn orphans(
     client: &GroupConsumer,
     group: &str,
