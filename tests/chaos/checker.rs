@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::explain::{Explainer, Why};
-use super::history::{Arrival, Effect, Harm, History, Kind};
+use super::history::{Arrival, Disturbance, Effect, Harm, History, Kind};
 
 /// What the promises are held against.
 #[derive(Debug, Clone, Copy)]
@@ -276,12 +276,17 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
 }
 
 /// No partition's committed offset may go back: what lies between is handled again. Only while a
-/// broker is away an older commit, of unknown outcome, may be sent again after a newer one.
+/// broker is away, and for as long as a member stands still that stood still while it was away, an
+/// older commit, of unknown outcome, may be sent again after a newer one.
 fn steps_back(history: &History, bounds: &Bounds, verdict: &mut Verdict) {
-    let away = |at: Duration| {
-        let mut brokers = history.disturbances.iter().filter(|found| found.harm == Harm::Broker);
-        brokers.any(|found| found.from <= at && at <= found.to + bounds.near)
+    let of = |harm| history.disturbances.iter().filter(move |found| found.harm == harm);
+    let sent_again_by = |away: &Disturbance| {
+        let frozen =
+            of(Harm::Frozen).filter(|found| found.from <= away.to && away.from <= found.to);
+        frozen.map(|found| found.to).fold(away.to, Duration::max) + bounds.near
     };
+    let away =
+        |at: Duration| of(Harm::Broker).any(|found| found.from <= at && at <= sent_again_by(found));
     let mut last: HashMap<(&str, &str, i32), (i64, Duration)> = HashMap::new();
     for sample in &history.samples {
         for ((topic, partition), next) in &sample.offsets {

@@ -216,6 +216,11 @@ fn what_was_committed_comes_again_only_from_somebody_who_stood_still() {
 
     history.disturbances.push(disturbed(Harm::Frozen, Some("2.1"), 1_000, 21_900));
     assert_eq!(broken(&history), []);
+
+    history.arrivals.last_mut().expect("one").by = None;
+    assert_eq!(broken(&history), [], "a call does not say whose it is");
+    history.disturbances.pop();
+    assert_eq!(broken(&history), [Promise::NothingTwice], "but nobody stood still");
 }
 
 #[test]
@@ -240,6 +245,12 @@ fn a_commit_may_go_back_only_while_a_broker_is_away() {
     history.disturbances = vec![disturbed(Harm::Broker, None, 1_500, 2_000)];
     assert_eq!(broken(&history), []);
     assert_eq!(check(&history, &BOUNDS).overtaken, 1);
+
+    history.disturbances[0].to = ms(1_600);
+    history.samples.last_mut().expect("one").answered = ms(20_000);
+    assert_eq!(broken(&history), [Promise::CommitGoesOn], "long after");
+    history.disturbances.push(disturbed(Harm::Frozen, Some("1.2"), 1_550, 19_900));
+    assert_eq!(broken(&history), [], "by a member that stood still meanwhile");
 
     history.samples.push(sample(40_000, 2));
     history.disturbances.push(disturbed(Harm::Forgets, None, 5_000, 5_100));

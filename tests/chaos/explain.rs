@@ -113,9 +113,10 @@ impl<'a> Explainer<'a> {
         if let Some(committed) = known.committed
             && again.begun > committed + near
         {
-            // Nobody gets it from there any more: only who had it before, and copies of it.
+            // Nobody gets it from there any more: only who had it before, and copies of it. A call
+            // does not say whose it is.
             if self.of(&[Harm::Frozen]).any(|found| {
-                found.who == again.by
+                (again.by.is_none() || found.who == again.by)
                     && found.from <= committed + near
                     && again.at <= found.to + near
             }) {
