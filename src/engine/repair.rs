@@ -35,9 +35,6 @@ impl<C: Consumer> Session<'_, C> {
         let Some(search) = &mut self.assignment.orphans else { return };
         let Some(found) = search.now_or_never() else { return };
         self.assignment.orphans = None;
-        if self.stopping.is_some() {
-            return;
-        }
         let settled = self.assignment.is_idle() && self.assignment.waiting.is_empty();
         match found {
             Ok(Ok(Some(0))) | Err(_) => {}

@@ -351,7 +351,9 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.expire_revoke(now);
         self.report_snapshot(now);
         self.finish_repairs();
-        self.adopt_orphans();
+        if self.stopping.is_none() {
+            self.adopt_orphans();
+        }
         if std::mem::take(&mut self.position_lost) {
             self.plan_repair();
         }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::explain::{Explainer, Why};
-use super::history::{Arrival, Disturbance, Effect, Harm, History, Kind};
+use super::history::{Arrival, Effect, Harm, History, Kind};
 
 /// What the promises are held against.
 #[derive(Debug, Clone, Copy)]
@@ -276,24 +276,28 @@ fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Ver
 }
 
 /// No partition's committed offset may go back: what lies between is handled again. Only while a
-/// broker is away, and for as long as a member stands still that stood still while it was away, an
-/// older commit, of unknown outcome, may be sent again after a newer one.
+/// broker is away, or when a member goes on that stood still meanwhile, an older commit, of unknown
+/// outcome, may be sent again after a newer one.
 fn steps_back(history: &History, bounds: &Bounds, verdict: &mut Verdict) {
     let of = |harm| history.disturbances.iter().filter(move |found| found.harm == harm);
-    let sent_again_by = |away: &Disturbance| {
-        let frozen =
-            of(Harm::Frozen).filter(|found| found.from <= away.to && away.from <= found.to);
-        frozen.map(|found| found.to).fold(away.to, Duration::max) + bounds.near
+    let away = |at: Duration| {
+        of(Harm::Broker).any(|found| found.from <= at && at <= found.to + bounds.near)
     };
-    let away =
-        |at: Duration| of(Harm::Broker).any(|found| found.from <= at && at <= sent_again_by(found));
+    let thawed = |at: Duration| {
+        of(Harm::Frozen).any(|frozen| {
+            frozen.to <= at
+                && at <= frozen.to + bounds.near
+                && of(Harm::Broker)
+                    .any(|away| away.overlaps(frozen.from, frozen.to, Duration::ZERO))
+        })
+    };
     let mut last: HashMap<(&str, &str, i32), (i64, Duration)> = HashMap::new();
     for sample in &history.samples {
         for ((topic, partition), next) in &sample.offsets {
             let place = (sample.consumer, topic.as_str(), *partition);
             let before = last.insert(place, (*next, sample.answered));
             if let Some((before, at)) = before.filter(|(before, _)| before > next) {
-                if away(sample.answered) {
+                if away(sample.answered) || thawed(sample.answered) {
                     verdict.overtaken += 1;
                     continue;
                 }

@@ -249,7 +249,9 @@ fn a_commit_may_go_back_only_while_a_broker_is_away() {
     history.disturbances[0].to = ms(1_600);
     history.samples.last_mut().expect("one").answered = ms(20_000);
     assert_eq!(broken(&history), [Promise::CommitGoesOn], "long after");
-    history.disturbances.push(disturbed(Harm::Frozen, Some("1.2"), 1_550, 19_900));
+    history.disturbances.push(disturbed(Harm::Frozen, Some("1.2"), 1_550, 21_000));
+    assert_eq!(broken(&history), [Promise::CommitGoesOn], "who stands still sends nothing");
+    history.disturbances[1].to = ms(19_900);
     assert_eq!(broken(&history), [], "by a member that stood still meanwhile");
 
     history.samples.push(sample(40_000, 2));

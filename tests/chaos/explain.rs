@@ -113,10 +113,9 @@ impl<'a> Explainer<'a> {
         if let Some(committed) = known.committed
             && again.begun > committed + near
         {
-            // Nobody gets it from there any more: only who had it before, and copies of it. A call
-            // does not say whose it is.
+            // Nobody gets it from there any more: only who had it before, and copies of it.
             if self.of(&[Harm::Frozen]).any(|found| {
-                (again.by.is_none() || found.who == again.by)
+                found.may_have_hit(again)
                     && found.from <= committed + near
                     && again.at <= found.to + near
             }) {
@@ -134,7 +133,7 @@ impl<'a> Explainer<'a> {
             return Some(Why::Forgotten);
         }
         // An answer that takes long is as good as lost.
-        if self.of(&[Harm::AnswerLost]).any(|lost| overlap(lost, at, accepted, near)) {
+        if self.of(&[Harm::AnswerLost]).any(|lost| lost.overlaps(at, accepted, near)) {
             return Some(Why::AnswerLost);
         }
         let by_now = self.confirmed(accepted);
@@ -143,8 +142,10 @@ impl<'a> Explainer<'a> {
             (Harm::Stopped, Why::Stopped),
             (Harm::Frozen, Why::Frozen),
         ] {
-            let hit = |found: &Disturbance| first.by.is_none() || found.who == first.by;
-            if self.of(&[harm]).any(|found| hit(found) && overlap(found, at, by_now, near)) {
+            if self
+                .of(&[harm])
+                .any(|found| found.may_have_hit(first) && found.overlaps(at, by_now, near))
+            {
                 return Some(why);
             }
         }
@@ -156,7 +157,7 @@ impl<'a> Explainer<'a> {
     pub(crate) fn was_frozen(&self, arrival: &Arrival) -> bool {
         let near = self.bounds.near;
         self.of(&[Harm::Frozen])
-            .any(|found| found.who == arrival.by && overlap(found, arrival.at, arrival.at, near))
+            .any(|found| found.who == arrival.by && found.overlaps(arrival.at, arrival.at, near))
     }
 
     /// By when what was accepted at `at` was confirmed, if nothing happened to its sender.
@@ -176,7 +177,7 @@ impl<'a> Explainer<'a> {
 
     /// Whether a connector's copy of it may have waited behind it.
     fn replayed(&self, at: Duration) -> bool {
-        self.of(&[Harm::Replay]).any(|found| overlap(found, at, at, self.bounds.near))
+        self.of(&[Harm::Replay]).any(|found| found.overlaps(at, at, self.bounds.near))
     }
 }
 
@@ -207,9 +208,4 @@ impl<'a> Commits<'a> {
         let above = steps.partition_point(|(next, _)| *next <= record.offset);
         steps.get(above).map(|(_, seen)| *seen)
     }
-}
-
-/// Whether a disturbance, give or take `near`, touches a span.
-fn overlap(found: &Disturbance, from: Duration, to: Duration, near: Duration) -> bool {
-    found.from <= to + near && from <= found.to + near
 }

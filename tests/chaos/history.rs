@@ -141,6 +141,18 @@ pub(crate) struct Disturbance {
     pub(crate) text: String,
 }
 
+impl Disturbance {
+    /// Whether it touches a span, give or take `near`.
+    pub(crate) fn overlaps(&self, from: Duration, to: Duration, near: Duration) -> bool {
+        self.from <= to + near && from <= self.to + near
+    }
+
+    /// Whether it hit who sent this. Calls and letters do not say whose they are.
+    pub(crate) fn may_have_hit(&self, arrival: &Arrival) -> bool {
+        arrival.by.is_none() || self.who == arrival.by
+    }
+}
+
 impl fmt::Display for Disturbance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (from, to) = (self.from.as_secs_f64(), self.to.as_secs_f64());
