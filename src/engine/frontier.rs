@@ -104,6 +104,10 @@ impl Source {
             self.pass_unsequenced(stamp);
             return;
         }
+        // A replay says nothing new, and one of an older log must not take the newest one's place.
+        if self.logs.iter().any(|entry| entry.covers_sequenced(stamp)) {
+            return;
+        }
         let Some(newest) = self.logs.last_mut() else {
             self.logs.push(Entry::new(stamp));
             return;
@@ -250,6 +254,19 @@ mod tests {
         assert!(frontier.covers(&stamp(Some(800), 805, 6, 900, 3)), "the old log, again");
         assert!(!frontier.covers(&stamp(Some(20), 25, 4, 2_100, 4)), "the new log goes on");
         assert!(!frontier.covers(&stamp(Some(20), 25, 4, 1_500, 4)), "beyond the new log's end");
+    }
+
+    #[test]
+    fn a_replay_of_the_old_log_takes_nothing_from_what_is_known_of_the_new_one() {
+        let (old, new) = (stamp(Some(900), 905, 7, 1_000, 1), stamp(Some(10), 15, 3, 2_000, 2));
+        let mut frontier = after(&[old, new]);
+        for number in 0..10 {
+            frontier.pass(&stamp(Some(800 + number), 805 + number, 6, 900, 3));
+            let live = stamp(Some(20 + number), 25 + number, 4, 2_100 + number as i64, 4);
+            assert!(!frontier.covers(&live));
+            frontier.pass(&live);
+            assert!(frontier.covers(&live) && frontier.covers(&new) && frontier.covers(&old));
+        }
     }
 
     #[test]
