@@ -71,8 +71,13 @@ pub struct Attempts {
     pub failures: u32,
     /// When the first attempt failed.
     pub first_at: Option<Instant>,
-    /// How often the failing dependency had answered anybody when this record first failed on it.
+    /// How often the failing dependency had answered anybody when this record last failed on it
+    /// as in an outage.
     answered: Option<(String, u64)>,
+    /// The same when it was first refused without a clear reason.
+    refused: Option<(String, u64)>,
+    /// When something that it names was first found missing.
+    missing_since: Option<Instant>,
     /// Failures before each of which the dependency had answered somebody else since the one
     /// before, and when the first of them was. Failures of an outage say nothing about the record,
     /// however many they were.
@@ -133,7 +138,9 @@ impl Policy {
                 Next::Retry { at: until, waits_for: None, reason: reason.into() }
             }
             Failure::NotYet { kind, message, patience } => {
-                let (failures, since) = attempts.count(now);
+                let failures = attempts.count(now);
+                let missing_since = *attempts.missing_since.get_or_insert(now);
+                let since = now.saturating_duration_since(missing_since);
                 if since >= patience {
                     return Next::DeadLetter { kind, message };
                 }
@@ -141,8 +148,8 @@ impl Policy {
                 Next::Retry { at, waits_for: None, reason: kind.into() }
             }
             Failure::Suspect { breaker, kind, message } => {
-                let answered = attempts.answered_since(&breaker);
-                let (failures, _) = attempts.count(now);
+                let answered = answered_since(&mut attempts.refused, &breaker);
+                let failures = attempts.count(now);
                 if answered {
                     return Next::DeadLetter { kind, message };
                 }
@@ -153,7 +160,7 @@ impl Policy {
             }
             Failure::Outage { breaker, kind, message, retry_after, attempted: true } => {
                 let (alone, since) = attempts.count_alone(&breaker, now);
-                let (failures, _) = attempts.count(now);
+                let failures = attempts.count(now);
                 if alone >= self.poison_attempts && since >= self.poison_after {
                     return Next::DeadLetter { kind, message };
                 }
@@ -171,7 +178,8 @@ impl Policy {
         random: f64,
     ) -> Next {
         let at = match (retry_after, breaker.away()) {
-            (Some(asked), _) => now + asked,
+            // Nobody who asks for no pause gets none: the record would go round and round.
+            (Some(asked), _) => now + asked.max(self.backoff.delay(failures - 1, random)),
             // Spread behind the breaker's own time, so that its one probe is not a stampede.
             (None, Some(away)) => away.until.max(now) + self.backoff.base.mul_f64(random),
             (None, None) => now + self.backoff.delay(failures - 1, random),
@@ -182,17 +190,17 @@ impl Policy {
 }
 
 impl Attempts {
-    /// Counts a failed attempt: how many there were, and how long since the first.
-    fn count(&mut self, now: Instant) -> (u32, Duration) {
+    /// Counts a failed attempt; answers how many there were.
+    fn count(&mut self, now: Instant) -> u32 {
         self.failures = self.failures.saturating_add(1);
-        let first = *self.first_at.get_or_insert(now);
-        (self.failures, now.saturating_duration_since(first))
+        self.first_at.get_or_insert(now);
+        self.failures
     }
 
     /// Counts this failure against the record if the dependency has answered others since the one
     /// before: how many such failures there were, and over what time.
     fn count_alone(&mut self, breaker: &Breaker, now: Instant) -> (u32, Duration) {
-        if self.answered_since(breaker) {
+        if answered_since(&mut self.answered, breaker) {
             self.alone = self.alone.saturating_add(1);
             self.alone_since.get_or_insert(now);
             self.answered = Some((breaker.name().to_owned(), breaker.successes()));
@@ -200,16 +208,16 @@ impl Attempts {
         let since = self.alone_since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         (self.alone, since)
     }
+}
 
-    /// Whether the dependency has answered anybody since this record first failed on it.
-    fn answered_since(&mut self, breaker: &Breaker) -> bool {
-        let now = breaker.successes();
-        match &self.answered {
-            Some((name, then)) if name == breaker.name() => now > *then,
-            _ => {
-                self.answered = Some((breaker.name().to_owned(), now));
-                false
-            }
+/// Whether the dependency has answered anybody since it was noted in `then`; notes it where it was not.
+fn answered_since(then: &mut Option<(String, u64)>, breaker: &Breaker) -> bool {
+    let now = breaker.successes();
+    match then {
+        Some((name, then)) if name == breaker.name() => now > *then,
+        _ => {
+            *then = Some((breaker.name().to_owned(), now));
+            false
         }
     }
 }
@@ -352,6 +360,50 @@ mod tests {
             }
         }
         assert_eq!(now, start + Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_outage_before_takes_nothing_from_the_patience_with_what_is_not_there_yet() {
+        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
+        POLICY.next(&mut attempts, outage(&breaker), now, 0.5);
+        let failure = Failure::NotYet {
+            kind: "original_not_found",
+            message: "no such purchase".into(),
+            patience: Duration::from_secs(60),
+        };
+        let later = now + Duration::from_secs(120);
+        assert!(matches!(POLICY.next(&mut attempts, failure, later, 0.5), Next::Retry { .. }));
+    }
+
+    #[test]
+    fn answers_to_others_count_from_the_first_refusal_and_not_from_an_outage_before() {
+        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
+        POLICY.next(&mut attempts, outage(&breaker), now, 0.5);
+        breaker.succeeded();
+        let suspect = || Failure::Suspect {
+            breaker: Arc::clone(&breaker),
+            kind: "refused",
+            message: "400".into(),
+        };
+        assert!(matches!(POLICY.next(&mut attempts, suspect(), now, 0.5), Next::Retry { .. }));
+        breaker.succeeded();
+        assert!(matches!(POLICY.next(&mut attempts, suspect(), now, 0.5), Next::DeadLetter { .. }));
+    }
+
+    #[test]
+    fn a_dependency_that_asks_for_no_pause_gets_the_usual_one() {
+        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
+        let failure = Failure::Outage {
+            breaker,
+            kind: "rate_limited",
+            message: "429".into(),
+            retry_after: Some(Duration::ZERO),
+            attempted: true,
+        };
+        let Next::Retry { at, .. } = POLICY.next(&mut attempts, failure, now, 1.0) else {
+            panic!("retried")
+        };
+        assert_eq!(at, now + BACKOFF.base);
     }
 
     #[test]
