@@ -29,9 +29,9 @@ use crate::outage::{Backoff, Breakers};
 
 /// What a stop needs after the last work has ended: the last commit and leaving the group.
 const STOP_RESERVE: Duration = Duration::from_secs(5);
-/// Bookkeeping of finished offsets that one partition may have for each record in hand: a few dozen
-/// bytes each, kept while one record waits and the rest flows on.
-const SPAN_PER_RECORD: usize = 10;
+/// Delivered offsets that may be above the watermarks for each record that may be in hand: about a
+/// hundred bytes each, kept while one record waits and the rest flows on.
+const SPAN_PER_RECORD: usize = 30;
 /// How often consumers are looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -282,7 +282,7 @@ impl Launch for Daemon {
                 bounds: Bounds {
                     records: engine.buffer_records / shares,
                     bytes: engine.buffer_bytes / shares,
-                    span: engine.buffer_records.saturating_mul(SPAN_PER_RECORD),
+                    span: engine.buffer_records.saturating_mul(SPAN_PER_RECORD) / shares,
                 },
                 retry: Policy {
                     backoff: Backoff { base: engine.backoff_base, max: engine.backoff_max },

@@ -18,8 +18,8 @@ pub struct Bounds {
     pub records: usize,
     /// Their keys, values and headers.
     pub bytes: usize,
-    /// Delivered offsets of one partition that its watermark has not passed, with an outcome or
-    /// without: bookkeeping that grows while one record waits and the rest flows on.
+    /// Delivered offsets that watermarks have not passed, with an outcome or without: bookkeeping
+    /// that grows while one record waits and the rest flows on.
     pub span: usize,
 }
 
@@ -63,7 +63,9 @@ impl Backpressure {
     /// when all of them hold `total`.
     #[must_use]
     pub fn admits(&self, total: Load, load: Load, partitions: usize) -> bool {
-        !at_bound(total, self.bounds, 1) && !at_share(load, self.bounds, partitions)
+        !at_bound(total, self.bounds, 1)
+            && !at_bound(load, self.bounds, partitions)
+            && load.span < self.bounds.span
     }
 
     /// Decides for every assigned partition: its name, its load, and whether it is paused.
@@ -76,14 +78,17 @@ impl Backpressure {
         let total = partitions.clone().fold(Load::default(), |sum, (_, load, _)| Load {
             records: sum.records + load.records,
             bytes: sum.bytes + load.bytes,
-            span: 0,
+            span: sum.span + load.span,
         });
         let full = at_bound(total, self.bounds, 1);
-        let roomy = !at_bound(total, self.bounds, 2);
         let mut decision = Decision { poll: true, pause: Vec::new(), resume: Vec::new() };
         let bounds = self.bounds;
-        let blocking =
-            |load: Load, paused: bool| !paused && (full || at_share(load, bounds, count));
+        // Bookkeeping is shared unequally for as long as there is room: where one record waits, the
+        // rest of its partition shall flow on.
+        let crowds = |load: Load, span| total.span >= span && load.span >= span / count.max(1);
+        let blocking = |load: Load, paused: bool| {
+            !paused && (full || at_bound(load, bounds, count) || crowds(load, bounds.span))
+        };
         if partitions.clone().any(|(_, load, paused)| blocking(load, paused)) {
             let since = *self.held_since.get_or_insert(now);
             if now.saturating_duration_since(since) < PATIENCE {
@@ -99,11 +104,15 @@ impl Backpressure {
         } else {
             self.held_since = None;
         }
-        if roomy {
-            // Half the share, so that a partition is not paused again at once.
-            let half = Bounds { span: bounds.span / 2, ..bounds };
+        if !full {
+            // Half the share, so that a partition is not paused again at once. Whatever the others
+            // hold: one that stands still must not keep those that flow paused.
             decision.resume = partitions
-                .filter(|(_, load, paused)| *paused && !at_share(*load, half, count * 2))
+                .filter(|(_, load, paused)| {
+                    *paused
+                        && !at_bound(*load, bounds, count * 2)
+                        && !crowds(*load, bounds.span / 2)
+                })
                 .map(|(partition, ..)| partition)
                 .collect();
         }
@@ -112,12 +121,9 @@ impl Backpressure {
 }
 
 fn at_bound(load: Load, bounds: Bounds, divisor: usize) -> bool {
+    let divisor = divisor.max(1);
     load.records >= (bounds.records / divisor).max(1)
         || load.bytes >= (bounds.bytes / divisor).max(1)
-}
-
-fn at_share(load: Load, bounds: Bounds, divisor: usize) -> bool {
-    load.span >= bounds.span.max(1) || at_bound(load, bounds, divisor.max(1))
 }
 
 #[cfg(test)]
@@ -143,12 +149,9 @@ mod tests {
         let decision = at(&mut backpressure, PATIENCE, &partitions);
         assert_eq!((decision.poll, decision.pause), (true, vec![0, 1]));
 
+        let paused = [(0, load(60), true), (1, load(40), true)];
+        assert!(at(&mut backpressure, PATIENCE, &paused).resume.is_empty(), "still full");
         let paused = [(0, load(30), true), (1, load(20), true)];
-        assert!(
-            at(&mut backpressure, PATIENCE, &paused).resume.is_empty(),
-            "half is not yet roomy"
-        );
-        let paused = [(0, load(30), true), (1, load(10), true)];
         assert_eq!(
             at(&mut backpressure, PATIENCE, &paused).resume,
             [1],
@@ -170,12 +173,36 @@ mod tests {
     }
 
     #[test]
+    fn one_that_stands_still_at_its_share_keeps_no_other_paused() {
+        let mut backpressure = Backpressure::new(BOUNDS);
+        let partitions = [(0, load(50), true), (1, load(0), true)];
+        let decision = backpressure.decide(Instant::now(), partitions.iter().copied());
+        assert_eq!((decision.poll, decision.resume), (true, vec![1]));
+    }
+
+    #[test]
     fn bytes_and_bookkeeping_count_as_records_do() {
         let backpressure = Backpressure::new(BOUNDS);
         let heavy = Load { records: 1, bytes: 10_000, span: 1 };
         assert!(!backpressure.admits(heavy, heavy, 1));
         let wide = Load { records: 1, bytes: 1, span: 1_000 };
         assert!(!backpressure.admits(Load::default(), wide, 1));
+    }
+
+    #[test]
+    fn bookkeeping_is_bounded_for_all_and_what_takes_most_of_it_is_paused() {
+        let mut backpressure = Backpressure::new(BOUNDS);
+        let now = Instant::now();
+        let wide = |span| Load { records: 1, bytes: 1, span };
+        let room = [(0, wide(900), false), (1, wide(10), false)];
+        assert!(backpressure.decide(now, room.into_iter()).poll, "one may take more than its half");
+        let crowded = [(0, wide(990), false), (1, wide(10), false)];
+        backpressure.decide(now, crowded.into_iter());
+        let decision = backpressure.decide(now + PATIENCE, crowded.into_iter());
+        assert_eq!((decision.poll, decision.pause), (true, vec![0]));
+        let paused = [(0, wide(900), true), (1, wide(10), false)];
+        let decision = backpressure.decide(now + PATIENCE, paused.into_iter());
+        assert!(decision.poll && decision.resume.is_empty());
     }
 
     #[test]
