@@ -3,11 +3,10 @@
 
 use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::work::{Cx, HELD_PAUSE, Hold};
+use super::work::{Cx, Hold, claim_held};
 use super::{Failure, Outcome};
 use crate::dedup::Reply;
 
@@ -69,11 +68,10 @@ impl Cx {
     where
         F: Future<Output = Result<Outcome, Failure>> + Send,
     {
-        let covered = self.merged().len();
         let ended = self.hold().as_ref().and_then(|hold| hold.ended);
         let outcome = match ended {
-            Some((outcome, merged)) if merged == covered => outcome,
-            _ => {
+            Some(outcome) => outcome,
+            None => {
                 self.acquire(name).await?;
                 let outcome = tokio::select! {
                     biased;
@@ -81,7 +79,7 @@ impl Cx {
                     lost = self.keep(name) => return Err(lost),
                 };
                 if let Some(hold) = self.hold().as_mut() {
-                    hold.ended = Some((outcome, covered));
+                    hold.ended = Some(outcome);
                 }
                 outcome
             }
@@ -118,7 +116,7 @@ impl Cx {
                 Reply::Taken { holder } if left_by.is_none() && self.works_on(&holder) => {
                     left_by = Some(holder);
                 }
-                _ => return Err(held_elsewhere()),
+                _ => return Err(claim_held()),
             }
         }
     }
@@ -162,7 +160,7 @@ impl Cx {
                 Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) },
             ) = ask.await
             {
-                return held_elsewhere();
+                return claim_held();
             }
         }
     }
@@ -174,10 +172,6 @@ impl Cx {
     fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn held_elsewhere() -> Failure {
-    Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }
 }
 
 #[cfg(test)]

@@ -159,10 +159,13 @@ impl Permits {
                 let Some(grant) = state.many.pop_front().or_else(|| state.one.pop_front()) else {
                     return;
                 };
+                if grant.is_closed() {
+                    continue;
+                }
                 state.in_use += 1;
                 grant
             };
-            // One that has stopped waiting gives it back by dropping it.
+            // One that stops waiting at this very moment gives it back by dropping it.
             drop(grant.send(Permit { permits: Arc::clone(self) }));
         }
     }

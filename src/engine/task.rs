@@ -97,7 +97,8 @@ impl<C: Consumer> TaskContext<C> {
                 last_at: set_aside.at,
             };
             // While the topic cannot be written this merely waits, and does not hold up a stop.
-            let written = job.cx.patiently(&self.breaker, self.dead_letters.write(&letter)).await?;
+            let written =
+                job.cx.unless_given_up(&self.breaker, self.dead_letters.write(&letter)).await?;
             if let Err(error) = written {
                 // Named as away from the first time on: nothing else tells why its lanes wait.
                 self.breaker.failed(Instant::now(), Some(PAUSE), &error.to_string());

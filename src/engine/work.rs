@@ -18,7 +18,7 @@ use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
 
 /// How soon to look again at a claim that another record holds.
-pub(super) const HELD_PAUSE: Duration = Duration::from_millis(500);
+const HELD_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where a record came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,8 +131,8 @@ pub(super) struct Hold {
     pub(super) accepted_at: Option<Timestamp>,
     /// A send was begun; set for good when it was dropped half-way.
     pub(super) sending: bool,
-    /// How the work ended, and for how many merged records it was done.
-    pub(super) ended: Option<(Outcome, usize)>,
+    /// How the work ended, for the record and all that are merged into it.
+    pub(super) ended: Option<Outcome>,
 }
 
 /// How a step behind a claim ended.
@@ -166,6 +166,12 @@ impl Cx {
     /// Tells which records were coalesced into this one by now, and when the partition of any of
     /// them was assigned last.
     pub(crate) fn covers(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
+        // What has ended covers only the records that it was done for.
+        if self.merged != merged
+            && let Ok(Some(hold)) = self.hold.get_mut()
+        {
+            hold.ended = None;
+        }
         self.merged = merged;
         self.assigned_at = assigned_at;
     }
@@ -221,7 +227,11 @@ impl Cx {
                 if !fresh && !self.claim(name).await? {
                     return Ok(Once::Duplicate);
                 }
-                let accepted = work.await?;
+                let accepted = tokio::select! {
+                    biased;
+                    accepted = work => accepted?,
+                    lost = self.renew(name) => return Err(lost),
+                };
                 self.remember(name, Memo::Accepted(accepted));
                 accepted
             }
@@ -245,7 +255,24 @@ impl Cx {
                 Ok(true)
             }
             Reply::Done { .. } => Ok(false),
-            _ => Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }),
+            _ => Err(claim_held()),
+        }
+    }
+
+    /// Keeps the claim from running out while its work waits. Ends when another record has it all
+    /// the same, or has done the work.
+    async fn renew(&self, name: &str) -> Failure {
+        loop {
+            tokio::time::sleep(self.shared.claims.window() / 3).await;
+            // Claims that are away are no reason to break off.
+            match self.shared.claims.claim(self.key(name), self.owner()).await {
+                Ok(Reply::Ours) => self.remember(name, Memo::Claimed(Instant::now())),
+                Ok(_) => {
+                    self.memo().retain(|(known, _)| known != name);
+                    return claim_held();
+                }
+                Err(_) => {}
+            }
         }
     }
 
@@ -260,9 +287,7 @@ impl Cx {
             Some(Reply::Done { accepted_ms }) => {
                 Ok(Timestamp::from_millisecond(accepted_ms).ok().map(Some))
             }
-            Some(Reply::Held) => {
-                Err(Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" })
-            }
+            Some(Reply::Held) => Err(claim_held()),
             _ => Ok(None),
         }
     }
@@ -291,6 +316,18 @@ impl Cx {
         request: impl Future<Output = T> + Send,
     ) -> Result<T, Failure> {
         self.shared.patience.get_or_init(|| Arc::clone(breaker));
+        self.unless_given_up(breaker, request).await
+    }
+
+    /// As [`Cx::patiently`], for a request that ends by itself while the dependency is away.
+    ///
+    /// # Errors
+    /// As [`Cx::patiently`].
+    pub(super) async fn unless_given_up<T>(
+        &self,
+        breaker: &Breaker,
+        request: impl Future<Output = T> + Send,
+    ) -> Result<T, Failure> {
         tokio::select! {
             biased;
             answer = request => Ok(answer),
@@ -369,6 +406,11 @@ impl Cx {
     fn memo(&self) -> std::sync::MutexGuard<'_, SmallVec<[(String, Memo); 1]>> {
         self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A wait for a claim that another record holds.
+pub(super) fn claim_held() -> Failure {
+    Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }
 }
 
 /// Merges `newer` into `waiting` where the consumer can, offsets included.

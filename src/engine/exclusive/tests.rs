@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Store, StoreAway};
 use crate::engine::permits::{Limits, Permits};
-use crate::engine::work::{Origin, Shared};
+use crate::engine::work::{Once, Origin, Shared};
 use crate::outage::{Backoff, Breaker};
 
 const NAME: &str = "tier:u:m";
@@ -17,7 +17,7 @@ const SENT: Outcome = Outcome::Sent;
 /// A store that counts what it is asked, and refuses one kind of request while told to.
 #[derive(Default)]
 struct Watched {
-    acquired: Mutex<usize>,
+    taken: Mutex<usize>,
     asked: Notify,
     refuse_free: Mutex<bool>,
 }
@@ -30,8 +30,8 @@ impl Store for WatchedStore {
         let watched = &self.1;
         for op in ops {
             match op {
-                Op::Acquire { .. } => {
-                    *watched.acquired.lock().expect("not poisoned") += 1;
+                Op::Acquire { .. } | Op::Claim { .. } => {
+                    *watched.taken.lock().expect("not poisoned") += 1;
                     watched.asked.notify_one();
                 }
                 Op::Free { .. } if *watched.refuse_free.lock().expect("not poisoned") => {
@@ -54,6 +54,13 @@ impl Scene {
     fn new(window: Duration) -> Self {
         let store = WatchedStore(Arc::new(MemoryStore::new(window)), Arc::default());
         Self { store, window }
+    }
+
+    /// Waits until claims were asked for so many times.
+    async fn until_taken(&self, times: usize) {
+        while *self.store.1.taken.lock().expect("not poisoned") < times {
+            self.store.1.asked.notified().await;
+        }
     }
 
     /// One process.
@@ -203,14 +210,61 @@ async fn what_was_merged_after_the_work_ended_is_not_covered_by_it() {
 async fn a_claim_is_renewed_while_its_work_takes_long() {
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
-    let watched = Arc::clone(&scene.store.1);
     let renewed = async {
-        while *watched.acquired.lock().expect("not poisoned") < 4 {
-            watched.asked.notified().await;
-        }
+        scene.until_taken(4).await;
         Ok(SENT)
     };
     assert_eq!(cx.alone(NAME, |_| renewed).await.expect("it ends"), SENT);
+}
+
+#[tokio::test]
+async fn a_claim_of_a_step_is_renewed_while_its_event_waits_for_an_outage() {
+    let scene = Scene::new(Duration::from_millis(30));
+    let cx = record(&scene.process(), 1, 100);
+    let renewed = async {
+        scene.until_taken(4).await;
+        Ok(Some(at(500)))
+    };
+    assert_eq!(
+        cx.once("award:purchase:1", renewed).await.expect("it ends"),
+        Once::Ran(Some(at(500)))
+    );
+}
+
+#[tokio::test]
+async fn a_step_whose_claim_another_record_took_is_broken_off_and_asks_again() {
+    let scene = Scene::new(Duration::from_millis(30));
+    let cx = record(&scene.process(), 1, 100);
+    let store = &scene.store.0;
+    let thief = Op::Confirm { key: "g:award".to_owned(), accepted_ms: 500_000 };
+    let work = async {
+        store.execute(std::slice::from_ref(&thief)).await.expect("answered");
+        std::future::pending().await
+    };
+    let lost = cx.once("award", work).await;
+    assert!(matches!(lost, Err(Failure::Wait { reason: "claim_held", .. })), "{lost:?}");
+    store.execute(std::slice::from_ref(&thief)).await.expect("answered");
+    let again = cx.once("award", async { panic!("it was done") }).await;
+    assert_eq!(again.expect("answered"), Once::Duplicate);
+}
+
+#[tokio::test]
+async fn what_was_merged_in_place_of_another_record_is_not_covered_either() {
+    let scene = Scene::new(Duration::from_secs(300));
+    let mut cx = record(&scene.process(), 1, 100);
+    cx.covers(vec![origin(2)], at(100));
+    let runs = Mutex::new(0);
+    let work = async || {
+        *runs.lock().expect("not poisoned") += 1;
+        Ok(SENT)
+    };
+    *scene.store.1.refuse_free.lock().expect("not poisoned") = true;
+    assert!(cx.alone(NAME, |_| work()).await.is_err(), "it cannot be given back");
+    // The partition of the one is revoked, and a new change takes its place.
+    cx.covers(vec![origin(3)], at(100));
+    *scene.store.1.refuse_free.lock().expect("not poisoned") = false;
+    assert_eq!(cx.alone(NAME, |_| work()).await.expect("it runs"), SENT);
+    assert_eq!(*runs.lock().expect("not poisoned"), 2);
 }
 
 #[tokio::test]
