@@ -20,7 +20,8 @@ pub(super) struct Assignment {
     pub(super) planning: Option<(Plan, Vec<(String, i32)>)>,
     pub(super) draining: Option<Draining>,
     pub(super) waiting: VecDeque<Rebalance>,
-    pub(super) repairs: Vec<(u32, JoinHandle<KafkaResult<i64>>)>,
+    /// Partitions that nobody fetches, and what their logs hold.
+    pub(super) repairs: Vec<(u32, JoinHandle<KafkaResult<(i64, i64)>>)>,
     /// The group has taken this member in; before, it knows nothing of what it was told earlier.
     pub(super) joined: bool,
     /// How many partitions nobody has, as soon as that is found out.
@@ -51,6 +52,11 @@ impl Assignment {
 
     pub(super) fn is_idle(&self) -> bool {
         self.planning.is_none() && self.draining.is_none()
+    }
+
+    /// Whether nothing is under way and nothing waits for its turn.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_idle() && self.waiting.is_empty()
     }
 }
 

@@ -40,6 +40,12 @@ impl OffsetMap {
         let after = self.0.partition_point(|(start, _)| *start <= offset);
         after > 0 && offset < self.0[after - 1].1
     }
+
+    /// How many offsets of `from..to` were completed.
+    #[must_use]
+    pub fn count_in(&self, from: i64, to: i64) -> i64 {
+        self.0.iter().map(|(start, end)| ((*end).min(to) - (*start).max(from)).max(0)).sum()
+    }
 }
 
 /// What became of a record that was handed in.
@@ -120,7 +126,21 @@ impl<S> Offsets<S> {
                 passed(slot.stamp);
             }
         }
+        if self.slots.is_empty() {
+            // Further on after a skip.
+            self.watermark = self.last + 1;
+        }
         self.watermark != before
+    }
+
+    /// Goes on at `offset`: what lies before it and was not delivered is gone. Answers how many
+    /// of these offsets had no outcome.
+    pub fn skip_to(&mut self, offset: i64) -> i64 {
+        let (from, to) = (self.next(), offset.max(self.next()));
+        let gone = to - from - self.resumed.count_in(from, to);
+        self.last = to - 1;
+        self.advance(|_| ());
+        gone
     }
 
     /// The lowest offset without an outcome: what a commit may name.
@@ -197,6 +217,20 @@ mod tests {
         assert!(offsets.complete(0).is_some());
         assert!(offsets.complete(0).is_none());
         assert!(offsets.complete(7).is_none());
+    }
+
+    #[test]
+    fn after_a_skip_the_watermark_waits_for_what_is_open_and_then_follows() {
+        let mut offsets = Offsets::new(5, OffsetMap::from_ascending([8]));
+        offsets.admit(5, 5);
+        assert_eq!(offsets.skip_to(10), 3, "6, 7 and 9");
+        assert_eq!((offsets.watermark(), offsets.next()), (5, 10));
+        assert_eq!(offsets.skip_to(10), 0, "counted once");
+        offsets.complete(5);
+        assert_eq!(drain(&mut offsets), [5]);
+        assert_eq!(offsets.watermark(), 10);
+        assert_eq!(offsets.admit(9, 9), Admission::Repeated);
+        assert_eq!(offsets.admit(10, 10), Admission::Fresh);
     }
 
     proptest! {

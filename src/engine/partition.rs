@@ -135,6 +135,16 @@ impl Partition {
         }
     }
 
+    /// What was finished of each source table.
+    pub(crate) fn frontier(&self) -> &Frontier {
+        &self.frontier
+    }
+
+    /// Goes on at `offset`; answers how many records before it are gone.
+    pub(crate) fn skip_to(&mut self, offset: i64) -> i64 {
+        self.offsets.skip_to(offset)
+    }
+
     /// The offset after the last delivered one.
     pub(crate) fn next_offset(&self) -> i64 {
         self.offsets.next()

@@ -41,7 +41,7 @@ impl<C: Consumer> Session<'_, C> {
             self.assignment.joined = false;
             return;
         }
-        self.refused = false;
+        self.refused = None;
         self.assignment.waiting.push_back(rebalance);
         self.next_rebalance();
     }
@@ -118,7 +118,7 @@ impl<C: Consumer> Session<'_, C> {
         Ok(())
     }
 
-    fn add(&mut self, start: Start) {
+    pub(super) fn add(&mut self, start: Start) -> u32 {
         self.next_id += 1;
         let id = self.next_id;
         let partition = Partition::new(start, self.stop, Timestamp::now());
@@ -129,6 +129,7 @@ impl<C: Consumer> Session<'_, C> {
             messaging.kafka.offset = offset, completed, "partition assigned");
         self.index.entry(Arc::clone(&partition.topic)).or_default().insert(partition.number, id);
         self.partitions.insert(id, partition);
+        id
     }
 
     fn begin_revoke(&mut self, names: &[(String, i32)]) {
@@ -142,7 +143,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// What waits in these partitions is dropped; what is in flight is asked to end.
-    fn mark_draining(&mut self, ids: &[u32]) {
+    pub(super) fn mark_draining(&mut self, ids: &[u32]) {
         for id in ids {
             if let Some(partition) = self.partitions.get_mut(id) {
                 partition.draining = true;
@@ -212,7 +213,7 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    fn forget(&mut self, ids: &[u32]) {
+    pub(super) fn forget(&mut self, ids: &[u32]) {
         // librdkafka keeps a pause beyond the assignment: a partition that comes back would be
         // silent for good.
         let paused = |id: &u32| self.partitions.get(id).is_some_and(|partition| partition.paused);
@@ -240,7 +241,7 @@ impl<C: Consumer> Session<'_, C> {
         let moved: Vec<u32> = self.ids_where(|p| !p.draining && p.has_moved());
         self.store(&moved, false);
         // A late commit of a partition that is on its way to another member would move it back.
-        if self.assignment.is_idle() && self.assignment.waiting.is_empty() {
+        if self.assignment.is_settled() {
             let standing = self.ids_where(Partition::has_uncommitted);
             let commits = self.commits(&standing);
             self.commit(&commits, CommitMode::Async);
@@ -268,7 +269,7 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    fn commits(&mut self, ids: &[u32]) -> Vec<Commit> {
+    pub(super) fn commits(&mut self, ids: &[u32]) -> Vec<Commit> {
         let mut commits = Vec::with_capacity(ids.len());
         for id in ids {
             commits.extend(self.partitions.get_mut(id).map(Partition::commit));
@@ -276,7 +277,7 @@ impl<C: Consumer> Session<'_, C> {
         commits
     }
 
-    fn commit(&self, commits: &[Commit], mode: CommitMode) {
+    pub(super) fn commit(&self, commits: &[Commit], mode: CommitMode) {
         if !commits.is_empty() {
             let result = self.client.commit(&commit_list(commits), mode);
             self.warn_on_error("commit", result);

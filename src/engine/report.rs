@@ -9,6 +9,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::parts::EngineError;
+use super::repair::Unreadable;
 use super::session::{End, Session, SnapshotCount};
 use super::start::Loss;
 use super::vitals::{PartitionVitals, Vitals};
@@ -57,8 +58,9 @@ impl<C: Consumer> Session<'_, C> {
             None => name.to_owned(),
         }));
         waits_for.extend(signals.brokers.away().map(|reason| format!("kafka: {reason}")));
-        if self.refused {
-            waits_for.push("kafka: another member of this group uses another assignor".to_owned());
+        waits_for.extend(self.refused.map(|why| format!("kafka: {why}")));
+        if self.unreadable.is_some() {
+            waits_for.push("kafka: this account may not read one of the topics".to_owned());
         }
         if self.assignment.is_planning() {
             waits_for.push("kafka: reading committed offsets".to_owned());
@@ -67,14 +69,14 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     pub(super) fn partition_vitals(&self, now: Instant, signals: &Signals) -> Vec<PartitionVitals> {
-        let lags = signals.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        let readings = signals.readings.lock().unwrap_or_else(PoisonError::into_inner);
         let vitals = self.partitions.values().map(|partition| PartitionVitals {
             topic: Arc::clone(&partition.topic),
             number: partition.number,
-            lag: lags
+            lag: readings
                 .get(&*partition.topic)
-                .and_then(|l| l.get(&partition.number))
-                .map_or(0, |l| *l),
+                .and_then(|found| found.get(&partition.number))
+                .map_or(0, |reading| reading.lag),
             waiting: partition.waiting(now),
         });
         vitals.collect()
@@ -107,7 +109,8 @@ impl<C: Consumer> Session<'_, C> {
         match error {
             KafkaError::MessageConsumptionFatal(code) => return Some(self.fatal(*code)),
             KafkaError::MessageConsumption(code) => match code {
-                RDKafkaErrorCode::AutoOffsetReset => self.position_lost = true,
+                // Without the partition's name, and not always: statistics tell.
+                RDKafkaErrorCode::AutoOffsetReset => {}
                 // Said once at the start; librdkafka repeats it with every refresh.
                 RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {}
                 // Said when no broker is left, with the reason and what to do; these repeat it many
@@ -117,11 +120,17 @@ impl<C: Consumer> Session<'_, C> {
                 | RDKafkaErrorCode::Authentication
                 | RDKafkaErrorCode::SSL
                 | RDKafkaErrorCode::Resolve => {}
-                RDKafkaErrorCode::InconsistentGroupProtocol => {
-                    // Said once; librdkafka repeats it every few seconds, and readiness goes on.
-                    if !std::mem::replace(&mut self.refused, true) {
-                        tracing::error!(messaging.consumer.group.name = %group,
-                            "another member of this group uses another assignor: stop the old service, this one joins when it is gone");
+                RDKafkaErrorCode::InconsistentGroupProtocol => self.refuse(
+                    "another member of this group uses another assignor: stop the old service, this one joins when it is gone",
+                ),
+                RDKafkaErrorCode::GroupAuthorizationFailed => self.refuse(
+                    "this account may not use the group: allow it to READ it, or choose another CONSUMER_GROUP_ID",
+                ),
+                RDKafkaErrorCode::TopicAuthorizationFailed => {
+                    if self.unreadable.is_none() {
+                        self.unreadable = Some(Unreadable::default());
+                        tracing::error!(messaging.consumer.group.name = %group, topics = ?self.topics,
+                            "this account may not read one of the topics: allow it to READ and DESCRIBE them, consuming starts then");
                     }
                 }
                 code => {
@@ -135,6 +144,13 @@ impl<C: Consumer> Session<'_, C> {
             }
         }
         None
+    }
+
+    /// Said once; librdkafka repeats it every few seconds, and readiness goes on.
+    fn refuse(&mut self, why: &'static str) {
+        if self.refused.replace(why).is_none() {
+            tracing::error!(messaging.consumer.group.name = %self.engine.settings.group, "{why}");
+        }
     }
 
     pub(super) fn fatal(&self, code: RDKafkaErrorCode) -> Result<End, EngineError> {

@@ -26,6 +26,7 @@ use super::lanes::{LaneId, Lanes};
 use super::offsets::Admission;
 use super::partition::Partition;
 use super::parts::{Engine, EngineError};
+use super::repair::Unreadable;
 use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits, coalesce};
@@ -75,9 +76,10 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) progress: Instant,
     commit_at: Instant,
     pub(super) snapshot: SnapshotCount,
-    pub(super) position_lost: bool,
-    /// The group does not take this member in: another one uses another assignor.
-    pub(super) refused: bool,
+    /// Why the group does not take this member in, and what to do.
+    pub(super) refused: Option<&'static str>,
+    /// A topic may not be read, and whether that is still so is looked at now and then.
+    pub(super) unreadable: Option<Unreadable>,
 }
 
 /// Snapshot rows that were skipped for their age since the last report.
@@ -117,8 +119,8 @@ impl<'a, C: Consumer> Session<'a, C> {
             progress: now,
             commit_at: now,
             snapshot: SnapshotCount::default(),
-            position_lost: false,
-            refused: false,
+            refused: None,
+            unreadable: None,
         }
     }
 
@@ -159,6 +161,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                         ticked = now;
                         self.tick(now, &signals);
                         if let Some((code, _)) = self.client.client().fatal_error() {
+                            self.abandon().await;
                             return self.fatal(code);
                         }
                     }
@@ -171,6 +174,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                             Ok(message) => self.take(&message),
                             Err(error) => {
                                 if let Some(end) = self.client_error(&error) {
+                                    self.abandon().await;
                                     return end;
                                 }
                             }
@@ -248,7 +252,8 @@ impl<'a, C: Consumer> Session<'a, C> {
                 }
                 return self.complete(&ticket, Outcome::Skipped(reason));
             }
-            Ok(Route::Process { .. }) if replayed => {
+            // Also what cannot be routed: it was set aside when it came for the first time.
+            Ok(Route::Process { .. }) | Err(_) if replayed => {
                 return self.complete(&ticket, Outcome::Replayed);
             }
             Ok(Route::Process { work, lane }) => (lane, Some(work), None),
@@ -291,7 +296,6 @@ impl<'a, C: Consumer> Session<'a, C> {
             // Its original may have finished while it waited behind it.
             if let (Some(stamp), [ticket]) = (&job.stamp, job.tickets.as_slice())
                 && job.attempts.failures == 0
-                && job.set_aside.is_none()
                 && self.partitions.get(&ticket.partition).is_some_and(|p| p.is_replay(stamp))
             {
                 let ticket = *ticket;
@@ -350,12 +354,11 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.relieve();
         self.expire_revoke(now);
         self.report_snapshot(now);
-        self.finish_repairs();
         if self.stopping.is_none() {
+            self.finish_repairs();
+            self.plan_repairs(signals);
             self.adopt_orphans();
-        }
-        if std::mem::take(&mut self.position_lost) {
-            self.plan_repair();
+            self.look_at_topics(now);
         }
         if now >= self.commit_at {
             self.commit_at = now + self.engine.settings.commit_interval;
@@ -370,6 +373,20 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.lanes.retain(|_| false);
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
             in_flight = self.lanes.running(), "stopping, finishing what is in flight");
+    }
+
+    /// Ends what is in flight, unfinished: the next client gets these records again, and must not
+    /// work on them beside this one.
+    async fn abandon(&mut self) {
+        for partition in self.partitions.values() {
+            partition.drain.cancel();
+            partition.kill.cancel();
+        }
+        while self.lanes.running() > 0
+            && let Some(finished) = self.finished.recv().await
+        {
+            self.finish(finished);
+        }
     }
 
     fn may_end(&self) -> bool {

@@ -19,6 +19,8 @@ use crate::kafka::GroupConsumer;
 
 /// How long the broker may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The same once one partition could not be reached: there may be many, and the group waits.
+const TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where one partition starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,27 +85,47 @@ pub(super) fn plan(
         committed = self::committed(consumer, assigned)?;
     }
     let mut starts = Vec::with_capacity(assigned.len());
+    let mut timeout = TIMEOUT;
     for (topic, partition) in assigned {
-        let (low, high) = consumer.fetch_watermarks(topic, *partition, TIMEOUT)?;
         let known = committed.get(&(topic.clone(), *partition));
-        starts.push(start(topic, *partition, known, low, high));
+        let log = match (consumer.fetch_watermarks(topic, *partition, timeout), known) {
+            (Ok(bounds), _) => Some(bounds),
+            // One partition without a leader must not hold up the others, nor the whole group: it
+            // goes on where it was committed, and a loss is found when it can be read again.
+            (Err(error), Some(_)) => {
+                tracing::warn!(messaging.consumer.group.name = group,
+                    messaging.destination.name = topic,
+                    messaging.destination.partition.id = partition,
+                    %error, "partition cannot be reached, goes on where it was committed");
+                timeout = TIMEOUT_AGAIN;
+                None
+            }
+            (Err(error), None) => return Err(error.into()),
+        };
+        starts.push(start(topic, *partition, known, log));
     }
     Ok(starts)
 }
 
-/// Decides for one partition. Pure.
-fn start(topic: &str, partition: i32, known: Option<&(i64, String)>, low: i64, high: i64) -> Start {
+/// Decides for one partition, of which the log is known to hold `low..high`. Pure.
+fn start(
+    topic: &str,
+    partition: i32,
+    known: Option<&(i64, String)>,
+    log: Option<(i64, i64)>,
+) -> Start {
+    let low = log.map_or(0, |(low, _)| low);
     // Without a commit in a group that has some, the partition is new: all of it is to be read.
     let (committed, text) = known.map_or((low, ""), |(offset, text)| (*offset, text));
     let (frontier, completed) = metadata::decode(committed, text).unwrap_or_default();
-    let (offset, lost) = if committed < low {
-        (low, Some(Loss::Expired(low - committed)))
-    } else if committed > high {
-        (low, Some(Loss::Recreated))
-    } else {
-        (committed, None)
+    let (offset, completed, lost) = match log {
+        Some((low, _)) if committed < low => {
+            let gone = low - committed - completed.count_in(committed, low);
+            (low, completed, (gone > 0).then_some(Loss::Expired(gone)))
+        }
+        Some((_, high)) if committed > high => (low, OffsetMap::default(), Some(Loss::Recreated)),
+        _ => (committed, completed, None),
     };
-    let completed = if offset == committed { completed } else { OffsetMap::default() };
     Start { topic: topic.to_owned(), partition, offset, frontier, completed, lost }
 }
 
@@ -182,25 +204,40 @@ mod tests {
     fn a_partition_goes_on_where_it_was_committed_with_what_was_finished_above() {
         let completed = OffsetMap::from_ascending([12, 13]);
         let text = metadata::encode(10, &Frontier::default(), &completed);
-        let start = start("t", 0, Some(&(10, text)), 0, 100);
+        let start = start("t", 0, Some(&(10, text)), Some((0, 100)));
         assert_eq!((start.offset, start.completed, start.lost), (10, completed, None));
     }
 
     #[test]
     fn a_new_partition_starts_at_its_beginning() {
-        let start = start("t", 3, None, 5, 100);
+        let start = start("t", 3, None, Some((5, 100)));
         assert_eq!((start.offset, start.lost), (5, None));
     }
 
     #[test]
     fn records_that_retention_took_are_counted_as_lost() {
-        let start = start("t", 0, Some(&(10, String::new())), 25, 100);
+        let start = start("t", 0, Some(&(10, String::new())), Some((25, 100)));
         assert_eq!((start.offset, start.lost), (25, Some(Loss::Expired(15))));
     }
 
     #[test]
+    fn what_was_finished_above_a_record_that_retention_took_is_neither_lost_nor_done_again() {
+        let completed = OffsetMap::from_ascending((11..20).chain(22..40));
+        let text = metadata::encode(10, &Frontier::default(), &completed);
+        let start = start("t", 0, Some(&(10, text)), Some((25, 100)));
+        assert_eq!((start.offset, start.lost), (25, Some(Loss::Expired(3))), "10, 20 and 21");
+        assert!((25..40).all(|offset| start.completed.contains(offset)));
+    }
+
+    #[test]
+    fn a_partition_that_cannot_be_reached_goes_on_where_it_was_committed() {
+        let start = start("t", 0, Some(&(10, String::new())), None);
+        assert_eq!((start.offset, start.lost), (10, None));
+    }
+
+    #[test]
     fn a_topic_made_anew_is_read_from_its_beginning() {
-        let start = start("t", 0, Some(&(90, "left by another client".into())), 0, 7);
+        let start = start("t", 0, Some(&(90, "left by another client".into())), Some((0, 7)));
         assert_eq!((start.offset, start.lost), (0, Some(Loss::Recreated)));
         assert_eq!(start.completed, OffsetMap::default());
     }

@@ -32,15 +32,24 @@ pub(crate) enum Rebalance {
 /// How long a commit may be under way: librdkafka's default of `socket.timeout.ms`.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Records behind the position, by topic and partition.
-pub(crate) type Lag = HashMap<String, HashMap<i32, i64>>;
+/// What statistics say of one partition that is consumed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// Records behind the position.
+    pub(crate) lag: i64,
+    /// How often in a row it was found that nobody fetches it.
+    pub(crate) stopped: u32,
+}
+
+/// By topic and partition.
+pub(crate) type Readings = HashMap<String, HashMap<i32, Reading>>;
 
 /// Callbacks of one consumer.
 pub(crate) struct Context {
     group: String,
     rebalances: mpsc::UnboundedSender<Rebalance>,
     closing: Arc<AtomicBool>,
-    lag: Arc<Mutex<Lag>>,
+    readings: Arc<Mutex<Readings>>,
     brokers: Arc<Brokers>,
     session_lost: Mutex<Option<Instant>>,
 }
@@ -50,8 +59,8 @@ pub(crate) struct Signals {
     pub(crate) rebalances: mpsc::UnboundedReceiver<Rebalance>,
     /// Set before the client is dropped: from then on a revoke is answered on the spot.
     pub(crate) closing: Arc<AtomicBool>,
-    /// Records that the brokers hold and the loop has not been given, from statistics.
-    pub(crate) lag: Arc<Mutex<Lag>>,
+    /// What statistics say of the partitions.
+    pub(crate) readings: Arc<Mutex<Readings>>,
     /// Whether any broker can be reached.
     pub(crate) brokers: Arc<Brokers>,
 }
@@ -62,14 +71,14 @@ impl Context {
         let signals = Signals {
             rebalances,
             closing: Arc::default(),
-            lag: Arc::default(),
+            readings: Arc::default(),
             brokers: Arc::new(Brokers::new(group)),
         };
         let context = Self {
             group: group.to_owned(),
             rebalances: sender,
             closing: Arc::clone(&signals.closing),
-            lag: Arc::clone(&signals.lag),
+            readings: Arc::clone(&signals.readings),
             brokers: Arc::clone(&signals.brokers),
             session_lost: Mutex::default(),
         };
@@ -109,7 +118,9 @@ impl ClientContext for Context {
     fn stats_raw(&self, statistics: &[u8]) {
         match serde_json::from_slice::<Statistics>(statistics) {
             Ok(statistics) => {
-                *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = statistics.lag();
+                let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+                *readings = statistics.readings(&readings);
+                drop(readings);
                 if statistics.is_connected() {
                     self.brokers.up();
                 } else {
@@ -213,24 +224,35 @@ struct PartitionStatistics {
     ls_offset: i64,
     #[serde(default)]
     desired: bool,
+    #[serde(default)]
+    fetch_state: String,
 }
 
 impl Statistics {
-    /// Records behind the position of each partition that is consumed. Offsets have gaps, so this
-    /// is an upper bound; it is 0 where everything was delivered, markers apart.
-    fn lag(&self) -> Lag {
-        let behind = |topic: &TopicStatistics| {
-            let consumed = topic.partitions.iter().filter(|(_, p)| p.desired);
+    /// Each partition that is consumed, after what was `before`. Offsets have gaps, so the lag is an
+    /// upper bound; it is 0 where everything was delivered, markers apart.
+    fn readings(&self, before: &Readings) -> Readings {
+        let reading = |topic: &String, number: i32, p: &PartitionStatistics| {
+            // Before the first record only the fetch position is known.
+            let position = if p.app_offset >= 0 { p.app_offset } else { p.next_offset };
+            let lag = if position >= 0 { (p.ls_offset - position).max(0) } else { 0 };
+            let before = before.get(topic).and_then(|before| before.get(&number));
+            let stopped = match p.fetch_state.as_str() {
+                "none" => before.map_or(0, |before| before.stopped) + 1,
+                _ => 0,
+            };
+            Reading { lag, stopped }
+        };
+        let of_topic = |topic: &String, found: &TopicStatistics| {
+            let consumed = found.partitions.iter().filter(|(_, p)| p.desired);
             consumed
                 .filter_map(|(number, p)| {
-                    // Before the first record only the fetch position is known.
-                    let position = if p.app_offset >= 0 { p.app_offset } else { p.next_offset };
-                    let behind = if position >= 0 { (p.ls_offset - position).max(0) } else { 0 };
-                    Some((number.parse().ok()?, behind))
+                    let number = number.parse().ok()?;
+                    Some((number, reading(topic, number, p)))
                 })
                 .collect()
         };
-        self.topics.iter().map(|(topic, found)| (topic.clone(), behind(found))).collect()
+        self.topics.iter().map(|(topic, found)| (topic.clone(), of_topic(topic, found))).collect()
     }
 
     /// Whether the group's coordinator can be talked to, which no consumer can do without; as long
@@ -249,17 +271,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statistics_tell_the_lag_and_whether_a_broker_is_there() {
+    fn statistics_tell_the_lag_what_is_not_fetched_and_whether_a_broker_is_there() {
         let statistics: Statistics = serde_json::from_str(
             r#"{"brokers": {"b:1/1": {"state": "UP", "tx": 5}, "b:2/2": {"state": "DOWN"}},
                 "topics": {"t": {"partitions": {
-                    "0": {"app_offset": 10, "next_offset": 20, "ls_offset": 25, "desired": true},
-                    "1": {"app_offset": -1001, "next_offset": 20, "ls_offset": 25, "desired": true},
+                    "0": {"app_offset": 10, "next_offset": 20, "ls_offset": 25, "desired": true, "fetch_state": "active"},
+                    "1": {"app_offset": -1001, "next_offset": 20, "ls_offset": 25, "desired": true, "fetch_state": "none"},
                     "2": {"app_offset": 3, "next_offset": 3, "ls_offset": 25, "desired": false},
                     "-1": {"app_offset": -1001, "next_offset": -1001, "ls_offset": -1001}}}}}"#,
         )
         .expect("statistics");
-        assert_eq!(statistics.lag()["t"], HashMap::from([(0, 15), (1, 5)]));
+        let first = statistics.readings(&Readings::new());
+        let fetched = Reading { lag: 15, stopped: 0 };
+        assert_eq!(first["t"], HashMap::from([(0, fetched), (1, Reading { lag: 5, stopped: 1 })]));
+        let second = statistics.readings(&first);
+        assert_eq!(second["t"], HashMap::from([(0, fetched), (1, Reading { lag: 5, stopped: 2 })]));
         assert!(statistics.is_connected());
         let brokers = |coordinator: &str| {
             let text = format!(
