@@ -141,6 +141,14 @@ impl<'a> Row<'a> {
         })
     }
 
+    /// The text of a column that holds one and is not empty.
+    ///
+    /// # Errors
+    /// As [`Row::text`].
+    pub fn filled(&self, column: &str) -> Result<Option<String>, DecodeError> {
+        Ok(self.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
+    }
+
     /// A boolean.
     ///
     /// # Errors

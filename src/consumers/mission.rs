@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::call::{Calls, Sender, outcome, unwritable};
+use super::owner::{owner, was_anonymous};
 use super::remembered::Remembered;
 use super::snapshot::{self, YOUNG, younger};
 use crate::cdc::{Change, DecodeError, Field, Op, Row};
@@ -297,10 +298,16 @@ pub fn route(
     if !snapshot::admits(policy, change, now)? {
         return Ok(Route::Skip(SNAPSHOT_SKIPPED));
     }
+    let was_anonymous = match &change.before {
+        Some(before) => was_anonymous(before, user)?,
+        None => false,
+    };
     let mut event_types = SmallVec::new();
     let mut skip = "does_not_count";
     for source in sources {
         match source.rule.verdict(change, row)? {
+            // It advanced nobody's missions before.
+            Verdict::Before if was_anonymous => event_types.push(source.event_type),
             Verdict::Turned => event_types.push(source.event_type),
             Verdict::Not => {}
             Verdict::Before => skip = "counted_before",
@@ -310,11 +317,8 @@ pub fn route(
     if event_types.is_empty() {
         return Ok(Route::Skip(skip));
     }
-    let text = |column| -> Result<Option<String>, DecodeError> {
-        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
-    };
-    let Some(row_id) = text("id")? else { return Ok(Route::Skip("no_id")) };
-    let (Some(user_id), Some(merchant_id)) = (text(user)?, text("merchant_id")?) else {
+    let Some(row_id) = row.filled("id")? else { return Ok(Route::Skip("no_id")) };
+    let Some((user_id, merchant_id)) = owner(row, user)? else {
         return Ok(Route::Skip("anonymous"));
     };
     let lane = Lane::in_partition((table, &row_id));

@@ -7,6 +7,7 @@ pub mod currency;
 pub mod marketplace;
 pub mod merchants;
 pub mod mission;
+pub mod owner;
 pub mod refund;
 pub mod registry;
 mod remembered;

@@ -291,18 +291,15 @@ pub fn route_code(
     {
         return Ok(Route::Skip("counted_before"));
     }
-    let text = |column| -> Result<Option<String>, DecodeError> {
-        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
-    };
-    let Some(id) = text("id")? else { return Ok(Route::Skip("no_id")) };
-    let user_id = match text("user_id")? {
+    let Some(id) = row.filled("id")? else { return Ok(Route::Skip("no_id")) };
+    let user_id = match row.filled("user_id")? {
         Some(user) => Some(user),
-        None => text("assigned_to")?,
+        None => row.filled("assigned_to")?,
     };
     let lane = Lane::in_partition(("code", &id));
     let code = Code {
         code_id: row.event_value("id"),
-        merchant_id: text("merchant_id")?,
+        merchant_id: row.filled("merchant_id")?,
         user_id,
         code: row.event_value("code"),
         redeemed_at: row.event_value("redeemed_at"),

@@ -164,10 +164,16 @@ struct Part<'a> {
 struct Original {
     id: String,
     status: Option<String>,
+    record_type: Option<String>,
     final_amount: Option<Box<RawValue>>,
 }
 
 impl Original {
+    /// A slip of a refund may repeat the number of the receipt that it refunds.
+    fn is_debit(&self) -> bool {
+        self.record_type.as_deref() == Some("debit")
+    }
+
     /// A JSON number or a string, exactly: never through a double.
     fn amount(&self) -> Option<BigDecimal> {
         self.final_amount.as_ref()?.get().trim_matches('"').parse().ok()
@@ -281,10 +287,11 @@ impl Currency {
         let query = [
             ("transaction_number", &*number_is),
             ("merchant_id", &*merchant_is),
-            ("select", "id,status,final_amount"),
+            ("select", "id,status,record_type,final_amount"),
         ];
         let found: Vec<Original> = self.calls.select(cx, "purchase_ledger", &query).await?;
-        let Some(original) = found.iter().find(|row| row.id != source.id) else {
+        let original = found.iter().find(|row| row.id != source.id && !row.is_debit());
+        let Some(original) = original else {
             return Err(Failure::NotYet {
                 kind: "original_not_found",
                 message: "the purchase that the debit row refunds is not there: no row of its \
@@ -361,7 +368,11 @@ fn plan(work: &Work) -> Plan {
             claim: source.claim("reverse"),
             steps: ask(ask_wallet)
                 .into_iter()
-                .chain(["rest purchase_ledger".to_owned(), event(REVERSE, source)])
+                .chain([
+                    "rest purchase_ledger".to_owned(),
+                    format!("event {CANCELLED} (of the original, where all of it is refunded)"),
+                    event(REVERSE, source),
+                ])
                 .collect(),
         },
         Work::Delete { kind, id, .. } => Plan {

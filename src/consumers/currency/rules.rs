@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use crate::cdc::{Change, DecodeError, Op, Row};
 use crate::config::Snapshot;
+use crate::consumers::owner::{owner, was_anonymous};
 use crate::consumers::snapshot;
 use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
 
@@ -83,12 +84,19 @@ struct Table {
     name: &'static str,
     kind: &'static str,
     user: &'static str,
+    /// The column that tells whether a row counts.
+    status: &'static str,
 }
 
 const TABLES: [Table; 3] = [
-    Table { name: "purchase_ledger", kind: "purchase", user: "user_id" },
-    Table { name: "referral_ledger", kind: "referral", user: "invitee_user_id" },
-    Table { name: "mission_claims", kind: "mission", user: "user_id" },
+    Table { name: "purchase_ledger", kind: "purchase", user: "user_id", status: "status" },
+    Table {
+        name: "referral_ledger",
+        kind: "referral",
+        user: "invitee_user_id",
+        status: "reward_status",
+    },
+    Table { name: "mission_claims", kind: "mission", user: "user_id", status: "status" },
 ];
 
 /// What a row's state means.
@@ -123,17 +131,25 @@ pub fn route(
     if !snapshot::admits(policy, change, now)? {
         return Ok(Route::Skip(SNAPSHOT_SKIPPED));
     }
-    let after = standing(table, row)?;
-    if after == Standing::Neither {
-        return Ok(Route::Skip("does_not_count"));
-    }
     let before = match &change.before {
         // An index as replica identity brings only its own columns.
-        Some(before) if before.raw("status").or(before.raw("reward_status")).is_some() => {
-            Some(standing(table, before)?)
+        Some(before) if before.field(table.status).is_known() => {
+            // What belonged to nobody got nothing.
+            let anonymous = was_anonymous(before, table.user)?;
+            Some(if anonymous { Standing::Neither } else { standing(table, before)? })
         }
         _ => None,
     };
+    let after = match standing(table, row)? {
+        // What counted is taken back, even if it was said meanwhile that it earns nothing.
+        Standing::Neither if before == Some(Standing::Counts) && is_reversed(table, row)? => {
+            Standing::Reversed
+        }
+        after => after,
+    };
+    if after == Standing::Neither {
+        return Ok(Route::Skip("does_not_count"));
+    }
     let ask_wallet = match (change.op, before, after) {
         (Op::Create, _, Standing::Reversed) => return Ok(Route::Skip("never_counted")),
         (Op::Create, ..) => false,
@@ -144,11 +160,8 @@ pub fn route(
         (_, Some(_), _) => false,
         (_, None, _) => !snapshot::was_young(row, change.commit_time)?,
     };
-    let text = |column| -> Result<Option<String>, DecodeError> {
-        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
-    };
-    let Some(id) = text("id")? else { return Ok(Route::Skip("no_id")) };
-    let (Some(user_id), Some(merchant_id)) = (text(table.user)?, text("merchant_id")?) else {
+    let Some(id) = row.filled("id")? else { return Ok(Route::Skip("no_id")) };
+    let Some((user_id, merchant_id)) = owner(row, table.user)? else {
         return Ok(Route::Skip("anonymous"));
     };
     let source = Source { kind: table.kind, id, user_id, merchant_id };
@@ -157,7 +170,7 @@ pub fn route(
         Standing::Reversed => Work::Refund { source, ask_wallet },
         Standing::Debits => Work::Debit {
             source,
-            original: text("external_ref")?,
+            original: row.filled("external_ref")?,
             amount: row.decimal("final_amount")?.value(),
             ask_wallet,
         },
@@ -171,21 +184,18 @@ pub fn route(
 /// A delete is true in its key alone; what else `before` holds was checked by the decoder.
 fn deleted(table: &Table, change: &Change<'_>) -> Result<Route<Work>, DecodeError> {
     let before = change.before.as_ref().filter(|_| !change.before_invented);
-    let text = |row: Option<&Row<'_>>, column| -> Result<Option<String>, DecodeError> {
-        let Some(row) = row else { return Ok(None) };
-        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
-    };
-    let id = match text(Some(&change.key), "id")? {
-        Some(id) => Some(id),
-        None => text(change.before.as_ref(), "id")?,
+    let of_before = |column| before.map_or(Ok(None), |before| before.filled(column));
+    let id = match (change.key.filled("id")?, &change.before) {
+        (None, Some(before)) => before.filled("id")?,
+        (id, _) => id,
     };
     let Some(id) = id else { return Ok(Route::Skip("no_id")) };
     let lane = Lane::in_partition((table.kind, &id));
     let work = Work::Delete {
         kind: table.kind,
         id,
-        user_id: text(before, table.user)?,
-        merchant_id: text(before, "merchant_id")?,
+        user_id: of_before(table.user)?,
+        merchant_id: of_before("merchant_id")?,
     };
     Ok(Route::Process { work, lane })
 }
@@ -194,9 +204,16 @@ fn standing(table: &Table, row: &Row<'_>) -> Result<Standing, DecodeError> {
     let counts = |counts| if counts { Standing::Counts } else { Standing::Neither };
     match table.kind {
         "purchase" => purchase(row),
-        "referral" => Ok(counts(is(row, "reward_status", &["completed"])?)),
-        _ => Ok(counts(is(row, "status", &["approved"])?)),
+        "referral" => Ok(counts(is(row, table.status, &["completed"])?)),
+        _ => Ok(counts(is(row, table.status, &["approved"])?)),
     }
+}
+
+/// Whether a row is a purchase that was refunded or cancelled, whatever it earns.
+fn is_reversed(table: &Table, row: &Row<'_>) -> Result<bool, DecodeError> {
+    Ok(table.kind == "purchase"
+        && !is(row, "record_type", &["debit"])?
+        && is(row, "status", &["refunded", "cancelled"])?)
 }
 
 fn purchase(row: &Row<'_>) -> Result<Standing, DecodeError> {
@@ -219,3 +236,6 @@ fn purchase(row: &Row<'_>) -> Result<Standing, DecodeError> {
 fn is(row: &Row<'_>, column: &str, values: &[&str]) -> Result<bool, DecodeError> {
     Ok(row.text(column)?.value().is_some_and(|text| values.contains(&&*text)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,6 +127,16 @@ fn a_purchase_counts_when_it_becomes_completed_and_is_no_debit() {
 }
 
 #[test]
+fn an_anonymous_purchase_counts_when_it_gets_its_user() {
+    let row = json!({"id": "p", "user_id": "u", "merchant_id": "m", "status": "completed"});
+    let types = |before, after| types("purchase_ledger", "u", before, after);
+    let anonymous = with(&row, json!({"user_id": null}));
+    assert_eq!(types(anonymous.clone(), row.clone()), Ok(vec!["purchase"]));
+    assert_eq!(types(anonymous.clone(), anonymous), Err("anonymous"));
+    assert_eq!(types(json!({"id": "p", "status": "completed"}), row), Err("counted_before"));
+}
+
+#[test]
 fn earnings_count_by_currency_and_reversals_do_not() {
     let row = json!({"id": "w", "merchant_id": "m", "user_id": "u", "transaction_type": "earn",
         "currency": "points", "component": "base"});

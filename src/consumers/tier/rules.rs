@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::cdc::{Change, DecodeError, Op, Row};
 use crate::config::Snapshot;
+use crate::consumers::owner::owner;
 use crate::consumers::snapshot;
 use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
 
@@ -61,10 +62,7 @@ pub fn route(
     if !triggers(change, row)? {
         return Ok(Route::Skip("no_trigger"));
     }
-    let text = |column| -> Result<Option<String>, DecodeError> {
-        Ok(row.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
-    };
-    let (Some(user_id), Some(merchant_id)) = (text("user_id")?, text("merchant_id")?) else {
+    let Some((user_id, merchant_id)) = owner(row, "user_id")? else {
         return Ok(Route::Skip("anonymous"));
     };
     let member = Member { user_id, merchant_id };

@@ -1,0 +1,29 @@
+//! Whose a row is (contract sections 3 to 5: a row without user or merchant is an anonymous sale).
+
+use crate::cdc::{DecodeError, Field, Row};
+
+const MERCHANT: &str = "merchant_id";
+
+/// User and merchant of a row, of which `user` is the column that names the user; `None` for an
+/// anonymous sale.
+///
+/// # Errors
+/// When one of them cannot be decoded.
+pub fn owner(row: &Row<'_>, user: &str) -> Result<Option<(String, String)>, DecodeError> {
+    Ok(row.filled(user)?.zip(row.filled(MERCHANT)?))
+}
+
+/// Whether a row is known to have belonged to nobody: whatever its state, it called for nothing.
+///
+/// # Errors
+/// As [`owner`].
+pub fn was_anonymous(before: &Row<'_>, user: &str) -> Result<bool, DecodeError> {
+    for column in [user, MERCHANT] {
+        match before.text(column)? {
+            Field::Null => return Ok(true),
+            Field::Value(text) if text.is_empty() => return Ok(true),
+            Field::Value(_) | Field::Missing | Field::Unavailable => {}
+        }
+    }
+    Ok(false)
+}
