@@ -1,10 +1,12 @@
 //! Merchants' award settings, cached: in the process for a moment, in the cache Redis for longer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::award_time::{MerchantSettings, award_time};
@@ -52,9 +54,7 @@ impl Merchants {
         merchant: &str,
     ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
         let key = format!("merchant:{merchant}:currency_config");
-        if let Some(text) = self.cache.get(&key).await
-            && let Ok(settings) = serde_json::from_str(&text)
-        {
+        if let Some(settings) = self.cache.get(&key).await.as_deref().and_then(cached) {
             return Ok(Some(Arc::new(settings)));
         }
         let id = format!("eq.{merchant}");
@@ -80,5 +80,29 @@ impl Merchants {
         }
         self.cache.set(&key, row.get(), CACHED).await;
         Ok(Some(Arc::new(settings)))
+    }
+}
+
+/// Settings as they were put into the cache. Other parts of the CRM use it too: what lacks a column
+/// is something else, and would say that awards are never delayed.
+fn cached(text: &str) -> Option<MerchantSettings> {
+    let columns: BTreeMap<&str, IgnoredAny> = serde_json::from_str(text).ok()?;
+    let whole = COLUMNS.split(',').all(|column| columns.contains_key(column));
+    whole.then(|| serde_json::from_str(text).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_settings_are_taken_from_the_cache() {
+        let whole = r#"{"currency_award_delay_days": 2, "currency_award_delay_minutes": null,
+            "currency_award_time": null, "currency_award_timezone": "Asia/Bangkok"}"#;
+        assert!(cached(whole).is_some());
+        for other in ["{}", "[]", r#"{"delay_days": 3}"#, r#"{"currency_award_delay_days": 2}"#, ""]
+        {
+            assert!(cached(other).is_none(), "{other}");
+        }
     }
 }
