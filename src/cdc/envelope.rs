@@ -47,6 +47,19 @@ pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>,
     if is_envelope(&top) { parts.envelope(&top, schema) } else { parts.flattened(top, schema) }
 }
 
+/// The columns of a record's key, whatever its value is; none where it is no object.
+#[must_use]
+pub fn decode_key<'a>(record: &Record<'a>, options: &Options) -> Row<'a> {
+    let Ok((columns, schema)) = key(record) else { return Row::default() };
+    let schema = schema.map(|raw| Schema::new(raw, None));
+    Row::new(columns, Types::new(table_of(record.topic), schema, options.default_scale))
+}
+
+/// The table that a topic is named after.
+fn table_of(topic: &str) -> Cow<'_, str> {
+    Cow::Borrowed(topic.rsplit_once('.').map_or(topic, |(_, last)| last))
+}
+
 /// The record's key: its columns, and its schema where it brings one. No key is no column.
 fn key<'a>(record: &Record<'a>) -> Result<(Columns<'a>, Option<&'a RawValue>), DecodeError> {
     let malformed = DecodeError::Malformed { place: "key", expected: "a JSON object" };
@@ -249,6 +262,7 @@ impl<'a> Parts<'_, 'a> {
         let added = Columns(added);
         let deleted =
             added.get("__deleted").is_some_and(|raw| matches!(raw.get(), "true" | "\"true\""));
+        let source = flattened_source(&added)?;
         let told = added.get("__op").and_then(string);
         let header = self.header("__op").and_then(|value| std::str::from_utf8(value).ok());
         let op = match told.as_deref().or(header.map(|text| text.trim_matches('"'))) {
@@ -257,11 +271,12 @@ impl<'a> Parts<'_, 'a> {
             Some("d") => Op::Delete,
             Some("r") => Op::Read,
             Some("t") => return Ok(Decoded::Nothing(Nothing::Truncate)),
+            Some("u") => Op::Update,
+            None if source.is_snapshot() => Op::Read,
             // What happened is not told: an update without `before` is the most careful reading.
-            Some("u") | None => Op::Update,
+            None => Op::Update,
             Some(_) => return Err(DecodeError::UnknownOp),
         };
-        let source = flattened_source(&added)?;
         let ms = number(&added, "__ts_ms")?;
         let schema = schema.map(|raw| Schema::new(raw, None));
         let columns = Some(Columns(columns));
@@ -295,9 +310,7 @@ impl<'a> Parts<'_, 'a> {
         let text = |text: Option<Text<'a>>| text.map_or(Cow::Borrowed(""), |text| text.0);
         let table = match source.table {
             Some(Text(table)) if !table.is_empty() => table,
-            _ => Cow::Borrowed(
-                self.record.topic.rsplit_once('.').map_or(self.record.topic, |(_, last)| last),
-            ),
+            _ => table_of(self.record.topic),
         };
         let types = |schema| Types::new(table.clone(), schema, self.options.default_scale);
         let key = match self.key {

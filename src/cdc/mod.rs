@@ -26,7 +26,7 @@ mod text;
 mod time;
 mod wire;
 
-pub use envelope::decode;
+pub use envelope::{decode, decode_key};
 pub use error::DecodeError;
 pub use position::Position;
 pub use row::{Field, Row};

@@ -124,7 +124,11 @@ fn explain(
     record.lend(|record| {
         let subject = subject(record, context);
         let consumers = (context.decide)(record, &subject);
-        let report = Report::new(record, &subject, &consumers);
+        let key = match &subject {
+            Subject::Change(change) => change.key.explained(),
+            _ => cdc::decode_key(record, &context.options).explained(),
+        };
+        let report = Report::new(record, &subject, key, &consumers);
         if json {
             serde_json::to_writer(&mut *out, &report).map_err(io::Error::from)?;
             writeln!(out)?;
@@ -173,6 +177,7 @@ impl<'r> Report<'r> {
     fn new(
         record: &Record<'r>,
         subject: &'r Subject<'_>,
+        key: Box<RawValue>,
         consumers: &'r Map<String, Value>,
     ) -> Self {
         let (kind, reason) = match subject {
@@ -201,8 +206,7 @@ impl<'r> Report<'r> {
             table: change.map(|change| change.table.as_ref()),
             op: change.map(|change| change.op.as_str()),
             snapshot: change.is_some_and(|change| change.snapshot),
-            key: change
-                .map_or_else(|| cdc::Row::default().explained(), |change| change.key.explained()),
+            key,
             before: change.and_then(|change| Some(change.before.as_ref()?.explained())),
             after: change.and_then(|change| Some(change.after.as_ref()?.explained())),
             unavailable,

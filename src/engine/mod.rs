@@ -47,6 +47,9 @@ use crate::engine::permits::Limits;
 /// Skip reason of snapshot rows that `SNAPSHOT_POLICY` leaves out (contract section 2).
 pub const SNAPSHOT_SKIPPED: &str = "snapshot_policy";
 
+/// Skip reason of the halves of a changed primary key (contract section 2).
+const KEY_CHANGE: &str = "key_change";
+
 /// What a consumer brings to the engine.
 ///
 /// `route` and `plan` are pure; `process` does the I/O of one piece of work and may be called

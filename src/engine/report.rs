@@ -15,6 +15,7 @@ use super::start::Loss;
 use super::vitals::{PartitionVitals, Vitals};
 use super::work::Waits;
 use super::{Consumer, Observed};
+use crate::cdc::Record;
 use crate::kafka::Signals;
 use crate::outage::Breaker;
 
@@ -87,6 +88,18 @@ impl<C: Consumer> Session<'_, C> {
             self.snapshot.skipped += 1;
         }
         self.snapshot.last = Some(Instant::now());
+    }
+
+    /// Says once that a primary key has changed, which ledgers do not do; the rest is counted.
+    pub(super) fn warn_of_key_change(&mut self, record: &Record<'_>) {
+        if std::mem::replace(&mut self.key_change_met, true) {
+            return;
+        }
+        tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+            messaging.destination.name = record.topic,
+            messaging.destination.partition.id = record.partition,
+            messaging.kafka.offset = record.offset,
+            "a primary key was changed: nothing is awarded or cancelled for it; more of them are only counted");
     }
 
     /// Says once, at the end of a snapshot, how many of its rows were skipped.

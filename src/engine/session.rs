@@ -76,6 +76,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) progress: Instant,
     commit_at: Instant,
     pub(super) snapshot: SnapshotCount,
+    /// A changed primary key was met.
+    pub(super) key_change_met: bool,
     /// Why the group does not take this member in, and what to do.
     pub(super) refused: Option<&'static str>,
     /// A topic may not be read, and whether that is still so is looked at now and then.
@@ -119,6 +121,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             progress: now,
             commit_at: now,
             snapshot: SnapshotCount::default(),
+            key_change_met: false,
             refused: None,
             unreadable: None,
         }
@@ -249,6 +252,9 @@ impl<'a, C: Consumer> Session<'a, C> {
             Ok(Route::Skip(reason)) => {
                 if snapshot {
                     self.count_snapshot(reason);
+                }
+                if reason == super::KEY_CHANGE {
+                    self.warn_of_key_change(&record);
                 }
                 return self.complete(&ticket, Outcome::Skipped(reason));
             }
