@@ -2,6 +2,7 @@
 //! killed and goes on at once.
 
 use crm_event_processors::engine::Outcome;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::stage::Stage;
 use super::world::World;
@@ -28,6 +29,54 @@ async fn a_broker_that_goes_and_comes_back_is_waited_for() {
     let seen = member.until_outcomes(2).await;
     assert_eq!(seen.count(Outcome::Sent), 2);
     stage.until_committed(0, 2).await;
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_without_a_leader_holds_up_no_other_and_is_read_on_when_it_has_one() {
+    let mock = Mock::start();
+    let stage = Stage::bare(mock.bootstrap());
+    mock.create_topic(&stage.topic, 2);
+    stage.send(&[(0, "a", "1"), (1, "b", "1")]).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    stage.until_committed(0, 1).await;
+    stage.until_committed(1, 1).await;
+    member.stop().await;
+
+    stage.send(&[(0, "a", "2"), (1, "b", "2")]).await;
+    mock.lead(&stage.topic, 1, false);
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    let seen = member.until_outcomes(1).await;
+    assert_eq!((seen.outcome(0, 1), seen.assigned), (Some(Outcome::Sent), 2));
+    mock.lead(&stage.topic, 1, true);
+    let seen = member.until_outcomes(2).await;
+    assert_eq!((seen.outcome(1, 1), seen.lost.len()), (Some(Outcome::Sent), 0));
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_that_may_not_use_its_group_is_told_what_to_do() {
+    let mock = Mock::start();
+    let stage = Stage::bare(mock.bootstrap());
+    mock.create_topic(&stage.topic, 1);
+    mock.refuse(
+        RDKafkaApiKey::JoinGroup,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+        3,
+    );
+    stage.send(&[(0, "a", "1")]).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    until("readiness to name the group", async || {
+        let waits_for = member.pulse().read().waits_for;
+        waits_for.iter().any(|reason| reason.contains("may not use the group")).then_some(())
+    })
+    .await;
+    // It is let in as soon as it may.
+    member.until_outcomes(1).await;
+    until("readiness to be well again", async || {
+        member.pulse().read().waits_for.is_empty().then_some(())
+    })
+    .await;
     member.stop().await;
 }
 

@@ -76,3 +76,19 @@ async fn waiting_for_a_dependency_or_a_settle_time_is_none_and_readiness_names_i
     assert!(!would_stall(member.pulse()));
     member.stop().await;
 }
+
+#[tokio::test]
+async fn a_dead_letter_before_it_does_not_hide_what_work_in_flight_waits_for() {
+    let stage = Stage::new(1).await;
+    stage.send(&[(0, "a", "malformed")]).await;
+    let member = stage.start(async |_| std::future::pending().await);
+    member.until_outcomes(1).await;
+    stage.send(&[(0, "b", "waits")]).await;
+    until("readiness to name the dependency", async || {
+        let waits_for = member.pulse().read().waits_for;
+        waits_for.iter().any(|reason| reason.contains("always away")).then_some(())
+    })
+    .await;
+    assert!(!would_stall(member.pulse()));
+    member.stop().await;
+}

@@ -1,15 +1,15 @@
 //! Contract section 1, "Where to start".
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crm_event_processors::config::OffsetReset;
 use crm_event_processors::engine::backpressure::PATIENCE;
 use crm_event_processors::engine::{EngineError, Outcome};
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
 use super::stage::{Gate, Stage};
-use crate::support::kafka::{client, create_topic, delete_before};
+use crate::support::kafka::{client, create_topic, delete_before, until_led};
 use crate::support::services::kafka;
 use crate::support::{unique, until};
 
@@ -132,5 +132,31 @@ async fn a_position_that_retention_passes_while_it_runs_is_found_again_and_the_l
     assert_eq!(partition, 0);
     let seen = member.until("the last record", |seen| seen.outcome(0, 8).is_some()).await;
     assert_eq!(seen.outcomes.len() as i64 + lost.expect("a number"), 9, "each is done or counted");
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn a_topic_that_is_made_anew_while_it_is_consumed_is_read_from_its_beginning() {
+    let mut stage = Stage::new(1).await;
+    // The client hears nothing of the deletion.
+    stage.kafka.metadata_refresh = Duration::from_secs(3_600);
+    stage.send(&[(0, "a", "old"); 9]).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    stage.until_committed(0, 9).await;
+
+    let deleted = admin().delete_topics(&[&stage.topic], &AdminOptions::new()).await;
+    deleted.expect("an answer").into_iter().for_each(|topic| drop(topic.expect("it is deleted")));
+    until("the topic to be made anew", async || {
+        let topic = NewTopic::new(&stage.topic, 1, TopicReplication::Fixed(1));
+        let made = admin().create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+        made[0].is_ok().then_some(())
+    })
+    .await;
+    until_led(kafka(), &stage.topic, 1).await;
+    stage.send(&[(0, "a", "new"); 2]).await;
+    let seen = member.until_outcomes(11).await;
+    assert_eq!(seen.outcomes[9..].iter().map(|seen| seen.2).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(seen.lost, [(0, None)], "which is told");
+    stage.until_committed(0, 2).await;
     member.stop().await;
 }

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 type Task =
     Box<dyn FnOnce(&MockCluster<'static, rdkafka::producer::DefaultProducerContext>) + Send>;
@@ -44,6 +45,19 @@ impl Mock {
     /// Its broker comes back with all that it had.
     pub(crate) fn up(&self) {
         self.run(|cluster| cluster.broker_up(1).expect("the broker comes back"));
+    }
+
+    /// A partition has no leader, or its broker is one again.
+    pub(crate) fn lead(&self, topic: &str, partition: i32, led: bool) {
+        let (topic, leader) = (topic.to_owned(), led.then_some(1));
+        self.run(move |cluster| {
+            cluster.partition_leader(&topic, partition, leader).expect("a leader, or none");
+        });
+    }
+
+    /// The next requests of one kind, whoever sends them, are answered with this error.
+    pub(crate) fn refuse(&self, api: RDKafkaApiKey, error: RDKafkaRespErr, times: usize) {
+        self.run(move |cluster| cluster.request_errors(api, &vec![error; times]));
     }
 
     fn run(
