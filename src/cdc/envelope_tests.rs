@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::{
-    Change, DecodeError, Decoded, Field, Header, Nothing, Op, Options, Record, decode,
+    Change, DecodeError, Decoded, Field, Header, Nothing, Op, Options, Record, decode, decode_key,
 };
 
 const TOPIC: &str = "crm.public.purchase_ledger";
@@ -242,4 +242,21 @@ fn signs_of_life_are_known_whatever_their_topic_is_called() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn a_flattened_row_of_a_snapshot_was_read_even_if_its_op_is_not_told() {
+    let row = change(r#"{"id":"a","__source_snapshot":"true","__source_ts_ms":1}"#);
+    assert_eq!((row.op, row.snapshot), (Op::Read, true));
+    let row = change(r#"{"id":"a","__source_snapshot":"false","__source_ts_ms":1}"#);
+    assert_eq!((row.op, row.snapshot), (Op::Update, false));
+}
+
+#[test]
+fn the_key_of_a_record_is_decoded_whatever_its_value_is() {
+    let tombstone = Record { value: None, ..record(Some(KEY), "") };
+    let key = decode_key(&tombstone, &Options::default());
+    assert_eq!(key.filled("id"), Ok(Some("a".to_owned())));
+    let text = record(Some("shop-1"), "{}");
+    assert_eq!(decode_key(&text, &Options::default()).columns().count(), 0);
 }

@@ -38,7 +38,8 @@ impl Calls {
         function: &str,
         arguments: &(impl Serialize + Sync + ?Sized),
     ) -> Result<T, Failure> {
-        let answer = under_permit(cx, Urgency::One, self.supabase.rpc(function, arguments)).await?;
+        let request = || self.supabase.rpc(function, arguments);
+        let answer = under_permit(cx, Urgency::One, request).await?;
         answer
             .and_then(|answer| answer.json())
             .map_err(|error| self.failure(&format!("supabase/rpc/{function}"), error))
@@ -77,7 +78,7 @@ impl Calls {
         table: &str,
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, Failure> {
-        let answer = under_permit(cx, urgency, self.supabase.select(table, query)).await?;
+        let answer = under_permit(cx, urgency, || self.supabase.select(table, query)).await?;
         answer
             .and_then(|answer| answer.json())
             .map_err(|error| self.failure(&format!("supabase/{table}"), error))
@@ -118,13 +119,17 @@ impl Calls {
 }
 
 /// One request under one permit, which learns what the request met.
-async fn under_permit(
+async fn under_permit<F>(
     cx: &Cx,
     urgency: Urgency,
-    request: impl Future<Output = Result<Answer, CallError>> + Send,
-) -> Result<Result<Answer, CallError>, Failure> {
+    request: impl FnOnce() -> F,
+) -> Result<Result<Answer, CallError>, Failure>
+where
+    F: Future<Output = Result<Answer, CallError>> + Send,
+{
     let permit = cx.permit(urgency).await?;
-    let answer = request.await;
+    // Thousands may wait for a permit: only a request that is under way takes a request's memory.
+    let answer = Box::pin(request()).await;
     match &answer {
         Ok(answer) => permit.report(Sample::Answered(answer.latency)),
         Err(error) if error.overload => permit.report(Sample::Overloaded),

@@ -117,7 +117,7 @@ impl Consumer for Marketplace {
     }
 
     async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
-        let send = async {
+        let send = || async {
             let events = Events::one(RECEIVED, Some(work.id()), &work.received());
             self.sender.send(cx, events.map_err(unwritable)?).await.map(Some)
         };

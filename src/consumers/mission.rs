@@ -107,7 +107,7 @@ impl Consumer for Mission {
     async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
         let mut steps: SmallVec<[Once; 2]> = SmallVec::new();
         for event_type in &work.event_types {
-            let evaluate = self.evaluate(cx, work, event_type);
+            let evaluate = || self.evaluate(cx, work, event_type);
             steps.push(cx.once(&work.claim(event_type), evaluate).await?);
         }
         Ok(outcome(&steps, "no_missions"))

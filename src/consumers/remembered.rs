@@ -34,7 +34,8 @@ impl<T: Clone> Remembered<T> {
         F: Future<Output = Result<T, Failure>>,
     {
         let slot = self.slot(key, Instant::now());
-        slot.get_or_try_init(load).await.cloned()
+        // Thousands may wait for one that loads.
+        slot.get_or_try_init(|| Box::pin(load())).await.cloned()
     }
 
     fn slot(&self, key: &str, now: Instant) -> Slot<T> {

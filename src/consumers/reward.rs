@@ -169,10 +169,10 @@ impl Consumer for Reward {
         let step = match work {
             Work::Redeem(redemption) => {
                 let claim = format!("reward:{}", redemption.event_id);
-                cx.once(&claim, self.redeem(cx, redemption)).await?
+                cx.once(&claim, || self.redeem(cx, redemption)).await?
             }
             Work::Code(code) => {
-                let send = async {
+                let send = || async {
                     let id = format!("{CODE_REDEEMED}:{}", code.id);
                     let events = Events::one(CODE_REDEEMED, Some(&id), code);
                     self.sender.send(cx, events.map_err(unwritable)?).await.map(Some)

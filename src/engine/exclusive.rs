@@ -75,7 +75,7 @@ impl Cx {
                 self.acquire(name).await?;
                 let outcome = tokio::select! {
                     biased;
-                    outcome = work(Held(self)) => outcome?,
+                    outcome = Box::pin(work(Held(self))) => outcome?,
                     lost = self.keep(name) => return Err(lost),
                 };
                 if let Some(hold) = self.hold().as_mut() {

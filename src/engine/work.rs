@@ -214,7 +214,11 @@ impl Cx {
     /// # Errors
     /// What `work` returned; or that claims cannot be reached, or that another record holds this
     /// one.
-    pub async fn once<F>(&self, name: &str, work: F) -> Result<Once, Failure>
+    pub async fn once<F>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> F + Send,
+    ) -> Result<Once, Failure>
     where
         F: Future<Output = Result<Option<Timestamp>, Failure>> + Send,
     {
@@ -229,7 +233,8 @@ impl Cx {
                 }
                 let accepted = tokio::select! {
                     biased;
-                    accepted = work => accepted?,
+                    // Boxed: what waits for its claim takes no memory for its work.
+                    accepted = Box::pin(work()) => accepted?,
                     lost = self.renew(name) => return Err(lost),
                 };
                 self.remember(name, Memo::Accepted(accepted));

@@ -90,7 +90,7 @@ impl Consumer for Forms {
     async fn process(&self, cx: &Cx, work: &Form) -> Result<Outcome, Failure> {
         let id = work.event_id();
         let data = json!({"form_id": work.id, "user_id": work.user_id});
-        let send = async {
+        let send = || async {
             let events = Events::one("form/completed", Some(&id), &data).map_err(|error| {
                 Failure::Poison { kind: "invalid_event", message: error.to_string() }
             })?;

@@ -80,7 +80,7 @@ impl Consumer for Currency {
                 if *ask_wallet && self.wallet_has(cx, source, None).await? {
                     return Ok(Outcome::Skipped("awarded_before"));
                 }
-                let award = self.award(cx, source, *committed_at);
+                let award = || self.award(cx, source, *committed_at);
                 Ok(outcome(&[cx.once(&source.claim("award"), award).await?], NOTHING))
             }
             Work::Refund { source, ask_wallet } => {
@@ -88,7 +88,7 @@ impl Consumer for Currency {
                     return Ok(Outcome::Skipped("reversed_before"));
                 }
                 let cancelled = self.cancel(cx, source.kind, &source.id, Some(source)).await?;
-                let reverse = self.reverse(cx, source, None);
+                let reverse = || self.reverse(cx, source, None);
                 let reversed = cx.once(&source.claim("reverse"), reverse).await?;
                 Ok(outcome(&[cancelled, reversed], NOTHING))
             }
@@ -96,7 +96,7 @@ impl Consumer for Currency {
                 if *ask_wallet && self.wallet_has(cx, source, None).await? {
                     return Ok(Outcome::Skipped("reversed_before"));
                 }
-                let debit = self.debit(cx, source, original.as_deref(), amount.as_ref());
+                let debit = || self.debit(cx, source, original.as_deref(), amount.as_ref());
                 match cx.once(&source.claim("reverse"), debit).await? {
                     // The only debit without an event is one whose original reverses the whole.
                     Once::Ran(None) => Ok(Outcome::Skipped("original_reversed")),
@@ -232,7 +232,7 @@ impl Currency {
     }
 
     async fn cancel_with(&self, cx: &Cx, data: &Cancelled<'_>) -> Result<Once, Failure> {
-        let cancel = async {
+        let cancel = || async {
             self.settle(cx, &claim("award", data.source_type, data.source_id)).await?;
             let events = Events::one(CANCELLED, None, data).map_err(unwritable)?;
             self.sender.send(cx, events).await.map(Some)
@@ -386,3 +386,6 @@ fn plan(work: &Work) -> Plan {
 fn claim_lane(kind: &str, id: &str) -> String {
     format!("{kind}:{id}")
 }
+
+#[cfg(test)]
+mod tests;

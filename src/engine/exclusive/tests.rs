@@ -221,7 +221,7 @@ async fn a_claim_is_renewed_while_its_work_takes_long() {
 async fn a_claim_of_a_step_is_renewed_while_its_event_waits_for_an_outage() {
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
-    let renewed = async {
+    let renewed = || async {
         scene.until_taken(4).await;
         Ok(Some(at(500)))
     };
@@ -237,14 +237,14 @@ async fn a_step_whose_claim_another_record_took_is_broken_off_and_asks_again() {
     let cx = record(&scene.process(), 1, 100);
     let store = &scene.store.0;
     let thief = Op::Confirm { key: "g:award".to_owned(), accepted_ms: 500_000 };
-    let work = async {
+    let work = || async {
         store.execute(std::slice::from_ref(&thief)).await.expect("answered");
         std::future::pending().await
     };
     let lost = cx.once("award", work).await;
     assert!(matches!(lost, Err(Failure::Wait { reason: "claim_held", .. })), "{lost:?}");
     store.execute(std::slice::from_ref(&thief)).await.expect("answered");
-    let again = cx.once("award", async { panic!("it was done") }).await;
+    let again = cx.once("award", || async { panic!("it was done") }).await;
     assert_eq!(again.expect("answered"), Once::Duplicate);
 }
 

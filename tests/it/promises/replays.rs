@@ -176,3 +176,19 @@ async fn a_connector_that_was_killed_and_sends_again_causes_one_event_each() {
     daemon.kill();
     assert!(assert_once_each(&world) > 0);
 }
+
+#[tokio::test]
+async fn a_record_that_was_set_aside_is_recognised_too_when_the_connector_sends_it_again() {
+    let mut world = World::new().await;
+    let daemon = world.start();
+    let first = world.purchase().await;
+    let malformed = world.malformed();
+    world.replay(&[&malformed]).await;
+    world.until_committed(2).await;
+    world.replay(&[&malformed]).await;
+    let last = world.purchase().await;
+    world.until_awarded(&last).await;
+    world.until_committed(4).await;
+    assert!(daemon.stop().success(), "a clean stop");
+    assert_eq!((world.awards(&first), world.letters().await), (1, 1), "set aside once");
+}

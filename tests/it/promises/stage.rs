@@ -125,7 +125,7 @@ impl Consumer for Scripted {
         if !self.claiming {
             return (self.script)(call).await;
         }
-        let sent = async { (self.script)(call).await.map(|_| Some(Timestamp::now())) };
+        let sent = || async { (self.script)(call).await.map(|_| Some(Timestamp::now())) };
         Ok(match cx.once(&work.value, sent).await? {
             Once::Ran(_) => Outcome::Sent,
             Once::Duplicate => Outcome::Duplicate,

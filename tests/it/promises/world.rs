@@ -7,7 +7,7 @@ use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;
 
 use crate::support::daemon::{Daemon, Environment};
-use crate::support::kafka::{committed, create_topic, produce};
+use crate::support::kafka::{committed, create_topic, produce, read_topic};
 use crate::support::services::{kafka, redis};
 use crate::support::{unique, until};
 
@@ -98,6 +98,28 @@ impl World {
             .payload(value.as_bytes());
         produce(kafka(), [record]).await;
         id
+    }
+
+    /// A change of a purchase with a time that is none.
+    pub(super) fn malformed(&mut self) -> Recorded {
+        self.purchases += 1;
+        let (key, value) = completed_purchase("malformed", self.purchases);
+        let value =
+            value.replace("2026-09-21T00:00:00Z", "soon").replace(r#""op":"c""#, r#""op":"u""#);
+        Recorded {
+            topic: self.topic.clone(),
+            partition: 0,
+            offset: 0,
+            timestamp_ms: None,
+            key: Some(key.into()),
+            value: Some(value.into()),
+            headers: Vec::new(),
+        }
+    }
+
+    /// How many records were set aside.
+    pub(super) async fn letters(&self) -> usize {
+        read_topic(kafka(), &format!("{}.dlq", self.prefix)).await.len()
     }
 
     /// How often the award of a purchase was stored, and whether all of it was the same each time.
