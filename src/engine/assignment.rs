@@ -13,6 +13,8 @@ use super::start::{PlanError, Start};
 use crate::kafka::Rebalance;
 
 type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
+/// What a partition's log holds.
+type Look = JoinHandle<KafkaResult<(i64, i64)>>;
 
 /// What is under way, and what comes after it.
 #[derive(Default)]
@@ -21,7 +23,9 @@ pub(super) struct Assignment {
     pub(super) draining: Option<Draining>,
     pub(super) waiting: VecDeque<Rebalance>,
     /// Partitions that nobody fetches, and what their logs hold.
-    pub(super) repairs: Vec<(u32, JoinHandle<KafkaResult<(i64, i64)>>)>,
+    pub(super) repairs: Vec<(u32, Look)>,
+    /// Whether this member may join its group, as soon as that is found out.
+    pub(super) entry: Option<JoinHandle<KafkaResult<bool>>>,
     /// The group has taken this member in; before, it knows nothing of what it was told earlier.
     pub(super) joined: bool,
     /// How many partitions nobody has, as soon as that is found out.

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use jiff::Timestamp;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
@@ -17,10 +18,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::assignment::{Draining, commit_list, list};
 use super::partition::{Commit, Partition};
 use super::parts::EngineError;
+use super::report::ANOTHER_ASSIGNOR;
 use super::session::Session;
 use super::start::{PlanError, Start, plan};
 use super::{Consumer, Observed};
-use crate::kafka::{Rebalance, Signals};
+use crate::kafka::{self, Rebalance, Signals};
 
 /// How long to wait before the broker is asked again where to start.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -30,6 +32,37 @@ const LAST_COMMIT: Duration = Duration::from_secs(2);
 const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 
 impl<C: Consumer> Session<'_, C> {
+    /// Joins the group; where the broker does not look after that, not beside another assignor.
+    pub(super) fn enter(&mut self) -> Result<(), EngineError> {
+        if self.engine.kafka.joins_unchecked() {
+            let (client, group) = (Arc::clone(&self.client), self.engine.settings.group.clone());
+            let ask = tokio::task::spawn_blocking(move || kafka::is_ours(&client, &group));
+            self.assignment.entry = Some(ask);
+            return Ok(());
+        }
+        self.subscribe()
+    }
+
+    /// Joins as soon as it is known that this member may.
+    pub(super) fn finish_entry(&mut self) -> Result<(), EngineError> {
+        let Some(ask) = &mut self.assignment.entry else { return Ok(()) };
+        let Some(answer) = ask.now_or_never() else { return Ok(()) };
+        self.assignment.entry = None;
+        if matches!(answer, Ok(Ok(false))) {
+            self.refuse(ANOTHER_ASSIGNOR);
+            return self.enter();
+        }
+        // Where a broker is away that is not known, and no reason to stay away too.
+        self.subscribe()
+    }
+
+    pub(super) fn subscribe(&self) -> Result<(), EngineError> {
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        let group = &self.engine.settings.group;
+        let failed = |source| EngineError::Client { group: group.clone(), source };
+        self.client.subscribe(&topics).map_err(failed)
+    }
+
     /// Takes in what a callback has noted.
     pub(super) fn rebalanced(&mut self, rebalance: Rebalance) {
         if let Rebalance::Lost(names) = rebalance {

@@ -56,10 +56,12 @@ impl<C: Consumer> Session<'_, C> {
             Ok(Ok(Some(orphans))) => {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, orphans,
                     "partitions without an owner, joining the group anew so that they are shared out");
-                let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
                 self.client.unsubscribe();
-                let joined = self.client.subscribe(&topics);
-                self.warn_on_error("join anew", joined);
+                let joined = self.subscribe();
+                if let Err(error) = joined {
+                    tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error,
+                        "group not joined anew");
+                }
             }
             // A broker is away, which is said elsewhere.
             Ok(Err(error)) => {

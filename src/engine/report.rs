@@ -19,6 +19,10 @@ use crate::cdc::Record;
 use crate::kafka::Signals;
 use crate::outage::Breaker;
 
+/// Why a group is not joined while the old service is in it, and what to do.
+pub(super) const ANOTHER_ASSIGNOR: &str = "another member of this group uses another assignor: \
+                                           stop the old service, this one joins when it is gone";
+
 impl<C: Consumer> Session<'_, C> {
     pub(super) fn update_vitals(&mut self, now: Instant, signals: &Signals) {
         let open: usize = self.partitions.values().map(|p| p.load().records).sum();
@@ -133,9 +137,7 @@ impl<C: Consumer> Session<'_, C> {
                 | RDKafkaErrorCode::Authentication
                 | RDKafkaErrorCode::SSL
                 | RDKafkaErrorCode::Resolve => {}
-                RDKafkaErrorCode::InconsistentGroupProtocol => self.refuse(
-                    "another member of this group uses another assignor: stop the old service, this one joins when it is gone",
-                ),
+                RDKafkaErrorCode::InconsistentGroupProtocol => self.refuse(ANOTHER_ASSIGNOR),
                 RDKafkaErrorCode::GroupAuthorizationFailed => self.refuse(
                     "this account may not use the group: allow it to READ it, or choose another CONSUMER_GROUP_ID",
                 ),
@@ -160,7 +162,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Said once; librdkafka repeats it every few seconds, and readiness goes on.
-    fn refuse(&mut self, why: &'static str) {
+    pub(super) fn refuse(&mut self, why: &'static str) {
         if self.refused.replace(why).is_none() {
             tracing::error!(messaging.consumer.group.name = %self.engine.settings.group, "{why}");
         }

@@ -88,8 +88,6 @@ impl<C: Consumer> Engine<C> {
         // answered by a loop that is gone would never close.
         let closing = Closing(closing);
         let topics = self.consumer.topics();
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        client.subscribe(&names).map_err(failed)?;
         self.announce_missing(&client, &topics);
 
         let session = Session::new(self, Arc::clone(shared), Arc::clone(&client), topics, stop);

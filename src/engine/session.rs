@@ -128,6 +128,7 @@ impl<'a, C: Consumer> Session<'a, C> {
     }
 
     pub(crate) async fn run(mut self, mut signals: Signals) -> Result<End, EngineError> {
+        self.enter()?;
         let client = Arc::clone(&self.client);
         let mut stream = client.stream();
         let mut recovered = self.engine.breakers.recoveries();
@@ -163,6 +164,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                     if now >= tick_at {
                         ticked = now;
                         self.tick(now, &signals);
+                        self.finish_entry()?;
                         if let Some((code, _)) = self.client.client().fatal_error() {
                             self.abandon().await;
                             return self.fatal(code);

@@ -16,6 +16,9 @@ use crate::config::{self, GroupProtocol, OffsetReset, Properties};
 /// The consumer of one group.
 pub(crate) type GroupConsumer = StreamConsumer<Context>;
 
+/// Who shares out partitions in a group of the classic protocol.
+pub(super) const ASSIGNOR: &str = "cooperative-sticky";
+
 /// How long a client may take to leave its group and go.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -61,6 +64,12 @@ impl Kafka {
     pub(crate) fn returns_unnoticed(&self) -> bool {
         let classic = self.settings.group_protocol == GroupProtocol::Classic;
         classic && self.settings.instance_id.is_some()
+    }
+
+    /// Whether the broker lets a member in beside others that use another assignor: in a group of the
+    /// new protocol.
+    pub(crate) fn joins_unchecked(&self) -> bool {
+        self.settings.group_protocol == GroupProtocol::Consumer
     }
 
     /// What every client shares: brokers, security, and the user's own properties.
@@ -132,7 +141,7 @@ impl Kafka {
         client.set("auto.commit.interval.ms", self.commit_interval.as_millis().to_string());
         client.set("auto.offset.reset", "error");
         if classic {
-            client.set("partition.assignment.strategy", "cooperative-sticky");
+            client.set("partition.assignment.strategy", ASSIGNOR);
             client.set("session.timeout.ms", session.to_string());
         } else {
             client.set("group.protocol", "consumer");

@@ -4,7 +4,7 @@ mod brokers;
 mod client;
 mod context;
 mod dead_letters;
-mod orphans;
+mod groups;
 mod saved;
 
 pub(crate) use self::client::GroupConsumer;
@@ -12,5 +12,5 @@ pub use self::client::Kafka;
 pub(crate) use self::context::{Context, Rebalance, Signals};
 pub use self::dead_letters::DeadLetters;
 pub(crate) use self::dead_letters::Letter;
-pub(crate) use self::orphans::orphans;
+pub(crate) use self::groups::{is_ours, orphans};
 pub(crate) use self::saved::{SavedRecord, size};

@@ -215,6 +215,15 @@ async fn so_it_does_with_kip_848() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_old_service_runs_the_daemon_says_what_to_do_and_goes_on_when_it_has_left() {
+    waited_for("classic").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_kip_848_it_does_not_share_the_partitions_with_the_old_service_either() {
+    waited_for("consumer").await;
+}
+
+async fn waited_for(protocol: &str) {
     let scene = Scene::new().await;
     let mut old = Vec::new();
     for (stream, consumer) in STREAMS {
@@ -222,7 +231,12 @@ async fn while_the_old_service_runs_the_daemon_says_what_to_do_and_goes_on_when_
         old.push(OldService::join(scene.brokers, &group, &topic, scene.stands(stream)).await);
     }
     let health = Health::free();
-    let mut fleet = Fleet::new(scene.environment().with("HTTP_LISTEN", health.listen()));
+    let mut fleet = Fleet::new(
+        scene
+            .environment()
+            .with("HTTP_LISTEN", health.listen())
+            .with("KAFKA_GROUP_PROTOCOL", protocol),
+    );
     fleet.start("new");
     let told = |fleet: &Fleet| -> Vec<String> {
         let lines = fleet.lines().into_iter().map(|(_, line)| line);

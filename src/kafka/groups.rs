@@ -1,4 +1,4 @@
-//! Partitions of a group that no member has.
+//! What the brokers tell of a group: partitions that no member has, and members with another assignor.
 //!
 //! With the classic protocol and static membership there can be some for good: a member that is told
 //! to give partitions up, and is killed before it says that it has, is given the rest back when it
@@ -11,9 +11,12 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaResult;
 
 use super::GroupConsumer;
+use super::client::ASSIGNOR;
 
 /// How long the brokers may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where a member waits to join.
+const TIMEOUT_TO_JOIN: Duration = Duration::from_secs(3);
 
 /// How many partitions of `topics` have no owner in `group`; `None` while it rebalances. Blocks.
 ///
@@ -39,6 +42,21 @@ pub(crate) fn orphans(
         orphans += partitions.filter(|p| !owned.contains(&(topic.as_str(), p.id()))).count();
     }
     Ok(Some(orphans))
+}
+
+/// Whether nobody in `group` uses another assignor of the classic protocol than ours. A member of the
+/// new protocol is let in beside such members, and would share the partitions with them. Blocks.
+///
+/// # Errors
+/// As [`orphans`].
+pub(crate) fn is_ours(client: &GroupConsumer, group: &str) -> KafkaResult<bool> {
+    let groups = client.fetch_group_list(Some(group), TIMEOUT_TO_JOIN)?;
+    let found = groups.groups().iter().find(|found| found.name() == group);
+    Ok(found.is_none_or(|found| match found.state() {
+        "Empty" | "Dead" => true,
+        "Stable" => found.protocol() == ASSIGNOR,
+        _ => false,
+    }))
 }
 
 /// Reads an assignment as the consumer protocol of Kafka writes it: a version, and by topic the
