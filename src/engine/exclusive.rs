@@ -6,7 +6,8 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use super::work::{Cx, Hold, claim_held};
+use super::once::claim_held;
+use super::work::{Cx, Hold};
 use super::{Failure, Outcome};
 use crate::dedup::Reply;
 

@@ -16,6 +16,7 @@ pub mod intake;
 pub mod lanes;
 pub mod metadata;
 pub mod offsets;
+mod once;
 mod outcomes;
 mod partition;
 mod parts;
@@ -38,9 +39,10 @@ use jiff::Timestamp;
 
 pub use self::exclusive::Held;
 pub use self::intake::{Lane, Route};
+pub use self::once::Once;
 pub use self::parts::{Engine, EngineError, Settings};
 pub use self::retry::Failure;
-pub use self::work::{Cx, Once, Origin};
+pub use self::work::{Cx, Origin};
 use crate::cdc::{Change, DecodeError, Record};
 use crate::engine::permits::Limits;
 

@@ -7,8 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Store, StoreAway};
+use crate::engine::Once;
 use crate::engine::permits::{Limits, Permits};
-use crate::engine::work::{Once, Origin, Shared};
+use crate::engine::work::{Origin, Shared};
 use crate::outage::{Backoff, Breaker};
 
 const NAME: &str = "tier:u:m";
