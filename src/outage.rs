@@ -133,6 +133,10 @@ impl Breaker {
     /// Reports an answer: the dependency is well, whatever the answer said about the request.
     pub fn succeeded(&self) {
         self.successes.fetch_add(1, Ordering::Relaxed);
+        self.close();
+    }
+
+    fn close(&self) {
         let mut state = self.lock();
         if matches!(*state, State::Closed { failures: 0 }) {
             return;
@@ -147,7 +151,8 @@ impl Breaker {
         }
     }
 
-    /// Reports a failure that is the dependency's. `retry_after` is what it asked for, and wins.
+    /// Reports a failure that is the dependency's. It is left alone for as long as it asked for with
+    /// `retry_after`, but never for less than the backoff: some ask for nothing at all.
     pub fn failed(&self, now: Instant, retry_after: Option<Duration>, error: &str) {
         let mut state = self.lock();
         let (since, openings) = match &mut *state {
@@ -163,7 +168,7 @@ impl Breaker {
             State::Open { since, openings, .. } => (*since, openings.saturating_add(1)),
         };
         let wait = self.backoff.delay(openings, 0.5 + fastrand::f64() / 2.0);
-        let until = now + retry_after.unwrap_or(wait);
+        let until = now + retry_after.map_or(wait, |asked| asked.max(wait));
         *state = State::Open { since, until, openings, probing: false };
         drop(state);
         if openings == 0 {
@@ -189,6 +194,12 @@ impl Leave<'_> {
     /// The request was answered.
     pub fn succeeded(self) {
         self.breaker.succeeded();
+    }
+
+    /// The request was turned down at the door: the dependency can be reached, but whether it would
+    /// have done the work is not known, so that it does not count among the [`Breaker::successes`].
+    pub fn turned_down(self) {
+        self.breaker.close();
     }
 
     /// The request failed through the dependency's fault.
@@ -292,6 +303,27 @@ mod tests {
         drop(breaker.admit(later).expect("a probe"));
         breaker.admit(later).expect("another probe").failed(later, None, "503");
         assert!(breaker.away().expect("open").until > later);
+    }
+
+    #[test]
+    fn a_wait_that_is_asked_for_lengthens_the_pause_and_never_shortens_it() {
+        for (asked, at_least) in [(0, 500), (100, 500), (5_000, 5_000)] {
+            let breaker = Breaker::new("d", 1, BACKOFF);
+            let now = Instant::now();
+            breaker.failed(now, Some(Duration::from_millis(asked)), "429");
+            let wait = breaker.away().expect("open").until - now;
+            assert!(wait >= Duration::from_millis(at_least), "asked {asked} ms, waits {wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_turned_down_at_the_door_closes_the_breaker_and_is_no_success() {
+        let breaker = Breaker::new("d", 1, BACKOFF);
+        breaker.failed(Instant::now(), None, "refused");
+        let until = breaker.away().expect("open").until;
+        breaker.admit(until).expect("a probe").turned_down();
+        assert!(breaker.away().is_none());
+        assert_eq!(breaker.successes(), 0);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Connections to Redis: one per server, shared, made on first use and again after every loss.
 
+mod connection;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, RedisError};
 
+pub use self::connection::Connection;
 use crate::outage::Breaker;
 
 /// The longest cached text that is read, in bytes; one of ours takes a few hundred.
@@ -13,21 +15,13 @@ const MAX_TEXT: usize = 64 << 10;
 /// The largest cached set that is read; one of ours has a few dozen members.
 const MAX_MEMBERS: usize = 10_000;
 
-/// How long a connection or an answer may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
-
 /// A connection to the server at `url` (`redis://` or `rediss://`), made when it is first used.
-/// It tries once and reports: how long to go on is for the breaker to say.
 ///
 /// # Errors
 /// When `url` is no Redis URL.
-pub fn connect(url: &str) -> redis::RedisResult<ConnectionManager> {
+pub fn connect(url: &str) -> redis::RedisResult<Connection> {
     super::http::install_tls();
-    let config = ConnectionManagerConfig::new()
-        .set_number_of_retries(0)
-        .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT));
-    ConnectionManager::new_lazy_with_config(redis::Client::open(url)?, config)
+    Ok(Connection::new(redis::Client::open(url)?))
 }
 
 /// What went wrong and what to do about it, in one line.
@@ -54,13 +48,13 @@ pub fn describe(error: &RedisError) -> String {
 /// is away is no outage: it just has nothing.
 #[derive(Clone)]
 pub struct Cache {
-    backend: Option<(ConnectionManager, Arc<Breaker>)>,
+    backend: Option<(Connection, Arc<Breaker>)>,
 }
 
 impl Cache {
     /// A cache on a server; `breaker` keeps a server that is away from being asked each time.
     #[must_use]
-    pub fn new(connection: ConnectionManager, breaker: Arc<Breaker>) -> Self {
+    pub fn new(connection: Connection, breaker: Arc<Breaker>) -> Self {
         Self { backend: Some((connection, breaker)) }
     }
 
@@ -117,7 +111,7 @@ impl Cache {
 
     async fn ask<T>(
         &self,
-        request: impl AsyncFnOnce(ConnectionManager) -> redis::RedisResult<T>,
+        request: impl AsyncFnOnce(Connection) -> redis::RedisResult<T>,
     ) -> Option<T> {
         let (connection, breaker) = self.backend.as_ref()?;
         let leave = breaker.admit(Instant::now()).ok()?;

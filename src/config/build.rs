@@ -141,12 +141,12 @@ fn supabase(reader: &mut Reader<'_>, consumers: &[ConsumerName]) -> Option<Supab
         consumers.iter().copied().filter(|consumer| consumer.needs_supabase()).collect();
     if consumers.is_empty() {
         let url = reader.optional("supabase.url", value::http_url)?;
-        let service_role_key = reader.optional("supabase.service_role_key", secret)?;
+        let service_role_key = reader.optional("supabase.service_role_key", value::key)?;
         return Some(Supabase { url, service_role_key });
     }
     Some(Supabase {
         url: reader.required("supabase.url", &consumers, value::http_url),
-        service_role_key: reader.required("supabase.service_role_key", &consumers, secret),
+        service_role_key: reader.required("supabase.service_role_key", &consumers, value::key),
     })
 }
 
@@ -155,8 +155,8 @@ fn inngest(
     consumers: &[ConsumerName],
     derived: &mut Vec<(&'static str, String, Source)>,
 ) -> Inngest {
-    let api = reader.optional("inngest.event_api_base_url", value::http_url);
-    let base = reader.optional("inngest.base_url", value::http_url);
+    let api = reader.optional("inngest.event_api_base_url", value::inngest_url);
+    let base = reader.optional("inngest.base_url", value::inngest_url);
     let dev = reader.optional("inngest.dev", value::inngest_dev).flatten();
     let in_dev = dev.is_some();
     let (base_url, source) = match (api, base, dev) {
@@ -169,14 +169,14 @@ fn inngest(
         derived.push(("inngest.event_api_base_url", base_url.clone(), source));
     }
     let event_key = if in_dev {
-        reader.optional("inngest.event_key", secret).unwrap_or_else(|| INNGEST_DEV_KEY.into())
+        reader.optional("inngest.event_key", value::key).unwrap_or_else(|| INNGEST_DEV_KEY.into())
     } else {
-        reader.required("inngest.event_key", consumers, secret)
+        reader.required("inngest.event_key", consumers, value::key)
     };
     Inngest {
         event_key,
         base_url,
-        env: reader.optional("inngest.env", text),
+        env: reader.optional("inngest.env", value::header),
         cancel_settle: reader.read("inngest.cancel_settle", value::duration),
         batch_wait: reader.read("inngest.batch_wait", value::duration),
         batch_events: reader.read("inngest.batch_events", value::count(1, 5_000)),

@@ -110,6 +110,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "a topic that is missing is waited for, never made"),
     ("topic.blacklist", "a topic that is left out would be lost silently"),
     ("topic.metadata.refresh.interval.ms", "use KAFKA_METADATA_REFRESH"),
+    ("statistics.interval.ms", "stalls and brokers that are away are told by the statistics"),
     ("acks", ACKNOWLEDGED),
     ("request.required.acks", ACKNOWLEDGED),
     ("enable.idempotence", ACKNOWLEDGED),
@@ -136,6 +137,8 @@ mod tests {
         for (name, _) in REFUSED {
             assert!(Properties::parse(&format!("{name}=1")).is_err(), "{name}");
         }
+        let silent = Properties::parse("statistics.interval.ms=0").expect_err("refused");
+        assert!(silent.contains("stalls"), "{silent}");
     }
 
     #[test]

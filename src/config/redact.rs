@@ -14,14 +14,14 @@ pub(super) fn shown(variable: &Variable, text: &str) -> String {
         Kind::Properties => {
             Properties::parse(text).map_or_else(|_| length(text), |parsed| parsed.to_string())
         }
-        Kind::Plain => without_userinfo(text),
+        Kind::Plain => plain(text),
     }
 }
 
 /// The value as a problem with it may quote it, or nothing where it may be a secret.
 pub(super) fn quoted(variable: &Variable, text: &str) -> Option<String> {
     match variable.kind {
-        Kind::Plain => Some(format!("\"{}\"", without_userinfo(text).escape_debug())),
+        Kind::Plain => Some(format!("\"{}\"", plain(text).escape_debug())),
         Kind::Secret | Kind::SecretUrl | Kind::Properties => None,
     }
 }
@@ -42,16 +42,26 @@ fn secret_url(text: &str) -> Option<String> {
     Some(if credentials { shown.replacen("://", "://***@", 1) } else { shown })
 }
 
-/// Plain values carry no secret by right; an address given with a password by mistake must not
-/// show it either.
-fn without_userinfo(text: &str) -> String {
-    let Some((before, host)) = text.rsplit_once('@') else {
-        return text.to_owned();
+/// Plain values carry no secret by right; an address given with one by mistake must not show it
+/// either: user and password, what follows `?` or `#`, and the key that follows Inngest's `/e/`.
+fn plain(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.rsplit_once('@').map_or(text.to_owned(), |(_, host)| format!("***@{host}"));
     };
-    match before.split_once("://") {
-        Some((scheme, _)) => format!("{scheme}://***@{host}"),
-        None => format!("***@{host}"),
+    let (userinfo, rest) = match rest.rsplit_once('@') {
+        Some((_, rest)) => ("***@", rest),
+        None => ("", rest),
+    };
+    let mut shown = rest;
+    let mut hidden = "";
+    for mark in ["?", "#", "/e/"] {
+        if let Some((before, after)) = shown.split_once(mark)
+            && !after.is_empty()
+        {
+            (shown, hidden) = (&shown[..before.len() + mark.len()], "***");
+        }
     }
+    format!("{scheme}://{userinfo}{shown}{hidden}")
 }
 
 #[cfg(test)]
@@ -84,5 +94,24 @@ mod tests {
         assert_eq!(shown(&variable, "https://me:hunter2@a/b"), "https://***@a/b");
         assert_eq!(shown(&variable, "me:hunter2@a:9092"), "***@a:9092");
         assert_eq!(quoted(&variable, "https://me:hun@ter2@a"), Some("\"https://***@a\"".into()));
+        assert_eq!(shown(&variable, "info,hyper=warn"), "info,hyper=warn");
+    }
+
+    #[test]
+    fn a_key_inside_a_plain_address_is_not_shown() {
+        let variable = variable(Kind::Plain);
+        for (text, expected) in [
+            ("https://a/rest/v1/?apikey=hunter2", "https://a/rest/v1/?***"),
+            ("https://a/?x=hunter2#hunter2", "https://a/?***"),
+            ("https://a/#hunter2?x", "https://a/#***"),
+            ("https://a/e/hunter2", "https://a/e/***"),
+            ("https://a/e/hunter2?x=hunter2", "https://a/e/***"),
+            ("https://me:hunter2@a/e/hunter2", "https://***@a/e/***"),
+            ("https://a/?hunter2@b", "https://***@b"),
+            ("https://a/b", "https://a/b"),
+        ] {
+            assert_eq!(shown(&variable, text), expected);
+            assert_eq!(quoted(&variable, text), Some(format!("\"{expected}\"")));
+        }
     }
 }

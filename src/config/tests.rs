@@ -291,6 +291,25 @@ fn key_and_secret_come_together_under_either_name() {
 }
 
 #[test]
+fn what_a_start_would_refuse_is_told_before_it_with_its_source_and_without_its_value() {
+    for (name, text) in [
+        ("REDIS_URL", format!("redis://h:6379/{SECRET}")),
+        ("CRM_CACHE_REDIS_URL", format!("redis://me:{SECRET}%FF@h:6379")),
+        ("INNGEST_EVENT_KEY", format!("{SECRET} {SECRET}")),
+        ("SUPABASE_SERVICE_ROLE_KEY", format!("{SECRET}\u{fc}")),
+        ("INNGEST_ENV", "a\u{7}b".to_owned()),
+        ("INNGEST_EVENT_API_BASE_URL", format!("https://inn.gs/e/{SECRET}")),
+        ("INNGEST_DEV", format!("http://localhost:8288/e/{SECRET}")),
+    ] {
+        let all = problems(&[(name, &text)]);
+        assert_eq!(all.len(), 1, "{name}: {all:?}");
+        let line = all[0].to_string();
+        assert!(line.contains(&format!("environment {name}")), "{line}");
+        assert!(!line.contains(SECRET), "{line}");
+    }
+}
+
+#[test]
 fn settings_that_contradict_each_other_are_told() {
     let settle = problems(&[("INNGEST_CANCEL_SETTLE", "5m"), ("DEDUP_WINDOW", "299s")]);
     assert!(settle[0].message.contains("DEDUP_WINDOW"), "{}", settle[0]);
@@ -363,7 +382,11 @@ fn a_secret_in_any_place_for_secrets_is_never_shown_whether_good_or_bad() {
             format!("sasl.password={SECRET}"),
             SECRET.to_owned(),
         ],
-        Kind::Plain => vec![format!("https://me:{SECRET}@a.example")],
+        Kind::Plain => vec![
+            format!("https://me:{SECRET}@a.example"),
+            format!("https://a.example/rest/v1/?apikey={SECRET}"),
+            format!("https://a.example/e/{SECRET}"),
+        ],
     };
     let mut seen = 0;
     for variable in VARIABLES {

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use secrecy::SecretString;
 use url::Url;
 
 use super::settings::{
@@ -196,18 +197,46 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
-/// Address of a Redis server. Says nothing of the value, which may carry a password.
+/// Base address of Inngest, to which `/e/` and the key are appended.
+pub(super) fn inngest_url(text: &str) -> Result<String, String> {
+    let url = http_url(text)?;
+    match url.split_once("/e/") {
+        Some(_) => Err("must end before /e/: the key belongs into INNGEST_EVENT_KEY".to_owned()),
+        None => Ok(url),
+    }
+}
+
+/// Address of a Redis server, as the client reads it. Says nothing of the value, which may carry a
+/// password.
 pub(super) fn redis_url(text: &str) -> Result<String, String> {
     let valid = Url::parse(text).is_ok_and(|url| {
         matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys")
             && url.host_str().is_some_and(|host| !host.is_empty())
     });
-    if valid {
+    if valid && redis::Client::open(text).is_ok() {
         Ok(text.to_owned())
     } else {
-        Err("is not a Redis address (redis://host:6379/0, or rediss:// for TLS; \
-             special characters of the password percent-encoded)"
+        Err("is not a Redis address (redis://host:6379/0 with the database's number, or rediss:// \
+             for TLS; special characters of the password percent-encoded)"
             .to_owned())
+    }
+}
+
+/// What goes into a header: nothing but letters, digits, signs and spaces of ASCII.
+pub(super) fn header(text: &str) -> Result<String, String> {
+    if text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be printable ASCII".to_owned())
+    }
+}
+
+/// A key of a web service. Says nothing of the value.
+pub(super) fn key(text: &str) -> Result<SecretString, String> {
+    if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(text.into())
+    } else {
+        Err("must be printable ASCII without spaces or line breaks".to_owned())
     }
 }
 
@@ -216,7 +245,7 @@ pub(super) fn inngest_dev(text: &str) -> Result<Option<String>, String> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" => Ok(Some("http://localhost:8288".to_owned())),
         "0" | "false" => Ok(None),
-        _ => http_url(text).map(Some).map_err(|_| {
+        _ => inngest_url(text).map(Some).map_err(|_| {
             "is neither 1, 0 nor the dev server's address (http://localhost:8288)".to_owned()
         }),
     }
@@ -307,6 +336,39 @@ mod tests {
         assert_eq!(http_url("http://localhost:8288/x/"), Ok("http://localhost:8288/x".to_owned()));
         for wrong in ["a.example", "ftp://a", "https://u:p@a", "https://a/?k=1", "https://a/#x"] {
             assert!(http_url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_redis_address_is_one_that_the_client_takes_too() {
+        for right in ["redis://h", "rediss://u:p%C3%BC@h:6380/15", "redis://h:6379/"] {
+            assert!(redis_url(right).is_ok(), "{right}");
+        }
+        for wrong in ["h:6379", "http://h", "redis://h:6379/crm", "redis://u:p%FF@h"] {
+            let error = redis_url(wrong).expect_err(wrong);
+            assert!(error.contains("redis://host:6379/0") && !error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_goes_into_a_header_is_printable_ascii() {
+        assert!(key("sb_secret_x+/=.-~").is_ok());
+        for wrong in ["a b", "a\u{fc}", "a\nb", "a\u{7f}"] {
+            assert!(key(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(header("feature/a b"), Ok("feature/a b".to_owned()));
+        for wrong in ["a\u{fc}", "a\tb", "a\u{7f}"] {
+            assert!(header(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn inngests_base_holds_no_key() {
+        assert_eq!(inngest_url("https://inn.gs/"), Ok("https://inn.gs".to_owned()));
+        assert!(inngest_url("https://proxy.example/events/e-1").is_ok());
+        for wrong in ["https://inn.gs/e/k", "https://a/b/e/k/", "https://a/b/../e/k"] {
+            assert!(inngest_url(wrong).is_err(), "{wrong}");
+            assert!(inngest_dev(wrong).is_err(), "{wrong}");
         }
     }
 

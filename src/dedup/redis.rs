@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use redis::aio::ConnectionManager;
 use redis::{Pipeline, Value};
 
 use super::{Op, Reply, Store, StoreAway};
+use crate::clients::redis::{Connection, describe};
 
 /// Marks a value that says when something was done; a holder's name never starts so.
 const DONE: &str = "done:";
@@ -37,14 +37,14 @@ redis.call('SET', KEYS[1], 'free:' .. ARGV[2], 'EX', ARGV[3]) return 1";
 
 /// Claims kept in Redis, each for the length of the window.
 pub struct RedisStore {
-    connection: ConnectionManager,
+    connection: Connection,
     window_seconds: u64,
 }
 
 impl RedisStore {
     /// Claims live for `window`, in whole seconds.
     #[must_use]
-    pub fn new(connection: ConnectionManager, window: Duration) -> Self {
+    pub fn new(connection: Connection, window: Duration) -> Self {
         Self { connection, window_seconds: window.as_secs().max(1) }
     }
 
@@ -108,7 +108,7 @@ impl RedisStore {
         pipeline
             .query_async(&mut connection)
             .await
-            .map_err(|error| StoreAway::new(crate::clients::redis::describe(&error)))
+            .map_err(|error| StoreAway::new(describe(&error)))
     }
 }
 
@@ -120,7 +120,7 @@ impl Store for RedisStore {
 
 /// Warns of a server that may drop claims before their time. Managed servers that do not tell their
 /// policy are believed.
-pub async fn warn_of_eviction(mut connection: ConnectionManager) {
+pub async fn warn_of_eviction(mut connection: Connection) {
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg("maxmemory-policy");
     let policy: redis::RedisResult<Vec<String>> = command.query_async(&mut connection).await;

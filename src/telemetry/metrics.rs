@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 use crate::engine::vitals::Vitals;
 use crate::engine::{Observed, Observer, Outcome};
@@ -18,20 +20,40 @@ const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 /// Upper bounds of size buckets.
 const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 5_000.0];
 
-/// Installs the process's recorder.
+/// How often samples are put into their buckets. Until then each of them is kept.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// For how long a gauge that is not set any more is still told, so that a partition that was given
+/// up does not keep its last lag for ever. Every scrape sets those that there are.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// Installs the process's recorder. Must be called inside a tokio runtime, which keeps it up.
 ///
 /// # Errors
 /// When one is installed already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let mut builder = PrometheusBuilder::new();
+    let handle = builder(FORGOTTEN)?.install_recorder()?;
+    describe();
+    tokio::spawn(keep_up(handle.clone(), UPKEEP));
+    Ok(handle)
+}
+
+fn builder(forgotten: Duration) -> Result<PrometheusBuilder, BuildError> {
+    let mut builder = PrometheusBuilder::new().idle_timeout(MetricKindMask::GAUGE, Some(forgotten));
     for (name, buckets) in
         [(LATENCY, &SECONDS[..]), (REQUESTS, &SECONDS), (BATCH, &SIZES), (PIPELINE, &SIZES)]
     {
         builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
     }
-    let handle = builder.install_recorder()?;
-    describe();
-    Ok(handle)
+    Ok(builder)
+}
+
+/// Puts samples into their buckets for ever: whether anybody scrapes or not, memory stays bounded.
+async fn keep_up(handle: PrometheusHandle, period: Duration) {
+    let mut next = tokio::time::interval(period);
+    loop {
+        next.tick().await;
+        handle.run_upkeep();
+    }
 }
 
 fn describe() {
@@ -154,6 +176,56 @@ impl Observer for Recorder {
 mod tests {
     use super::*;
     use crate::engine::Origin;
+    use crate::engine::vitals::{PartitionVitals, Pulse};
+    use crate::outage::Backoff;
+
+    #[tokio::test]
+    async fn samples_are_put_into_their_buckets_though_nobody_scrapes() {
+        let recorder = builder(FORGOTTEN).expect("buckets").build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || histogram!(BATCH).record(3.0));
+        // What the recorder holds; rendering it would empty the samples too.
+        let held = || format!("{:?}", handle.clone());
+        let bucketed = |held: &str| held.contains("sum: 3.0");
+        assert!(!bucketed(&held()), "{}", held());
+        let upkeep = tokio::spawn(keep_up(handle.clone(), Duration::from_millis(1)));
+        while !bucketed(&held()) {
+            assert!(!upkeep.is_finished(), "it goes on for ever");
+            tokio::task::yield_now().await;
+        }
+        upkeep.abort();
+    }
+
+    #[test]
+    fn a_partition_that_was_given_up_is_told_no_longer() {
+        let recorder = builder(Duration::from_nanos(1)).expect("buckets").build_recorder();
+        let handle = recorder.handle();
+        let backoff = Backoff { base: Duration::ZERO, max: Duration::ZERO };
+        let breakers = Breakers::new(1, backoff);
+        breakers.get("inngest");
+        let scrape = |partitions: &[i32]| {
+            let mut vitals = Pulse::default().read();
+            vitals.partitions.extend(partitions.iter().map(|number| PartitionVitals {
+                topic: "t".into(),
+                number: *number,
+                lag: 5,
+                waiting: Duration::ZERO,
+            }));
+            metrics::with_local_recorder(&recorder, || {
+                counter!(BROADCASTS_LOST).increment(0);
+                gauges([("tier", vitals)].into_iter(), &breakers);
+            });
+            handle.render()
+        };
+        let lag = |number| format!(r#"{LAG}{{consumer="tier",topic="t",partition="{number}"}} 5"#);
+        let both = scrape(&[0, 1]);
+        assert!(both.contains(&lag(0)) && both.contains(&lag(1)), "{both}");
+        for _ in 0..2 {
+            let left = scrape(&[1]);
+            assert!(!left.contains(&lag(0)) && left.contains(&lag(1)), "{left}");
+            assert!(left.contains(BREAKER) && left.contains(BROADCASTS_LOST), "{left}");
+        }
+    }
 
     #[test]
     fn names_are_pinned_and_each_is_rendered_with_its_description() {

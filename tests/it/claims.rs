@@ -11,6 +11,7 @@ use futures::future::join_all;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
+use crate::support::relay::Relay;
 use crate::support::services::{Redis, redis};
 use crate::support::{unique, until};
 
@@ -153,6 +154,77 @@ async fn while_it_is_away_claims_wait_and_go_on_when_it_is_back() {
     })
     .await;
     assert!(waiting.breaker().away().is_none());
+}
+
+/// `host:port` of a server's URL.
+fn address(url: &str) -> &str {
+    url.strip_prefix("redis://").and_then(|rest| rest.strip_suffix('/')).expect("a plain URL")
+}
+
+/// Asks until a claim is answered.
+async fn answered(claims: &Claims, key: &str) {
+    until("claims to be answered", async || {
+        claims.claim(key.to_owned(), "holder".into()).await.ok()
+    })
+    .await;
+    assert!(claims.breaker().away().is_none());
+}
+
+#[tokio::test]
+async fn an_account_that_is_refused_is_an_outage_that_ends_when_the_account_is_there() {
+    let redis = Redis::own();
+    let password = unique("account");
+    let url = redis.url().replace("redis://", &format!("redis://claims:{password}@"));
+    let waiting = claims(&url);
+    for _ in 0..2 {
+        let refused = waiting.claim("early".to_owned(), "holder".into()).await;
+        let refused = refused.expect_err("no such account").to_string();
+        assert!(refused.contains("check user and password"), "{refused}");
+        assert!(!refused.contains(&password), "{refused}");
+        // The next is asked again, not told what the first was told.
+        until("the breaker to let a request through", async || {
+            let until = waiting.breaker().away().expect("away").until;
+            (std::time::Instant::now() >= until).then_some(())
+        })
+        .await;
+    }
+    let _: () = redis::cmd("ACL")
+        .arg(&["SETUSER", "claims", "on", &format!(">{password}"), "~*", "+@all"])
+        .query_async(&mut raw(redis.url()).await)
+        .await
+        .expect("an account");
+    answered(&waiting, "late").await;
+}
+
+#[tokio::test]
+async fn a_connection_that_has_gone_silent_is_replaced() {
+    let relay = Relay::to(address(redis())).await;
+    let claims = claims(&format!("redis://{}/", relay.address()));
+    let key = unique("claim");
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+    relay.silence();
+    let silent = claims.claim(key.clone(), "holder".into()).await;
+    assert!(silent.expect_err("no answer").to_string().contains("REDIS_URL"));
+    answered(&claims, &key).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_became_a_replica_is_left_for_the_one_that_took_over() {
+    let (old, new) = (Redis::own(), Redis::own());
+    let relay = Relay::to(address(old.url())).await;
+    let claims = claims(&format!("redis://{}/", relay.address()));
+    assert_eq!(claim(&claims, "before", "holder").await, Reply::Ours);
+    relay.lead_to(address(new.url()));
+    let (host, port) = address(new.url()).split_once(':').expect("host and port");
+    let _: () = redis::cmd("REPLICAOF")
+        .arg(&[host, port])
+        .query_async(&mut raw(old.url()).await)
+        .await
+        .expect("it becomes a replica");
+    let refused = claims.claim("during".to_owned(), "holder".into()).await;
+    let refused = refused.expect_err("read only").to_string();
+    assert!(refused.contains("read only replica"), "{refused}");
+    answered(&claims, "after").await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod full_path;
 mod inngest;
 mod life;
 mod load;
+mod packaging;
 mod promises;
 mod replay;
 mod security;

@@ -28,9 +28,19 @@ pub(super) enum Verdict {
     /// 413: the request is too large, whatever is in it.
     TooLarge { message: String },
     /// The events may or may not have been taken, or the server takes none at present: the same
-    /// request again. `answered` tells a whole answer that is about this very request (a 5xx, an
-    /// odd 200) from silence and from refusals of everybody.
-    Retry { answered: bool, retry_after: Option<Duration>, message: String },
+    /// request again.
+    Retry { says: Says, retry_after: Option<Duration>, message: String },
+}
+
+/// What a failure says about the events of the request that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Says {
+    /// A whole answer that is about this very request: a 5xx, an odd 200.
+    Answered,
+    /// No whole answer came. Only once others are accepted meanwhile may it be the events' doing.
+    Silent,
+    /// Nothing: everybody would have been refused, or the request never got there.
+    Nothing,
 }
 
 /// Why a 400 stopped where it did.
@@ -52,11 +62,11 @@ pub(super) fn judge(
     retry_after: Option<Duration>,
 ) -> Verdict {
     let reply = Reply::parse(body);
-    let retry = |answered, message| Verdict::Retry { answered, retry_after, message };
+    let retry = |says, message| Verdict::Retry { says, retry_after, message };
     match (status, reply) {
         (200, Some(reply)) if reply.took_all(events) => Verdict::Accepted,
         (200, _) => retry(
-            true,
+            Says::Answered,
             "inngest answered 200 without naming every event: \
              check the base url and what stands in between"
                 .to_owned(),
@@ -79,7 +89,8 @@ pub(super) fn judge(
                     message.push_str(part);
                 }
             }
-            retry(!about_everybody(status), message)
+            let everybody = about_everybody(status);
+            retry(if everybody { Says::Nothing } else { Says::Answered }, message)
         }
     }
 }
@@ -225,6 +236,10 @@ mod tests {
         }
     }
 
+    fn is_answered(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Retry { says: Says::Answered, .. })
+    }
+
     #[test]
     fn accepted_means_status_200_twice_no_error_and_an_id_for_every_event() {
         let accepted = |body: &str| judge(200, body.as_bytes(), 2, None) == Verdict::Accepted;
@@ -248,7 +263,7 @@ mod tests {
             r#"{"ids":["a","b"],"status":200"#,
         ] {
             let verdict = judge(200, odd.as_bytes(), 2, None);
-            assert!(matches!(verdict, Verdict::Retry { answered: true, .. }), "{odd}: {verdict:?}");
+            assert!(is_answered(&verdict), "{odd}: {verdict:?}");
         }
     }
 
@@ -279,7 +294,7 @@ mod tests {
     fn a_400_that_makes_no_sense_is_of_unknown_outcome() {
         for body in ["", "<html>", r#"{"ids":["a","b","c"],"status":400}"#] {
             let verdict = judge(400, body.as_bytes(), 2, None);
-            assert!(matches!(verdict, Verdict::Retry { answered: true, .. }), "{body}");
+            assert!(is_answered(&verdict), "{body}");
         }
     }
 
@@ -305,10 +320,11 @@ mod tests {
         ] {
             let wait = Some(Duration::from_secs(3));
             let verdict = judge(status, b"", 1, wait);
-            let Verdict::Retry { answered, retry_after, .. } = verdict else {
+            let Verdict::Retry { says, retry_after, .. } = verdict else {
                 panic!("{status}: {verdict:?}");
             };
-            assert_eq!((answered, retry_after), (about_the_request, wait), "{status}");
+            let expected = if about_the_request { Says::Answered } else { Says::Nothing };
+            assert_eq!((says, retry_after), (expected, wait), "{status}");
         }
         assert!(matches!(judge(413, b"", 1, None), Verdict::TooLarge { .. }));
     }

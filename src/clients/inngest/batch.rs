@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::answer::{Cause, Verdict};
+use super::answer::{Cause, Says, Verdict};
 use super::event::Events;
 use super::{Accepted, SendError};
 
@@ -100,10 +100,10 @@ pub(super) struct Batch {
     pub(super) attempts: u32,
     /// How often it failed with an answer that may be about its events.
     pub(super) answers: u32,
-    /// How many of these came with others accepted in between.
+    /// How often it failed with others accepted in between; the first answer counts too.
     pub(super) strikes: u32,
-    /// How many batches had been accepted at the last strike.
-    pub(super) accepted_before: u64,
+    /// How many batches had been accepted when it was first sent, then when it last failed.
+    pub(super) accepted_before: Option<u64>,
     /// Not to be sent before this.
     pub(super) due: Instant,
 }
@@ -148,7 +148,7 @@ impl Batch {
             attempts: 0,
             answers: 0,
             strikes: 0,
-            accepted_before: 0,
+            accepted_before: None,
             // What waited longest goes first; a batch of nobody is never sent.
             due: due.unwrap_or_else(Instant::now),
         }
@@ -167,6 +167,22 @@ impl Batch {
     /// Whether it holds events of more than one caller.
     pub(super) fn is_shared(&self) -> bool {
         self.parts.len() > 1
+    }
+
+    /// Counts a failure against it, where that says anything: `accepted` batches were accepted so
+    /// far.
+    pub(super) fn failed(&mut self, says: Says, accepted: u64) {
+        let others_passed = self.accepted_before.is_some_and(|before| accepted > before);
+        let strikes = match says {
+            Says::Nothing => return,
+            Says::Silent => others_passed,
+            Says::Answered => {
+                self.answers += 1;
+                self.strikes == 0 || others_passed
+            }
+        };
+        self.strikes += u32::from(strikes);
+        self.accepted_before = Some(accepted);
     }
 
     /// Whether every caller has gone.

@@ -11,7 +11,7 @@ use reqwest::{Client, Url};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::answer::{self, Cause, Verdict};
+use super::answer::{self, Cause, Says, Verdict};
 use super::batch::{Batch, Limits, Queue, Submission};
 use super::{Accepted, InngestConfig, SERVICE};
 use crate::clients::hidden::Hidden;
@@ -102,6 +102,7 @@ impl Collector {
                 };
                 if let Some(mut batch) = batch.filter(|batch| !batch.is_abandoned()) {
                     batch.seed.get_or_insert_with(new_seed);
+                    batch.accepted_before.get_or_insert(self.accepted);
                     under_way.push(post(wire, batch, leave));
                 }
             };
@@ -147,14 +148,8 @@ impl Collector {
     fn settle(&mut self, mut batch: Batch, verdict: Verdict, breaker: &Breaker) {
         let at = Accepted { at: jiff::Timestamp::now() };
         match verdict {
-            Verdict::Retry { answered, retry_after, message } => {
-                if answered {
-                    batch.answers += 1;
-                    if batch.strikes == 0 || self.accepted > batch.accepted_before {
-                        batch.strikes += 1;
-                        batch.accepted_before = self.accepted;
-                    }
-                }
+            Verdict::Retry { says, retry_after, message } => {
+                batch.failed(says, self.accepted);
                 let out_of_patience = batch.answers >= PATIENCE && batch.is_shared();
                 if batch.strikes >= STRIKES || out_of_patience {
                     tracing::warn!(
@@ -173,7 +168,7 @@ impl Collector {
                     self.backoff.delay(batch.attempts, fastrand::f64())
                 };
                 batch.attempts = batch.attempts.saturating_add(1);
-                batch.due = Instant::now() + retry_after.unwrap_or(pause);
+                batch.due = Instant::now() + retry_after.map_or(pause, |asked| asked.max(pause));
                 self.waiting.push(batch);
                 self.waiting.retain(|batch| !batch.is_abandoned());
             }
@@ -214,7 +209,10 @@ async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
                 leave.failed(Instant::now().into_std(), None, message);
             }
         }
-        _ => leave.succeeded(),
+        Verdict::Accepted | Verdict::Stopped { accepted: 1.., .. } => leave.succeeded(),
+        // Decided before Inngest's queue is asked: that may be down all the same, and who waits for
+        // it must not look like the only one that fails.
+        Verdict::Stopped { accepted: 0, .. } | Verdict::TooLarge { .. } => leave.turned_down(),
     }
     tracing::debug!(
         events = batch.events(),
@@ -227,16 +225,20 @@ async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
 }
 
 async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
-    let unknown = |message: &str| Verdict::Retry {
-        answered: false,
+    let unanswered = |says, message: &str| Verdict::Retry {
+        says,
         retry_after: None,
         message: format!("inngest did not answer: {message}"),
     };
+    let unknown = |message: &str| unanswered(Says::Silent, message);
     let request = wire.http.post(wire.url.clone()).headers(wire.headers.clone());
     let seed = batch.seed.as_deref().unwrap_or_default();
     let response = match request.header(SEED, seed).body(batch.body()).send().await {
         Ok(response) => response,
-        Err(error) => return unknown(&http::describe(error)),
+        Err(error) => {
+            let says = if error.is_connect() { Says::Nothing } else { Says::Silent };
+            return unanswered(says, &http::describe(error));
+        }
     };
     let status = response.status().as_u16();
     let retry_after = http::retry_after(response.headers(), jiff::Timestamp::now());

@@ -9,8 +9,9 @@
 //!   the events the same ids and starts no second run.
 //! - After a partial 400 what was accepted is done, the event where it stopped is tried alone, and
 //!   the rest goes on.
-//! - A batch that keeps failing with answers is halved until the caller at fault is alone; when
-//!   others were accepted meanwhile, that caller gets an [`SendError::Outage`] to count.
+//! - A batch that keeps failing with answers, or in any way while others are accepted, is halved
+//!   until the caller at fault is alone; when others were accepted meanwhile, that caller gets an
+//!   [`SendError::Outage`] to count.
 //!
 //! What the caller of a pending `send` should know: an outage is not an error but a longer wait.
 //! While the breaker handed to [`Inngest::start`] is away, a pending `send` *waits* and is not in

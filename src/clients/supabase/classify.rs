@@ -12,27 +12,36 @@ pub enum Fault {
 }
 
 /// Classifies an error answer. `code` is the body's `code`: an SQLSTATE or PostgREST's own; `None`
-/// when the body is not PostgREST's, as when a gateway answers with a page.
+/// when the body is not PostgREST's, as when a gateway answers with a page. `message` is the body's
+/// too, empty where there is none.
 ///
 /// The code decides before the status, since 500 covers both kinds; only a status that says
-/// "too much" or "nobody there" is believed whatever the code.
+/// "too much", "nobody there" or "not you" is believed whatever the code.
 #[must_use]
-pub fn classify(status: u16, code: Option<&str>) -> Fault {
+pub fn classify(status: u16, code: Option<&str>, message: &str) -> Fault {
     if matches!(status, 429 | 502 | 503 | 504 | 520..=524 | 544) {
         return Fault::Transient;
+    }
+    if matches!(status, 401..=403) || lacks_role(code, message) {
+        return Fault::Setup;
     }
     if let Some(fault) = code.and_then(by_code) {
         return fault;
     }
     match status {
         408 => Fault::Transient,
-        401..=403 => Fault::Setup,
         // PostgREST always names a code: without one the request never got there (a wrong address,
         // a gateway's redirect), which says nothing about the record.
         300..=399 | 404 | 405 if code.is_none() => Fault::Setup,
         400..=499 => Fault::Record,
         _ => Fault::Setup,
     }
+}
+
+/// The role that the key names is not there: 22023 like a wrong argument, and a 400 like one from
+/// an older PostgREST.
+pub(super) fn lacks_role(code: Option<&str>, message: &str) -> bool {
+    code == Some("22023") && message.starts_with("role \"") && message.ends_with("does not exist")
 }
 
 fn by_code(code: &str) -> Option<Fault> {
@@ -67,8 +76,9 @@ pub fn is_overload(status: u16, code: Option<&str>) -> bool {
 }
 
 /// What to do about an error answer, for its message.
-pub(super) fn advice(status: u16, code: Option<&str>) -> &'static str {
+pub(super) fn advice(status: u16, code: Option<&str>, message: &str) -> &'static str {
     match (status, code.unwrap_or_default()) {
+        _ if lacks_role(code, message) => "check SUPABASE_SERVICE_ROLE_KEY",
         (_, "PGRST202" | "PGRST203" | "42883") => "is the migration that defines it deployed?",
         (_, "PGRST204" | "PGRST205" | "PGRST200" | "42P01" | "42703") => {
             "is the migration that defines the table and its columns deployed?"
@@ -99,7 +109,7 @@ mod tests {
             (&[503, 504, 500], &["PGRST000", "PGRST001", "PGRST002", "PGRST003"], Transient),
             (&[429, 502, 503, 504, 520, 521, 522, 523, 524, 544], &["", "P0001"], Transient),
             (&[408], &[""], Transient),
-            (&[401, 402, 403], &["", "PGRST301", "PGRST302", "PGRST303"], Setup),
+            (&[401, 402, 403], &["", "PGRST301", "PGRST302", "PGRST303", "22023"], Setup),
             (&[404, 400], &["PGRST200", "PGRST202", "PGRST203", "PGRST204", "PGRST205"], Setup),
             (&[404, 401, 403, 400, 500], &["42883", "42P01", "42703", "42501", "42601"], Setup),
             (&[405, 500], &["25006"], Setup),
@@ -116,10 +126,23 @@ mod tests {
             for status in *statuses {
                 for code in *codes {
                     let code = (!code.is_empty()).then_some(*code);
-                    assert_eq!(classify(*status, code), *fault, "{status} {code:?}");
+                    assert_eq!(classify(*status, code, "m"), *fault, "{status} {code:?}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_role_that_is_not_there_is_the_keys_fault_and_another_wrong_argument_the_records() {
+        for status in [400, 401] {
+            let fault = classify(status, Some("22023"), "role \"crm\" does not exist");
+            assert_eq!(fault, Fault::Setup, "{status}");
+        }
+        for message in ["", "time zone \"x\" not recognized", "role does not exist"] {
+            assert_eq!(classify(400, Some("22023"), message), Fault::Record, "{message}");
+        }
+        let other = classify(400, Some("22P02"), "role \"crm\" does not exist");
+        assert_eq!(other, Fault::Record, "a function's own words");
     }
 
     #[test]

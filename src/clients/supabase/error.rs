@@ -115,7 +115,7 @@ impl CallError {
     ) -> Self {
         let body = ErrorBody::parse(body);
         let code = body.code.as_deref();
-        let fault = classify::classify(status, code);
+        let fault = classify::classify(status, code, &body.message);
         let overload = classify::is_overload(status, code);
         let kind = match fault {
             Fault::Transient if overload => "supabase_overload",
@@ -127,7 +127,7 @@ impl CallError {
         for (separator, text) in [
             (" ", code.unwrap_or_default()),
             (": ", &*body.message),
-            (": ", classify::advice(status, code)),
+            (": ", classify::advice(status, code, &body.message)),
         ] {
             if !text.is_empty() {
                 message.push_str(separator);

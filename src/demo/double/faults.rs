@@ -89,6 +89,8 @@ pub enum Poison {
     Refused(String),
     /// A status for every request that holds it: 500 takes nothing, 413 neither.
     Status(u16),
+    /// Every request that holds it takes nothing, and its connection is reset.
+    Reset,
 }
 
 /// The faults and the latency of one kind of request.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::connection::Cut;
 use super::faults::Poison;
 use super::log::{Post, Stored};
 use super::{Shared, stable_hash};
@@ -37,7 +38,13 @@ pub(super) fn turn_away(shared: &Shared, method: &Method, key: &str) -> Option<R
 }
 
 /// Takes the events of a body one after the other, up to the first that is not taken.
-pub(super) fn take(shared: &Shared, key: &str, headers: &HeaderMap, body: &Bytes) -> Response {
+pub(super) fn take(
+    shared: &Shared,
+    key: &str,
+    headers: &HeaderMap,
+    body: &Bytes,
+    cut: &Cut,
+) -> Response {
     let seed = text(headers, "x-inngest-event-id-seed");
     let mut intake = Intake::new(shared, seed.as_deref());
     let outcome = intake.read(body);
@@ -48,6 +55,10 @@ pub(super) fn take(shared: &Shared, key: &str, headers: &HeaderMap, body: &Bytes
         Ok(()) => (200, reply(200, &ids, None)),
         Err(Stop::Refused(text)) => (400, reply(400, &ids, Some(text))),
         Err(Stop::Status(status)) => (*status, reply(*status, &[], Some("internal server error"))),
+        Err(Stop::Reset) => {
+            cut.cut();
+            (0, Response::default())
+        }
     };
     let mut log = shared.log();
     let post = u32::try_from(log.posts.len()).unwrap_or(u32::MAX);
@@ -108,6 +119,7 @@ pub(super) fn reply(status: u16, ids: &[String], error: Option<&str>) -> Respons
 enum Stop {
     Refused(String),
     Status(u16),
+    Reset,
 }
 
 /// One request's events on their way into the store.
@@ -141,11 +153,11 @@ impl<'a> Intake<'a> {
             }),
         };
         match (self.stop.take(), parsed) {
-            (Some(Stop::Status(status)), _) => {
+            (Some(stop @ Stop::Refused(_)), _) => Err(stop),
+            (Some(stop), _) => {
                 self.stored.clear();
-                Err(Stop::Status(status))
+                Err(stop)
             }
-            (Some(stop), _) => Err(stop),
             (None, Err(error)) => Err(Stop::Refused(format!("invalid json: {error}"))),
             (None, Ok(())) => Ok(()),
         }
@@ -211,6 +223,7 @@ impl<'a> Intake<'a> {
         match poison {
             Some(Poison::Refused(text)) => return refuse(text),
             Some(Poison::Status(status)) => return Err(Stop::Status(status)),
+            Some(Poison::Reset) => return Err(Stop::Reset),
             None => {}
         }
         let index = self.stored.len() as u128;

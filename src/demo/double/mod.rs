@@ -327,7 +327,7 @@ async fn events(
     }
     let request = Incoming { shared: &shared, endpoint: Endpoint::Post, function: None, cut: &cut };
     let unhandled = |status| inngest::record(&shared, &key, &headers, &body, status);
-    let handle = async { inngest::take(&shared, &key, &headers, &body) };
+    let handle = async { inngest::take(&shared, &key, &headers, &body, &cut) };
     request.answer(body.len(), unhandled, handle).await
 }
 

@@ -61,6 +61,10 @@ impl Api {
     }
 }
 
+fn judged(status: u16, body: &Value) -> Fault {
+    classify(status, body["code"].as_str(), body["message"].as_str().unwrap_or_default())
+}
+
 #[tokio::test]
 async fn what_a_real_database_refuses_is_told_apart_into_outage_and_record() {
     let api = Api::start().await;
@@ -76,7 +80,7 @@ async fn what_a_real_database_refuses_is_told_apart_into_outage_and_record() {
     ] {
         let (found, body) = api.call("failing", json!({"p_how": how})).await;
         assert_eq!((found, &body["code"]), (status, &json!(code)), "{how}: {body}");
-        assert_eq!(classify(found, body["code"].as_str()), fault, "{how}: {body}");
+        assert_eq!(judged(found, &body), fault, "{how}: {body}");
     }
     let (_, body) = api.call("failing", json!({"p_how": "raise"})).await;
     assert_eq!(body, json!({"code": "P0001", "message": "no", "details": "since", "hint": "try"}));
@@ -84,7 +88,7 @@ async fn what_a_real_database_refuses_is_told_apart_into_outage_and_record() {
 
     let (status, body) = api.call("writing", json!({"p_how": "taken"})).await;
     assert_eq!((status, &body["code"]), (405, &json!("25006")), "{body}");
-    assert_eq!(classify(status, body["code"].as_str()), Fault::Setup);
+    assert_eq!(judged(status, &body), Fault::Setup);
 }
 
 #[tokio::test]
@@ -100,7 +104,7 @@ async fn what_is_not_in_the_schema_is_a_deploy_that_is_half_done() {
         (api.read(&format!("codes?merchant_id=eq.{merchant}&select=x")).await, 400, "42703"),
     ] {
         assert_eq!((answer.0, &answer.1["code"]), (status, &json!(code)), "{answer:?}");
-        assert_eq!(classify(answer.0, Some(code)), Fault::Setup);
+        assert_eq!(judged(answer.0, &answer.1), Fault::Setup);
     }
 }
 

@@ -210,9 +210,18 @@ async fn a_batch_lives_on_while_one_of_its_callers_waits() {
 
 #[tokio::test]
 async fn a_batch_that_keeps_failing_while_others_pass_is_narrowed_down_to_its_culprit() {
+    narrowed_down(Poison::Status(500)).await;
+}
+
+#[tokio::test]
+async fn an_event_that_is_never_answered_does_not_hold_its_neighbours_and_is_told_as_an_outage() {
+    narrowed_down(Poison::Reset).await;
+}
+
+async fn narrowed_down(poison: Poison) {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(20)).await;
     for event in ["bad-1", "bad-2", "bad-3", "bad-4", "bad-5"] {
-        scene.double.poison(event, Some(Poison::Status(500)));
+        scene.double.poison(event, Some(poison.clone()));
     }
     let outcomes = async {
         let mut ids = vec!["bad-1", "bad-2", "bad-3", "bad-4", "bad-5"];
@@ -221,6 +230,8 @@ async fn a_batch_that_keeps_failing_while_others_pass_is_narrowed_down_to_its_cu
     };
     // Others, whose requests pass in between; without them nobody could tell it from an outage.
     let others = async {
+        // Not in the same request: who waits for that one does not pass.
+        within(scene.double.until(|log| !log.posts.is_empty())).await;
         for id in 0.. {
             within(scene.inngest.send(events([format!("other-{id}")]))).await.expect("accepted");
         }
@@ -236,6 +247,20 @@ async fn a_batch_that_keeps_failing_while_others_pass_is_narrowed_down_to_its_cu
         assert!(outcome.is_ok(), "{outcome:?}");
     }
     assert!(scene.copies().values().all(|copies| *copies == 1));
+}
+
+#[tokio::test]
+async fn only_an_event_that_was_accepted_counts_as_an_answer_to_others() {
+    let scene = scene().await;
+    scene.double.poison("bad", Some(Poison::Refused("event name is empty".to_owned())));
+    scene.double.poison("large", Some(Poison::Status(413)));
+    for id in ["bad", "large"] {
+        let outcome = scene.send(&[id]).await;
+        assert!(matches!(outcome, Err(SendError::Refused { certain: true, .. })), "{outcome:?}");
+        assert_eq!(scene.breaker.successes(), 0, "{id}: a refusal is no sign that others pass");
+    }
+    scene.send(&["good"]).await.expect("accepted");
+    assert_eq!(scene.breaker.successes(), 1);
 }
 
 #[tokio::test]

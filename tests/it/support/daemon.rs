@@ -7,8 +7,9 @@ use std::io::{self, BufRead as _, BufReader};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use super::until;
+use super::{PATIENCE, until};
 
 /// The real daemon.
 pub(crate) const DAEMON: &str = env!("CARGO_BIN_EXE_crm-event-processors");
@@ -143,9 +144,19 @@ impl Daemon {
         assert!(sent.is_ok_and(|status| status.success()), "SIGTERM is sent");
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has ended, for at most [`PATIENCE`].
+    ///
+    /// # Panics
+    /// At the deadline, and kills it.
     pub(crate) fn ended(mut self) -> ExitStatus {
-        self.0.wait().expect("the daemon ends")
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("the daemon is ours") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the daemon has not ended within {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Its largest resident memory so far, in KiB.

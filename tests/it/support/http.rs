@@ -1,32 +1,44 @@
 //! Asking the daemon's health endpoints.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use serde_json::Value;
 
 use super::until;
 
 /// The health endpoints of one daemon.
-pub(crate) struct Health(String);
+pub(crate) struct Health {
+    address: String,
+    /// The same port of UDP, which no daemon wants: who holds it has the port to itself, also
+    /// before its daemon listens and among other test programs.
+    _reserved: UdpSocket,
+}
 
 impl Health {
-    /// On a port that is free now, for a daemon's `HTTP_LISTEN`.
+    /// On a port that is free now, for a daemon's `HTTP_LISTEN`: below those that the system gives
+    /// to clients, and beside those of `tests/services/up`.
     pub(crate) fn free() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        Self(listener.local_addr().expect("an address").to_string())
+        for _ in 0..1_000 {
+            let address = (Ipv4Addr::LOCALHOST, fastrand::u16(30_000..32_000));
+            let Ok(_reserved) = UdpSocket::bind(address) else { continue };
+            if TcpListener::bind(address).is_ok() {
+                return Self { address: format!("{}:{}", address.0, address.1), _reserved };
+            }
+        }
+        panic!("no free port between 30000 and 31999");
     }
 
     /// The address to listen on.
     pub(crate) fn listen(&self) -> &str {
-        &self.0
+        &self.address
     }
 
     /// Status and body; `None` while nobody listens.
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
         drop(rustls::crypto::ring::default_provider().install_default());
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let answer = client.get(format!("http://{}{path}", self.0)).send().await.ok()?;
+        let answer = client.get(format!("http://{}{path}", self.address)).send().await.ok()?;
         let status = answer.status().as_u16();
         Some((status, answer.text().await.expect("a body")))
     }

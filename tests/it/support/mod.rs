@@ -6,6 +6,7 @@ pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod mock;
 pub(crate) mod recordings;
+pub(crate) mod relay;
 pub(crate) mod services;
 
 use std::time::{Duration, Instant};

@@ -169,13 +169,36 @@ fn a_batch_that_keeps_failing_is_halved_down_to_one_caller_who_gets_an_outage() 
 }
 
 #[test]
+fn a_failure_counts_against_a_batch_by_what_it_says_and_by_whether_others_passed() {
+    let (a, _a) = submission(&[1]);
+    let mut batch = queue([a]).take(LIMITS).expect("a batch");
+    batch.accepted_before = Some(7);
+    for (says, accepted, strikes, answers) in [
+        (Says::Silent, 7, 0, 0),   // nobody gets an answer
+        (Says::Silent, 9, 1, 0),   // others did
+        (Says::Silent, 9, 1, 0),   // not since
+        (Says::Nothing, 12, 1, 0), // a rate limit
+        (Says::Silent, 12, 2, 0),
+        (Says::Answered, 12, 2, 1),
+        (Says::Answered, 13, 3, 2),
+    ] {
+        batch.failed(says, accepted);
+        assert_eq!((batch.strikes, batch.answers), (strikes, answers), "{says:?} at {accepted}");
+    }
+    let (b, _b) = submission(&[2]);
+    let mut batch = queue([b]).take(LIMITS).expect("a batch");
+    batch.failed(Says::Answered, 0);
+    assert_eq!(batch.strikes, 1, "the first answer counts, whoever else passed");
+}
+
+#[test]
 fn a_repeat_is_the_same_batch() {
     let (a, _a) = submission(&[1, 2]);
     let mut batch = queue([a]).take(LIMITS).expect("a batch");
     batch.seed = Some("seed".to_owned());
     let body = batch.body();
     let retry = Verdict::Retry {
-        answered: true,
+        says: Says::Answered,
         retry_after: Some(Duration::ZERO),
         message: String::new(),
     };
