@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::checker::Bounds;
-use super::history::{Arrival, Consumer, Disturbance, Harm, History, Written};
+use crate::checker::Bounds;
+use crate::history::{Arrival, Consumer, Disturbance, Harm, History, Written};
 
 /// Why something came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
