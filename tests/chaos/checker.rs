@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use self::effects::{content, invented, lost, order};
 use self::offsets::{commits, steps_back};
-use self::repeats::{repeats, settled};
+use self::repeats::{evaluations, repeats, settled};
 use crate::explain::{Explainer, Why};
 use crate::history::{Arrival, Effect, History, Kind};
 
@@ -24,6 +24,8 @@ pub(crate) struct Bounds {
     pub(crate) session: Duration,
     /// `DRAIN_DEADLINE`.
     pub(crate) drain: Duration,
+    /// `CLIENT_REQUEST_TIMEOUT`.
+    pub(crate) request: Duration,
     /// How far an acceptance, its confirmation and its commit lie apart on a busy machine.
     pub(crate) near: Duration,
 }
@@ -97,6 +99,7 @@ pub(crate) fn check(history: &History, bounds: &Bounds) -> Verdict {
     content(history, &arrivals, &mut verdict);
     let explainer = Explainer::new(history, bounds);
     repeats(&arrivals, &explainer, &mut verdict);
+    evaluations(history, &arrivals, &explainer, &mut verdict);
     commits(history, &arrivals, &mut verdict);
     steps_back(history, bounds, &mut verdict);
     settled(&arrivals, &explainer, bounds, &mut verdict);

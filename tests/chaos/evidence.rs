@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
 use crm_event_processors::demo::double::{
-    Double, Reply, Stored, currency_rows, redemption_result, tier_status,
+    Double, Reply, currency_rows, redemption_result, tier_status,
 };
 use jiff::Timestamp;
 use rdkafka::Message;
@@ -16,8 +16,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Headers, OwnedMessage};
 use serde_json::{Map, Value};
 
-use crate::history::{Arrival, History, Kind, Written};
+use crate::history::{Arrival, History, Kind, Written, called};
 use crate::load::{TOPICS, full_name, letter};
+use crate::members::SENDER;
 use crate::run::Clock;
 use crate::support::{PATIENCE, kafka, until};
 
@@ -44,7 +45,7 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
     ];
     for (function, names, answer) in functions {
         let into = Arc::clone(&calls);
-        double.define(function, move |arguments: &Map<String, Value>| {
+        double.define_for(function, move |key: &str, arguments: &Map<String, Value>| {
             let [first, second] =
                 names.map(|name| arguments.get(name).and_then(Value::as_str).unwrap_or_default());
             let what = format!("{function}:{first}:{second}");
@@ -54,7 +55,7 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
                 what,
                 at: now,
                 begun: now,
-                by: None,
+                by: Some(key.strip_prefix(SENDER).unwrap_or(key).to_owned()),
                 content: None,
                 internal: None,
             };
@@ -71,37 +72,24 @@ pub(crate) fn arrivals(double: &Double, clock: Clock, calls: &Calls) -> Vec<Arri
     let mut arrivals = std::mem::take(&mut *calls.lock().expect("not poisoned"));
     double.inspect(|log| {
         let mut begun = HashMap::new();
-        for post in &log.posts {
+        for post in log.posts.iter().filter(|post| post.seed.is_some()) {
             begun.entry(&post.seed).or_insert(post.at);
         }
         arrivals.extend(log.events.iter().map(|event| {
             let post = &log.posts[event.post as usize];
+            let data = event.data.as_deref().expect("data is kept");
             Arrival {
                 kind: Kind::Event,
-                what: name_of(event),
+                what: called(&event.name, event.id.as_deref(), data),
                 at: behind + event.at,
-                begun: behind + begun[&post.seed],
+                begun: behind + begun.get(&post.seed).copied().unwrap_or(post.at),
                 by: Some(post.key.clone()),
-                content: event.data.as_deref().map(str::to_owned),
+                content: Some(data.to_owned()),
                 internal: Some(event.internal_id),
             }
         }));
     });
     arrivals
-}
-
-/// An event's id; what stands for one where it has none.
-fn name_of(event: &Stored) -> String {
-    if let Some(id) = &event.id {
-        return id.to_string();
-    }
-    let data: Value =
-        serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json");
-    let text = |field: &str| data[field].as_str().unwrap_or_default();
-    if data.get("source_id").is_some() {
-        return format!("{}:{}:{}", event.name, text("source_type"), text("source_id"));
-    }
-    format!("{}:{}:{}", event.name, text("user_id"), text("merchant_id"))
 }
 
 /// Dead letters, with the time of their writing.

@@ -576,6 +576,8 @@ fn missions(event_type: &str, id: &str, merchant: &str, user: &str) -> Vec<Effec
             "event_type": event_type, "trigger_id": id,
         });
         Effect {
+            // Those of one change have no order, those of two changes of a row have.
+            order: Some(id.to_owned()),
             content: Some(content),
             ..effect("mission", vec![format!("mission/evaluate:{mission}:{event_type}:{id}")])
         }

@@ -96,6 +96,7 @@ impl fmt::Display for Summary<'_> {
         let why = |why: &Why| match why {
             Why::Resent => "same request again",
             Why::AnswerLost => "answer lost",
+            Why::Refused => "what follows refused",
             Why::Killed => "sender killed",
             Why::Stopped => "sender stopped",
             Why::Frozen => "sender frozen",

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use crate::disturb::{Act, Plan, Steps};
 use crate::evidence;
-use crate::history::{Disturbance, Harm, History};
+use crate::history::{Disturbance, Harm, History, Kind};
 use crate::load::{CONSUMERS, Load, TOPICS, full_name};
 use crate::members::{Process, Recipe};
 use crate::offsets::{Group, Sampler};
@@ -230,8 +230,19 @@ impl World {
     }
 
     fn note(&self, harm: Harm, who: Option<&str>, from: Duration, text: String) {
+        self.note_at(harm, None, who, from, text);
+    }
+
+    fn note_at(
+        &self,
+        harm: Harm,
+        hits: Option<Kind>,
+        who: Option<&str>,
+        from: Duration,
+        text: String,
+    ) {
         let (who, to) = (who.map(str::to_owned), self.clock.now());
-        self.notes().disturbances.push(Disturbance { harm, who, from, to, text });
+        self.notes().disturbances.push(Disturbance { harm, who, hits, from, to, text });
     }
 
     fn over(&self) -> bool {
@@ -370,13 +381,15 @@ impl World {
             }
             let from = self.clock.now();
             let harm = self.harm(&act).await;
-            let service = match &act {
-                Act::Inngest { .. } => "inngest ",
-                Act::Supabase { .. } => "supabase ",
-                Act::EmptyRedis | Act::RedisAway { .. } | Act::FreezeRedis { .. } => "redis ",
-                _ => "",
+            let (service, hits) = match &act {
+                Act::Inngest { .. } => ("inngest ", Some(Kind::Event)),
+                Act::Supabase { .. } => ("supabase ", Some(Kind::Call)),
+                Act::EmptyRedis | Act::RedisAway { .. } | Act::FreezeRedis { .. } => {
+                    ("redis ", None)
+                }
+                _ => ("", None),
             };
-            self.note(harm, None, from, format!("{service}{act}"));
+            self.note_at(harm, hits, None, from, format!("{service}{act}"));
         }
     }
 

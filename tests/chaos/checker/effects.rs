@@ -11,9 +11,6 @@ use crate::history::{History, Kind};
 pub(super) fn lost(history: &History, arrivals: &Arrivals<'_>, verdict: &mut Verdict) {
     for record in history.written.iter().filter(|record| !record.copy) {
         for effect in &record.effects {
-            if effect.fresh {
-                verdict.evaluations.1 += 1;
-            }
             if arrivals.done(effect, record.at).is_none() {
                 let (place, at) = (record.place(), record.at.as_secs_f64());
                 let problem =
@@ -33,8 +30,9 @@ pub(super) fn invented(history: &History, verdict: &mut Verdict) {
         .map(String::as_str)
         .collect();
     for arrival in &history.arrivals {
-        // Functions are called on the way to events.
-        if arrival.kind != Kind::Call && !called_for.contains(&*arrival.what) {
+        // Asked on the way to every award.
+        let asked = arrival.what.starts_with("calc_currency_for_source:");
+        if !asked && !called_for.contains(&*arrival.what) {
             let (what, at) = (&arrival.what, arrival.at.as_secs_f64());
             let content = arrival.content.as_deref().unwrap_or_default();
             verdict.add(Promise::NothingInvented, format!("{what} at {at:.3} s: {content}"));
@@ -42,28 +40,31 @@ pub(super) fn invented(history: &History, verdict: &mut Verdict) {
     }
 }
 
-/// The effects of a key must arrive in the order of its records. A repeat of an earlier one may
-/// come later: only what comes for the first time counts.
+/// The effects of a key must arrive in the order of its records, and those of one effect in their
+/// own. A repeat of an earlier one may come later: only what comes for the first time counts.
 pub(super) fn order(history: &History, arrivals: &Arrivals<'_>, verdict: &mut Verdict) {
     let mut last: HashMap<(&str, &str), (usize, &str)> = HashMap::new();
     for record in history.written.iter().filter(|record| !record.copy) {
+        let mut own: HashMap<(&str, &str), (usize, &str)> = HashMap::new();
         for effect in &record.effects {
             let Some(key) = &effect.order else { continue };
+            let key = (effect.consumer, key.as_str());
+            let mut earlier = last.get(&key).copied();
             for name in &effect.chain {
                 let first = arrivals.of(name).first();
                 let Some((number, first)) = first.filter(|(_, a)| a.kind == Kind::Event) else {
                     continue;
                 };
-                let key = (effect.consumer, key.as_str());
-                if let Some((before, earlier)) = last.get(&key)
-                    && before > number
-                {
+                if let Some((_, earlier)) = earlier.filter(|(before, _)| before > number) {
                     let at = first.at.as_secs_f64();
                     verdict.add(Promise::Order, format!("{name} at {at:.3} s before {earlier}"));
                 }
-                last.insert(key, (*number, name));
+                earlier = Some((*number, name));
+                let latest = own.entry(key).or_default();
+                *latest = (*latest).max((*number, name));
             }
         }
+        last.extend(own);
     }
 }
 

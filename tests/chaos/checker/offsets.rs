@@ -6,39 +6,49 @@ use std::time::Duration;
 use super::{Arrivals, Bounds, Promise, TICK, Verdict};
 use crate::history::{Harm, History};
 
+/// Consumer, topic and number.
+type Partition<'a> = (&'a str, &'a str, i32);
+
 /// No partition's committed offset may go back: what lies between is handled again. Only while a
 /// broker is away, or when a member goes on that stood still meanwhile, an older commit, of unknown
-/// outcome, may be sent again after a newer one.
+/// outcome, may be sent again after a newer one; and no older than what was on its way then.
 pub(super) fn steps_back(history: &History, bounds: &Bounds, verdict: &mut Verdict) {
+    let near = bounds.near;
     let of = |harm| history.disturbances.iter().filter(move |found| found.harm == harm);
+    // Since when commits may have been on their way that come at `at`.
     let away = |at: Duration| {
-        of(Harm::Broker).any(|found| found.from <= at && at <= found.to + bounds.near)
+        let found = of(Harm::Broker).filter(move |found| found.from <= at && at <= found.to + near);
+        found.map(|found| found.from)
     };
     let thawed = |at: Duration| {
-        of(Harm::Frozen).any(|frozen| {
-            frozen.to <= at
-                && at <= frozen.to + bounds.near
-                && of(Harm::Broker)
-                    .any(|away| away.overlaps(frozen.from, frozen.to, Duration::ZERO))
-        })
+        let found = of(Harm::Frozen).filter(move |found| found.to <= at && at <= found.to + near);
+        let met = found.filter(|frozen| {
+            of(Harm::Broker).any(|away| away.overlaps(frozen.from, frozen.to, Duration::ZERO))
+        });
+        met.map(|found| found.from)
     };
-    let mut last: HashMap<(&str, &str, i32), (i64, Duration)> = HashMap::new();
+    let mut seen: HashMap<Partition<'_>, Vec<(Duration, i64)>> = HashMap::new();
     for sample in &history.samples {
         for ((topic, partition), next) in &sample.offsets {
-            let place = (sample.consumer, topic.as_str(), *partition);
-            let before = last.insert(place, (*next, sample.answered));
-            if let Some((before, at)) = before.filter(|(before, _)| before > next) {
-                if away(sample.answered) || thawed(sample.answered) {
+            let steps = seen.entry((sample.consumer, topic.as_str(), *partition)).or_default();
+            let since = |since: Duration| {
+                let by = steps.iter().take_while(|(at, _)| *at + near <= since);
+                by.last().map_or(0, |(_, next)| *next)
+            };
+            let now = sample.answered;
+            if let Some((at, before)) = steps.last().filter(|(_, before)| before > next) {
+                if away(now).chain(thawed(now)).any(|from| *next >= since(from)) {
                     verdict.overtaken += 1;
-                    continue;
+                } else {
+                    let (at, now) = (at.as_secs_f64(), now.as_secs_f64());
+                    let consumer = sample.consumer;
+                    let problem = format!(
+                        "{consumer} had committed {before} in {topic}/{partition} at {at:.3} s, and {next} at {now:.3} s"
+                    );
+                    verdict.add(Promise::CommitGoesOn, problem);
                 }
-                let (at, now) = (at.as_secs_f64(), sample.answered.as_secs_f64());
-                let consumer = sample.consumer;
-                let problem = format!(
-                    "{consumer} had committed {before} in {topic}/{partition} at {at:.3} s, and {next} at {now:.3} s"
-                );
-                verdict.add(Promise::CommitGoesOn, problem);
             }
+            steps.push((now, *next));
         }
     }
 }

@@ -1,50 +1,94 @@
 //! What came again, and what came too soon.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use super::{Arrivals, Bounds, Promise, TICK, Verdict};
 use crate::explain::{Explainer, Why};
-use crate::history::{Arrival, Kind};
+use crate::history::{Arrival, History, Kind};
 
-/// Evaluations of a member repeat by nature, and what they lead to; asking for the rows of an award
-/// awards nothing.
+/// What one evaluation of a member leads to comes as often as the evaluation; asking for the rows of
+/// an award awards nothing.
 fn repeats_by_nature(name: &str) -> bool {
     ["tier/", "evaluate_user_tier_status:", "apply_tier_upgrade:", "calc_currency_for_source:"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
 }
 
+/// When all that follows from a call was accepted. Its claim is confirmed only then.
+fn followed(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, earlier: &Arrival) -> Duration {
+    let call = earlier.kind == Kind::Call;
+    let last = explainer.last_of(&earlier.what).filter(|_| call);
+    let mut all = last.map_or(&[][..], |last| arrivals.of(last)).iter();
+    let next = all.find(|(_, arrival)| arrival.at >= earlier.at);
+    next.map_or(earlier.at, |(_, arrival)| arrival.at)
+}
+
 pub(super) fn repeats(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, verdict: &mut Verdict) {
     for (name, all) in &arrivals.0 {
-        if name.starts_with("evaluate_user_tier_status:") {
-            verdict.evaluations.0 += all.len();
-        }
         if repeats_by_nature(name) {
             continue;
         }
         for (index, (_, again)) in all.iter().enumerate().skip(1) {
             let earlier = all[..index].iter().map(|(_, earlier)| *earlier);
-            // A call's claim is confirmed when the event that follows from it was accepted.
-            let call = again.kind == Kind::Call;
-            let event = explainer.last_of(name).filter(|_| call);
-            let followed = |earlier: &Arrival| {
-                let mut events = event.map_or(&[][..], |event| arrivals.of(event)).iter();
-                let next = events.find(|(_, event)| event.at >= earlier.at);
-                next.map_or(earlier.at, |(_, event)| event.at)
-            };
             let why: Option<Vec<Why>> = earlier
-                .map(|earlier| explainer.explain(earlier, followed(earlier), again))
+                .map(|earlier| {
+                    explainer.explain(earlier, followed(arrivals, explainer, earlier), again)
+                })
                 .collect();
-            let times = all.iter().map(|(_, arrival)| {
-                let by = arrival.by.as_deref().unwrap_or("somebody");
-                format!("at {:.3} s by {by}", arrival.at.as_secs_f64())
-            });
-            let times: Vec<String> = times.collect();
-            let repeat = format!("{name} {}", times.join(", "));
+            let repeat = format!("{name} {}", times(all));
             match why.and_then(|why| why.last().copied()) {
                 Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
                 None => {
                     let record = explainer.describe(name);
                     verdict.add(Promise::NothingTwice, format!("{repeat}; {record}"));
                 }
+            }
+        }
+    }
+}
+
+fn times(all: &[(usize, &Arrival)]) -> String {
+    let times = all.iter().map(|(_, arrival)| {
+        let by = arrival.by.as_deref().unwrap_or("somebody");
+        format!("at {:.3} s by {by}", arrival.at.as_secs_f64())
+    });
+    times.collect::<Vec<_>>().join(", ")
+}
+
+/// A member is evaluated at most once for each change that calls for it: several that wait together
+/// are one evaluation. One more than there were changes by then is a repeat.
+pub(super) fn evaluations(
+    history: &History,
+    arrivals: &Arrivals<'_>,
+    explainer: &Explainer<'_>,
+    verdict: &mut Verdict,
+) {
+    let mut changes: HashMap<&str, Vec<Duration>> = HashMap::new();
+    for record in history.written.iter().filter(|record| !record.copy) {
+        for effect in record.effects.iter().filter(|effect| effect.fresh) {
+            changes.entry(&effect.chain[0]).or_default().push(record.at);
+        }
+    }
+    for (name, written) in changes {
+        let all = arrivals.of(name);
+        verdict.evaluations.0 += all.len();
+        verdict.evaluations.1 += written.len();
+        let mut repeats = 0;
+        for (index, (_, again)) in all.iter().enumerate() {
+            let changes = written.iter().filter(|at| **at <= again.at).count();
+            if index < changes + repeats {
+                continue;
+            }
+            repeats += 1;
+            let earlier = all[..index].iter().rev();
+            let mut why = earlier.map(|(_, earlier)| {
+                explainer.explain(earlier, followed(arrivals, explainer, earlier), again)
+            });
+            let repeat = format!("{name} {} for {changes} changes", times(&all[..=index]));
+            match why.find_map(|why| why) {
+                Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
+                None => verdict.add(Promise::NothingTwice, repeat),
             }
         }
     }
@@ -78,8 +122,7 @@ pub(super) fn settled(
             let next = cancels.iter().find(|(later, a)| later > number && !resent(a));
             if let Some((_, cancel)) = next
                 && cancel.at + TICK < upgrade.at + bounds.settle
-                && explainer.explain(upgrade, upgrade.at, cancel).is_none()
-                && !explainer.was_frozen(cancel)
+                && !explainer.unsettled(upgrade, cancel)
             {
                 let after = cancel.at.saturating_sub(upgrade.at);
                 let at = cancel.at.as_secs_f64();
