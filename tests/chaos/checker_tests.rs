@@ -3,9 +3,15 @@
 
 #[allow(dead_code, reason = "the run uses all of it")]
 mod checker;
+#[allow(dead_code, reason = "the run uses all of it")]
+mod disturb;
 mod explain;
 #[allow(dead_code, reason = "the run uses all of it")]
 mod history;
+#[path = "checker_tests/plans.rs"]
+mod plans;
+#[path = "checker_tests/tier.rs"]
+mod tier;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,8 +33,6 @@ const BOUNDS: Bounds = Bounds {
 const AWARD: &str = "currency/award:purchase:p";
 const CANCEL: &str = "currency/cancelled:purchase:p";
 const REVERSE: &str = "currency/reverse:purchase:p";
-
-const EVALUATE: &str = "evaluate_user_tier_status:u:m";
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -227,6 +231,13 @@ fn nothing_explains_a_repeat_before_it_and_nobody_repeats_after_his_end() {
     assert_eq!(why(event(AWARD, 1_800, "2.1"), moves.clone()), Some(Why::Moved));
     assert_eq!(why(event(AWARD, 1_800, "1.1"), moves.clone()), None);
     assert_eq!(why(event(AWARD, 3_100, "1.1"), moves.clone()), Some(Why::Moved));
+    // An answer that gets lost has the same request sent again, not another one.
+    let lost = vec![failing(Harm::AnswerLost, Kind::Event, 900, 2_000)];
+    assert_eq!(why(event(AWARD, 1_050, "1.1"), lost), None);
+    // Who stood still may repeat what he sent before, and not do everything twice from then on.
+    let frozen = |to| vec![disturbed(Harm::Frozen, Some("1.1"), 500, to)];
+    assert_eq!(why(event(AWARD, 1_050, "1.1"), frozen(950)), None);
+    assert_eq!(why(event(AWARD, 1_050, "1.1"), frozen(1_040)), Some(Why::Frozen));
     // Sent before it moved, it came only after another one of the same member.
     let late = Arrival { begun: ms(1_000), ..event(AWARD, 3_500, "1.1") };
     let mut history = good();
@@ -253,8 +264,8 @@ fn the_same_request_comes_again_only_where_its_answer_did_not() {
     assert!(check_with(vec![failing(Harm::AnswerLost, Kind::Event, 900, 1_100)], 1_200));
     assert!(!check_with(vec![failing(Harm::AnswerLost, Kind::Call, 900, 1_100)], 1_200));
     assert!(!check_with(vec![failing(Harm::AnswerLost, Kind::Event, 8_000, 8_100)], 1_200));
-    assert!(check_with(vec![disturbed(Harm::Frozen, Some("1.1"), 1_100, 1_900)], 2_000));
-    assert!(!check_with(vec![disturbed(Harm::Frozen, Some("2.1"), 1_100, 1_900)], 2_000));
+    assert!(check_with(vec![disturbed(Harm::Frozen, Some("1.1"), 1_100, 1_900)], 1_950));
+    assert!(!check_with(vec![disturbed(Harm::Frozen, Some("2.1"), 1_100, 1_900)], 1_950));
     assert!(check_with(vec![], 4_000), "it was given up");
 }
 
@@ -367,134 +378,6 @@ fn a_copy_without_a_place_in_the_log_is_known_only_while_redis_remembers() {
     assert_eq!(broken(&history), []);
 }
 
-/// A member is evaluated for two changes, each time with a scheduled upgrade.
-fn evaluated() -> History {
-    let change = |offset, at| {
-        let mut change = written(offset, at, &[EVALUATE, CANCELLED, UPGRADE]);
-        change.effects[0].fresh = true;
-        change.effects[0].order = None;
-        change
-    };
-    let mut history = History { written: vec![change(0, 0), change(1, 5_000)], ..good() };
-    history.samples.clear();
-    history.arrivals.clear();
-    history.arrivals.extend(evaluation(1_000, "1.1"));
-    history.arrivals.extend(evaluation(6_000, "1.1"));
-    history
-}
-
-const CANCELLED: &str = "tier/upgrade-cancelled:u:m";
-const UPGRADE: &str = "tier/upgrade:u:m";
-
-fn evaluation(at: u64, by: &str) -> [Arrival; 3] {
-    let called = Arrival { kind: Kind::Call, ..event(EVALUATE, at, by) };
-    let sent = |what, number| {
-        let internal = Some(u128::from(at * 10 + number));
-        Arrival { internal, ..event(what, at + 100, by) }
-    };
-    [called, sent(CANCELLED, 0), sent(UPGRADE, 1)]
-}
-
-#[test]
-fn an_evaluation_must_come_after_the_change_that_called_for_it() {
-    let mut history = evaluated();
-    assert_eq!(broken(&history), []);
-    history.arrivals.truncate(3);
-    history.arrivals.extend(evaluation(4_000, "1.1"));
-    assert_eq!(
-        broken(&history),
-        [Promise::NothingLost, Promise::NothingTwice],
-        "before the change"
-    );
-}
-
-#[test]
-fn a_member_is_evaluated_once_for_each_change_unless_a_disturbance_explains_more() {
-    let mut history = evaluated();
-    history.arrivals.extend(evaluation(9_000, "1.1"));
-    assert_eq!(broken(&history), [Promise::NothingTwice]);
-    history.disturbances = vec![failing(Harm::AnswerLost, Kind::Event, 5_900, 6_100)];
-    assert_eq!(broken(&history), [Promise::NothingTwice], "Supabase had answered");
-    history.disturbances = vec![failing(Harm::AnswerLost, Kind::Call, 5_900, 6_100)];
-    assert_eq!(broken(&history), []);
-
-    // It may come from a change that is not committed yet, though another one is.
-    let stopped = disturbed(Harm::Stopped, Some("1.1"), 6_200, 6_300);
-    history.disturbances = vec![stopped];
-    history.arrivals.truncate(6);
-    history.arrivals.extend(evaluation(9_000, "2.1"));
-    history.samples = vec![sample(6_400, 1)];
-    assert_eq!(broken(&history), []);
-    history.samples = vec![sample(6_400, 2)];
-    assert_eq!(broken(&history), [Promise::NothingTwice]);
-    history.samples.clear();
-
-    // The one that was explained is not counted against later changes.
-    history.arrivals.truncate(3);
-    history.arrivals.extend(evaluation(2_500, "1.1"));
-    history.arrivals.extend(evaluation(6_000, "1.1"));
-    history.disturbances = vec![failing(Harm::AnswerLost, Kind::Call, 900, 1_100)];
-    assert_eq!(broken(&history), []);
-    assert_eq!(check(&history, &BOUNDS).repeats.len(), 1);
-}
-
-#[test]
-fn a_member_is_evaluated_again_while_its_upgrade_cannot_be_applied() {
-    const APPLY: &str = "apply_tier_upgrade:u:m";
-    let call = |what, at| Arrival { kind: Kind::Call, ..event(what, at, "1.1") };
-    let mut change = written(0, 0, &[EVALUATE, CANCELLED, APPLY]);
-    (change.effects[0].fresh, change.effects[0].order) = (true, None);
-    let mut history = History { written: vec![change], ..good() };
-    history.samples.clear();
-    history.arrivals = vec![
-        call(EVALUATE, 9_000),
-        event(CANCELLED, 9_050, "1.1"),
-        call(EVALUATE, 9_200),
-        event(CANCELLED, 9_250, "1.1"),
-        call(APPLY, 9_300),
-    ];
-    assert_eq!(broken(&history), [Promise::NothingTwice]);
-    history.disturbances = vec![failing(Harm::Refused, Kind::Call, 1_000, 3_000)];
-    assert_eq!(broken(&history), [], "nobody has called it since");
-
-    let mut other = call("apply_tier_upgrade:v:m", 6_000);
-    history.arrivals.push(other.clone());
-    history.written.push(written(1, 0, &["apply_tier_upgrade:v:m"]));
-    assert_eq!(broken(&history), [Promise::NothingTwice], "it is known to answer again");
-    other.by = Some("2.1".to_owned());
-    *history.arrivals.last_mut().expect("one") = other;
-    assert_eq!(broken(&history), [], "to another member");
-}
-
-#[test]
-fn a_call_that_nothing_calls_for_is_found() {
-    let mut history = good();
-    let call = |what| Arrival { kind: Kind::Call, ..event(what, 1_000, "1.1") };
-    history.arrivals.push(call("calc_currency_for_source:purchase:p"));
-    assert_eq!(broken(&history), []);
-    history.arrivals.push(call("apply_tier_upgrade:u:m"));
-    assert_eq!(broken(&history), [Promise::NothingInvented]);
-}
-
-#[test]
-fn a_cancel_may_follow_an_upgrade_at_once_only_where_its_time_could_not_be_known() {
-    let mut history = evaluated();
-    history.arrivals.truncate(3);
-    history.written[1].at = ms(1_150);
-    history.arrivals.extend(evaluation(1_300, "1.1"));
-    assert_eq!(broken(&history), [Promise::Settle]);
-    let mut check_with = |found: Disturbance| {
-        history.disturbances = vec![found];
-        broken(&history)
-    };
-    let joined = disturbed(Harm::Joined, Some("2.1"), 500, 500);
-    assert_eq!(check_with(joined), [Promise::Settle], "a partition that moves takes it along");
-    let other = disturbed(Harm::Killed, Some("2.1"), 1_200, 1_200);
-    assert_eq!(check_with(other), [Promise::Settle], "another's end");
-    assert_eq!(check_with(disturbed(Harm::Forgets, None, 1_200, 1_250)), []);
-    assert_eq!(check_with(disturbed(Harm::Frozen, Some("1.1"), 1_150, 1_250)), []);
-}
-
 #[test]
 fn a_call_may_come_again_until_the_event_that_follows_from_it_was_accepted() {
     const CALL: &str = "redeem_reward_with_points:r:u";
@@ -517,4 +400,14 @@ fn a_call_may_come_again_until_the_event_that_follows_from_it_was_accepted() {
     history.arrivals.push(event("reward/redeemed:r", 7_000, "1.1"));
     history.arrivals.rotate_right(1);
     assert!(broken(&history).contains(&Promise::NothingTwice), "it was accepted long before");
+}
+
+#[test]
+fn a_call_that_nothing_calls_for_is_found() {
+    let mut history = good();
+    let call = |what| Arrival { kind: Kind::Call, ..event(what, 1_000, "1.1") };
+    history.arrivals.push(call("calc_currency_for_source:purchase:p"));
+    assert_eq!(broken(&history), []);
+    history.arrivals.push(call("apply_tier_upgrade:u:m"));
+    assert_eq!(broken(&history), [Promise::NothingInvented]);
 }

@@ -2,12 +2,14 @@
 //! lie there at the end, and the topics themselves.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
 use crm_event_processors::demo::double::{
-    Double, Reply, currency_rows, redemption_result, tier_status,
+    Double, Endpoint, Reply, currency_rows, redemption_result, tier_status,
 };
 use jiff::Timestamp;
 use rdkafka::Message;
@@ -16,7 +18,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Headers, OwnedMessage};
 use serde_json::{Map, Value};
 
-use crate::history::{Arrival, History, Kind, Written, called};
+use crate::history::{Arrival, History, Kind, Met, Written, called};
 use crate::load::{TOPICS, full_name, letter};
 use crate::members::SENDER;
 use crate::run::Clock;
@@ -64,6 +66,32 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
         });
     }
     calls
+}
+
+/// Requests that were failed.
+pub(crate) fn met(double: &Double) -> Met {
+    double.inspect(|log| {
+        let faults = |endpoint| log.requests(endpoint).faults;
+        let partial = log.posts.iter().filter(|post| post.status == 400 && post.stored > 0);
+        Met {
+            inngest: faults(Endpoint::Post),
+            supabase: faults(Endpoint::Rpc) + faults(Endpoint::Rest),
+            partial: partial.count() as u64,
+        }
+    })
+}
+
+/// What members said of a panic of theirs.
+pub(crate) fn panics(logs: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for log in fs::read_dir(logs).expect("the logs") {
+        let log = log.expect("a log").path();
+        let text = fs::read(&log).expect("a log is read");
+        let text = String::from_utf8_lossy(&text);
+        let lines = text.lines().filter(|line| line.contains("panicked"));
+        found.extend(lines.map(|line| format!("{}: {line}", log.display())));
+    }
+    found
 }
 
 /// Calls and events.

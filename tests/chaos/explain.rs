@@ -146,10 +146,13 @@ impl<'a> Explainer<'a> {
         if forgotten && (copied || self.moved(at, again.at, first, again)) {
             return Some(Why::Forgotten);
         }
-        // An answer that takes long is as good as lost.
-        if self
-            .of(&[Harm::AnswerLost], again.at)
-            .any(|lost| lost.hits == Some(first.kind) && lost.overlaps(at, accepted, near))
+        // An answer that takes long is as good as lost. Events are then sent again as the request
+        // that they were, unless somebody else has them to send.
+        let anew = first.kind != Kind::Event || self.returned(first, again);
+        if anew
+            && self
+                .of(&[Harm::AnswerLost], again.at)
+                .any(|lost| lost.hits == Some(first.kind) && lost.overlaps(at, accepted, near))
         {
             return Some(Why::AnswerLost);
         }
@@ -165,9 +168,10 @@ impl<'a> Explainer<'a> {
             (Harm::Frozen, Why::Frozen),
         ] {
             if self.of(&[harm], by_now).any(|found| {
-                found.may_have_hit(first)
-                    && at <= found.to + near
-                    && (elsewhere || harm == Harm::Frozen)
+                // Who goes on may repeat what he sent before, or lost meanwhile.
+                let goes_on =
+                    harm == Harm::Frozen && (at <= found.to || self.returned(first, again));
+                found.may_have_hit(first) && at <= found.to + near && (elsewhere || goes_on)
             }) {
                 return Some(why);
             }
@@ -185,7 +189,7 @@ impl<'a> Explainer<'a> {
             }
             _ => found.may_have_hit(first) && found.overlaps(first.at, again.at, near),
         };
-        again.at >= first.at + self.bounds.request
+        again.at + near >= first.at + self.bounds.request
             || self.of(&[Harm::AnswerLost, Harm::Frozen], again.at).any(lost)
     }
 
@@ -207,14 +211,20 @@ impl<'a> Explainer<'a> {
     }
 
     /// Whether the partition of what arrived at `at` may have moved by `until`, so that it was given
-    /// up before it could be confirmed. One member gets it again only when it has moved twice.
+    /// up before it could be confirmed.
     fn moved(&self, at: Duration, until: Duration, first: &Arrival, again: &Arrival) -> bool {
         let Bounds { session, drain, near, .. } = self.bounds;
         let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
+        self.returned(first, again)
+            && self.of(&moves, until).any(|found| at <= found.to + *session + *drain + *near)
+    }
+
+    /// Whether a partition can have moved between the two: to another member, or back to the same
+    /// one, which takes its time.
+    fn returned(&self, first: &Arrival, again: &Arrival) -> bool {
         let known = first.by.is_some() && again.by.is_some();
-        let returned =
-            !known || first.by != again.by || again.begun.abs_diff(first.begun) >= *drain;
-        returned && self.of(&moves, until).any(|found| at <= found.to + *session + *drain + *near)
+        let apart = again.begun.abs_diff(first.begun);
+        !known || first.by != again.by || apart >= self.bounds.drain
     }
 
     /// Whether a cancel could come too soon after an upgrade: what noted its time was forgotten or

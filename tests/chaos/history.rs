@@ -179,6 +179,17 @@ impl fmt::Display for Disturbance {
     }
 }
 
+/// Requests that were failed on purpose: a disturbance that meets none shows nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Met {
+    /// By Inngest.
+    pub(crate) inngest: u64,
+    /// By Supabase.
+    pub(crate) supabase: u64,
+    /// Of which Inngest took some events and refused the next.
+    pub(crate) partial: u64,
+}
+
 /// Everything about a run.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct History {
@@ -190,6 +201,10 @@ pub(crate) struct History {
     pub(crate) samples: Vec<Sample>,
     /// What went wrong.
     pub(crate) disturbances: Vec<Disturbance>,
+    /// Requests that were failed on purpose.
+    pub(crate) met: Met,
+    /// The slowest stop of a member that was asked to.
+    pub(crate) slowest_stop: Duration,
     /// The largest resident memory of each member's incarnation, in KiB.
     pub(crate) memory: BTreeMap<String, u64>,
     /// How long after the last disturbance every record was committed; `None` if it never was.

@@ -59,10 +59,10 @@ impl Process {
         self.child.try_wait().expect("the member can be asked")
     }
 
-    /// Ends it without any warning.
-    pub(crate) fn kill(&mut self) {
+    /// Ends it without any warning; how it ended, which may have been by itself.
+    pub(crate) fn kill(&mut self) -> ExitStatus {
         self.child.kill().expect("the member is killed");
-        self.child.wait().expect("the member ends");
+        self.child.wait().expect("the member ends")
     }
 
     /// Asks it to stop; how it ended, or `None` if it did not within any patience.

@@ -88,7 +88,10 @@ pub(super) fn evaluations(
             let repeat = format!("{name} {} for {changes} changes", times(&all[..=index]));
             match why.find_map(|why| why) {
                 Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
-                None => verdict.add(Promise::NothingTwice, repeat),
+                None => {
+                    let record = explainer.describe(name);
+                    verdict.add(Promise::NothingTwice, format!("{repeat}; {record}"));
+                }
             }
         }
     }
