@@ -74,19 +74,20 @@ pub(super) fn evaluations(
         let all = arrivals.of(name);
         verdict.evaluations.0 += all.len();
         verdict.evaluations.1 += written.len();
+        // Whatever a disturbance can have repeated may have been repeated, and leaves a change over.
         let mut repeats = 0;
         for (index, (_, again)) in all.iter().enumerate() {
             let changes = written.iter().filter(|at| **at <= again.at).count();
-            if index < changes + repeats {
-                continue;
-            }
-            repeats += 1;
-            let earlier = all[..index].iter().rev();
-            let mut why = earlier.map(|(_, earlier)| {
+            let surplus = index >= changes + repeats;
+            let why = all[..index].iter().rev().find_map(|(_, earlier)| {
                 explainer.explain(earlier, followed(arrivals, explainer, earlier), again)
             });
+            repeats += usize::from(surplus || why.is_some());
+            if !surplus {
+                continue;
+            }
             let repeat = format!("{name} {} for {changes} changes", times(&all[..=index]));
-            match why.find_map(|why| why) {
+            match why {
                 Some(why) => verdict.repeats.entry(why).or_default().push(repeat),
                 None => {
                     let record = explainer.describe(name);

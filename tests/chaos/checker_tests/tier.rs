@@ -67,6 +67,18 @@ fn a_member_is_evaluated_once_for_each_change_unless_a_disturbance_explains_more
     assert_eq!(broken(&history), [Promise::NothingTwice]);
     history.samples.clear();
 
+    // What was repeated came before the other change was evaluated, which then needs no reason.
+    history.disturbances = vec![disturbed(Harm::Killed, Some("1.1"), 1_200, 1_200)];
+    history.arrivals.truncate(3);
+    history.arrivals.extend(evaluation(5_500, "1.2"));
+    history.arrivals.extend(evaluation(60_000, "1.2"));
+    history.arrivals[0].at = ms(1_000);
+    history.samples = vec![sample(50_000, 1)];
+    assert_eq!(broken(&history), []);
+    history.disturbances.clear();
+    assert_eq!(broken(&history), [Promise::NothingTwice]);
+    history.samples.clear();
+
     // The one that was explained is not counted against later changes.
     history.arrivals.truncate(3);
     history.arrivals.extend(evaluation(2_500, "1.1"));
