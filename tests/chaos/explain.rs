@@ -227,13 +227,14 @@ impl<'a> Explainer<'a> {
         !known || first.by != again.by || apart >= self.bounds.drain
     }
 
-    /// Whether a cancel could come too soon after an upgrade: what noted its time was forgotten or
-    /// out of reach, or its sender could not note it.
-    pub(crate) fn unsettled(&self, upgrade: &Arrival, cancel: &Arrival) -> bool {
+    /// Whether a cancel could come too soon after an upgrade, at the end of the work that was begun
+    /// at `begun`: that somebody was at it, or what noted its time, was forgotten or out of reach, or
+    /// its sender could not note it.
+    pub(crate) fn unsettled(&self, begun: Duration, upgrade: &Arrival, cancel: &Arrival) -> bool {
         let near = self.bounds.near;
         let (at, until) = (upgrade.at, cancel.at);
         let hit = |found: &Disturbance| match found.harm {
-            Harm::Forgets | Harm::RedisAway => found.overlaps(at, until, near),
+            Harm::Forgets | Harm::RedisAway => found.overlaps(begun, until, near),
             Harm::AnswerLost => found.hits == Some(upgrade.kind) && found.overlaps(at, at, near),
             _ => found.who == upgrade.by && found.overlaps(at, until, Duration::ZERO),
         };

@@ -132,5 +132,17 @@ fn a_cancel_may_follow_an_upgrade_at_once_only_where_its_time_could_not_be_known
     let other = disturbed(Harm::Killed, Some("2.1"), 1_200, 1_200);
     assert_eq!(check_with(other), [Promise::Settle], "another's end");
     assert_eq!(check_with(disturbed(Harm::Forgets, None, 1_200, 1_250)), []);
+
+    // Redis may forget who is at it while Inngest takes its time.
+    let mut slow = evaluated();
+    slow.arrivals.truncate(3);
+    slow.written[1].at = ms(2_000);
+    slow.arrivals[1].at = ms(6_000);
+    slow.arrivals[2].at = ms(6_000);
+    slow.arrivals.extend(evaluation(6_300, "2.1"));
+    slow.disturbances = vec![disturbed(Harm::Forgets, None, 1_500, 1_500)];
+    assert_eq!(broken(&slow), []);
+    slow.arrivals[0].at = ms(5_900);
+    assert_eq!(broken(&slow), [Promise::Settle], "it was begun after that");
     assert_eq!(check_with(disturbed(Harm::Frozen, Some("1.1"), 1_150, 1_250)), []);
 }
