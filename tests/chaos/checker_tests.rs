@@ -27,6 +27,7 @@ const BOUNDS: Bounds = Bounds {
     settle: Duration::from_secs(1),
     session: Duration::from_secs(6),
     drain: Duration::from_secs(2),
+    renewal: Duration::from_secs(5),
     request: Duration::from_secs(3),
     near: Duration::from_secs(2),
 };

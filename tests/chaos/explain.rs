@@ -227,14 +227,15 @@ impl<'a> Explainer<'a> {
         !known || first.by != again.by || apart >= self.bounds.drain
     }
 
-    /// Whether a cancel could come too soon after an upgrade, at the end of the work that was begun
-    /// at `begun`: that somebody was at it, or what noted its time, was forgotten or out of reach, or
-    /// its sender could not note it.
+    /// Whether a cancel could come too soon after an upgrade, where the work at both was begun at
+    /// `begun` at the earliest: that somebody was at it, or what noted its time, was forgotten or out
+    /// of reach, or its sender could not note it.
     pub(crate) fn unsettled(&self, begun: Duration, upgrade: &Arrival, cancel: &Arrival) -> bool {
         let near = self.bounds.near;
         let (at, until) = (upgrade.at, cancel.at);
         let hit = |found: &Disturbance| match found.harm {
-            Harm::Forgets | Harm::RedisAway => found.overlaps(begun, until, near),
+            Harm::Forgets => found.overlaps(begun, until, self.bounds.renewal + near),
+            Harm::RedisAway => found.overlaps(begun, until, near),
             Harm::AnswerLost => found.hits == Some(upgrade.kind) && found.overlaps(at, at, near),
             _ => found.who == upgrade.by && found.overlaps(at, until, Duration::ZERO),
         };

@@ -124,20 +124,25 @@ pub(super) fn settled(
                 cancels.iter().any(|other| same(&other))
             };
             let next = cancels.iter().find(|(later, a)| later > number && !resent(a));
-            let evaluations = arrivals.of(&format!("evaluate_user_tier_status:{member}")).iter();
-            let own = evaluations.map(|(_, call)| *call);
-            let own = own.filter(|call| call.by == upgrade.by && call.at <= upgrade.at);
-            let begun = own.map(|call| call.at).max().unwrap_or(upgrade.at);
+            let evaluations = arrivals.of(&format!("evaluate_user_tier_status:{member}"));
+            // When the work that ended with an event was begun.
+            let evaluated = |end: &Arrival| {
+                let own = evaluations.iter().map(|(_, call)| *call);
+                let own = own.filter(|call| call.by == end.by && call.at <= end.at);
+                own.map(|call| call.at).max().unwrap_or(end.at)
+            };
             if let Some((_, cancel)) = next
                 && cancel.at + TICK < upgrade.at + bounds.settle
-                && !explainer.unsettled(begun, upgrade, cancel)
+                && let (begun, other_begun) = (evaluated(cancel), evaluated(upgrade))
+                && !explainer.unsettled(begun.min(other_begun), upgrade, cancel)
             {
                 let after = cancel.at.saturating_sub(upgrade.at);
-                let [at, begun] = [cancel.at, begun].map(|at| at.as_secs_f64());
+                let [at, begun, other_begun] =
+                    [cancel.at, begun, other_begun].map(|at| at.as_secs_f64());
                 let [by, other] = [cancel, upgrade].map(|a| a.by.as_deref().unwrap_or("somebody"));
                 let problem = format!(
-                    "{name} at {at:.3} s by {by} came {after:?} after an upgrade by {other}, \
-                     who had evaluated the member at {begun:.3} s"
+                    "{name} at {at:.3} s by {by}, evaluated at {begun:.3} s, came {after:?} after \
+                     an upgrade by {other}, evaluated at {other_begun:.3} s"
                 );
                 verdict.add(Promise::Settle, problem);
             }

@@ -137,12 +137,20 @@ fn a_cancel_may_follow_an_upgrade_at_once_only_where_its_time_could_not_be_known
     let mut slow = evaluated();
     slow.arrivals.truncate(3);
     slow.written[1].at = ms(2_000);
-    slow.arrivals[1].at = ms(6_000);
-    slow.arrivals[2].at = ms(6_000);
-    slow.arrivals.extend(evaluation(6_300, "2.1"));
+    slow.arrivals[1].at = ms(16_000);
+    slow.arrivals[2].at = ms(16_000);
+    slow.arrivals.extend(evaluation(16_300, "2.1"));
     slow.disturbances = vec![disturbed(Harm::Forgets, None, 1_500, 1_500)];
     assert_eq!(broken(&slow), []);
-    slow.arrivals[0].at = ms(5_900);
-    assert_eq!(broken(&slow), [Promise::Settle], "it was begun after that");
+    slow.arrivals[0].at = ms(8_400);
+    assert_eq!(broken(&slow), [], "it may have been begun before that");
+    slow.arrivals[0].at = ms(8_600);
+    assert_eq!(broken(&slow), [Promise::Settle], "the claim was taken again by then");
+    // Or while it takes its time for who cancels.
+    slow.arrivals[3].at = ms(1_200);
+    slow.arrivals[3].by = Some("2.1".to_owned());
+    slow.written[1].at = ms(1_100);
+    slow.disturbances = vec![disturbed(Harm::Forgets, None, 1_500, 1_500)];
+    assert!(!broken(&slow).contains(&Promise::Settle));
     assert_eq!(check_with(disturbed(Harm::Frozen, Some("1.1"), 1_150, 1_250)), []);
 }
