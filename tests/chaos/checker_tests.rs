@@ -3,9 +3,15 @@
 
 #[allow(dead_code, reason = "the run uses all of it")]
 mod checker;
+#[allow(dead_code, reason = "the run uses all of it")]
+mod disturb;
 mod explain;
 #[allow(dead_code, reason = "the run uses all of it")]
 mod history;
+#[path = "checker_tests/plans.rs"]
+mod plans;
+#[path = "checker_tests/tier.rs"]
+mod tier;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,20 +20,20 @@ use serde_json::json;
 
 use checker::{Bounds, Promise, Verdict, check};
 use explain::Why;
-use history::{Arrival, Disturbance, Effect, Harm, History, Kind, Sample, Written};
+use history::{Arrival, Disturbance, Effect, Harm, History, Kind, Sample, Written, called};
 
 const BOUNDS: Bounds = Bounds {
     memory: 100,
     settle: Duration::from_secs(1),
     session: Duration::from_secs(6),
     drain: Duration::from_secs(2),
+    renewal: Duration::from_secs(5),
+    request: Duration::from_secs(3),
     near: Duration::from_secs(2),
 };
 const AWARD: &str = "currency/award:purchase:p";
 const CANCEL: &str = "currency/cancelled:purchase:p";
 const REVERSE: &str = "currency/reverse:purchase:p";
-
-const EVALUATE: &str = "evaluate_user_tier_status:u:m";
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -76,7 +82,12 @@ fn sample(at: u64, next: i64) -> Sample {
 
 fn disturbed(harm: Harm, who: Option<&str>, from: u64, to: u64) -> Disturbance {
     let (who, text) = (who.map(str::to_owned), format!("{harm:?}"));
-    Disturbance { harm, who, from: ms(from), to: ms(to), text }
+    Disturbance { harm, who, hits: None, from: ms(from), to: ms(to), text }
+}
+
+/// Requests to Inngest (events) or Supabase (calls) fail.
+fn failing(harm: Harm, hits: Kind, from: u64, to: u64) -> Disturbance {
+    Disturbance { hits: Some(hits), ..disturbed(harm, None, from, to) }
 }
 
 /// A purchase is awarded and refunded, and all of it is committed.
@@ -192,8 +203,9 @@ fn a_repeat_needs_a_disturbance_that_can_have_caused_it() {
     let long_after = disturbed(Harm::Killed, Some("1.1"), 50_000, 50_000);
     assert_eq!(why(again(57_000), vec![long_after.clone()]), None, "it was confirmed by then");
 
-    let lost = disturbed(Harm::AnswerLost, None, 500, 1_200);
-    assert_eq!(why(again(1_300), vec![lost]), Some(Why::AnswerLost));
+    let lost = |hits| failing(Harm::AnswerLost, hits, 500, 1_200);
+    assert_eq!(why(again(1_300), vec![lost(Kind::Event)]), Some(Why::AnswerLost));
+    assert_eq!(why(again(1_300), vec![lost(Kind::Call)]), None, "Inngest answered");
 
     let away = disturbed(Harm::RedisAway, None, 900, 49_900);
     assert_eq!(why(again(57_000), vec![away, long_after.clone()]), Some(Why::Killed));
@@ -201,6 +213,92 @@ fn a_repeat_needs_a_disturbance_that_can_have_caused_it() {
     let forgets = disturbed(Harm::Forgets, None, 30_000, 30_100);
     assert_eq!(why(again(57_000), vec![forgets.clone()]), None, "nothing sends it again");
     assert_eq!(why(again(57_000), vec![forgets, long_after]), Some(Why::Forgotten));
+}
+
+#[test]
+fn nothing_explains_a_repeat_before_it_and_nobody_repeats_after_his_end() {
+    // Both copies of a state go out from one member, which happens to be killed later.
+    let killed = disturbed(Harm::Killed, Some("1.1"), 4_900, 4_900);
+    let joined = disturbed(Harm::Joined, Some("1.1"), 0, 0);
+    let twice = event(AWARD, 1_050, "1.1");
+    assert_eq!(why(twice.clone(), vec![killed, joined.clone()]), None);
+    let killed = |at| disturbed(Harm::Killed, Some("1.1"), at, at);
+    assert_eq!(why(twice, vec![killed(1_020)]), None, "it is not there any more");
+    assert_eq!(why(event(AWARD, 1_050, "2.1"), vec![killed(1_060)]), None, "only then");
+    assert_eq!(why(event(AWARD, 1_050, "2.1"), vec![killed(1_020)]), Some(Why::Killed));
+
+    // A partition that moves is somebody else's, and comes back only after a while.
+    let moves = vec![disturbed(Harm::Joined, Some("3.1"), 900, 900)];
+    assert_eq!(why(event(AWARD, 1_800, "2.1"), moves.clone()), Some(Why::Moved));
+    assert_eq!(why(event(AWARD, 1_800, "1.1"), moves.clone()), None);
+    assert_eq!(why(event(AWARD, 3_100, "1.1"), moves.clone()), Some(Why::Moved));
+    // An answer that gets lost has the same request sent again, not another one.
+    let lost = vec![failing(Harm::AnswerLost, Kind::Event, 900, 2_000)];
+    assert_eq!(why(event(AWARD, 1_050, "1.1"), lost), None);
+    // Who stood still may repeat what he sent before, and not do everything twice from then on.
+    let frozen = |to| vec![disturbed(Harm::Frozen, Some("1.1"), 500, to)];
+    assert_eq!(why(event(AWARD, 1_050, "1.1"), frozen(950)), None);
+    assert_eq!(why(event(AWARD, 1_050, "1.1"), frozen(1_040)), Some(Why::Frozen));
+    // Sent before it moved, it came only after another one of the same member.
+    let late = Arrival { begun: ms(1_000), ..event(AWARD, 3_500, "1.1") };
+    let mut history = good();
+    history.samples.clear();
+    history.disturbances = moves;
+    history.arrivals[0] = event(AWARD, 1_000, "1.1");
+    history.arrivals.push(late);
+    assert_eq!(broken(&history), [Promise::NothingTwice]);
+}
+
+#[test]
+fn the_same_request_comes_again_only_where_its_answer_did_not() {
+    let mut history = good();
+    history.arrivals[0].internal = Some(7);
+    let again = |at| Arrival { internal: Some(7), begun: ms(1_000), ..event(AWARD, at, "1.1") };
+    history.arrivals.push(again(1_200));
+    assert_eq!(broken(&history), [Promise::NothingTwice], "everything is posted twice");
+
+    let mut check_with = |found: Vec<Disturbance>, at| {
+        history.disturbances = found;
+        *history.arrivals.last_mut().expect("one") = again(at);
+        broken(&history).is_empty()
+    };
+    assert!(check_with(vec![failing(Harm::AnswerLost, Kind::Event, 900, 1_100)], 1_200));
+    assert!(!check_with(vec![failing(Harm::AnswerLost, Kind::Call, 900, 1_100)], 1_200));
+    assert!(!check_with(vec![failing(Harm::AnswerLost, Kind::Event, 8_000, 8_100)], 1_200));
+    assert!(check_with(vec![disturbed(Harm::Frozen, Some("1.1"), 1_100, 1_900)], 1_950));
+    assert!(!check_with(vec![disturbed(Harm::Frozen, Some("2.1"), 1_100, 1_900)], 1_950));
+    assert!(check_with(vec![], 4_000), "it was given up");
+}
+
+#[test]
+fn an_id_under_another_name_is_not_what_was_called_for() {
+    assert_eq!(called("currency/award", Some(AWARD), "{}"), AWARD);
+    assert_ne!(called("currency/reverse", Some(AWARD), "{}"), AWARD);
+    assert_ne!(called("currency/awards", Some(AWARD), "{}"), AWARD);
+    let data = json!({"source_type": "purchase", "source_id": "p"}).to_string();
+    assert_eq!(called("currency/cancelled", None, &data), CANCEL);
+}
+
+#[test]
+fn what_one_change_calls_for_has_no_order_and_two_changes_of_a_row_have() {
+    const SIGNUP: [&str; 2] =
+        ["mission/evaluate:1:referral_signup:r", "mission/evaluate:2:referral_signup:r"];
+    const BOUGHT: &str = "mission/evaluate:1:referral_purchase:r";
+    let mut signup = written(0, 0, &[SIGNUP[0]]);
+    signup.effects.push(effect(&[SIGNUP[1]]));
+    let mut history = History {
+        written: vec![signup, written(1, 100, &[BOUGHT])],
+        arrivals: vec![
+            event(SIGNUP[1], 1_000, "1.1"),
+            event(SIGNUP[0], 1_000, "1.1"),
+            event(BOUGHT, 1_000, "1.1"),
+        ],
+        caught_up: Some(ms(500)),
+        ..History::default()
+    };
+    assert_eq!(broken(&history), []);
+    history.arrivals.swap(1, 2);
+    assert_eq!(broken(&history), [Promise::Order]);
 }
 
 #[test]
@@ -218,7 +316,7 @@ fn what_was_committed_comes_again_only_from_somebody_who_stood_still() {
     assert_eq!(broken(&history), []);
 
     history.arrivals.last_mut().expect("one").by = None;
-    assert_eq!(broken(&history), [], "a call does not say whose it is");
+    assert_eq!(broken(&history), [], "a letter does not say whose it is");
     history.disturbances.pop();
     assert_eq!(broken(&history), [Promise::NothingTwice], "but nobody stood still");
 }
@@ -254,6 +352,14 @@ fn a_commit_may_go_back_only_while_a_broker_is_away() {
     history.disturbances[1].to = ms(19_900);
     assert_eq!(broken(&history), [], "by a member that stood still meanwhile");
 
+    let mut older = history.clone();
+    older.samples[2].offsets.insert(("t".to_owned(), 0), 0);
+    assert_eq!(broken(&older), [], "nothing was seen by the time that it may have been sent");
+    older.samples.insert(0, Sample { ..sample(20, 1) });
+    older.disturbances[0].from = ms(2_030);
+    older.disturbances[1].from = ms(2_030);
+    assert_eq!(broken(&older), [Promise::CommitBehindOutcome, Promise::CommitGoesOn], "older");
+
     history.samples.push(sample(40_000, 2));
     history.disturbances.push(disturbed(Harm::Forgets, None, 5_000, 5_100));
     history.disturbances.push(disturbed(Harm::Killed, Some("1.1"), 5_200, 5_200));
@@ -274,34 +380,35 @@ fn a_copy_without_a_place_in_the_log_is_known_only_while_redis_remembers() {
 }
 
 #[test]
-fn an_evaluation_must_come_after_the_change_that_called_for_it() {
-    let mut history = good();
-    let mut change = written(2, 5_000, &[EVALUATE, "tier/upgrade-cancelled:u:m"]);
-    change.effects[0].fresh = true;
-    change.effects[0].order = None;
-    history.written.push(change);
-    let evaluated = |at| Arrival { kind: Kind::Call, ..event(EVALUATE, at, "1.1") };
-    history.arrivals.push(evaluated(4_000));
-    history.arrivals.push(event("tier/upgrade-cancelled:u:m", 4_100, "1.1"));
-    assert_eq!(broken(&history), [Promise::NothingLost], "it came before the change");
-    history.arrivals.push(evaluated(6_000));
-    history.arrivals.push(event("tier/upgrade-cancelled:u:m", 6_100, "1.1"));
-    assert_eq!(broken(&history), []);
-}
-
-#[test]
 fn a_call_may_come_again_until_the_event_that_follows_from_it_was_accepted() {
     const CALL: &str = "redeem_reward_with_points:r:u";
     let mut history = good();
     history.samples.clear();
     history.written.push(written(2, 5_000, &[CALL, "reward/redeemed:r"]));
-    let called = |at| Arrival { kind: Kind::Call, by: None, ..event(CALL, at, "") };
-    history.arrivals.extend([called(6_000), called(36_000)]);
+    let called = |at, by| Arrival { kind: Kind::Call, ..event(CALL, at, by) };
+    history.arrivals.extend([called(6_000, "1.1"), called(36_000, "1.2")]);
     history.arrivals.push(event("reward/redeemed:r", 37_000, "1.2"));
     history.disturbances = vec![disturbed(Harm::Killed, Some("1.1"), 28_000, 28_000)];
     assert_eq!(broken(&history), []);
 
+    let mut refused = history.clone();
+    refused.arrivals[4].by = Some("1.1".to_owned());
+    refused.disturbances.clear();
+    assert_eq!(broken(&refused), [Promise::NothingTwice]);
+    refused.disturbances = vec![failing(Harm::Refused, Kind::Event, 5_900, 8_000)];
+    assert_eq!(broken(&refused), [], "its event was refused, and all of it is tried again");
+
     history.arrivals.push(event("reward/redeemed:r", 7_000, "1.1"));
     history.arrivals.rotate_right(1);
     assert!(broken(&history).contains(&Promise::NothingTwice), "it was accepted long before");
+}
+
+#[test]
+fn a_call_that_nothing_calls_for_is_found() {
+    let mut history = good();
+    let call = |what| Arrival { kind: Kind::Call, ..event(what, 1_000, "1.1") };
+    history.arrivals.push(call("calc_currency_for_source:purchase:p"));
+    assert_eq!(broken(&history), []);
+    history.arrivals.push(call("apply_tier_upgrade:u:m"));
+    assert_eq!(broken(&history), [Promise::NothingInvented]);
 }

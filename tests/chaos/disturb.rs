@@ -10,6 +10,20 @@ use fastrand::Rng;
 /// Brokers of the cluster.
 pub(crate) const BROKERS: u8 = 3;
 
+/// Records a second that are written on average.
+pub(crate) const RATE: f64 = 120.0;
+
+/// What every run of the tests plays, for so many minutes each: together they hold everything that
+/// can be drawn, and each way to form a group.
+pub(crate) const SEEDS: [u64; 3] = [67_387, 20_134, 64_359];
+pub(crate) const MINUTES: f64 = 0.25;
+
+/// How many records are written in so many minutes.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number")]
+pub(crate) fn records(minutes: f64) -> usize {
+    (minutes * 60.0 * RATE) as usize
+}
+
 /// One thing that is done.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Act {

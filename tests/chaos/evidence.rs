@@ -2,12 +2,14 @@
 //! lie there at the end, and the topics themselves.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
 use crm_event_processors::demo::double::{
-    Double, Reply, Stored, currency_rows, redemption_result, tier_status,
+    Double, Endpoint, Reply, currency_rows, redemption_result, tier_status,
 };
 use jiff::Timestamp;
 use rdkafka::Message;
@@ -16,8 +18,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Headers, OwnedMessage};
 use serde_json::{Map, Value};
 
-use crate::history::{Arrival, History, Kind, Written};
+use crate::history::{Arrival, History, Kind, Met, Written, called};
 use crate::load::{TOPICS, full_name, letter};
+use crate::members::SENDER;
 use crate::run::Clock;
 use crate::support::{PATIENCE, kafka, until};
 
@@ -44,7 +47,7 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
     ];
     for (function, names, answer) in functions {
         let into = Arc::clone(&calls);
-        double.define(function, move |arguments: &Map<String, Value>| {
+        double.define_for(function, move |key: &str, arguments: &Map<String, Value>| {
             let [first, second] =
                 names.map(|name| arguments.get(name).and_then(Value::as_str).unwrap_or_default());
             let what = format!("{function}:{first}:{second}");
@@ -54,7 +57,7 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
                 what,
                 at: now,
                 begun: now,
-                by: None,
+                by: Some(key.strip_prefix(SENDER).unwrap_or(key).to_owned()),
                 content: None,
                 internal: None,
             };
@@ -65,43 +68,56 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
     calls
 }
 
+/// Requests that were failed.
+pub(crate) fn met(double: &Double) -> Met {
+    double.inspect(|log| {
+        let faults = |endpoint| log.requests(endpoint).faults;
+        let partial = log.posts.iter().filter(|post| post.status == 400 && post.stored > 0);
+        Met {
+            inngest: faults(Endpoint::Post),
+            supabase: faults(Endpoint::Rpc) + faults(Endpoint::Rest),
+            partial: partial.count() as u64,
+        }
+    })
+}
+
+/// What members said of a panic of theirs.
+pub(crate) fn panics(logs: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for log in fs::read_dir(logs).expect("the logs") {
+        let log = log.expect("a log").path();
+        let text = fs::read(&log).expect("a log is read");
+        let text = String::from_utf8_lossy(&text);
+        let lines = text.lines().filter(|line| line.contains("panicked"));
+        found.extend(lines.map(|line| format!("{}: {line}", log.display())));
+    }
+    found
+}
+
 /// Calls and events.
 pub(crate) fn arrivals(double: &Double, clock: Clock, calls: &Calls) -> Vec<Arrival> {
     let behind = double.started() - clock.start;
     let mut arrivals = std::mem::take(&mut *calls.lock().expect("not poisoned"));
     double.inspect(|log| {
         let mut begun = HashMap::new();
-        for post in &log.posts {
+        for post in log.posts.iter().filter(|post| post.seed.is_some()) {
             begun.entry(&post.seed).or_insert(post.at);
         }
         arrivals.extend(log.events.iter().map(|event| {
             let post = &log.posts[event.post as usize];
+            let data = event.data.as_deref().expect("data is kept");
             Arrival {
                 kind: Kind::Event,
-                what: name_of(event),
+                what: called(&event.name, event.id.as_deref(), data),
                 at: behind + event.at,
-                begun: behind + begun[&post.seed],
+                begun: behind + begun.get(&post.seed).copied().unwrap_or(post.at),
                 by: Some(post.key.clone()),
-                content: event.data.as_deref().map(str::to_owned),
+                content: Some(data.to_owned()),
                 internal: Some(event.internal_id),
             }
         }));
     });
     arrivals
-}
-
-/// An event's id; what stands for one where it has none.
-fn name_of(event: &Stored) -> String {
-    if let Some(id) = &event.id {
-        return id.to_string();
-    }
-    let data: Value =
-        serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json");
-    let text = |field: &str| data[field].as_str().unwrap_or_default();
-    if data.get("source_id").is_some() {
-        return format!("{}:{}:{}", event.name, text("source_type"), text("source_id"));
-    }
-    format!("{}:{}:{}", event.name, text("user_id"), text("merchant_id"))
 }
 
 /// Dead letters, with the time of their writing.

@@ -9,8 +9,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::checker::Bounds;
-use super::history::{Arrival, Consumer, Disturbance, Harm, History, Written};
+use crate::checker::Bounds;
+use crate::history::{Arrival, Consumer, Disturbance, Harm, History, Kind, Written};
+
+/// What the evaluation of a member may end with.
+const APPLY: &str = "apply_tier_upgrade:";
 
 /// Why something came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +22,8 @@ pub(crate) enum Why {
     Resent,
     /// Its answer got lost.
     AnswerLost,
+    /// What follows from it was refused.
+    Refused,
     /// Its sender was killed before it could confirm.
     Killed,
     /// Its sender was stopped before it could confirm.
@@ -31,7 +36,21 @@ pub(crate) enum Why {
     Forgotten,
 }
 
+impl Known<'_> {
+    /// Since when all of it was seen committed.
+    fn committed(&self) -> Option<Duration> {
+        let all: Option<Vec<Duration>> = self.commits.iter().copied().collect();
+        all?.into_iter().max()
+    }
+
+    /// Whether a function is called at the end.
+    fn applies(&self) -> bool {
+        self.last.is_some_and(|last| last.starts_with(APPLY))
+    }
+}
+
 pub(crate) struct Explainer<'a> {
+    arrivals: &'a [Arrival],
     disturbances: &'a [Disturbance],
     bounds: &'a Bounds,
     /// What is known of the record behind each name.
@@ -41,8 +60,8 @@ pub(crate) struct Explainer<'a> {
 /// What is known of a record.
 #[derive(Debug, Default, Clone)]
 struct Known<'a> {
-    /// Since when it was seen that it had been committed.
-    committed: Option<Duration>,
+    /// Since when it was seen, of each record that calls for it, that it had been committed.
+    commits: Vec<Option<Duration>>,
     /// Whether there is a copy of it that nothing but a claim recognises.
     copied: bool,
     /// Where it and its copies lie.
@@ -65,16 +84,18 @@ impl<'a> Explainer<'a> {
                     if record.copy {
                         known.copied |= !record.positioned;
                     } else {
-                        known.committed = commits.first_above(effect.consumer, record);
+                        known.commits.push(commits.first_above(effect.consumer, record));
                     }
                 }
             }
         }
-        Self { disturbances: &history.disturbances, bounds, records }
+        Self { arrivals: &history.arrivals, disturbances: &history.disturbances, bounds, records }
     }
 
-    fn of(&self, harms: &[Harm]) -> impl Iterator<Item = &'a Disturbance> {
-        let found = self.disturbances.iter().filter(move |found| harms.contains(&found.harm));
+    /// Disturbances of these kinds that had begun by `by`: nothing explains what came before it.
+    fn of(&self, harms: &[Harm], by: Duration) -> impl Iterator<Item = &'a Disturbance> {
+        let found = self.disturbances.iter();
+        let found = found.filter(move |found| harms.contains(&found.harm) && found.from <= by);
         found.collect::<Vec<_>>().into_iter()
     }
 
@@ -89,7 +110,7 @@ impl<'a> Explainer<'a> {
             return "called for by no record".to_owned();
         };
         let committed = known
-            .committed
+            .committed()
             .map_or("never".to_owned(), |at| format!("since {:.3} s", at.as_secs_f64()));
         format!("written to {}, seen committed {committed}", known.places.join(", "))
     }
@@ -102,62 +123,135 @@ impl<'a> Explainer<'a> {
         accepted: Duration,
         again: &Arrival,
     ) -> Option<Why> {
-        if first.internal.is_some() && first.internal == again.internal {
-            return Some(Why::Resent);
-        }
         let (at, near) = (first.at, self.bounds.near);
+        if first.internal.is_some() && first.internal == again.internal {
+            return self.unanswered(first, again).then_some(Why::Resent);
+        }
         let unknown = Known::default();
         let known = self.records.get(&*first.what).unwrap_or(&unknown);
-        let forgotten =
-            self.of(&[Harm::Forgets]).any(|lost| lost.from <= again.at && at <= lost.to + near);
-        if let Some(committed) = known.committed
+        let forgotten = self.of(&[Harm::Forgets], again.at).any(|lost| at <= lost.to + near);
+        let copied = known.copied || self.replayed(first, again);
+        if let Some(committed) = known.committed()
             && again.begun > committed + near
         {
             // Nobody gets it from there any more: only who had it before, and copies of it.
-            if self.of(&[Harm::Frozen]).any(|found| {
-                found.may_have_hit(again)
-                    && found.from <= committed + near
-                    && again.at <= found.to + near
-            }) {
+            if self
+                .of(&[Harm::Frozen], committed + near)
+                .any(|found| found.may_have_hit(again) && again.at <= found.to + near)
+            {
                 return Some(Why::Frozen);
             }
-            let copied = known.copied || self.replayed(at);
             return (forgotten && copied).then_some(Why::Forgotten);
         }
-        let moving = self.bounds.session + self.bounds.drain + near;
-        let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
-        let moved = |until: Duration| {
-            self.of(&moves).any(|found| found.from <= until && at <= found.to + moving)
-        };
-        if forgotten && (moved(again.at) || known.copied || self.replayed(at)) {
+        if forgotten && (copied || self.moved(at, again.at, first, again)) {
             return Some(Why::Forgotten);
         }
-        // An answer that takes long is as good as lost.
-        if self.of(&[Harm::AnswerLost]).any(|lost| lost.overlaps(at, accepted, near)) {
+        // An answer that takes long is as good as lost. Events are then sent again as the request
+        // that they were, unless somebody else has them to send.
+        let anew = first.kind != Kind::Event || self.returned(first, again);
+        if anew
+            && self
+                .of(&[Harm::AnswerLost], again.at)
+                .any(|lost| lost.hits == Some(first.kind) && lost.overlaps(at, accepted, near))
+        {
             return Some(Why::AnswerLost);
         }
-        let by_now = self.confirmed(accepted);
+        if first.kind == Kind::Call && self.refused(first, accepted.min(again.at), known) {
+            return Some(Why::Refused);
+        }
+        let by_now = self.confirmed(accepted).min(again.at);
+        // Who was killed or has stopped sends nothing any more.
+        let elsewhere = first.by.is_none() || first.by != again.by;
         for (harm, why) in [
             (Harm::Killed, Why::Killed),
             (Harm::Stopped, Why::Stopped),
             (Harm::Frozen, Why::Frozen),
         ] {
-            if self
-                .of(&[harm])
-                .any(|found| found.may_have_hit(first) && found.overlaps(at, by_now, near))
-            {
+            if self.of(&[harm], by_now).any(|found| {
+                // Who goes on may repeat what he sent before, or lost meanwhile.
+                let goes_on =
+                    harm == Harm::Frozen && (at <= found.to || self.returned(first, again));
+                found.may_have_hit(first) && at <= found.to + near && (elsewhere || goes_on)
+            }) {
                 return Some(why);
             }
         }
         // A drain that runs out of time gives up what is in flight.
-        moved(by_now).then_some(Why::Moved)
+        self.moved(at, by_now, first, again).then_some(Why::Moved)
     }
 
-    /// Whether its sender stood still shortly before: what it decided then is out of date.
-    pub(crate) fn was_frozen(&self, arrival: &Arrival) -> bool {
+    /// Whether the answer to a request can have failed to come before it was sent again.
+    fn unanswered(&self, first: &Arrival, again: &Arrival) -> bool {
         let near = self.bounds.near;
-        self.of(&[Harm::Frozen])
-            .any(|found| found.who == arrival.by && found.overlaps(arrival.at, arrival.at, near))
+        let lost = |found: &Disturbance| match found.harm {
+            Harm::AnswerLost => {
+                found.hits == Some(first.kind) && found.overlaps(first.at, first.at, near)
+            }
+            _ => found.may_have_hit(first) && found.overlaps(first.at, again.at, near),
+        };
+        again.at + near >= first.at + self.bounds.request
+            || self.of(&[Harm::AnswerLost, Harm::Frozen], again.at).any(lost)
+    }
+
+    /// Whether what follows from a call could not be had by `until`, so that its record was tried
+    /// again from the start. A function counts as away until somebody has called it with success.
+    fn refused(&self, first: &Arrival, until: Duration, known: &Known<'_>) -> bool {
+        let answers = |from: Duration| {
+            let calls = self.arrivals.iter().filter(|call| call.what.starts_with(APPLY));
+            let own = calls.filter(|call| call.by == first.by && call.at >= from);
+            own.map(|call| call.at).min().unwrap_or(Duration::MAX)
+        };
+        self.of(&[Harm::Refused, Harm::AnswerLost], until).any(|found| {
+            let to = match found.hits {
+                Some(Kind::Call) => known.applies().then(|| answers(found.to)),
+                _ => (found.harm == Harm::Refused).then_some(found.to),
+            };
+            to.is_some_and(|to| first.at <= to.saturating_add(self.bounds.near))
+        })
+    }
+
+    /// Whether the partition of what arrived at `at` may have moved by `until`, so that it was given
+    /// up before it could be confirmed.
+    fn moved(&self, at: Duration, until: Duration, first: &Arrival, again: &Arrival) -> bool {
+        let Bounds { session, drain, near, .. } = self.bounds;
+        let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
+        self.returned(first, again)
+            && self.of(&moves, until).any(|found| at <= found.to + *session + *drain + *near)
+    }
+
+    /// Whether a partition can have moved between the two: to another member, or back to the same
+    /// one, which takes its time.
+    fn returned(&self, first: &Arrival, again: &Arrival) -> bool {
+        let known = first.by.is_some() && again.by.is_some();
+        let apart = again.begun.abs_diff(first.begun);
+        !known || first.by != again.by || apart >= self.bounds.drain
+    }
+
+    /// Whether a cancel could come too soon after an upgrade, where the work at both was begun at
+    /// `begun` at the earliest: that somebody was at it, or what noted its time, was forgotten or out
+    /// of reach, or its sender could not note it.
+    pub(crate) fn unsettled(&self, begun: Duration, upgrade: &Arrival, cancel: &Arrival) -> bool {
+        let near = self.bounds.near;
+        let (at, until) = (upgrade.at, cancel.at);
+        let hit = |found: &Disturbance| match found.harm {
+            Harm::Forgets => found.overlaps(begun, until, self.bounds.renewal + near),
+            Harm::RedisAway => found.overlaps(begun, until, near),
+            Harm::AnswerLost => found.hits == Some(upgrade.kind) && found.overlaps(at, at, near),
+            _ => found.who == upgrade.by && found.overlaps(at, until, Duration::ZERO),
+        };
+        let harms = [
+            Harm::Forgets,
+            Harm::RedisAway,
+            Harm::AnswerLost,
+            Harm::Killed,
+            Harm::Stopped,
+            Harm::Frozen,
+        ];
+        // What it decided before it stood still is out of date.
+        let stood_still = |found: &Disturbance| {
+            found.harm == Harm::Frozen && found.who == cancel.by && until <= found.to + near
+        };
+        self.of(&harms, until).any(|found| hit(found) || stood_still(found))
     }
 
     /// By when what was accepted at `at` was confirmed, if nothing happened to its sender.
@@ -165,8 +259,8 @@ impl<'a> Explainer<'a> {
         let near = self.bounds.near;
         let mut by = at + near;
         loop {
-            let away = self.of(&[Harm::Forgets, Harm::RedisAway]);
-            let later = away.filter(|away| away.from <= by && at <= away.to);
+            let away = self.of(&[Harm::Forgets, Harm::RedisAway], by);
+            let later = away.filter(|away| at <= away.to);
             let later = later.map(|away| away.to + near).max().unwrap_or(by);
             if later <= by {
                 return by;
@@ -176,8 +270,9 @@ impl<'a> Explainer<'a> {
     }
 
     /// Whether a connector's copy of it may have waited behind it.
-    fn replayed(&self, at: Duration) -> bool {
-        self.of(&[Harm::Replay]).any(|found| found.overlaps(at, at, self.bounds.near))
+    fn replayed(&self, first: &Arrival, again: &Arrival) -> bool {
+        let near = self.bounds.near;
+        self.of(&[Harm::Replay], again.at).any(|found| found.overlaps(first.at, first.at, near))
     }
 }
 

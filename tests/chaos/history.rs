@@ -88,6 +88,23 @@ pub(crate) struct Arrival {
     pub(crate) internal: Option<u128>,
 }
 
+/// What an event is called: its id, or what stands for one where it has none. An id that goes with
+/// another event is nothing that any record calls for.
+pub(crate) fn called(name: &str, id: Option<&str>, data: &str) -> String {
+    if let Some(id) = id {
+        let own = id.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'));
+        return if own { id.to_owned() } else { format!("{name} with the id {id}") };
+    }
+    let data: Value = serde_json::from_str(data).expect("json");
+    let text = |field: &str| data[field].as_str().unwrap_or_default();
+    let [one, other] = if data.get("source_id").is_some() {
+        ["source_type", "source_id"]
+    } else {
+        ["user_id", "merchant_id"]
+    };
+    format!("{name}:{}:{}", text(one), text(other))
+}
+
 /// What a group had committed.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
@@ -133,6 +150,8 @@ pub(crate) struct Disturbance {
     pub(crate) harm: Harm,
     /// Whom it hit: a member's incarnation.
     pub(crate) who: Option<String>,
+    /// Whose requests it hit, if anybody's: Inngest's or Supabase's.
+    pub(crate) hits: Option<Kind>,
     /// Since when.
     pub(crate) from: Duration,
     /// Until when.
@@ -147,7 +166,7 @@ impl Disturbance {
         self.from <= to + near && from <= self.to + near
     }
 
-    /// Whether it hit who sent this. Calls and letters do not say whose they are.
+    /// Whether it hit who sent this. Letters do not say whose they are.
     pub(crate) fn may_have_hit(&self, arrival: &Arrival) -> bool {
         arrival.by.is_none() || self.who == arrival.by
     }
@@ -160,8 +179,19 @@ impl fmt::Display for Disturbance {
     }
 }
 
+/// Requests that were failed on purpose: a disturbance that meets none shows nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Met {
+    /// By Inngest.
+    pub(crate) inngest: u64,
+    /// By Supabase.
+    pub(crate) supabase: u64,
+    /// Of which Inngest took some events and refused the next.
+    pub(crate) partial: u64,
+}
+
 /// Everything about a run.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct History {
     /// Every record, in the order of writing.
     pub(crate) written: Vec<Written>,
@@ -171,6 +201,10 @@ pub(crate) struct History {
     pub(crate) samples: Vec<Sample>,
     /// What went wrong.
     pub(crate) disturbances: Vec<Disturbance>,
+    /// Requests that were failed on purpose.
+    pub(crate) met: Met,
+    /// The slowest stop of a member that was asked to.
+    pub(crate) slowest_stop: Duration,
     /// The largest resident memory of each member's incarnation, in KiB.
     pub(crate) memory: BTreeMap<String, u64>,
     /// How long after the last disturbance every record was committed; `None` if it never was.

@@ -12,6 +12,9 @@ use crate::support::daemon::Environment;
 /// How long a stop may take before it counts as failed. The daemons' own grace is shorter.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
+/// What stands before an incarnation's name in its key for Supabase.
+pub(crate) const SENDER: &str = "member-";
+
 /// How members are started.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
@@ -32,12 +35,14 @@ pub(crate) struct Process {
 }
 
 impl Recipe {
-    /// Starts the incarnation `name`, which Inngest knows by its event key; in a place of its own in
-    /// the groups if it has one.
+    /// Starts the incarnation `name`, which Inngest and Supabase know by its keys; in a place of its
+    /// own in the groups if it has one.
     pub(crate) fn start(&self, name: &str, place: Option<usize>) -> Process {
         let log = self.logs.join(format!("member-{name}.log"));
         let into = File::create(&log).expect("a log file");
-        let mut environment = self.environment.clone().with("INNGEST_EVENT_KEY", name);
+        let mut environment = self.environment.clone();
+        environment = environment.with("INNGEST_EVENT_KEY", name);
+        environment = environment.with("SUPABASE_SERVICE_ROLE_KEY", &format!("{SENDER}{name}"));
         if let Some(place) = place {
             environment = environment.with("KAFKA_INSTANCE_ID", &format!("place-{place}"));
         }
@@ -54,10 +59,10 @@ impl Process {
         self.child.try_wait().expect("the member can be asked")
     }
 
-    /// Ends it without any warning.
-    pub(crate) fn kill(&mut self) {
+    /// Ends it without any warning; how it ended, which may have been by itself.
+    pub(crate) fn kill(&mut self) -> ExitStatus {
         self.child.kill().expect("the member is killed");
-        self.child.wait().expect("the member ends");
+        self.child.wait().expect("the member ends")
     }
 
     /// Asks it to stop; how it ended, or `None` if it did not within any patience.

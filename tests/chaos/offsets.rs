@@ -14,6 +14,8 @@ use crate::run::Clock;
 use crate::support::{kafka, until};
 
 const PAUSE: Duration = Duration::from_millis(200);
+/// Answers of each group that a run needs.
+const FEWEST: usize = 10;
 /// For one answer; a group whose coordinator is away is asked again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -93,8 +95,9 @@ impl Sampler {
         behind
     }
 
-    /// Everything that was answered, with an answer of every group from after `since`.
-    pub(crate) async fn finish(self, since: Duration) -> Vec<Sample> {
+    /// Everything that was answered, with an answer of every group from after `since`; and groups
+    /// that were asked too seldom for anything to be said of them.
+    pub(crate) async fn finish(self, since: Duration) -> (Vec<Sample>, Vec<String>) {
         until("a last look at the offsets", async || {
             let samples = self.samples.lock().expect("not poisoned");
             let seen = |consumer| {
@@ -108,7 +111,13 @@ impl Sampler {
         tokio::task::spawn_blocking(move || thread.join().expect("the sampler ends"))
             .await
             .expect("the sampler ends");
-        std::mem::take(&mut *self.samples.lock().expect("not poisoned"))
+        let samples = std::mem::take(&mut *self.samples.lock().expect("not poisoned"));
+        let of = |consumer| samples.iter().filter(|sample| sample.consumer == consumer).count();
+        let counts = self.groups.iter().map(|(consumer, _)| (*consumer, of(*consumer)));
+        let few = counts.filter(|(_, count)| *count < FEWEST);
+        let few = few.map(|(consumer, count)| format!("{consumer}'s offsets seen {count} times"));
+        let few = few.collect();
+        (samples, few)
     }
 }
 

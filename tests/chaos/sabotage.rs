@@ -1,5 +1,5 @@
 //! Members that break one promise each, through the library's public seams, and the run that shows
-//! that the checker finds each of them, and only them.
+//! that the checker finds each of them, and only them: a member that breaks none is the control.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,31 +26,62 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::checker::Promise;
+use crate::checker::{Promise, Verdict};
 use crate::disturb::{self, Act};
 
 /// Which promise a member breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sabotage {
+    /// Breaks none
+    Nothing,
     /// Outcomes before the work is done: offsets are committed too early
     CommitsEarly,
     /// Claims in one phase: whatever was claimed counts as done
     OnePhaseClaims,
     /// A lane for each record: no order
     NoLanes,
+    /// Claims that everybody gets, always
+    NoClaims,
+    /// As many records in hand as there are: a matter of settings
+    NoBounds,
 }
 
 impl Sabotage {
-    pub(crate) const ALL: [Self; 3] = [Self::CommitsEarly, Self::OnePhaseClaims, Self::NoLanes];
-
     /// What the checker must find.
-    pub(crate) fn breaks(self) -> &'static [Promise] {
+    fn breaks(self) -> &'static [Promise] {
         match self {
+            Self::Nothing => &[],
             Self::CommitsEarly | Self::OnePhaseClaims => {
                 &[Promise::NothingLost, Promise::CommitBehindOutcome]
             }
             Self::NoLanes => &[Promise::Order],
+            Self::NoClaims => &[Promise::NothingTwice],
+            Self::NoBounds => &[Promise::Memory],
         }
+    }
+
+    /// What may come of it besides.
+    fn entails(self) -> &'static [Promise] {
+        match self {
+            Self::Nothing | Self::NoClaims | Self::NoBounds => &[],
+            // A copy does not wait for its original, whose claim Redis may forget meanwhile.
+            Self::NoLanes => &[Promise::NothingTwice],
+            // It claims nothing, and waits for nothing before the next record of the order.
+            Self::CommitsEarly => &[Promise::NothingTwice, Promise::Order],
+            // A refund waits until the claim of an award that never came runs out.
+            Self::OnePhaseClaims => &[Promise::CatchUp, Promise::Conduct],
+        }
+    }
+
+    /// Where the checker did not find what it must, or found more.
+    pub(crate) fn objections(self, verdict: &Verdict) -> Vec<String> {
+        let unbroken = self.breaks().iter().filter(|promise| verdict.broken(**promise) == 0);
+        let unbroken = unbroken.map(|promise| format!("NOT FOUND: {promise:?}"));
+        let broken = verdict.problems.keys();
+        let others = broken.filter(|promise| {
+            !self.breaks().contains(promise) && !self.entails().contains(promise)
+        });
+        unbroken.chain(others.map(|promise| format!("NOT KEPT: {promise:?}"))).collect()
     }
 
     /// Its name on the command line.
@@ -60,8 +91,10 @@ impl Sabotage {
 }
 
 /// What exposes every sabotage, and an honest daemon gets through: two members, of which one is
-/// killed again and again while Inngest resets connections, which it does in between too.
-pub(crate) fn plan(sabotage: Option<Sabotage>, records: usize, rate: f64) -> disturb::Plan {
+/// killed again and again while Inngest resets connections, which it does in between too. Then Redis
+/// forgets everything, and a connector sends everything again: what was committed before must be
+/// known by its place in the log.
+pub(crate) fn plan(records: usize, rate: f64) -> disturb::Plan {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds")]
     let at = |seconds: f64| (seconds * rate) as usize;
     let kill = Act::Kill { down: Duration::from_millis(300) };
@@ -69,10 +102,10 @@ pub(crate) fn plan(sabotage: Option<Sabotage>, records: usize, rate: f64) -> dis
     let mut plan = disturb::Plan {
         members: vec![Vec::new(), Vec::new()],
         // A member that was killed is at work again at once, and has something in flight at the next
-        // kill. The honest daemon is held against the promises, which static membership with the
-        // classic protocol does not keep (README, "Deploys").
-        static_members: sabotage.is_some(),
-        new_protocol: sabotage.is_none(),
+        // kill.
+        static_members: true,
+        redis: vec![(at(7.0), Act::EmptyRedis)],
+        replays: vec![at(10.0)],
         ..disturb::Plan::default()
     };
     for round in (1..).map(|round| 3.0 * f64::from(round)).take_while(|time| at(*time) < records) {
@@ -83,6 +116,16 @@ pub(crate) fn plan(sabotage: Option<Sabotage>, records: usize, rate: f64) -> dis
     plan
 }
 
+/// What fills a member's hands: Inngest takes nothing while a backlog of large records grows.
+pub(crate) fn backlog() -> disturb::Plan {
+    let outage = Act::Inngest { fault: Fault::status(503), time: Duration::from_secs(12) };
+    disturb::Plan {
+        members: vec![Vec::new()],
+        inngest: vec![(1, outage)],
+        ..disturb::Plan::default()
+    }
+}
+
 /// Runs a member that is sabotaged so, until it is asked to stop.
 pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     let loaded = config::load(&config::process_environment(), Path::new(""));
@@ -90,9 +133,10 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     logs::init(&settings.log).expect("a log");
     let breakers = breakers(&settings);
     let mut memory = Memory::redis(&settings, &breakers)?;
-    if sabotage == Sabotage::OnePhaseClaims {
-        memory.claims = Box::new(OnePhase(memory.claims));
-    } else {
+    if matches!(sabotage, Sabotage::OnePhaseClaims | Sabotage::NoClaims) {
+        memory.claims = Box::new(Unsound { store: memory.claims, sabotage });
+    }
+    if matches!(sabotage, Sabotage::CommitsEarly | Sabotage::NoLanes) {
         settings.consumers.retain(|consumer| *consumer != ConsumerName::Marketplace);
     }
     let honest = Marketplace {
@@ -102,7 +146,9 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     };
     let twist = match sabotage {
         Sabotage::CommitsEarly => Some(Twist::Early(inngest(&settings, &breakers)?)),
-        Sabotage::OnePhaseClaims => None,
+        Sabotage::Nothing | Sabotage::OnePhaseClaims | Sabotage::NoClaims | Sabotage::NoBounds => {
+            None
+        }
         Sabotage::NoLanes => Some(Twist::NoLanes(AtomicU64::new(0))),
     };
     let mut daemon = Daemon::new(settings, breakers, memory, Arc::new(Nobody))?;
@@ -199,22 +245,30 @@ impl Consumer for Twisted {
     }
 }
 
-/// A plain `SET NX` before the work: what was claimed, by whomever, is taken for done.
-struct OnePhase(Box<dyn Store>);
+/// Claims that are worth little: a plain `SET NX` before the work, by which what was claimed, by
+/// whomever, is taken for done; or a claim for everybody who asks.
+struct Unsound {
+    store: Box<dyn Store>,
+    sabotage: Sabotage,
+}
 
-impl Store for OnePhase {
+impl Store for Unsound {
     fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
         Box::pin(async move {
             let mut replies = Vec::with_capacity(ops.len());
             for op in ops {
                 if let Op::Claim { key, .. } = op {
+                    if self.sabotage == Sabotage::NoClaims {
+                        replies.push(Reply::Ours);
+                        continue;
+                    }
                     let read = [Op::Read { key: key.clone() }];
-                    if self.0.execute(&read).await? != [Reply::Free] {
+                    if self.store.execute(&read).await? != [Reply::Free] {
                         replies.push(Reply::Done { accepted_ms: 0 });
                         continue;
                     }
                 }
-                replies.append(&mut self.0.execute(std::slice::from_ref(op)).await?);
+                replies.append(&mut self.store.execute(std::slice::from_ref(op)).await?);
             }
             Ok(replies)
         })

@@ -95,7 +95,8 @@ impl Writing {
             }
         }
         let (to, text) = (self.clock.now(), format!("connector sends {number} records again"));
-        self.replays.push(Disturbance { harm: Harm::Replay, who: None, from, to, text });
+        let (harm, who, hits) = (Harm::Replay, None, None);
+        self.replays.push(Disturbance { harm, who, hits, from, to, text });
     }
 
     fn send(&mut self, item: &Item, copy: bool) {

@@ -177,6 +177,16 @@ impl Double {
         function: &str,
         handler: impl Fn(&Map<String, Value>) -> Reply + Send + Sync + 'static,
     ) {
+        self.define_for(function, move |_, arguments| handler(arguments));
+    }
+
+    /// As [`Double::define`], for a function that tells its callers apart: `handler` gets the key
+    /// that the request came with, too.
+    pub fn define_for(
+        &self,
+        function: &str,
+        handler: impl Fn(&str, &Map<String, Value>) -> Reply + Send + Sync + 'static,
+    ) {
         self.shared.database.define(function, handler);
     }
 
@@ -344,7 +354,11 @@ async fn call(
     let handle = async {
         match supabase::turn_away(&headers, shared.options.supabase_key.as_deref()) {
             Some(refusal) => refusal.into_response(),
-            None => shared.database.call(&function, &body).await.into_response(),
+            None => shared
+                .database
+                .call(&function, supabase::key(&headers), &body)
+                .await
+                .into_response(),
         }
     };
     request.answer(body.len(), |_| {}, handle).await

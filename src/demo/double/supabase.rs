@@ -83,7 +83,7 @@ pub trait Backend: Send + Sync {
     fn read<'a>(&'a self, table: &'a str, query: &'a [(String, String)]) -> BoxFuture<'a, Reply>;
 }
 
-type Handler = Arc<dyn Fn(&Map<String, Value>) -> Reply + Send + Sync>;
+type Handler = Arc<dyn Fn(&str, &Map<String, Value>) -> Reply + Send + Sync>;
 type Row = Map<String, Value>;
 type MakeRows = Arc<dyn Fn(&[(String, String)]) -> Vec<Row> + Send + Sync>;
 
@@ -112,7 +112,7 @@ impl Database {
     pub(super) fn define(
         &self,
         name: &str,
-        handler: impl Fn(&Map<String, Value>) -> Reply + Send + Sync + 'static,
+        handler: impl Fn(&str, &Map<String, Value>) -> Reply + Send + Sync + 'static,
     ) {
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         functions.insert(name.to_owned(), Arc::new(handler));
@@ -139,17 +139,17 @@ impl Database {
         tables.insert(name.to_owned(), table);
     }
 
-    pub(super) async fn call(&self, name: &str, body: &[u8]) -> Reply {
+    pub(super) async fn call(&self, name: &str, key: &str, body: &[u8]) -> Reply {
         let Ok(Value::Object(arguments)) = serde_json::from_slice(body) else {
             return Reply::error(400, "PGRST102", "Empty or invalid json");
         };
         match self.backend.get() {
             Some(backend) => backend.call(name, &arguments).await,
-            None => self.call_own(name, &arguments),
+            None => self.call_own(name, key, &arguments),
         }
     }
 
-    fn call_own(&self, name: &str, arguments: &Map<String, Value>) -> Reply {
+    fn call_own(&self, name: &str, key: &str, arguments: &Map<String, Value>) -> Reply {
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         let handler = functions.get(name).cloned();
         drop(functions);
@@ -161,7 +161,7 @@ impl Database {
                     format!("Could not find the function {signature} in the schema cache");
                 Reply::error(404, "PGRST202", &message)
             },
-            |handler| handler(arguments),
+            |handler| handler(key, arguments),
         )
     }
 
@@ -189,15 +189,23 @@ impl Database {
     }
 }
 
+/// The key that a request came with.
+pub(super) fn key(headers: &HeaderMap) -> &str {
+    text(headers, "apikey")
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
 /// What a gateway answers to a wrong key; `None` for a right one.
 pub(super) fn turn_away(headers: &HeaderMap, key: Option<&str>) -> Option<Reply> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let api_key = text("apikey");
+    let api_key = self::key(headers);
     if key.is_some_and(|key| key != api_key) {
         let body = json!({ "message": "Invalid API key", "hint": "Double check your API key." });
         return Some(Reply { status: 401, ..Reply::json(&body) });
     }
-    let bearer = text("authorization");
+    let bearer = text(headers, "authorization");
     if bearer.starts_with("Bearer sb_") {
         return Some(Reply::error(401, "PGRST301", "Expected 3 parts in JWT; got 1"));
     }
