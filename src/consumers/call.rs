@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::clients::inngest::{Events, Inngest, SendError};
+use crate::clients::inngest::{Accepted, Events, Inngest, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::permits::{Sample, Urgency};
 use crate::engine::{Cx, Failure, Once, Outcome};
@@ -162,22 +162,44 @@ impl Sender {
     /// The send's failure, as the engine's.
     pub async fn send(&self, cx: &Cx, events: Events) -> Result<Timestamp, Failure> {
         let sent = cx.patiently(&self.breaker, self.inngest.send(events)).await?;
-        let error = match sent {
-            Ok(accepted) => return Ok(accepted.at),
-            Err(error) => error,
-        };
-        let (kind, message, breaker) = (error.kind(), error.to_string(), Arc::clone(&self.breaker));
-        Err(match error {
-            SendError::Refused { certain: true, .. } => Failure::Poison { kind, message },
-            SendError::Refused { certain: false, .. } => {
-                Failure::Suspect { breaker, kind, message }
-            }
-            SendError::Outage { retry_after, .. } => {
-                Failure::Outage { breaker, kind, message, retry_after, attempted: true }
-            }
-            SendError::Closed => Failure::GivenUp,
-        })
+        accepted(sent, &self.breaker)
     }
+
+    /// Sends events in their order, whatever becomes of the record meanwhile: for
+    /// [`Held::settling`](crate::engine::Held::settling).
+    pub fn detached(
+        &self,
+        events: Events,
+    ) -> impl Future<Output = Result<Timestamp, Failure>> + Send + use<> {
+        let Self { inngest, breaker } = self.clone();
+        async move { accepted(inngest.send(events).await, &breaker) }
+    }
+
+    /// The breaker that stands for Inngest.
+    #[must_use]
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
+    }
+}
+
+/// When events were accepted; or the send's failure, as the engine's.
+fn accepted(
+    sent: Result<Accepted, SendError>,
+    breaker: &Arc<Breaker>,
+) -> Result<Timestamp, Failure> {
+    let error = match sent {
+        Ok(accepted) => return Ok(accepted.at),
+        Err(error) => error,
+    };
+    let (kind, message, breaker) = (error.kind(), error.to_string(), Arc::clone(breaker));
+    Err(match error {
+        SendError::Refused { certain: true, .. } => Failure::Poison { kind, message },
+        SendError::Refused { certain: false, .. } => Failure::Suspect { breaker, kind, message },
+        SendError::Outage { retry_after, .. } => {
+            Failure::Outage { breaker, kind, message, retry_after, attempted: true }
+        }
+        SendError::Closed => Failure::GivenUp,
+    })
 }
 
 /// One outcome of several steps: sent if any was. `nothing` is the reason where what ran found

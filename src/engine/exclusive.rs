@@ -5,11 +5,13 @@ use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use tokio::sync::oneshot;
 
 use super::once::claim_held;
 use super::work::{Cx, Hold};
 use super::{Failure, Outcome};
 use crate::dedup::Reply;
+use crate::outage::Breaker;
 
 /// The claim while it is held.
 #[derive(Clone, Copy)]
@@ -25,16 +27,25 @@ impl Held<'_> {
     }
 
     /// Sends what must settle before the next run of this work: notes when it was accepted, or
-    /// may have been.
+    /// may have been. While the dependency of `breaker` is away this is a mere wait, as in
+    /// [`Cx::patiently`]; but `send` goes on when its record is given up, since it may be accepted
+    /// all the same, and until it is known when, the claim stays held, also against the record's
+    /// next owner.
     ///
     /// # Errors
-    /// Those of `send`.
+    /// Those of `send`; [`Failure::GivenUp`] when the partition is being given up.
     pub async fn settling(
         &self,
-        send: impl Future<Output = Result<Timestamp, Failure>> + Send,
+        breaker: &Arc<Breaker>,
+        send: impl Future<Output = Result<Timestamp, Failure>> + Send + 'static,
     ) -> Result<Timestamp, Failure> {
         self.note(|hold| hold.sending = true);
-        let sent = send.await;
+        let (reply, answer) = oneshot::channel();
+        if let Some(outlasting) = self.0.outlasting(send, reply) {
+            tokio::spawn(outlasting);
+        }
+        let answer = self.0.patiently(breaker, answer).await;
+        let sent = answer.and_then(|sent| sent.unwrap_or(Err(Failure::GivenUp)));
         let at = *sent.as_ref().unwrap_or(&Timestamp::now());
         self.note(|hold| {
             hold.accepted_at = hold.accepted_at.max(Some(at));
@@ -164,6 +175,49 @@ impl Cx {
                 return claim_held();
             }
         }
+    }
+
+    /// Carries out `send` to its end and answers `reply`; where nobody waits for that any more, holds
+    /// the claim until then, under a name that the record's next owner does not take for its own.
+    fn outlasting(
+        &self,
+        send: impl Future<Output = Result<Timestamp, Failure>> + Send + 'static,
+        mut reply: oneshot::Sender<Result<Timestamp, Failure>>,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let hold = self.hold();
+        let hold = hold.as_ref()?;
+        let (key, owner) = (self.key(&hold.name), Arc::clone(&hold.owner));
+        let claims = self.claims().clone();
+        Some(async move {
+            let mut send = Box::pin(send);
+            let mut sent = tokio::select! {
+                biased;
+                sent = &mut send => match reply.send(sent) {
+                    Ok(()) => return,
+                    Err(sent) => Some(sent),
+                },
+                () = reply.closed() => None,
+            };
+            let keeper: Arc<str> = format!("{owner}/sending").into();
+            let sent = loop {
+                let taken =
+                    claims.acquire(key.clone(), Arc::clone(&keeper), Some(Arc::clone(&owner)));
+                if let Err(error) = taken.await {
+                    tracing::debug!(%error, "claim of what is still being sent not held");
+                }
+                if let Some(sent) = sent.take() {
+                    break sent;
+                }
+                tokio::select! {
+                    ended = &mut send => break ended,
+                    () = tokio::time::sleep(claims.lease() / 3) => {}
+                }
+            };
+            let at = sent.unwrap_or_else(|_| Timestamp::now());
+            if let Err(error) = claims.free(key, keeper, at.as_millisecond()).await {
+                tracing::debug!(%error, "claim of what was sent not given back");
+            }
+        })
     }
 
     fn works_on(&self, holder: &str) -> bool {

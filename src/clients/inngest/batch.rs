@@ -104,6 +104,8 @@ pub(super) struct Batch {
     pub(super) strikes: u32,
     /// How many batches had been accepted when it was first sent, then when it last failed.
     pub(super) accepted_before: Option<u64>,
+    /// Whether some of it may have been taken, although no answer said so.
+    maybe_taken: bool,
     /// Not to be sent before this.
     pub(super) due: Instant,
 }
@@ -149,6 +151,7 @@ impl Batch {
             answers: 0,
             strikes: 0,
             accepted_before: None,
+            maybe_taken: false,
             // What waited longest goes first; a batch of nobody is never sent.
             due: due.unwrap_or_else(Instant::now),
         }
@@ -172,6 +175,7 @@ impl Batch {
     /// Counts a failure against it, where that says anything: `accepted` batches were accepted so
     /// far.
     pub(super) fn failed(&mut self, says: Says, accepted: u64) {
+        self.maybe_taken |= says != Says::Nothing;
         let others_passed = self.accepted_before.is_some_and(|before| accepted > before);
         let strikes = match says {
             Says::Nothing => return,
@@ -183,6 +187,23 @@ impl Batch {
         };
         self.strikes += u32::from(strikes);
         self.accepted_before = Some(accepted);
+    }
+
+    /// The batch without those whose caller has gone: their events would come late, when somebody
+    /// else has sent them. What may have been taken stays as it is, for a repeat of it is known by
+    /// its bytes. `None` when nobody is left.
+    pub(super) fn without_abandoned(mut self) -> Option<Self> {
+        let gone = |part: &Part| part.submission.is_abandoned();
+        if self.is_abandoned() {
+            return None;
+        }
+        if self.maybe_taken || !self.parts.iter().any(gone) {
+            return Some(self);
+        }
+        self.parts.retain(|part| !gone(part));
+        let Self { attempts, answers, strikes, accepted_before, due, .. } = self;
+        let rest = Self::new(self.parts);
+        Some(Self { attempts, answers, strikes, accepted_before, due, ..rest })
     }
 
     /// Whether every caller has gone.

@@ -100,7 +100,7 @@ impl Collector {
                     Next::Waiting(index) => Some(self.waiting.swap_remove(index)),
                     Next::Fresh => self.queue.take(self.limits),
                 };
-                if let Some(mut batch) = batch.filter(|batch| !batch.is_abandoned()) {
+                if let Some(mut batch) = batch.and_then(Batch::without_abandoned) {
                     batch.seed.get_or_insert_with(new_seed);
                     batch.accepted_before.get_or_insert(self.accepted);
                     under_way.push(post(wire, batch, leave));

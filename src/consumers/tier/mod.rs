@@ -126,7 +126,7 @@ impl Tier {
                 // Without an id: after a crash in between, the repeat's cancel would stop the first
                 // run, and its id would make Inngest drop the second.
                 events.push(UPGRADE, None, &data).map_err(unwritable)?;
-                held.settling(self.sender.send(cx, events)).await?;
+                held.settling(self.sender.breaker(), self.sender.detached(events)).await?;
             }
             Verdict::Apply { to_tier_id } => {
                 self.sender.send(cx, cancelled(member)?).await?;

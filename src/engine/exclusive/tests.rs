@@ -96,6 +96,12 @@ fn record(process: &Arc<Shared>, offset: i64, assigned_at: i64) -> Cx {
     Cx::new(Arc::clone(process), origin(offset), at(assigned_at), drain)
 }
 
+/// Of whoever takes what is sent.
+fn breaker() -> Arc<Breaker> {
+    let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
+    Arc::new(Breaker::new("inngest", 1, backoff))
+}
+
 async fn when(held: Held<'_>) -> Option<Timestamp> {
     held.accepted_at()
 }
@@ -114,7 +120,7 @@ async fn since(cx: &Cx) -> Option<Timestamp> {
 
 async fn send(cx: &Cx, accepted: i64) {
     let work = async |held: Held<'_>| {
-        held.settling(async { Ok(at(accepted)) }).await?;
+        held.settling(&breaker(), async move { Ok(at(accepted)) }).await?;
         Ok(SENT)
     };
     assert_eq!(cx.alone(NAME, work).await.expect("it runs"), SENT);
@@ -278,7 +284,7 @@ async fn work_whose_claim_another_record_took_is_broken_off_and_counts_as_sent()
     let work = async |held: Held<'_>| {
         store.clear();
         store.execute(std::slice::from_ref(&thief)).await.expect("answered");
-        held.settling(std::future::pending()).await?;
+        held.settling(&breaker(), std::future::pending()).await?;
         Ok(SENT)
     };
     let before = Timestamp::now();
@@ -289,12 +295,51 @@ async fn work_whose_claim_another_record_took_is_broken_off_and_counts_as_sent()
 }
 
 #[tokio::test]
+async fn what_is_still_being_sent_when_its_record_is_given_up_keeps_the_claim_until_it_is_accepted()
+{
+    let scene = Scene::new(Duration::from_secs(300));
+    let cx = record(&scene.process(), 1, 100);
+    let (accept, accepted) = oneshot::channel();
+    let began = Arc::new(Notify::new());
+    let begins = Arc::clone(&began);
+    let send = async move {
+        begins.notify_one();
+        Ok(accepted.await.expect("it is accepted"))
+    };
+    let work = cx.alone(NAME, async |held| {
+        held.settling(&breaker(), send).await?;
+        Ok(SENT)
+    });
+    tokio::select! {
+        ended = work => panic!("{ended:?}"),
+        () = began.notified() => {}
+    }
+    scene.until_taken(2).await;
+    let next = record(&scene.process(), 1, 200);
+    let meanwhile = next.alone(NAME, |_| async { Ok(SENT) }).await;
+    assert!(is_held(&meanwhile), "{meanwhile:?}");
+    accept.send(at(500)).expect("it is still being sent");
+    let told = loop {
+        let told = Mutex::new(None);
+        let tell = async |held| {
+            *told.lock().expect("not poisoned") = Some(when(held).await);
+            Ok(SENT)
+        };
+        if !is_held(&next.alone(NAME, tell).await) {
+            break told.into_inner().expect("not poisoned");
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(told, Some(Some(at(500))), "when it was accepted in the end");
+}
+
+#[tokio::test]
 async fn a_send_that_failed_may_have_been_accepted() {
     let scene = Scene::new(Duration::from_secs(300));
     let cx = record(&scene.process(), 1, 100);
     let before = Timestamp::now();
     let failing = async |held: Held<'_>| {
-        held.settling(async { Err(Failure::GivenUp) }).await?;
+        held.settling(&breaker(), async { Err(Failure::GivenUp) }).await?;
         Ok(SENT)
     };
     let failed = cx.alone(NAME, failing).await;

@@ -91,6 +91,26 @@ fn those_whose_caller_has_gone_are_left_out() {
 }
 
 #[test]
+fn who_has_gone_is_left_out_of_a_repeat_too_unless_something_may_have_been_taken() {
+    for says in [Says::Nothing, Says::Silent, Says::Answered] {
+        let (a, gone) = submission(&[1]);
+        let (b, stays) = submission(&[2]);
+        let mut batch = queue([a, b]).take(LIMITS).expect("a batch");
+        batch.seed = Some("fixed".to_owned());
+        batch.failed(says, 0);
+        drop(gone);
+        let again = batch.without_abandoned().expect("one is left");
+        let (left, seed) = match says {
+            Says::Nothing => (vec![2], None),
+            Says::Silent | Says::Answered => (vec![1, 2], Some("fixed".to_owned())),
+        };
+        assert_eq!((ids(&again.body()), &again.seed), (left, &seed), "{says:?}");
+        drop(stays);
+        assert!(again.without_abandoned().is_none());
+    }
+}
+
+#[test]
 fn what_callers_leave_behind_does_not_pile_up() {
     let (stays, _stays) = submission(&[0]);
     let mut queue = queue([stays]);
