@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 use crm_event_processors::clients::redis::{Cache, connect};
 use crm_event_processors::config::{self, Environment};
 use crm_event_processors::dedup::RedisStore;
-use crm_event_processors::demo::double::{Double, Endpoint, Options};
+use crm_event_processors::double::{Double, Endpoint, Options};
 use crm_event_processors::supervisor::{Daemon, Memory, breakers};
 use crm_event_processors::telemetry::metrics::Recorder;
 use rdkafka::ClientConfig;

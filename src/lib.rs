@@ -19,7 +19,8 @@
 //! | [`supervisor`] | builds all of it, watches over it, stops it |
 //! | [`config`], [`telemetry`], [`measures`], [`cli`] | settings, logs and health endpoints, names of metrics, commands |
 //! | [`recording`] | records in files, for `explain`, the demo and tests |
-//! | [`demo`] | the same daemon against an embedded broker and a double of Inngest and Supabase |
+//! | [`double`] | doubles of Inngest, Supabase and Kafka, which behave as the real ones were seen to |
+//! | [`demo`] | the same daemon against recorded changes and these doubles |
 //!
 //! Imports run one way: `supervisor` and `cli` know all, `consumers` know `clients`, the engine
 //! knows neither. What decides is pure and takes time and randomness as arguments; what does I/O is
@@ -78,6 +79,7 @@ pub mod config;
 pub mod consumers;
 pub mod dedup;
 pub mod demo;
+pub mod double;
 pub mod engine;
 pub mod kafka;
 pub mod measures;

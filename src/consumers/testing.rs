@@ -13,7 +13,7 @@ use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::config::{Snapshot, SnapshotPolicy};
 use crate::dedup::{Claims, MemoryStore, OnOutage};
-use crate::demo::double::{Double, Options};
+use crate::double::{Double, Options};
 use crate::engine::Cx;
 use crate::engine::permits::Limits;
 use crate::outage::{Backoff, Breakers};

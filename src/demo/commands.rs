@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use super::demand::Demand;
-use super::double::redemption_result;
 use super::{ORDERS, REDEMPTIONS};
+use crate::double::redemption_result;
 use crate::recording::Recorded;
 
 /// Partitions that the commands are spread over, as those of a topic by key.

@@ -15,10 +15,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use self::tier::triggers;
-use super::double::currency_rows;
 use super::{ORDERS, REDEMPTIONS};
 use crate::config::{ConsumerName, Settings};
 use crate::consumers;
+use crate::double::currency_rows;
 
 /// What the rules demand of the recorded changes, as `tests/fixtures/life/README.md` describes it.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::commands::malformed;
 use super::demand::{Allowance, Demand};
-use super::double::{Double, Endpoint, Fault as Failing, Lasting, Poison};
+use crate::double::{Double, Endpoint, Fault as Failing, Lasting, Poison};
 use crate::recording::Recorded;
 
 /// How long a service is away.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::{Map, Value};
 
 use super::demand::Evaluations;
-use super::double::{Double, Reply, tier_status};
+use crate::double::{Double, Reply, tier_status};
 
 /// The two functions of tier, watched.
 #[derive(Debug, Default)]

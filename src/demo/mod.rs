@@ -7,10 +7,8 @@
 //!    demand               watch      seen  -> demand::judge
 //! ```
 
-pub mod broker;
 mod commands;
 pub mod demand;
-pub mod double;
 pub mod faults;
 mod incarnation;
 mod members;

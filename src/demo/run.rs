@@ -7,10 +7,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::demand::{self, Event, Findings, JUDGES, Letter, Seen};
-use super::double::{Double, Endpoint, Stored};
 use super::stage::Stage;
 use super::told::{DemoError, Options, Told};
 use super::watch::Tally;
+use crate::double::{Double, Endpoint, Stored};
 
 /// What a run came to.
 #[derive(Debug)]

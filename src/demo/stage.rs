@@ -10,9 +10,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::broker::{Broker, BrokerError};
 use super::demand::{self, Allowance, Demand, Evaluations, JUDGES, Letter};
-use super::double::{self, Double};
 use super::faults::{Fault, OUTAGE};
 use super::incarnation::Incarnation;
 use super::members::Members;
@@ -22,6 +20,8 @@ use super::told::{DemoError, Options, Told};
 use super::watch::{Tally, Watch};
 use crate::config::Settings;
 use crate::dedup::MemoryStore;
+use crate::double::broker::{Broker, BrokerError};
+use crate::double::{self, Double};
 use crate::recording::Recorded;
 
 /// Partitions of every topic, as many as the recordings have.

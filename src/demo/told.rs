@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::broker::BrokerError;
 use super::demand::Event;
-use super::double::Endpoint;
 use super::faults::Fault;
 use super::recordings::ShippedError;
 use crate::config::{Environment, Problems};
+use crate::double::Endpoint;
+use crate::double::broker::BrokerError;
 use crate::engine::{Origin, Outcome};
 use crate::supervisor::RunError;
 

@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Environment};
-    use crate::demo::broker::Broker;
+    use crate::double::broker::Broker;
 
     #[tokio::test]
     async fn a_topic_is_looked_for_before_it_is_made() {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::demo::double::{
+use crm_event_processors::double::{
     Double, Endpoint, Reply, currency_rows, redemption_result, tier_status,
 };
 use jiff::Timestamp;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crm_event_processors::demo::double::{Double, Endpoint, Options, Poison};
+use crm_event_processors::double::{Double, Endpoint, Options, Poison};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;

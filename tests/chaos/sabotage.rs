@@ -12,7 +12,7 @@ use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
 use crm_event_processors::config::{self, ConsumerName, Settings};
 use crm_event_processors::consumers::marketplace::{Marketplace, Work};
 use crm_event_processors::dedup::{Op, Reply, Store, StoreAway};
-use crm_event_processors::demo::double::Fault;
+use crm_event_processors::double::Fault;
 use crm_event_processors::engine::permits::Limits;
 use crm_event_processors::engine::{
     Consumer, Cx, Failure, Lane, Observed, Observer, Outcome, Plan, Route,

@@ -6,7 +6,7 @@ mod stop;
 
 use std::collections::BTreeSet;
 
-use crm_event_processors::demo::double::{
+use crm_event_processors::double::{
     Double, Log, Options, active_missions, redemption_result, tier_status,
 };
 use rdkafka::producer::FutureRecord;

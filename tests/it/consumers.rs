@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::demo::double::{Double, Options, redemption_result};
+use crm_event_processors::double::{Double, Options, redemption_result};
 use rdkafka::Message as _;
 use rdkafka::message::Headers as _;
 use rdkafka::producer::FutureRecord;

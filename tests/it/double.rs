@@ -1,6 +1,6 @@
 //! What the double does where the real services are odd, seen without our clients.
 
-use crm_event_processors::demo::double::{Double, Options, Poison, Reply};
+use crm_event_processors::double::{Double, Options, Poison, Reply};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};

@@ -226,7 +226,7 @@ async fn tiers(world: &World, found: &[Event], members: &[(String, &str)], sched
 
 /// Prints how long it takes from a purchase's commit, as its award carries it, to the award's acceptance.
 async fn latency(world: &World) {
-    let awards = |log: &crm_event_processors::demo::double::Log| {
+    let awards = |log: &crm_event_processors::double::Log| {
         log.events.iter().filter(|event| &*event.name == "currency/award").count()
     };
     let before = world.double.inspect(awards);

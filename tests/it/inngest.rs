@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig, SendError};
-use crm_event_processors::demo::double::{Double, Options};
+use crm_event_processors::double::{Double, Options};
 use crm_event_processors::outage::{Backoff, Breaker};
 use secrecy::SecretString;
 use serde_json::json;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crm_event_processors::demo::double::{Double, Log, Options, Reply};
+use crm_event_processors::double::{Double, Log, Options, Reply};
 use serde_json::{Map, Value, json};
 
 use crate::support::daemon::Environment;

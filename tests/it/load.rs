@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crm_event_processors::demo::double::{Double, Log, Options, Stored, currency_rows};
+use crm_event_processors::double::{Double, Log, Options, Stored, currency_rows};
 use serde_json::Value;
 
 use crate::support::daemon::Environment;

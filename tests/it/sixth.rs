@@ -12,8 +12,8 @@ use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, Settings};
 use crm_event_processors::consumers::call::Sender;
 use crm_event_processors::dedup::MemoryStore;
-use crm_event_processors::demo::broker::Broker;
-use crm_event_processors::demo::double::{Double, Options};
+use crm_event_processors::double::broker::Broker;
+use crm_event_processors::double::{Double, Options};
 use crm_event_processors::engine::permits::Limits;
 use crm_event_processors::engine::{
     Consumer, Cx, Failure, Lane, Observed, Observer, Once, Outcome, Plan, Route,

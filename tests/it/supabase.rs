@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crm_event_processors::clients::supabase::{CallError, CallFault, Supabase, SupabaseConfig};
-use crm_event_processors::demo::double::{
+use crm_event_processors::double::{
     Double, Endpoint, Fault, Lasting, Options, Reply, currency_rows,
 };
 use crm_event_processors::outage::{Backoff, Breakers};

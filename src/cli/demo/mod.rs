@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::screen::Screen;
 use crate::config::process_environment;
-use crate::demo::double::Endpoint;
 use crate::demo::faults::Fault;
 use crate::demo::{self, DemoError, Feed, Options, Told};
+use crate::double::Endpoint;
 use crate::telemetry::logs;
 
 /// Records a second where nothing is said: slow enough to be watched.

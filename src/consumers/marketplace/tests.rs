@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::consumers::testing::{Bench, LIMITS, record};
-use crate::demo::double::{Endpoint, Fault, Lasting};
+use crate::double::{Endpoint, Fault, Lasting};
 
 const TOPIC: &str = "marketplace.orders";
 

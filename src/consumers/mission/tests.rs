@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, with_change};
-use crate::demo::double::{Endpoint, Fault, Lasting, active_missions};
+use crate::double::{Endpoint, Fault, Lasting, active_missions};
 use crate::outage::{Backoff, Breaker};
 
 /// The event types and the row, or the skip's reason.

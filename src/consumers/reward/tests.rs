@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, record, with_change};
-use crate::demo::double::{Endpoint, Fault, Lasting, Reply, redemption_result};
+use crate::double::{Endpoint, Fault, Lasting, Reply, redemption_result};
 
 fn command(value: &str) -> Result<Work, String> {
     match route_redemption(&record(COMMANDS, value.as_bytes())) {
@@ -170,7 +170,7 @@ async fn a_broadcast_that_fails_or_hangs_neither_delays_nor_fails_the_record() {
         let done = reward.process(&bench.cx(offset), &work).await.expect("sent");
         assert_eq!(done, Outcome::Sent);
     }
-    let requests = |log: &crate::demo::double::Log| log.requests(Endpoint::Broadcast);
+    let requests = |log: &crate::double::Log| log.requests(Endpoint::Broadcast);
     bench.double.until(|log| requests(log).count >= 33).await;
     assert_eq!(bench.events().len(), 40);
     // One failed; 32 hang; what came while 32 were under way was not sent, and none is repeated.

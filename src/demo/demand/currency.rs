@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Allowance, Demand, Findings, Reverse, Seen, judge_letters, row_of, text};
 use crate::consumers::currency;
-use crate::demo::double::currency_rows;
+use crate::double::currency_rows;
 
 pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
     let (mut awards, mut cancelled, mut reversed) =

@@ -5,7 +5,7 @@ use std::iter;
 
 use super::{Allowance, Demand, Findings, Seen, by_id, judge_letters, text};
 use crate::consumers::mission;
-use crate::demo::double::active_missions;
+use crate::double::active_missions;
 
 const EVALUATE: &str = "mission/evaluate";
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Allowance, Demand, Event, Findings, Seen, judge_letters, text};
 use crate::consumers::tier;
-use crate::demo::double::tier_status;
+use crate::double::tier_status;
 use crate::recording::Recorded;
 
 const CANCELLED: &str = "tier/upgrade-cancelled";

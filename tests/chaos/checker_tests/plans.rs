@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crm_event_processors::demo::double::Fault;
+use crm_event_processors::double::Fault;
 
 use crate::BOUNDS;
 use crate::disturb::{Act, MINUTES, Plan, RATE, SEEDS, records};

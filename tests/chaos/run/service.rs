@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crm_event_processors::demo::double::{Endpoint, Fault, Lasting};
+use crm_event_processors::double::{Endpoint, Fault, Lasting};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 

@@ -1,7 +1,7 @@
 //! What `/livez`, `/readyz` and `/metrics` of the real daemon tell of a run in which everything
 //! happens that has a metric.
 
-use crm_event_processors::demo::double::{Endpoint, Fault, Lasting};
+use crm_event_processors::double::{Endpoint, Fault, Lasting};
 use crm_event_processors::measures::{self, ALL};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};

@@ -1,6 +1,6 @@
 //! Stops under load, and starts that must not be: exit codes (contract sections 8.6 and 8.8).
 
-use crm_event_processors::demo::double::{Endpoint, Fault, Lasting};
+use crm_event_processors::double::{Endpoint, Fault, Lasting};
 
 use super::{Scene, ids, missions_of_the_load, same};
 use crate::load;

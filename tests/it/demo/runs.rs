@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crm_event_processors::config::Environment;
-use crm_event_processors::demo::double::Endpoint;
 use crm_event_processors::demo::faults::Fault;
 use crm_event_processors::demo::{self, Feed, Options, Report, Told};
+use crm_event_processors::double::Endpoint;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 

@@ -3,8 +3,8 @@
 use crm_event_processors::demo::demand::{
     Allowance, Demand, Evaluations, Event, Findings, Letter, Seen, judge,
 };
-use crm_event_processors::demo::double::{active_missions, currency_rows, tier_status};
 use crm_event_processors::demo::recordings::Shipped;
+use crm_event_processors::double::{active_missions, currency_rows, tier_status};
 use serde_json::{Value, json};
 
 const CANCELLED: &str = "tier/upgrade-cancelled";

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crm_event_processors::demo::double::{Double, Options};
+use crm_event_processors::double::{Double, Options};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::producer::FutureRecord;
 use rdkafka::{Offset, TopicPartitionList};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crm_event_processors::demo::double::{Double, Endpoint, Log, Options};
+use crm_event_processors::double::{Double, Endpoint, Log, Options};
 
 use super::fleet::{Fleet, Owners, owners, shares};
 use super::pauses;

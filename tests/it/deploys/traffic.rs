@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crm_event_processors::demo::double::{Double, Log, Reply, Stored, currency_rows};
+use crm_event_processors::double::{Double, Log, Reply, Stored, currency_rows};
 use futures::future::join_all;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 use serde_json::{Map, Value, json};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
-use crm_event_processors::demo::double::Log;
+use crm_event_processors::double::Log;
 use crm_event_processors::engine::metadata;
 
 use super::fleet::{Fleet, Turn, shares};

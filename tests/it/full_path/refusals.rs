@@ -1,7 +1,7 @@
 //! What a real database refuses, as PostgREST tells it, and what the daemon takes that for.
 
 use crm_event_processors::clients::supabase::classify::{Fault, classify};
-use crm_event_processors::demo::double::{Double, Options};
+use crm_event_processors::double::{Double, Options};
 use reqwest::Client;
 use serde_json::{Value, json};
 

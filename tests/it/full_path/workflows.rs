@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crm_event_processors::demo::double::Double;
+use crm_event_processors::double::Double;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crm_event_processors::demo::double::{Double, Options};
+use crm_event_processors::double::{Double, Options};
 use jiff::Timestamp;
 use rdkafka::Message as _;
 use rdkafka::producer::FutureRecord;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crm_event_processors::clients::SetupError;
 use crm_event_processors::clients::inngest::{Inngest, InngestConfig, SendError};
-use crm_event_processors::demo::double::{Double, Endpoint, Fault, Lasting, Options, Poison};
+use crm_event_processors::double::{Double, Endpoint, Fault, Lasting, Options, Poison};
 use futures::future::join_all;
 use secrecy::SecretString;
 

@@ -1,7 +1,7 @@
 //! Outages are waited out; what is of unknown outcome is repeated so that nothing runs twice.
 
 use crm_event_processors::clients::inngest::SendError;
-use crm_event_processors::demo::double::{Endpoint, Fault, Lasting, Poison};
+use crm_event_processors::double::{Endpoint, Fault, Lasting, Poison};
 
 use super::*;
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crm_event_processors::demo::double::{Endpoint, Fault, Lasting, Reply, currency_rows};
+use crm_event_processors::double::{Endpoint, Fault, Lasting, Reply, currency_rows};
 use serde_json::Value;
 
 use super::world::World;

@@ -1,7 +1,7 @@
 //! The currency consumer's surroundings, for promises that need the whole way of a change: the
 //! daemon as a process on real brokers and a real Redis, and a double of the rest.
 
-use crm_event_processors::demo::double::{Double, Options, currency_rows};
+use crm_event_processors::double::{Double, Options, currency_rows};
 use crm_event_processors::recording::Recorded;
 use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;

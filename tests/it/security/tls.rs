@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crm_event_processors::demo::double::{Double, Options};
+use crm_event_processors::double::{Double, Options};
 use rdkafka::message::Headers as _;
 use rdkafka::{Message as _, producer::FutureRecord};
 use redis::AsyncCommands as _;

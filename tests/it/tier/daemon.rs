@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
 use crm_event_processors::dedup::{Op, RedisStore, Reply as Answer, Store as _};
-use crm_event_processors::demo::double::{
+use crm_event_processors::double::{
     Double, Endpoint, Fault, Lasting, Log, Options, Reply, Stored, tier_status,
 };
 use jiff::Timestamp;

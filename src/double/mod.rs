@@ -1,11 +1,12 @@
-//! Inngest and Supabase in one HTTP server of this process, for the demo and the tests.
+//! Doubles of the services, in this process, for the demo and the tests: Inngest and Supabase in one
+//! HTTP server, and beside it Kafka ([`broker`]).
 //!
 //! It behaves as the real services were seen to, also where that is odd, and fails on demand:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> std::io::Result<()> {
-//! use crm_event_processors::demo::double::{Double, Endpoint, Fault, Lasting, Options};
+//! use crm_event_processors::double::{Double, Endpoint, Fault, Lasting, Options};
 //!
 //! let double = Double::start(Options::default()).await?;
 //! double.fail(Endpoint::Post, Fault::too_many(1), Lasting::Next(3));
@@ -14,6 +15,7 @@
 //! # }
 //! ```
 
+pub mod broker;
 mod connection;
 mod faults;
 mod inngest;
