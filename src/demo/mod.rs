@@ -1,5 +1,4 @@
-//! The `demo` command's inside, and what the tests use of it: the real daemon with everything
-//! around it in this process.
+//! The `demo` command's inside: the real daemon with everything around it in this process.
 //!
 //! ```text
 //! recordings -> broker -> daemon -> double

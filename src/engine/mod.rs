@@ -29,6 +29,7 @@ mod run;
 mod session;
 mod start;
 mod task;
+mod topics;
 pub mod vitals;
 mod work;
 

@@ -8,24 +8,11 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 
 use super::retry::Failure;
-use super::work::Cx;
+use super::work::{Cx, Memo};
 use crate::dedup::Reply;
 
 /// How soon to look again at a claim that another record holds.
 const HELD_PAUSE: Duration = Duration::from_millis(500);
-
-/// What is known of the claims of one record; mostly it has one.
-pub(super) type Memos = SmallVec<[(String, Memo); 1]>;
-
-/// What is known of one claim of this record, across attempts.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Memo {
-    Claimed(Instant),
-    Accepted(Accepted),
-    Confirmed(Accepted),
-}
-
-type Accepted = Option<Timestamp>;
 
 /// How a step behind a claim ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaResult;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::task::JoinHandle;
 
 use super::Consumer;
 use super::offsets::OffsetMap;
@@ -22,8 +20,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a log that seems to end before the position is looked into again, and how soon.
 const LOOKS: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How often topics that may not be read are looked at.
-const LOOK_AT_TOPICS: Duration = Duration::from_secs(10);
 
 impl<C: Consumer> Session<'_, C> {
     /// The group has told this member what it has. Where it may have been told something else
@@ -172,38 +168,6 @@ impl<C: Consumer> Session<'_, C> {
         // The automatic commit never goes back by itself.
         let commits = self.commits(&[id]);
         self.commit(&commits, CommitMode::Async);
-    }
-}
-
-/// Looks whether topics may be read that could not be: the client says only once that they may not.
-#[derive(Default)]
-pub(super) struct Unreadable {
-    look: Option<JoinHandle<bool>>,
-    next: Option<Instant>,
-}
-
-impl Unreadable {
-    /// Whether all of `topics` may be read by now.
-    fn is_over(&mut self, now: Instant, client: &Arc<GroupConsumer>, topics: &[String]) -> bool {
-        if let Some(look) = &mut self.look {
-            let Some(found) = look.now_or_never() else { return false };
-            self.look = None;
-            return found.unwrap_or(false);
-        }
-        if self.next.is_none_or(|next| next <= now) {
-            self.next = Some(now + LOOK_AT_TOPICS);
-            let (client, topics) = (Arc::clone(client), topics.to_vec());
-            self.look = Some(tokio::task::spawn_blocking(move || {
-                let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
-                topics.iter().all(|topic| {
-                    let metadata = client.fetch_metadata(Some(topic), TIMEOUT);
-                    metadata.is_ok_and(|metadata| {
-                        metadata.topics().iter().all(|found| found.error() != Some(refused))
-                    })
-                })
-            }));
-        }
-        false
     }
 }
 

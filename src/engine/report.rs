@@ -9,9 +9,9 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::parts::EngineError;
-use super::repair::Unreadable;
 use super::session::{End, Session, SnapshotCount};
 use super::start::Loss;
+use super::topics::Unreadable;
 use super::vitals::{PartitionVitals, Vitals};
 use super::work::Waits;
 use super::{Consumer, Observed};

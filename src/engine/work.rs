@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
 use super::frontier::Stamp;
-use super::once::Memos;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure};
 use super::{Consumer, Outcome};
@@ -108,6 +108,19 @@ pub struct Cx {
     pub(super) memo: Mutex<Memos>,
     pub(super) hold: Mutex<Option<Hold>>,
 }
+
+/// What is known of the claims of one record; mostly it has one.
+pub(super) type Memos = SmallVec<[(String, Memo); 1]>;
+
+/// What is known of one claim of this record, across attempts.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Memo {
+    Claimed(Instant),
+    Accepted(Accepted),
+    Confirmed(Accepted),
+}
+
+pub(super) type Accepted = Option<Timestamp>;
 
 /// What is known of the claim that a record holds alone, across attempts at it.
 #[derive(Debug)]
