@@ -13,8 +13,14 @@ use super::start::{PlanError, Start};
 use crate::kafka::Rebalance;
 
 type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
-/// What a partition's log holds.
-type Look = JoinHandle<KafkaResult<(i64, i64)>>;
+/// A look into a partition's log.
+pub(super) struct Repair {
+    pub(super) id: u32,
+    /// The offset that should have come next.
+    pub(super) next: i64,
+    /// What the log holds.
+    pub(super) log: JoinHandle<KafkaResult<(i64, i64)>>,
+}
 
 /// What is under way, and what comes after it.
 #[derive(Default)]
@@ -23,7 +29,7 @@ pub(super) struct Assignment {
     pub(super) draining: Option<Draining>,
     pub(super) waiting: VecDeque<Rebalance>,
     /// Partitions that nobody fetches, and what their logs hold.
-    pub(super) repairs: Vec<(u32, Look)>,
+    pub(super) repairs: Vec<Repair>,
     /// Whether this member may join its group, as soon as that is found out.
     pub(super) entry: Option<JoinHandle<KafkaResult<bool>>>,
     /// The group has taken this member in; before, it knows nothing of what it was told earlier.

@@ -13,6 +13,10 @@ use super::offsets::{Admission, Offsets};
 use super::start::Start;
 use super::work::Origin;
 
+/// How many further statistics must say that nobody fetches a partition: it may have been assigned
+/// just now, or wait for a commit.
+const STOPPED_FOR: u64 = 2;
+
 /// One assignment of one partition. A partition that comes back is a new one, so that a late
 /// completion of the old cannot touch it.
 pub(crate) struct Partition {
@@ -35,6 +39,8 @@ pub(crate) struct Partition {
     stored: Option<i64>,
     /// Outcomes above the watermark since the last commit that carried them.
     uncommitted: usize,
+    /// Nobody fetches it: since which statistics, and what was to come next then.
+    stopped: Option<(u64, i64)>,
     /// Since when the oldest record without an outcome has been in hand, or when there last was none.
     oldest_since: Instant,
 }
@@ -65,6 +71,7 @@ impl Partition {
             bytes: 0,
             stored: None,
             uncommitted: 0,
+            stopped: None,
             oldest_since: Instant::now(),
         }
     }
@@ -143,6 +150,23 @@ impl Partition {
     /// Goes on at `offset`; answers how many records before it are gone.
     pub(crate) fn skip_to(&mut self, offset: i64) -> i64 {
         self.offsets.skip_to(offset)
+    }
+
+    /// Whether nobody has fetched it for a while, by statistics number `number`: it was assigned
+    /// before the first that says so, and nothing has come since.
+    pub(crate) fn stands_still(&mut self, number: u64, stopped: bool) -> bool {
+        let next = self.next_offset();
+        match self.stopped {
+            _ if !stopped => self.stopped = None,
+            Some((since, then)) if then == next => return number >= since + STOPPED_FOR,
+            _ => self.stopped = Some((number, next)),
+        }
+        false
+    }
+
+    /// Another look is wanted after as many statistics.
+    pub(crate) fn looked_after(&mut self) {
+        self.stopped = None;
     }
 
     /// The offset after the last delivered one.

@@ -5,7 +5,7 @@
 //! within the deadline, and the watermark is stored before the partitions are given up, so that
 //! librdkafka commits it with the unassignment.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -64,7 +64,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Takes in what a callback has noted.
-    pub(super) fn rebalanced(&mut self, rebalance: Rebalance) {
+    pub(super) fn rebalanced(&mut self, rebalance: Rebalance, signals: &Signals) {
         if let Rebalance::Lost(names) = rebalance {
             tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                 partitions = names.len(), "partitions lost, another member may have them already");
@@ -72,6 +72,8 @@ impl<C: Consumer> Session<'_, C> {
             self.mark_draining(&ids);
             self.forget(&ids);
             self.assignment.joined = false;
+            // What comes next is told whole.
+            *signals.unheard.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return;
         }
         self.refused = None;

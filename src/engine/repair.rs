@@ -10,7 +10,9 @@ use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Consumer;
+use super::assignment::Repair;
 use super::offsets::OffsetMap;
+use super::partition::Partition;
 use super::session::Session;
 use super::start::{Loss, Start};
 use crate::kafka::{self, GroupConsumer, Signals};
@@ -20,6 +22,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a log that seems to end before the position is looked into again, and how soon.
 const LOOKS: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long heartbeats must have been answered after one that was not.
+const HEARD_AGAIN: Duration = Duration::from_secs(5);
+/// How often a member joins anew for that at most: each time its partitions move.
+const ANEW: Duration = Duration::from_secs(60);
 
 impl<C: Consumer> Session<'_, C> {
     /// The group has told this member what it has. Where it may have been told something else
@@ -38,6 +44,31 @@ impl<C: Consumer> Session<'_, C> {
         self.assignment.orphans = Some(tokio::task::spawn_blocking(search));
     }
 
+    /// An answer to a heartbeat got lost, and with it maybe what this member was told to take: the
+    /// broker takes that for told, and librdkafka asks for its whole assignment only when it joins.
+    pub(super) fn catch_up_with_group(&mut self, now: Instant, signals: &Signals) {
+        let mut unheard = signals.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        let quiet = unheard.is_some_and(|at| now.saturating_duration_since(at) >= HEARD_AGAIN);
+        let again = self.joined_anew.is_none_or(|at| now.saturating_duration_since(at) >= ANEW);
+        if !quiet || !again || !self.assignment.is_settled() || signals.brokers.away().is_some() {
+            return;
+        }
+        *unheard = None;
+        drop(unheard);
+        self.joined_anew = Some(now);
+        tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+            "answers to heartbeats got lost, joining the group anew to hear what they said");
+        self.join_anew();
+    }
+
+    fn join_anew(&self) {
+        self.client.unsubscribe();
+        if let Err(error) = self.subscribe() {
+            tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error,
+                "group not joined anew");
+        }
+    }
+
     /// Has the group share out what nobody has: this member leaves and joins again.
     pub(super) fn adopt_orphans(&mut self) {
         let Some(search) = &mut self.assignment.orphans else { return };
@@ -52,12 +83,7 @@ impl<C: Consumer> Session<'_, C> {
             Ok(Ok(Some(orphans))) => {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, orphans,
                     "partitions without an owner, joining the group anew so that they are shared out");
-                self.client.unsubscribe();
-                let joined = self.subscribe();
-                if let Err(error) = joined {
-                    tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error,
-                        "group not joined anew");
-                }
+                self.join_anew();
             }
             // A broker is away, which is said elsewhere.
             Ok(Err(error)) => {
@@ -78,33 +104,29 @@ impl<C: Consumer> Session<'_, C> {
     /// Looks into the logs of partitions that nobody fetches: librdkafka stops where the position is
     /// not in the log any more, and its word about it does not name the partition and may get lost.
     pub(super) fn plan_repairs(&mut self, signals: &Signals) {
-        let mut readings = signals.readings.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, partition) in &self.partitions {
-            let reading = readings.get_mut(&*partition.topic);
-            let Some(reading) = reading.and_then(|found| found.get_mut(&partition.number)) else {
-                continue;
-            };
-            // Once may be a partition that was assigned just now.
-            if reading.stopped < 2 || partition.draining {
+        let readings = signals.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, partition) in &mut self.partitions {
+            let reading = readings.of(&partition.topic, partition.number);
+            let stopped = reading.is_some_and(|reading| reading.stopped) && !partition.draining;
+            if !partition.stands_still(readings.number, stopped) {
                 continue;
             }
-            // What comes of it is seen in later statistics.
-            reading.stopped = 0;
+            partition.looked_after();
             let (topic, number) = (Arc::clone(&partition.topic), partition.number);
             let (client, next) = (Arc::clone(&self.client), partition.next_offset());
-            let look = move || log(&client, &topic, number, next);
-            self.assignment.repairs.push((*id, tokio::task::spawn_blocking(look)));
+            let look = tokio::task::spawn_blocking(move || log(&client, &topic, number, next));
+            self.assignment.repairs.push(Repair { id: *id, next, log: look });
         }
     }
 
     /// Has partitions read on of which it is known by now what their logs hold.
     pub(super) fn finish_repairs(&mut self) {
         let mut repairs = std::mem::take(&mut self.assignment.repairs);
-        repairs.retain_mut(|(id, look)| match look.now_or_never() {
+        repairs.retain_mut(|Repair { id, next, log }| match log.now_or_never() {
             None => true,
             Some(found) => {
                 match found {
-                    Ok(Ok((low, high))) => self.read_on(*id, low, high),
+                    Ok(Ok(bounds)) => self.read_on(*id, *next, bounds),
                     Ok(Err(error)) => self.warn_on_error("look into a log", Err(error)),
                     Err(_) => {}
                 }
@@ -114,15 +136,16 @@ impl<C: Consumer> Session<'_, C> {
         self.assignment.repairs.append(&mut repairs);
     }
 
-    /// Reads on in a log that holds `low..high`. librdkafka has ended the fetch, and refuses a seek
-    /// then: the partition is given up and taken again.
-    fn read_on(&mut self, id: u32, low: i64, high: i64) {
-        let Some(partition) = self.partitions.get_mut(&id).filter(|p| !p.draining) else { return };
+    /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and refuses
+    /// a seek then: the partition is given up and taken again.
+    fn read_on(&mut self, id: u32, next: i64, (low, high): (i64, i64)) {
+        // Something has come since: it is being fetched, and the log holds more by now.
+        let stands = |p: &&mut Partition| !p.draining && p.next_offset() == next;
+        let Some(partition) = self.partitions.get_mut(&id).filter(stands) else { return };
         if !self.assignment.is_settled() {
             // The group waits for another answer.
             return;
         }
-        let next = partition.next_offset();
         let recreated = next > high;
         let offset = if recreated { low } else { next.max(low) };
         let (topic, number) = (Arc::clone(&partition.topic), partition.number);

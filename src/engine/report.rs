@@ -78,10 +78,7 @@ impl<C: Consumer> Session<'_, C> {
         let vitals = self.partitions.values().map(|partition| PartitionVitals {
             topic: Arc::clone(&partition.topic),
             number: partition.number,
-            lag: readings
-                .get(&*partition.topic)
-                .and_then(|found| found.get(&partition.number))
-                .map_or(0, |reading| reading.lag),
+            lag: readings.of(&partition.topic, partition.number).map_or(0, |reading| reading.lag),
             waiting: partition.waiting(now),
         });
         vitals.collect()

@@ -76,6 +76,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) progress: Instant,
     commit_at: Instant,
     pub(super) snapshot: SnapshotCount,
+    /// When this member last joined anew, to hear what it had missed.
+    pub(super) joined_anew: Option<Instant>,
     /// A changed primary key was met.
     pub(super) key_change_met: bool,
     /// Why the group does not take this member in, and what to do.
@@ -121,6 +123,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             progress: now,
             commit_at: now,
             snapshot: SnapshotCount::default(),
+            joined_anew: None,
             key_change_met: false,
             refused: None,
             unreadable: None,
@@ -145,7 +148,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled(), if self.stopping.is_none() => self.begin_stop(),
-                Some(rebalance) = signals.rebalances.recv() => self.rebalanced(rebalance),
+                Some(rebalance) = signals.rebalances.recv() => self.rebalanced(rebalance, &signals),
                 _ = self.finished.recv_many(&mut batch, BURST) => {
                     for finished in batch.drain(..) {
                         self.finish(finished);
@@ -366,6 +369,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             self.finish_repairs();
             self.plan_repairs(signals);
             self.adopt_orphans();
+            self.catch_up_with_group(now, signals);
             self.look_at_topics(now);
         }
         if now >= self.commit_at {

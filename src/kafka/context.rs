@@ -37,12 +37,24 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Reading {
     /// Records behind the position.
     pub(crate) lag: i64,
-    /// How often in a row it was found that nobody fetches it.
-    pub(crate) stopped: u32,
+    /// Nobody fetches it.
+    pub(crate) stopped: bool,
 }
 
-/// By topic and partition.
-pub(crate) type Readings = HashMap<String, HashMap<i32, Reading>>;
+/// What the last statistics say.
+#[derive(Debug, Default)]
+pub(crate) struct Readings {
+    /// How many statistics there were by now.
+    pub(crate) number: u64,
+    partitions: HashMap<String, HashMap<i32, Reading>>,
+}
+
+impl Readings {
+    /// What they say of one partition.
+    pub(crate) fn of(&self, topic: &str, partition: i32) -> Option<Reading> {
+        self.partitions.get(topic)?.get(&partition).copied()
+    }
+}
 
 /// Callbacks of one consumer.
 pub(crate) struct Context {
@@ -52,6 +64,7 @@ pub(crate) struct Context {
     readings: Arc<Mutex<Readings>>,
     brokers: Arc<Brokers>,
     session_lost: Mutex<Option<Instant>>,
+    unheard: Arc<Mutex<Option<Instant>>>,
 }
 
 /// The loop's end of [`Context`].
@@ -63,6 +76,8 @@ pub(crate) struct Signals {
     pub(crate) readings: Arc<Mutex<Readings>>,
     /// Whether any broker can be reached.
     pub(crate) brokers: Arc<Brokers>,
+    /// When a heartbeat of the new protocol last had no answer.
+    pub(crate) unheard: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Context {
@@ -73,6 +88,7 @@ impl Context {
             closing: Arc::default(),
             readings: Arc::default(),
             brokers: Arc::new(Brokers::new(group)),
+            unheard: Arc::default(),
         };
         let context = Self {
             group: group.to_owned(),
@@ -81,6 +97,7 @@ impl Context {
             readings: Arc::clone(&signals.readings),
             brokers: Arc::clone(&signals.brokers),
             session_lost: Mutex::default(),
+            unheard: Arc::clone(&signals.unheard),
         };
         (context, signals)
     }
@@ -103,6 +120,10 @@ impl ClientContext for Context {
             let mut lost = self.session_lost.lock().unwrap_or_else(PoisonError::into_inner);
             *lost = Some(Instant::now());
         }
+        if facility == "REQTMOUT" && message.contains("ConsumerGroupHeartbeat") {
+            let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+            *unheard = Some(Instant::now());
+        }
         log(&self.group, level, facility, message);
     }
 
@@ -119,7 +140,8 @@ impl ClientContext for Context {
         match serde_json::from_slice::<Statistics>(statistics) {
             Ok(statistics) => {
                 let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
-                *readings = statistics.readings(&readings);
+                *readings =
+                    Readings { number: readings.number + 1, partitions: statistics.partitions() };
                 drop(readings);
                 if statistics.is_connected() {
                     self.brokers.up();
@@ -229,30 +251,20 @@ struct PartitionStatistics {
 }
 
 impl Statistics {
-    /// Each partition that is consumed, after what was `before`. Offsets have gaps, so the lag is an
-    /// upper bound; it is 0 where everything was delivered, markers apart.
-    fn readings(&self, before: &Readings) -> Readings {
-        let reading = |topic: &String, number: i32, p: &PartitionStatistics| {
+    /// Each partition that is consumed. Offsets have gaps, so the lag is an upper bound; it is 0
+    /// where everything was delivered, markers apart.
+    fn partitions(&self) -> HashMap<String, HashMap<i32, Reading>> {
+        let reading = |p: &PartitionStatistics| {
             // Before the first record only the fetch position is known.
             let position = if p.app_offset >= 0 { p.app_offset } else { p.next_offset };
             let lag = if position >= 0 { (p.ls_offset - position).max(0) } else { 0 };
-            let before = before.get(topic).and_then(|before| before.get(&number));
-            let stopped = match p.fetch_state.as_str() {
-                "none" => before.map_or(0, |before| before.stopped) + 1,
-                _ => 0,
-            };
-            Reading { lag, stopped }
+            Reading { lag, stopped: p.fetch_state == "none" }
         };
-        let of_topic = |topic: &String, found: &TopicStatistics| {
-            let consumed = found.partitions.iter().filter(|(_, p)| p.desired);
-            consumed
-                .filter_map(|(number, p)| {
-                    let number = number.parse().ok()?;
-                    Some((number, reading(topic, number, p)))
-                })
-                .collect()
+        let of_topic = |topic: &TopicStatistics| {
+            let consumed = topic.partitions.iter().filter(|(_, p)| p.desired);
+            consumed.filter_map(|(number, p)| Some((number.parse().ok()?, reading(p)))).collect()
         };
-        self.topics.iter().map(|(topic, found)| (topic.clone(), of_topic(topic, found))).collect()
+        self.topics.iter().map(|(topic, found)| (topic.clone(), of_topic(found))).collect()
     }
 
     /// Whether the group's coordinator can be talked to, which no consumer can do without; as long
@@ -281,11 +293,9 @@ mod tests {
                     "-1": {"app_offset": -1001, "next_offset": -1001, "ls_offset": -1001}}}}}"#,
         )
         .expect("statistics");
-        let first = statistics.readings(&Readings::new());
-        let fetched = Reading { lag: 15, stopped: 0 };
-        assert_eq!(first["t"], HashMap::from([(0, fetched), (1, Reading { lag: 5, stopped: 1 })]));
-        let second = statistics.readings(&first);
-        assert_eq!(second["t"], HashMap::from([(0, fetched), (1, Reading { lag: 5, stopped: 2 })]));
+        let read =
+            [(0, Reading { lag: 15, stopped: false }), (1, Reading { lag: 5, stopped: true })];
+        assert_eq!(statistics.partitions()["t"], HashMap::from(read));
         assert!(statistics.is_connected());
         let brokers = |coordinator: &str| {
             let text = format!(

@@ -111,6 +111,35 @@ fn broken(history: &History) -> Vec<Promise> {
 }
 
 #[test]
+fn what_a_member_lost_while_it_stood_still_may_come_back_to_it_at_once() {
+    let mut history = good();
+    history.samples = vec![sample(14_500, 2)];
+    history.arrivals = vec![
+        event(AWARD, 10_100, "1.1"),
+        event(AWARD, 10_600, "1.1"),
+        event(CANCEL, 12_100, "1.1"),
+        event(REVERSE, 12_200, "1.1"),
+    ];
+    history.disturbances = vec![disturbed(Harm::Frozen, Some("1.1"), 3_000, 10_000)];
+    assert_eq!(broken(&history), []);
+    history.disturbances = vec![disturbed(Harm::Frozen, Some("1.1"), 8_000, 10_000)];
+    assert_eq!(broken(&history), [Promise::NothingTwice], "its session was not over");
+}
+
+#[test]
+fn a_partition_may_move_while_a_broker_is_away() {
+    let mut history = good();
+    history.samples = vec![sample(4_500, 2)];
+    let repeat = |by| event(AWARD, 1_090, by);
+    history.arrivals.push(repeat("2.1"));
+    assert_eq!(broken(&history), [Promise::NothingTwice]);
+    history.disturbances = vec![disturbed(Harm::Broker, None, 500, 1_200)];
+    assert_eq!(broken(&history), []);
+    *history.arrivals.last_mut().expect("the repeat") = repeat("1.1");
+    assert_eq!(broken(&history), [Promise::NothingTwice], "it did not move");
+}
+
+#[test]
 fn a_history_without_fault_keeps_every_promise() {
     let Verdict { problems, repeats, events, .. } = check(&good(), &BOUNDS);
     assert!(problems.is_empty(), "{problems:?}");

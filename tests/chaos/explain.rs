@@ -168,9 +168,11 @@ impl<'a> Explainer<'a> {
             (Harm::Frozen, Why::Frozen),
         ] {
             if self.of(&[harm], by_now).any(|found| {
-                // Who goes on may repeat what he sent before, or lost meanwhile.
+                // Who goes on may repeat what he sent before, or lost meanwhile: all of it where his
+                // session was over, and it may come back to him at once.
+                let lost = found.to - found.from >= self.bounds.session;
                 let goes_on =
-                    harm == Harm::Frozen && (at <= found.to || self.returned(first, again));
+                    harm == Harm::Frozen && (at <= found.to || lost || self.returned(first, again));
                 found.may_have_hit(first) && at <= found.to + near && (elsewhere || goes_on)
             }) {
                 return Some(why);
@@ -215,8 +217,11 @@ impl<'a> Explainer<'a> {
     fn moved(&self, at: Duration, until: Duration, first: &Arrival, again: &Arrival) -> bool {
         let Bounds { session, drain, near, .. } = self.bounds;
         let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
-        self.returned(first, again)
-            && self.of(&moves, until).any(|found| at <= found.to + *session + *drain + *near)
+        // While a broker is away the group may take a member for gone, and hear of one late.
+        let unheard = first.by != again.by
+            && self.of(&[Harm::Broker], until).any(|found| at <= found.to + *near);
+        let moved = self.of(&moves, until).any(|found| at <= found.to + *session + *drain + *near);
+        self.returned(first, again) && (moved || unheard)
     }
 
     /// Whether a partition can have moved between the two: to another member, or back to the same
