@@ -339,6 +339,7 @@ pub fn sender(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Sender, S
         max_bytes: inngest.batch_bytes,
         max_event_bytes: inngest.max_event_bytes,
         requests: inngest.requests,
+        settle: inngest.cancel_settle,
         backoff: Backoff { base: settings.engine.backoff_base, max: settings.engine.backoff_max },
         http: http(settings),
         ..InngestConfig::new(inngest.base_url.clone(), inngest.event_key.clone())

@@ -200,10 +200,10 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
 /// Base address of Inngest, to which `/e/` and the key are appended.
 pub(super) fn inngest_url(text: &str) -> Result<String, String> {
     let url = http_url(text)?;
-    match url.split_once("/e/") {
-        Some(_) => Err("must end before /e/: the key belongs into INNGEST_EVENT_KEY".to_owned()),
-        None => Ok(url),
+    if url.contains("/e/") || url.ends_with("/e") {
+        return Err("must end before /e: it and the key of INNGEST_EVENT_KEY are added".to_owned());
     }
+    Ok(url)
 }
 
 /// Address of a Redis server, as the client reads it. Says nothing of the value, which may carry a
@@ -366,7 +366,9 @@ mod tests {
     fn inngests_base_holds_no_key() {
         assert_eq!(inngest_url("https://inn.gs/"), Ok("https://inn.gs".to_owned()));
         assert!(inngest_url("https://proxy.example/events/e-1").is_ok());
-        for wrong in ["https://inn.gs/e/k", "https://a/b/e/k/", "https://a/b/../e/k"] {
+        for wrong in
+            ["https://inn.gs/e/", "https://inn.gs/e/k", "https://a/b/e/k/", "https://a/b/../e/k"]
+        {
             assert!(inngest_url(wrong).is_err(), "{wrong}");
             assert!(inngest_dev(wrong).is_err(), "{wrong}");
         }

@@ -297,8 +297,8 @@ impl Claims {
     }
 }
 
-/// Answers `requests` in pipelines. Those under way at once are independent: whoever asks for a
-/// key waits for its answer before asking again.
+/// Answers `requests` in pipelines. Those under way at once are independent: whoever asks for a key
+/// waits for its answer before asking again, or has no use for it any more.
 async fn pipeline(store: impl Store, requests: mpsc::Receiver<Request>, breaker: Arc<Breaker>) {
     let batches = stream::unfold(requests, |mut requests| async {
         let mut batch = Vec::with_capacity(PIPELINE);

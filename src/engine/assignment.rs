@@ -31,7 +31,7 @@ pub(super) struct Assignment {
     /// Partitions that nobody fetches, and what their logs hold.
     pub(super) repairs: Vec<Repair>,
     /// Whether this member may join its group, as soon as that is found out.
-    pub(super) entry: Option<JoinHandle<KafkaResult<bool>>>,
+    pub(super) entry: Option<JoinHandle<KafkaResult<Option<bool>>>>,
     /// The group has taken this member in; before, it knows nothing of what it was told earlier.
     pub(super) joined: bool,
     /// How many partitions nobody has, as soon as that is found out.

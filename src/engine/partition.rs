@@ -39,6 +39,8 @@ pub(crate) struct Partition {
     stored: Option<i64>,
     /// Outcomes above the watermark since the last commit that carried them.
     uncommitted: usize,
+    /// Where its log begins is not known yet.
+    unknown: bool,
     /// Nobody fetches it: since which statistics, and what was to come next then.
     stopped: Option<(u64, i64)>,
     /// Since when the oldest record without an outcome has been in hand, or when there last was none.
@@ -71,6 +73,7 @@ impl Partition {
             bytes: 0,
             stored: None,
             uncommitted: 0,
+            unknown: start.unknown,
             stopped: None,
             oldest_since: Instant::now(),
         }
@@ -149,7 +152,9 @@ impl Partition {
 
     /// Goes on at `offset`; answers how many records before it are gone.
     pub(crate) fn skip_to(&mut self, offset: i64) -> i64 {
-        self.offsets.skip_to(offset)
+        let gone = self.offsets.skip_to(offset);
+        // Where its log began was not known.
+        if std::mem::take(&mut self.unknown) { 0 } else { gone }
     }
 
     /// Whether nobody has fetched it for a while, by statistics number `number`: it was assigned

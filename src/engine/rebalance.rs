@@ -26,6 +26,8 @@ use crate::kafka::{self, Rebalance, Signals};
 
 /// How long to wait before the broker is asked again where to start.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long a member asks who is in its group while not all brokers answer.
+const ENTRY: Duration = Duration::from_secs(20);
 /// How long the last commit may take.
 const LAST_COMMIT: Duration = Duration::from_secs(2);
 /// How long to wait before a last commit that met a rebalance is tried again.
@@ -48,11 +50,18 @@ impl<C: Consumer> Session<'_, C> {
         let Some(ask) = &mut self.assignment.entry else { return Ok(()) };
         let Some(answer) = ask.now_or_never() else { return Ok(()) };
         self.assignment.entry = None;
-        if matches!(answer, Ok(Ok(false))) {
-            self.refuse(ANOTHER_ASSIGNOR);
-            return self.enter();
+        match answer {
+            Ok(Ok(Some(true))) => {}
+            Ok(Ok(Some(false))) => {
+                self.refuse(ANOTHER_ASSIGNOR);
+                return self.enter();
+            }
+            Ok(Ok(None)) => return self.enter(),
+            // Where a broker is away for longer that cannot be known, and is no reason to stay away.
+            Ok(Err(_)) if self.began.elapsed() < ENTRY => return self.enter(),
+            Ok(Err(_)) | Err(_) => {}
         }
-        // Where a broker is away that is not known, and no reason to stay away too.
+        self.refused = None;
         self.subscribe()
     }
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Consumer;
@@ -14,14 +13,11 @@ use super::assignment::Repair;
 use super::offsets::OffsetMap;
 use super::partition::Partition;
 use super::session::Session;
-use super::start::{Loss, Start};
-use crate::kafka::{self, GroupConsumer, Signals};
+use super::start::{Loss, Start, log};
+use crate::kafka::{self, Signals};
 
 /// How long a broker may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a log that seems to end before the position is looked into again, and how soon.
-const LOOKS: u32 = 3;
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long heartbeats must have been answered after one that was not.
 const HEARD_AGAIN: Duration = Duration::from_secs(5);
 /// How often a member joins anew for that at most: each time its partitions move.
@@ -114,7 +110,8 @@ impl<C: Consumer> Session<'_, C> {
             partition.looked_after();
             let (topic, number) = (Arc::clone(&partition.topic), partition.number);
             let (client, next) = (Arc::clone(&self.client), partition.next_offset());
-            let look = tokio::task::spawn_blocking(move || log(&client, &topic, number, next));
+            let look =
+                tokio::task::spawn_blocking(move || log(&client, &topic, number, next, TIMEOUT));
             self.assignment.repairs.push(Repair { id: *id, next, log: look });
         }
     }
@@ -183,6 +180,7 @@ impl<C: Consumer> Session<'_, C> {
             frontier: partition.frontier().clone(),
             completed: OffsetMap::default(),
             lost: Some(Loss::Recreated),
+            unknown: false,
         };
         self.report_loss(&start.topic, start.partition, Loss::Recreated);
         self.mark_draining(&[id]);
@@ -192,18 +190,4 @@ impl<C: Consumer> Session<'_, C> {
         let commits = self.commits(&[id]);
         self.commit(&commits, CommitMode::Async);
     }
-}
-
-/// What the log of a partition holds whose next offset should be `next`. Blocks.
-fn log(client: &GroupConsumer, topic: &str, number: i32, next: i64) -> KafkaResult<(i64, i64)> {
-    let mut found = client.fetch_watermarks(topic, number, TIMEOUT)?;
-    for _ in 0..LOOKS {
-        if next <= found.1 {
-            break;
-        }
-        // A leader that has just become one may not know the log's end yet.
-        std::thread::sleep(LOOK_AGAIN);
-        found = client.fetch_watermarks(topic, number, TIMEOUT)?;
-    }
-    Ok(found)
 }

@@ -73,6 +73,7 @@ pub(crate) struct Session<'a, C: Consumer> {
     /// Whether to ask for records; off for a moment when too many are held.
     polling: bool,
     pub(super) stopping: Option<Instant>,
+    pub(super) began: Instant,
     pub(super) progress: Instant,
     commit_at: Instant,
     pub(super) snapshot: SnapshotCount,
@@ -120,6 +121,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             total: Load::default(),
             polling: true,
             stopping: None,
+            began: now,
             progress: now,
             commit_at: now,
             snapshot: SnapshotCount::default(),

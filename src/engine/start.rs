@@ -21,6 +21,9 @@ use crate::kafka::GroupConsumer;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The same once one partition could not be reached: there may be many, and the group waits.
 const TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
+/// How often a log that seems to end before the position is looked into again, and how soon.
+const LOOKS: u32 = 3;
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where one partition starts.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +38,8 @@ pub(super) struct Start {
     pub(super) frontier: Frontier,
     /// What was completed at and above `offset`.
     pub(super) completed: OffsetMap,
+    /// Where its log begins is not known yet: `offset` is a guess.
+    pub(super) unknown: bool,
     /// Set when committed records are gone: how many, where that can be known.
     pub(super) lost: Option<Loss>,
 }
@@ -88,23 +93,42 @@ pub(super) fn plan(
     let mut timeout = TIMEOUT;
     for (topic, partition) in assigned {
         let known = committed.get(&(topic.clone(), *partition));
-        let log = match (consumer.fetch_watermarks(topic, *partition, timeout), known) {
-            (Ok(bounds), _) => Some(bounds),
-            // One partition without a leader must not hold up the others, nor the whole group: it
-            // goes on where it was committed, and a loss is found when it can be read again.
-            (Err(error), Some(_)) => {
-                tracing::warn!(messaging.consumer.group.name = group,
-                    messaging.destination.name = topic,
-                    messaging.destination.partition.id = partition,
-                    %error, "partition cannot be reached, goes on where it was committed");
-                timeout = TIMEOUT_AGAIN;
-                None
-            }
-            (Err(error), None) => return Err(error.into()),
-        };
-        starts.push(start(topic, *partition, known, log));
+        let next = known.map_or(0, |(offset, _)| *offset);
+        let log = log(consumer, topic, *partition, next, timeout).inspect_err(|error| {
+            // One partition without a leader must not hold up the others, nor the whole group: where
+            // its log begins, and whether it has lost anything, is found when it can be read again.
+            tracing::warn!(messaging.consumer.group.name = group,
+                messaging.destination.name = topic,
+                messaging.destination.partition.id = partition,
+                %error, "partition cannot be reached, is read when it can");
+            timeout = TIMEOUT_AGAIN;
+        });
+        starts.push(start(topic, *partition, known, log.ok()));
     }
     Ok(starts)
+}
+
+/// What the log of a partition holds whose next offset should be `next`. Blocks.
+///
+/// # Errors
+/// When its broker does not answer within `timeout`.
+pub(super) fn log(
+    consumer: &GroupConsumer,
+    topic: &str,
+    partition: i32,
+    next: i64,
+    timeout: Duration,
+) -> KafkaResult<(i64, i64)> {
+    let mut found = consumer.fetch_watermarks(topic, partition, timeout)?;
+    for _ in 0..LOOKS {
+        if next <= found.1 {
+            break;
+        }
+        // A leader that has just become one may not know the log's end yet.
+        std::thread::sleep(LOOK_AGAIN);
+        found = consumer.fetch_watermarks(topic, partition, timeout)?;
+    }
+    Ok(found)
 }
 
 /// Decides for one partition, of which the log is known to hold `low..high`. Pure.
@@ -126,7 +150,8 @@ fn start(
         Some((_, high)) if committed > high => (low, OffsetMap::default(), Some(Loss::Recreated)),
         _ => (committed, completed, None),
     };
-    Start { topic: topic.to_owned(), partition, offset, frontier, completed, lost }
+    let unknown = log.is_none() && known.is_none();
+    Start { topic: topic.to_owned(), partition, offset, frontier, completed, lost, unknown }
 }
 
 /// For a group that has no commit anywhere, decides where it begins and commits that for every
@@ -232,7 +257,8 @@ mod tests {
     #[test]
     fn a_partition_that_cannot_be_reached_goes_on_where_it_was_committed() {
         let start = start("t", 0, Some(&(10, String::new())), None);
-        assert_eq!((start.offset, start.lost), (10, None));
+        assert_eq!((start.offset, start.lost, start.unknown), (10, None, false));
+        assert!(super::start("t", 0, None, None).unknown, "a new one, whose log begins somewhere");
     }
 
     #[test]

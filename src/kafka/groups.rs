@@ -44,19 +44,22 @@ pub(crate) fn orphans(
     Ok(Some(orphans))
 }
 
-/// Whether nobody in `group` uses another assignor of the classic protocol than ours. A member of the
-/// new protocol is let in beside such members, and would share the partitions with them. Blocks.
+/// Whether nobody in `group` uses another assignor of the classic protocol than ours; `None` while it
+/// rebalances. A member of the new protocol is let in beside such members, and would share the
+/// partitions with them. Blocks.
 ///
 /// # Errors
 /// As [`orphans`].
-pub(crate) fn is_ours(client: &GroupConsumer, group: &str) -> KafkaResult<bool> {
+pub(crate) fn is_ours(client: &GroupConsumer, group: &str) -> KafkaResult<Option<bool>> {
     let groups = client.fetch_group_list(Some(group), TIMEOUT_TO_JOIN)?;
-    let found = groups.groups().iter().find(|found| found.name() == group);
-    Ok(found.is_none_or(|found| match found.state() {
-        "Empty" | "Dead" => true,
-        "Stable" => found.protocol() == ASSIGNOR,
-        _ => false,
-    }))
+    let Some(found) = groups.groups().iter().find(|found| found.name() == group) else {
+        return Ok(Some(true));
+    };
+    Ok(match found.state() {
+        "Empty" | "Dead" => Some(true),
+        "Stable" => Some(found.protocol() == ASSIGNOR),
+        _ => None,
+    })
 }
 
 /// Reads an assignment as the consumer protocol of Kafka writes it: a version, and by topic the

@@ -38,6 +38,7 @@ async fn scene_with(change: impl FnOnce(&mut InngestConfig)) -> Scene {
     let mut config = InngestConfig::new(double.url(), SecretString::from(key));
     let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(10) };
     config.backoff = backoff;
+    config.settle = Duration::from_millis(10);
     change(&mut config);
     let breaker = Arc::new(Breaker::new("inngest", 3, backoff));
     let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a client");

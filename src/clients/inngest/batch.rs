@@ -106,6 +106,8 @@ pub(super) struct Batch {
     pub(super) accepted_before: Option<u64>,
     /// Whether some of it may have been taken, although no answer said so.
     maybe_taken: bool,
+    /// Whether it ever had no whole answer.
+    pub(super) met_silence: bool,
     /// Not to be sent before this.
     pub(super) due: Instant,
 }
@@ -152,6 +154,7 @@ impl Batch {
             strikes: 0,
             accepted_before: None,
             maybe_taken: false,
+            met_silence: false,
             // What waited longest goes first; a batch of nobody is never sent.
             due: due.unwrap_or_else(Instant::now),
         }
@@ -176,6 +179,7 @@ impl Batch {
     /// far.
     pub(super) fn failed(&mut self, says: Says, accepted: u64) {
         self.maybe_taken |= says != Says::Nothing;
+        self.met_silence |= says == Says::Silent;
         let others_passed = self.accepted_before.is_some_and(|before| accepted > before);
         let strikes = match says {
             Says::Nothing => return,

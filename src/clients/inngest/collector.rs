@@ -51,6 +51,7 @@ pub(super) struct Collector {
     max_wait: Duration,
     requests: usize,
     backoff: Backoff,
+    settle: Duration,
     /// Batches of which something was accepted.
     accepted: u64,
 }
@@ -75,6 +76,7 @@ impl Collector {
             max_wait: config.max_wait,
             requests: config.requests.max(1),
             backoff: config.backoff,
+            settle: config.settle,
             accepted: 0,
         }
     }
@@ -157,7 +159,12 @@ impl Collector {
                         error = message,
                         "a batch keeps failing: it is taken apart to find the event at fault"
                     );
-                    self.waiting.extend(batch.take_apart(message));
+                    let wait = if batch.met_silence { self.settle } else { Duration::ZERO };
+                    let apart = batch.take_apart(message).into_iter().map(|mut part| {
+                        part.due = part.due.max(Instant::now() + wait);
+                        part
+                    });
+                    self.waiting.extend(apart);
                     return;
                 }
                 // While the breaker is away it says when the next request goes out. A pause of its

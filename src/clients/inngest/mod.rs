@@ -10,7 +10,8 @@
 //! - After a partial 400 what was accepted is done, the event where it stopped is tried alone, and
 //!   the rest goes on.
 //! - A batch that keeps failing with answers, or in any way while others are accepted, is halved
-//!   until the caller at fault is alone; when others were accepted meanwhile, that caller gets an
+//!   until the caller at fault is alone, after a settle time where no answer came, since halves come
+//!   under other ids; when others were accepted meanwhile, that caller gets an
 //!   [`SendError::Outage`] to count.
 //!
 //! What the caller of a pending `send` should know: an outage is not an error but a longer wait.
@@ -66,6 +67,9 @@ pub struct InngestConfig {
     pub requests: usize,
     /// Pause before a request is repeated. Default 100 ms to 30 s.
     pub backoff: Backoff,
+    /// How long a batch that was answered by silence, and is taken apart, waits first: what of it was
+    /// taken all the same must have settled before it comes again under other ids. Default 30 s.
+    pub settle: Duration,
     /// Time-outs.
     pub http: HttpConfig,
 }
@@ -84,6 +88,7 @@ impl InngestConfig {
             max_event_bytes: 3 << 20,
             requests: 4,
             backoff: Backoff { base: Duration::from_millis(100), max: Duration::from_secs(30) },
+            settle: Duration::from_secs(30),
             http: HttpConfig::default(),
         }
     }
