@@ -283,6 +283,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_heartbeat_of_the_new_protocol_without_an_answer_is_noted() {
+        let (context, signals) = Context::new("g");
+        let told = |request: &str| {
+            let text = format!(
+                "[thrd:GroupCoordinator]: GroupCoordinator/3: Timed out {request} in flight (after 1000ms, timeout #0)"
+            );
+            context.log(RDKafkaLogLevel::Warning, "REQTMOUT", &text);
+            signals.unheard.lock().expect("not poisoned").is_some()
+        };
+        assert!(!told("FetchRequest"));
+        assert!(told("ConsumerGroupHeartbeatRequest"));
+    }
+
+    #[test]
     fn statistics_tell_the_lag_what_is_not_fetched_and_whether_a_broker_is_there() {
         let statistics: Statistics = serde_json::from_str(
             r#"{"brokers": {"b:1/1": {"state": "UP", "tx": 5}, "b:2/2": {"state": "DOWN"}},
