@@ -137,6 +137,8 @@ fn a_partition_may_move_while_a_broker_is_away() {
     assert_eq!(broken(&history), []);
     *history.arrivals.last_mut().expect("the repeat") = repeat("1.1");
     assert_eq!(broken(&history), [Promise::NothingTwice], "it did not move");
+    *history.arrivals.last_mut().expect("the repeat") = event(AWARD, 1_600, "1.1");
+    assert_eq!(broken(&history), [], "it was lost and came back");
 }
 
 #[test]

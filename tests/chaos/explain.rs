@@ -15,6 +15,9 @@ use crate::history::{Arrival, Consumer, Disturbance, Harm, History, Kind, Writte
 /// What the evaluation of a member may end with.
 const APPLY: &str = "apply_tier_upgrade:";
 
+/// How soon a member that lost its partitions can have them back, at least.
+const REJOIN: Duration = Duration::from_millis(500);
+
 /// Why something came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Why {
@@ -217,11 +220,13 @@ impl<'a> Explainer<'a> {
     fn moved(&self, at: Duration, until: Duration, first: &Arrival, again: &Arrival) -> bool {
         let Bounds { session, drain, near, .. } = self.bounds;
         let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
-        // While a broker is away the group may take a member for gone, and hear of one late.
-        let unheard = first.by != again.by
-            && self.of(&[Harm::Broker], until).any(|found| at <= found.to + *near);
         let moved = self.of(&moves, until).any(|found| at <= found.to + *session + *drain + *near);
-        self.returned(first, again) && (moved || unheard)
+        // While a broker is away the group may take a member for gone, and hear of one late. What a
+        // member loses so is not drained, and comes back to it as soon as it has joined again.
+        let apart = again.begun.abs_diff(first.begun);
+        let unheard = (first.by != again.by || apart >= REJOIN)
+            && self.of(&[Harm::Broker], until).any(|found| at <= found.to + *near);
+        (moved && self.returned(first, again)) || unheard
     }
 
     /// Whether a partition can have moved between the two: to another member, or back to the same
