@@ -5,10 +5,9 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use smallvec::SmallVec;
 
 use super::retry::Failure;
-use super::work::{Cx, Memo};
+use super::work::{Cx, Memo, Memos};
 use crate::dedup::Reply;
 
 /// How soon to look again at a claim that another record holds.
@@ -143,7 +142,7 @@ impl Cx {
         }
     }
 
-    fn memo(&self) -> MutexGuard<'_, SmallVec<[(String, Memo); 1]>> {
+    fn memo(&self) -> MutexGuard<'_, Memos> {
         self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -158,20 +158,19 @@ impl Partition {
     }
 
     /// Whether nobody has fetched it for a while, by statistics number `number`: it was assigned
-    /// before the first that says so, and nothing has come since.
+    /// before the first that says so, and nothing has come since. Says so again only after as many.
     pub(crate) fn stands_still(&mut self, number: u64, stopped: bool) -> bool {
         let next = self.next_offset();
         match self.stopped {
             _ if !stopped => self.stopped = None,
-            Some((since, then)) if then == next => return number >= since + STOPPED_FOR,
+            Some((since, then)) if then == next && number >= since + STOPPED_FOR => {
+                self.stopped = None;
+                return true;
+            }
+            Some((_, then)) if then == next => {}
             _ => self.stopped = Some((number, next)),
         }
         false
-    }
-
-    /// Another look is wanted after as many statistics.
-    pub(crate) fn looked_after(&mut self) {
-        self.stopped = None;
     }
 
     /// The offset after the last delivered one.

@@ -107,7 +107,6 @@ impl<C: Consumer> Session<'_, C> {
             if !partition.stands_still(readings.number, stopped) {
                 continue;
             }
-            partition.looked_after();
             let (topic, number) = (Arc::clone(&partition.topic), partition.number);
             let (client, next) = (Arc::clone(&self.client), partition.next_offset());
             let look =

@@ -141,7 +141,7 @@ pub fn route(
         _ => None,
     };
     let after = match standing(table, row)? {
-        // What counted is taken back, even if it was said meanwhile that it earns nothing.
+        // What counted is taken back, even if the same change says that it earns nothing.
         Standing::Neither if before == Some(Standing::Counts) && is_reversed(table, row)? => {
             Standing::Reversed
         }
