@@ -11,6 +11,8 @@ use metrics::histogram;
 pub const RECORDS: &str = "crm_records_total";
 /// Skipped records by consumer and reason.
 pub const SKIPPED: &str = "crm_records_skipped_total";
+/// Changes that are unusual and handled all the same, by consumer, topic and remark.
+pub const REMARKS: &str = "crm_remarks_total";
 /// Dead letters by consumer, topic and kind of error.
 pub const DEAD_LETTERS: &str = "crm_dead_letters_total";
 /// Pauses before another attempt, and mere waits, by consumer and reason.
@@ -42,9 +44,10 @@ pub const PIPELINE: &str = "crm_claims_pipeline_operations";
 pub const UNKNOWN_ZONES: &str = "crm_unknown_time_zones_total";
 
 /// Every metric with its description, in the order of the documentation.
-pub const ALL: [(&str, &str); 16] = [
+pub const ALL: [(&str, &str); 17] = [
     (RECORDS, "Records by consumer, topic and outcome."),
     (SKIPPED, "Skipped records by consumer and reason."),
+    (REMARKS, "Unusual changes, handled all the same, by consumer, topic and remark."),
     (DEAD_LETTERS, "Records set aside, by consumer, topic and kind of error."),
     (RETRIES, "Pauses before another attempt and mere waits, by consumer and reason."),
     (LOST, "Records that were gone before they were read."),

@@ -12,7 +12,10 @@ use super::error::{DecodeError, Part};
 use super::row::{Columns, Row, string};
 use super::schema::{Schema, Types};
 use super::text::Text;
-use super::{Change, Decoded, Nothing, Op, Options, Position, Record, SourceId, position, wire};
+use super::{
+    Change, Decoded, Nothing, Op, Options, Position, Record, Remark, Remarks, SourceId, position,
+    wire,
+};
 
 /// All that Debezium puts beside the rows of an envelope.
 const ENVELOPE: &[&str] =
@@ -305,6 +308,10 @@ impl<'a> Parts<'_, 'a> {
                 place: "commit time",
                 expected: "told by source.ts_ms, __ts_ms or the record's timestamp",
             })?;
+        let remarks = Remarks::default();
+        if key_change {
+            remarks.add(Remark::KeyChange);
+        }
         let position = source.position()?;
         let snapshot = op == Op::Read || source.is_snapshot();
         let text = |text: Option<Text<'a>>| text.map_or(Cow::Borrowed(""), |text| text.0);
@@ -341,6 +348,8 @@ impl<'a> Parts<'_, 'a> {
             position,
             commit_time,
             key_change,
+            maybe_snapshot: false,
+            remarks,
             source: SourceId {
                 name: text(source.name),
                 db: text(source.db),

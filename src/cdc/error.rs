@@ -89,6 +89,16 @@ pub enum DecodeError {
     /// A delete without `before` whose key cannot be read names no row.
     #[error("key of a delete cannot be read, so the deleted row is not known: {0}")]
     DeleteWithoutKey(Box<DecodeError>),
+    /// The row does not have a column that a rule needs. That is not NULL.
+    #[error(
+        "column {table}.{column} is not there: check the connector's column filters and the table's migrations"
+    )]
+    MissingColumn {
+        /// Table, as far as it is known.
+        table: String,
+        /// Column name.
+        column: String,
+    },
     /// A column holds something that its type does not allow.
     #[error("column {table}.{column} is not {expected}")]
     Column {
@@ -120,6 +130,7 @@ impl DecodeError {
             Self::UnknownOp => "unknown_op",
             Self::Malformed { .. } => "malformed",
             Self::DeleteWithoutKey(_) => "delete_without_key",
+            Self::MissingColumn { .. } => "missing_column",
             Self::Column { .. } => "column",
             Self::Command { .. } => "command",
         }

@@ -19,6 +19,7 @@ mod decimal;
 mod envelope;
 mod error;
 mod position;
+mod remark;
 mod render;
 mod row;
 mod schema;
@@ -29,7 +30,8 @@ mod wire;
 pub use envelope::{decode, decode_key};
 pub use error::DecodeError;
 pub use position::Position;
-pub use row::{Field, Row};
+pub use remark::{Remark, Remarks};
+pub use row::{Field, Row, word};
 pub use wire::command;
 
 /// One record as Kafka delivered it.
@@ -147,6 +149,9 @@ pub struct Change<'a> {
     pub table: Cow<'a, str>,
     /// The row was read by a snapshot (also an incremental one), not captured from the log.
     pub snapshot: bool,
+    /// It may have been read by a snapshot: a flattened row that tells neither its operation nor
+    /// whether it was. `op` is then an update, and `SNAPSHOT_POLICY` applies to it all the same.
+    pub maybe_snapshot: bool,
     /// The columns of the record's key. Where it has none that can be read, the primary key's columns
     /// of the row; empty when the table is not known either.
     pub key: Row<'a>,
@@ -167,6 +172,15 @@ pub struct Change<'a> {
     /// One half of a change of the primary key (delete of the old, creation of the new): neither a
     /// deletion nor a new row.
     pub key_change: bool,
+    /// What is unusual about it, for counting and warning.
+    pub remarks: Remarks,
+}
+
+impl Change<'_> {
+    /// Notes something unusual, which does not keep it from being handled.
+    pub fn remark(&self, remark: Remark) {
+        self.remarks.add(remark);
+    }
 }
 
 /// The database and table that a change was read from. Parts that the record does not name are empty.

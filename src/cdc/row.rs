@@ -141,6 +141,29 @@ impl<'a> Row<'a> {
         })
     }
 
+    /// As [`Row::text`], of a column that a rule cannot do without: one that is not there is not NULL
+    /// (contract section 2).
+    ///
+    /// # Errors
+    /// As [`Row::text`]; or the row does not have the column.
+    pub fn needed(&self, column: &str) -> Result<Field<Cow<'a, str>>, DecodeError> {
+        match self.text(column)? {
+            Field::Missing => Err(DecodeError::MissingColumn {
+                table: identifier(self.types.table_name()),
+                column: identifier(column),
+            }),
+            field => Ok(field),
+        }
+    }
+
+    /// A word of a fixed vocabulary, such as a status: compared without case and surrounding space.
+    ///
+    /// # Errors
+    /// As [`Row::text`].
+    pub fn word(&self, column: &str) -> Result<Field<Cow<'a, str>>, DecodeError> {
+        Ok(self.text(column)?.map(word))
+    }
+
     /// The text of a column that holds one and is not empty.
     ///
     /// # Errors
@@ -234,6 +257,13 @@ impl<'a> Row<'a> {
             expected,
         }
     }
+}
+
+/// A word without surrounding space and in lower case; borrowed where it is so already.
+#[must_use]
+pub fn word(text: Cow<'_, str>) -> Cow<'_, str> {
+    let plain = text.trim().len() == text.len() && !text.bytes().any(|b| b.is_ascii_uppercase());
+    if plain && text.is_ascii() { text } else { Cow::Owned(text.trim().to_lowercase()) }
 }
 
 /// A name that the record chose, as part of a message: one line, no longer than PostgreSQL's are.

@@ -163,7 +163,7 @@ impl Observer for Watch {
             Observed::Lost { topic, partition, .. } => {
                 Told::Note(format!("{consumer}: records lost in {topic} {partition}"))
             }
-            Observed::Rebalanced { .. } => return,
+            Observed::Rebalanced { .. } | Observed::Remarked { .. } => return,
         };
         // Nobody may be listening any more.
         drop(self.told.send(told));

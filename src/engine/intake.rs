@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::Consumer;
 use super::frontier::Stamp;
 use super::lanes::LaneId;
-use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record};
+use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record, Remarks};
 
 /// What a consumer wants done about a record.
 #[derive(Debug)]
@@ -65,13 +65,21 @@ pub struct Intake<W> {
     pub committed_at: Option<Timestamp>,
     /// Read by a snapshot.
     pub snapshot: bool,
+    /// What is unusual about it.
+    pub remarks: Remarks,
     /// What to do.
     pub route: Result<Route<W>, DecodeError>,
 }
 
 impl<W> Intake<W> {
     fn plain(route: Result<Route<W>, DecodeError>) -> Self {
-        Self { stamp: None, committed_at: None, snapshot: false, route }
+        Self {
+            stamp: None,
+            committed_at: None,
+            snapshot: false,
+            remarks: Remarks::default(),
+            route,
+        }
     }
 }
 
@@ -88,12 +96,16 @@ pub fn intake<C: Consumer>(
     match cdc::decode(record, options) {
         Err(error) => Intake::plain(Err(error)),
         Ok(Decoded::Nothing(nothing)) => Intake::plain(Ok(Route::Skip(nothing.as_str()))),
-        Ok(Decoded::Change(change)) => Intake {
-            stamp: stamp(&change, record.key),
-            committed_at: Some(change.commit_time),
-            snapshot: change.snapshot,
-            route: route(consumer, &change, now),
-        },
+        Ok(Decoded::Change(change)) => {
+            let route = route(consumer, &change, now);
+            Intake {
+                stamp: stamp(&change, record.key),
+                committed_at: Some(change.commit_time),
+                snapshot: change.snapshot || change.maybe_snapshot,
+                remarks: change.remarks,
+                route,
+            }
+        }
     }
 }
 

@@ -44,7 +44,7 @@ pub use self::once::Once;
 pub use self::parts::{Engine, EngineError, Settings};
 pub use self::retry::Failure;
 pub use self::work::{Cx, Origin};
-use crate::cdc::{Change, DecodeError, Record};
+use crate::cdc::{Change, DecodeError, Record, Remark};
 use crate::engine::permits::Limits;
 
 /// Skip reason of snapshot rows that `SNAPSHOT_POLICY` leaves out (contract section 2).
@@ -179,6 +179,13 @@ pub enum Observed<'a> {
         partition: i32,
         /// How many; unknown where the topic was made anew.
         records: Option<i64>,
+    },
+    /// Something is unusual about a change, which is handled all the same.
+    Remarked {
+        /// Topic.
+        topic: &'a Arc<str>,
+        /// What.
+        remark: Remark,
     },
     /// Partitions came or went.
     Rebalanced {

@@ -15,7 +15,7 @@ use super::topics::Unreadable;
 use super::vitals::{PartitionVitals, Vitals};
 use super::work::Waits;
 use super::{Consumer, Observed};
-use crate::cdc::Record;
+use crate::cdc::Remarks;
 use crate::kafka::Signals;
 use crate::outage::Breaker;
 
@@ -91,16 +91,25 @@ impl<C: Consumer> Session<'_, C> {
         self.snapshot.last = Some(Instant::now());
     }
 
-    /// Says once that a primary key has changed, which ledgers do not do; the rest is counted.
-    pub(super) fn warn_of_key_change(&mut self, record: &Record<'_>) {
-        if std::mem::replace(&mut self.key_change_met, true) {
-            return;
+    /// Counts what is unusual about a change, and warns of it once a topic.
+    pub(super) fn note(
+        &mut self,
+        remarks: &Remarks,
+        topic: &Arc<str>,
+        partition: i32,
+        offset: i64,
+    ) {
+        for remark in remarks.iter() {
+            let observed = Observed::Remarked { topic, remark };
+            self.engine.observer.observe(self.engine.consumer.name(), &observed);
+            if self.warned_of.insert((Arc::clone(topic), remark)) {
+                tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+                    messaging.destination.name = %topic,
+                    messaging.destination.partition.id = partition,
+                    messaging.kafka.offset = offset, remark = remark.as_str(),
+                    "{}; more of them are only counted", remark.advice());
+            }
         }
-        tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
-            messaging.destination.name = record.topic,
-            messaging.destination.partition.id = record.partition,
-            messaging.kafka.offset = record.offset,
-            "a primary key was changed: nothing is awarded or cancelled for it; more of them are only counted");
     }
 
     /// Says once, at the end of a snapshot, how many of its rows were skipped.

@@ -6,7 +6,7 @@
 //! Backpressure is a pause of partitions, never of polling. Work runs in tasks of its own, and
 //! nothing here blocks: what must block (reading committed offsets) runs on a blocking thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
 use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits, coalesce};
 use super::{Consumer, Outcome};
-use crate::cdc::{Header, Record};
+use crate::cdc::{Header, Record, Remark};
 use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
 
 /// Bytes that a record takes besides its own while it is held: its job, lane and task.
@@ -79,8 +79,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) snapshot: SnapshotCount,
     /// When this member last joined anew, to hear what it had missed.
     pub(super) joined_anew: Option<Instant>,
-    /// A changed primary key was met.
-    pub(super) key_change_met: bool,
+    /// What was warned of, by topic.
+    pub(super) warned_of: HashSet<(Arc<str>, Remark)>,
     /// Why the group does not take this member in, and what to do.
     pub(super) refused: Option<&'static str>,
     /// A topic may not be read, and whether that is still so is looked at now and then.
@@ -126,7 +126,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             commit_at: now,
             snapshot: SnapshotCount::default(),
             joined_anew: None,
-            key_change_met: false,
+            warned_of: HashSet::new(),
             refused: None,
             unreadable: None,
         }
@@ -235,7 +235,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         };
         let consumer = &*self.engine.consumer;
         let decode = &self.engine.settings.decode;
-        let Intake { stamp, committed_at, snapshot, route } =
+        let Intake { stamp, committed_at, snapshot, remarks, route } =
             intake(consumer, &record, decode, Timestamp::now());
 
         let bytes = kafka::size(message) + BOOKKEEPING;
@@ -249,9 +249,13 @@ impl<'a, C: Consumer> Session<'a, C> {
             return;
         }
         let load = partition.load();
+        let topic = Arc::clone(&partition.topic);
         let replayed = stamp.is_some_and(|stamp| partition.is_replay(&stamp));
         self.total.records += 1;
         self.total.bytes += bytes;
+        if !remarks.is_empty() {
+            self.note(&remarks, &topic, number, offset);
+        }
         if !self.backpressure.admits(self.total, load, count) {
             self.polling = false;
         }
@@ -259,9 +263,6 @@ impl<'a, C: Consumer> Session<'a, C> {
             Ok(Route::Skip(reason)) => {
                 if snapshot {
                     self.count_snapshot(reason);
-                }
-                if reason == super::KEY_CHANGE {
-                    self.warn_of_key_change(&record);
                 }
                 return self.complete(&ticket, Outcome::Skipped(reason));
             }

@@ -160,6 +160,11 @@ impl Observer for Recorder {
                 let topic = (*topic).to_owned();
                 counter!(LOST, "consumer" => consumer, "topic" => topic).increment(lost);
             }
+            Observed::Remarked { topic, remark } => {
+                let (topic, remark) = (topic.to_string(), remark.as_str());
+                counter!(REMARKS, "consumer" => consumer, "topic" => topic, "remark" => remark)
+                    .increment(1);
+            }
             Observed::Rebalanced { assigned, revoked } => {
                 for (direction, partitions) in [("assigned", assigned), ("revoked", revoked)] {
                     if *partitions > 0 {

@@ -228,6 +228,7 @@ impl Observer for Watch {
                 seen.assigned += assigned;
                 seen.revoked += revoked;
             }
+            Observed::Remarked { .. } => {}
         });
     }
 }
