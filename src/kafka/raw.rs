@@ -1,6 +1,6 @@
 //! What others have written as bytes and the Kafka binding takes for text: it panics where a
-//! header's name or a commit's metadata is not UTF-8, which brokers do not look at. Here both are
-//! read, and headers written, as the bytes that they are.
+//! header's name is not UTF-8, which no broker looks at, or a commit's metadata, which not every
+//! broker does. Here both are read, and headers written, as the bytes that they are.
 
 use std::ffi::CStr;
 use std::{ptr, slice};
