@@ -194,7 +194,9 @@ impl Missions {
             ("condition_type", &*event_type),
             ("select", "mission_id"),
         ];
-        let rows: Vec<Condition> = self.calls.look_up(cx, CONDITIONS, &query).await?;
+        // A part of them would be cached for everybody.
+        let rows: Vec<Condition> =
+            self.calls.look_up_all(cx, CONDITIONS, &query, "mission_id").await?;
         let missions = distinct(rows.into_iter().map(|row| row.mission_id).collect());
         let mut members: Vec<&str> = missions.iter().map(String::as_str).collect();
         if members.is_empty() {
