@@ -386,7 +386,7 @@ impl Rule {
                 })
             }
             Self::Time(column) => {
-                if row.field(column) == Field::Missing {
+                if row.raw(column).is_none() {
                     row.needed(column)?;
                 }
                 if !row.field(column).is_value() {
@@ -416,7 +416,7 @@ fn check(table: &str, change: &Change<'_>, row: &Row<'_>) -> Result<(), DecodeEr
         }
         "form_submissions" => row.needed("status").map(|_| ()),
         "wallet_ledger" => {
-            if [TRANSACTION_TYPE, CURRENCY].iter().any(|it| row.field(it) == Field::Missing) {
+            if [TRANSACTION_TYPE, CURRENCY].iter().any(|it| row.raw(it).is_none()) {
                 change.remark(Remark::NoTransactionType);
             }
             Ok(())

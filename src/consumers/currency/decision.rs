@@ -120,7 +120,7 @@ impl Decision {
         amount: Option<&BigDecimal>,
         original: Option<&BigDecimal>,
     ) -> Result<Share, NoPercentage> {
-        let first = self.amount.as_ref().and_then(|amount| amount.parse().ok());
+        let first = self.amount.as_deref().and_then(number);
         let original = first.as_ref().or(original);
         refund_percentage(amount, original)?;
         let (Some(amount), Some(original)) = (amount, original) else {
@@ -138,7 +138,7 @@ impl Decision {
     /// What the whole takes: what is left.
     #[must_use]
     pub fn rest(&self) -> Share {
-        let amount = self.amount.as_ref().and_then(|amount| amount.parse().ok());
+        let amount = self.amount.as_deref().and_then(number);
         let used_up = amount.is_some_and(|amount| self.amount_left(&amount).is_zero());
         let left = if used_up { BigDecimal::zero() } else { self.percent_left() };
         Share { percent: written(&left), ..Share::default() }
@@ -157,16 +157,20 @@ impl Decision {
     }
 
     fn amount_left(&self, original: &BigDecimal) -> BigDecimal {
-        let taken = self.debits.values().filter_map(|share| share.amount.parse().ok());
-        let left = original - taken.sum::<BigDecimal>();
+        let taken: BigDecimal = self.debits.values().filter_map(|share| number(&share.amount)).sum();
+        let left = original - taken;
         if left.is_negative() { BigDecimal::zero() } else { left }
     }
 
     fn percent_left(&self) -> BigDecimal {
-        let taken = self.debits.values().filter_map(|share| share.percent.parse().ok());
-        let left = BigDecimal::from(100) - taken.sum::<BigDecimal>();
+        let taken: BigDecimal = self.debits.values().filter_map(|share| number(&share.percent)).sum();
+        let left = BigDecimal::from(100) - taken;
         if left.is_negative() { BigDecimal::zero() } else { left }
     }
+}
+
+fn number(text: &str) -> Option<BigDecimal> {
+    text.parse().ok()
 }
 
 fn written(percent: &BigDecimal) -> String {

@@ -255,8 +255,7 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>,
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.and_then(|text| {
         let zoned = text.parse().ok();
-        let plain = || text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok();
-        zoned.or_else(|| plain().map(|time| time.timestamp()))
+        zoned.or_else(|| TimeZone::UTC.to_timestamp(text.parse::<DateTime>().ok()?).ok())
     }))
 }
 

@@ -15,7 +15,7 @@ use super::{CANCELLED, Currency, NOTHING, REVERSE};
 use crate::clients::inngest::Events;
 use crate::consumers::award_time;
 use crate::consumers::call::{outcome, settled, unwritable};
-use crate::dedup::{Moment, TakenBack};
+use crate::dedup::TakenBack;
 use crate::engine::{Accepted, Cx, Failure, Known, Locked, Once, Outcome};
 
 /// How soon to look again for an award that is not known (yet).

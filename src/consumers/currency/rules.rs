@@ -284,7 +284,7 @@ fn check(
     }
     if table.kind == PURCHASE {
         words::remark_purchase(change, row)?;
-        if row.field("earn_currency") == Field::Missing {
+        if row.raw("earn_currency").is_none() {
             change.remark(Remark::NoEarnCurrency);
         }
     }
