@@ -13,7 +13,7 @@ use super::owner::{owner, was_anonymous};
 use super::remembered::Remembered;
 use super::snapshot;
 use super::words::{self, is};
-use crate::cdc::{Change, DecodeError, Field, Remark, Row};
+use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::clients::inngest::Events;
 use crate::clients::redis::Cache;
 use crate::config::Snapshot;
@@ -396,7 +396,8 @@ impl Rule {
                     Field::Value(_) => Verdict::Before,
                     Field::Null => Verdict::Turned,
                     Field::Missing | Field::Unavailable
-                        if snapshot::tells_turn(policy, change, row, column)? =>
+                        if change.op == Op::Create
+                            || snapshot::was_recent(row, column, change.commit_time)? =>
                     {
                         Verdict::Turned
                     }

@@ -53,11 +53,7 @@ pub fn was_young(row: &Row<'_>, committed: Timestamp) -> Result<bool, DecodeErro
 ///
 /// # Errors
 /// When the column cannot be decoded.
-pub fn was_recent(
-    row: &Row<'_>,
-    column: &str,
-    committed: Timestamp,
-) -> Result<bool, DecodeError> {
+pub fn was_recent(row: &Row<'_>, column: &str, committed: Timestamp) -> Result<bool, DecodeError> {
     let time = row.timestamp(column)?.value();
     Ok(time.is_some_and(|time| younger(time, committed, YOUNG)))
 }

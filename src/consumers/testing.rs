@@ -49,8 +49,7 @@ impl Bench {
         let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a usable address");
         let store = Arc::new(MemoryStore::new(WINDOW));
         let redis = breakers.get("redis");
-        let claims =
-            Claims::start(Arc::clone(&store), redis, OnOutage::Wait, WINDOW, WINDOW);
+        let claims = Claims::start(Arc::clone(&store), redis, OnOutage::Wait, WINDOW, WINDOW);
         Self { double, calls, sender: Sender::new(inngest, breaker), claims, store }
     }
 

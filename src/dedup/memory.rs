@@ -18,15 +18,8 @@ pub struct MemoryStore {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Claimed(Arc<str>),
-    Done {
-        accepted_ms: i64,
-        due_ms: i64,
-    },
-    TakenBack {
-        accepted_ms: Option<i64>,
-        due_ms: i64,
-        by: TakenBack,
-    },
+    Done { accepted_ms: i64, due_ms: i64 },
+    TakenBack { accepted_ms: Option<i64>, due_ms: i64, by: TakenBack },
     Text(String),
     Acquired { holder: Arc<str>, accepted_ms: i64 },
     Free { accepted_ms: i64 },

@@ -429,7 +429,10 @@ mod tests {
         let claims = claims(Away, OnOutage::Proceed);
         assert_eq!(claims.read("award".into()).await, None);
         claims.confirm("award".into(), 1_000, 0).await.expect("goes on");
-        assert_eq!(claims.read("award".into()).await, Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 }));
+        assert_eq!(
+            claims.read("award".into()).await,
+            Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 })
+        );
     }
 
     #[test]

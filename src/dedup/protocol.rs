@@ -102,7 +102,9 @@ pub enum Op {
 }
 
 /// When a change was committed. The log position tells changes of one transaction apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct Moment {
     /// Commit time in milliseconds since 1970.
     pub commit_ms: i64,

@@ -99,7 +99,8 @@ impl Decision {
 
     /// Keeps what was decided about a debit.
     pub fn set_debit(&mut self, id: &str, share: Share) {
-        let awards = if self.earlier.contains_key(id) { &mut self.earlier } else { &mut self.debits };
+        let awards =
+            if self.earlier.contains_key(id) { &mut self.earlier } else { &mut self.debits };
         awards.insert(id.to_owned(), share);
     }
 
@@ -148,22 +149,20 @@ impl Decision {
     pub fn begin(&mut self, again: String) {
         let mut earlier = std::mem::take(&mut self.earlier);
         earlier.append(&mut self.debits);
-        *self = Self {
-            again: Some(again),
-            earlier,
-            reversed_ms: self.reversed_ms,
-            ..Self::default()
-        };
+        *self =
+            Self { again: Some(again), earlier, reversed_ms: self.reversed_ms, ..Self::default() };
     }
 
     fn amount_left(&self, original: &BigDecimal) -> BigDecimal {
-        let taken: BigDecimal = self.debits.values().filter_map(|share| number(&share.amount)).sum();
+        let taken: BigDecimal =
+            self.debits.values().filter_map(|share| number(&share.amount)).sum();
         let left = original - taken;
         if left.is_negative() { BigDecimal::zero() } else { left }
     }
 
     fn percent_left(&self) -> BigDecimal {
-        let taken: BigDecimal = self.debits.values().filter_map(|share| number(&share.percent)).sum();
+        let taken: BigDecimal =
+            self.debits.values().filter_map(|share| number(&share.percent)).sum();
         let left = BigDecimal::from(100) - taken;
         if left.is_negative() { BigDecimal::zero() } else { left }
     }
@@ -262,8 +261,10 @@ mod tests {
         assert_eq!(decision.rest().percent, "100");
         assert_eq!(decision.debit("0").expect("known").percent, "25", "and stays known");
         assert!(decision.whole.is_none());
-        assert_eq!(named("award", "purchase", "p", decision.again.as_deref()),
-            "award:purchase:p:again:77");
+        assert_eq!(
+            named("award", "purchase", "p", decision.again.as_deref()),
+            "award:purchase:p:again:77"
+        );
         let read = Decision::read(&decision.written()).expect("what was written");
         assert_eq!(read, decision);
     }

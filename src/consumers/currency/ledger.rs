@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use bigdecimal::BigDecimal;
+use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -17,7 +17,8 @@ use crate::engine::{Cx, Failure};
 
 const PURCHASES: &str = "purchase_ledger";
 const WALLET: &str = "wallet_ledger";
-const COLUMNS: &str = "id,user_id,status,record_type,earn_currency,final_amount,created_at,updated_at";
+const COLUMNS: &str =
+    "id,user_id,status,record_type,earn_currency,final_amount,created_at,updated_at";
 
 /// A row of `purchase_ledger`.
 #[derive(Debug, Clone, Deserialize)]

@@ -294,12 +294,7 @@ fn check(
 /// Statuses of a row that has not counted yet.
 const OPEN: [&str; 2] = ["pending", "processing"];
 
-fn refund(
-    row: &Row<'_>,
-    source: Source,
-    at: Moment,
-    turn: Turn,
-) -> Result<Refund, DecodeError> {
+fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refund, DecodeError> {
     let purchase = source.kind == PURCHASE;
     let (mut number, mut amount, mut updated_at) = (None, None, None);
     if purchase {

@@ -67,8 +67,11 @@ impl Scene {
             "status": "completed", "record_type": "credit", "earn_currency": true,
             "final_amount": "100.00", "created_at": ago(60), "updated_at": ago(60)});
         if id != "p" {
-            extend(&mut row, json!({"record_type": "debit", "external_ref": "N",
-                "created_at": ago(30), "updated_at": ago(30)}));
+            extend(
+                &mut row,
+                json!({"record_type": "debit", "external_ref": "N",
+                "created_at": ago(30), "updated_at": ago(30)}),
+            );
         }
         extend(&mut row, changes);
         let mut ledger = self.ledger.lock().expect("not poisoned");
@@ -302,8 +305,11 @@ async fn an_original_that_is_pending_missing_or_one_of_two_is_not_guessed() {
     scene.row("p", json!({"transaction_number": "other"}));
     assert_eq!(kind(scene.handle(&debit).await), "original_not_found");
     scene.row("p", json!({"created_at": "2026-01-01T00:00:00Z"}));
-    scene.row("q", json!({"record_type": "credit", "transaction_number": "N",
-        "created_at": "2026-01-01T00:00:00Z"}));
+    scene.row(
+        "q",
+        json!({"record_type": "credit", "transaction_number": "N",
+        "created_at": "2026-01-01T00:00:00Z"}),
+    );
     assert_eq!(kind(scene.handle(&debit).await), "original_ambiguous");
     assert_eq!(scene.sent(), []);
 }

@@ -128,7 +128,7 @@ impl Consumer for Scripted {
         let sent = || async { (self.script)(call).await.map(|_| Some(Timestamp::now())) };
         Ok(match cx.once(&work.value, sent).await? {
             Once::Ran(_) => Outcome::Sent,
-            Once::Duplicate => Outcome::Duplicate,
+            Once::Duplicate | Once::TakenBack(_) => Outcome::Duplicate,
         })
     }
 }

@@ -13,12 +13,7 @@ fn routed(op: &str, before: Value, after: Value) -> Result<Work, &'static str> {
     routed_in("purchase_ledger", op, before, after)
 }
 
-fn routed_in(
-    table: &str,
-    op: &str,
-    before: Value,
-    after: Value,
-) -> Result<Work, &'static str> {
+fn routed_in(table: &str, op: &str, before: Value, after: Value) -> Result<Work, &'static str> {
     let now = Timestamp::now();
     let envelope = json!({"op": op, "before": before, "after": after,
         "ts_ms": now.as_millisecond(), "source": {"ts_ms": now.as_millisecond()}});
@@ -113,8 +108,11 @@ fn a_purchase_of_less_than_nothing_is_no_purchase() {
 }
 
 fn debit(status: &str, changes: Value) -> Value {
-    let mut row = purchase(status, json!({"record_type": "debit", "final_amount": "-25.00",
-        "external_ref": "N-1"}));
+    let mut row = purchase(
+        status,
+        json!({"record_type": "debit", "final_amount": "-25.00",
+        "external_ref": "N-1"}),
+    );
     row.as_object_mut().expect("an object").extend(changes.as_object().expect("one").clone());
     row
 }
@@ -127,7 +125,10 @@ fn a_debit_takes_back_once_it_is_neither_pending_nor_cancelled() {
     };
     let number = Some("N-1".to_owned());
     for status in ["completed", "refunded", "processing"] {
-        assert_eq!(debits(routed("c", Value::Null, debit(status, json!({})))), Ok((number.clone(), false)));
+        assert_eq!(
+            debits(routed("c", Value::Null, debit(status, json!({})))),
+            Ok((number.clone(), false))
+        );
     }
     for status in ["pending", "Cancelled"] {
         let after = debit(status, json!({}));
@@ -231,9 +232,9 @@ fn words_that_no_rule_knows_and_columns_that_are_not_there_are_remarked() {
     let odd = json!({"record_type": "reverse"});
     assert_eq!(remarks(purchase("completed", odd)), [Remark::UnknownRecordType]);
     let mut bare = purchase("completed", json!({}));
-    bare.as_object_mut().expect("an object").retain(|column, _| {
-        column != "record_type" && column != "earn_currency"
-    });
+    bare.as_object_mut()
+        .expect("an object")
+        .retain(|column, _| column != "record_type" && column != "earn_currency");
     assert_eq!(remarks(bare), [Remark::NoRecordType, Remark::NoEarnCurrency]);
 }
 
