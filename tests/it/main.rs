@@ -4,6 +4,7 @@
 mod all_five;
 mod claims;
 mod consumers;
+mod decimals;
 mod decode_fixtures;
 mod decode_mutations;
 mod decode_recordings;
