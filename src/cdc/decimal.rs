@@ -116,8 +116,14 @@ fn look(text: &str) -> Look {
     }
 }
 
+/// By its name in SQL; Debezium's string mode has names of its own.
 fn not_finite(text: &str) -> Option<&'static str> {
-    ["NaN", "Infinity", "-Infinity"].into_iter().find(|value| *value == text)
+    match text {
+        "NaN" | "NAN" => Some("NaN"),
+        "Infinity" | "POSITIVE_INFINITY" => Some("Infinity"),
+        "-Infinity" | "NEGATIVE_INFINITY" => Some("-Infinity"),
+        _ => None,
+    }
 }
 
 /// How a row's numerics are written, as far as this one of them tells. Text that could be either does
@@ -253,8 +259,15 @@ mod tests {
 
     #[test]
     fn values_that_are_not_finite_are_told_from_what_is_no_number() {
-        for value in ["NaN", "Infinity", "-Infinity"] {
-            let json = json!(value).to_string();
+        for (text, value) in [
+            ("NaN", "NaN"),
+            ("Infinity", "Infinity"),
+            ("-Infinity", "-Infinity"),
+            ("NAN", "NaN"),
+            ("POSITIVE_INFINITY", "Infinity"),
+            ("NEGATIVE_INFINITY", "-Infinity"),
+        ] {
+            let json = json!(text).to_string();
             for form in [Form::Scale(2), Form::Scale(0), Form::Unconstrained, Form::Text] {
                 let read = decode(&json, form, || Reading::Decimal);
                 assert_eq!(read, Err(Fault::NotFinite(value)), "{form:?}");

@@ -12,6 +12,7 @@ mod demo;
 mod deploys;
 mod double;
 mod explain;
+mod explain_cases;
 mod full_path;
 mod inngest;
 mod life;
