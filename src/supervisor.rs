@@ -11,7 +11,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cdc;
 use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::redis::{Cache, connect};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
@@ -278,7 +277,7 @@ impl Launch for Daemon {
                 properties: own
                     .map(|own| self.settings.consumer(*own).kafka_properties.clone())
                     .unwrap_or_default(),
-                decode: cdc::Options { default_scale: cdc.numeric_scale },
+                decode: cdc.clone(),
                 bounds: Bounds {
                     records: engine.buffer_records / shares,
                     bytes: engine.buffer_bytes / shares,

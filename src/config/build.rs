@@ -10,11 +10,12 @@ use super::problem::{Problem, Source};
 use super::properties::Properties;
 use super::redact;
 use super::settings::{
-    Cdc, Clients, Consumer, ConsumerName, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka,
+    Clients, Consumer, ConsumerName, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka,
     KafkaCredentials, Log, Redis, Settings, Snapshot, Supabase,
 };
 use super::value;
 use super::variables::Kind;
+use crate::cdc;
 
 const INNGEST_CLOUD: &str = "https://inn.gs";
 /// What Inngest's SDKs send to a dev server when no key is set; it takes any.
@@ -50,7 +51,12 @@ pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
             max_age: reader.read("snapshot.max_age", value::positive_duration),
         },
         engine: engine(&mut reader),
-        cdc: Cdc { numeric_scale: reader.read("cdc.numeric_scale", value::count(0, 38)) },
+        cdc: cdc::Options {
+            default_scale: reader.read("cdc.numeric_scale", value::count(0, 38)),
+            scales: reader.read("cdc.numeric_scales", str::parse),
+            decimal_mode: reader.read("cdc.decimal_mode", str::parse),
+            tombstones: reader.read("cdc.tombstones", str::parse),
+        },
         currency: reader.consumer("currency.concurrency", "currency.kafka_properties"),
         currency_original_patience: reader.read("currency.original_patience", value::duration),
         currency_refund_memory: reader.read("currency.refund_memory", value::positive_duration),

@@ -280,7 +280,7 @@ impl Stage {
                 group: topic.clone(),
                 claim_prefix: String::new(),
                 properties: Properties::default(),
-                decode: cdc::Options { default_scale: 2 },
+                decode: cdc::Options::default(),
                 bounds: Bounds { records: 1_000, bytes: 1 << 20, span: 10_000 },
                 retry: Policy {
                     backoff: BACKOFF,
