@@ -198,8 +198,10 @@ impl Daemon {
     pub async fn run(self, mut signals: mpsc::Receiver<()>) -> Result<(), RunError> {
         let stop = CancellationToken::new();
         {
-            let (dead_letters, kafka) = (Arc::clone(&self.dead_letters), self.kafka.clone());
-            tokio::spawn(async move { dead_letters.ensure_topic(&kafka).await });
+            let dead_letters = Arc::clone(&self.dead_letters);
+            let sources: Vec<String> =
+                self.consumers.iter().flat_map(|(consumer, _)| consumer.topics()).collect();
+            tokio::spawn(async move { dead_letters.ensure_topic(&sources).await });
         }
         let mut running = JoinSet::new();
         for (consumer, _) in &self.consumers {

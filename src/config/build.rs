@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::address;
 use super::layers::Value;
 use super::problem::{Problem, Source};
 use super::properties::Properties;
@@ -148,12 +149,12 @@ fn supabase(reader: &mut Reader<'_>, consumers: &[ConsumerName]) -> Option<Supab
     let consumers: Vec<_> =
         consumers.iter().copied().filter(|consumer| consumer.needs_supabase()).collect();
     if consumers.is_empty() {
-        let url = reader.optional("supabase.url", value::http_url)?;
+        let url = reader.optional("supabase.url", address::supabase)?;
         let service_role_key = reader.optional("supabase.service_role_key", value::key)?;
         return Some(Supabase { url, service_role_key });
     }
     Some(Supabase {
-        url: reader.required("supabase.url", &consumers, value::http_url),
+        url: reader.required("supabase.url", &consumers, address::supabase),
         service_role_key: reader.required("supabase.service_role_key", &consumers, value::key),
     })
 }
@@ -163,8 +164,8 @@ fn inngest(
     consumers: &[ConsumerName],
     derived: &mut Vec<(&'static str, String, Source)>,
 ) -> Inngest {
-    let api = reader.optional("inngest.event_api_base_url", value::inngest_url);
-    let base = reader.optional("inngest.base_url", value::inngest_url);
+    let api = reader.optional("inngest.event_api_base_url", address::inngest);
+    let base = reader.optional("inngest.base_url", address::inngest);
     let dev = reader.optional("inngest.dev", value::inngest_dev).flatten();
     let in_dev = dev.is_some();
     let (base_url, source) = match (api, base, dev) {
