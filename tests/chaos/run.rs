@@ -183,6 +183,7 @@ fn prepare(double: &Double, spec: &Spec) {
         double.poison(id, Some(Poison::Refused("refused for good reason".to_owned())));
     }
     double.fill("purchase_ledger", originals.clone());
+    double.fill("wallet_ledger", Vec::new());
     double.fill("merchant_master", merchants.clone());
     for endpoint in [Endpoint::Post, Endpoint::Rpc, Endpoint::Rest] {
         double.set_latency(endpoint, spec.latency);

@@ -50,7 +50,8 @@ impl Maker {
 
     pub(super) fn life(&mut self) -> VecDeque<Change> {
         match self.rng.u8(..100) {
-            0..45 => self.purchase(),
+            0..42 => self.purchase(),
+            42..45 => self.refunds(),
             45..49 => self.partial_refund(),
             49..57 => self.referral(),
             57..65 => self.claim(),
@@ -82,6 +83,8 @@ impl Maker {
         let mut counted = false;
         for status in statuses {
             let effects = match *status {
+                // The row before tells that it never counted.
+                "deleted" if !counted || anonymous => vec![],
                 "deleted" => vec![cancelled(&id)],
                 _ if anonymous => vec![],
                 "completed" if refused => {
@@ -117,6 +120,7 @@ impl Maker {
             "user_id": (!anonymous).then_some(user), "transaction_number": format!("TX-{id}"),
             "final_amount": amount, "record_type": "credit", "earn_currency": true,
             "external_ref": null, "note": "x".repeat(self.rng.usize(..self.note)), "created_at": CREATED,
+            "updated_at": CREATED,
         }))
     }
 
@@ -130,28 +134,44 @@ impl Maker {
         self.load.originals.push(row.clone());
         let mut changes = Changes::of(PURCHASES, &original, row.clone());
         changes.push("status", "completed", self.counts(&original, number, &user));
-        let of = row["transaction_number"].clone();
-        for (column, value) in [
-            ("id", Value::from(debit.as_str())),
-            ("final_amount", "-100.00".into()),
-            ("record_type", "debit".into()),
-            ("external_ref", of),
-            ("transaction_number", format!("TX-{debit}").into()),
-        ] {
-            row.insert(column.to_owned(), value);
-        }
-        let content = json!({
-            "source_type": "purchase", "source_id": debit, "user_id": user,
-            "merchant_id": merchant(number), "original_source_id": original,
-            "refund_percentage": 25,
-        });
-        let reverse = Effect {
-            content: Some(content),
-            ..effect("currency", vec![format!("currency/reverse:purchase:{debit}")])
+        changes.done.append(&mut debited(&row, &debit, 100).1);
+        changes.done
+    }
+
+    /// A purchase of which up to three debit rows take parts, and that is refunded as a whole before,
+    /// between or after them. The whole takes what they leave, so that it is 100 % together.
+    fn refunds(&mut self) -> VecDeque<Change> {
+        let (number, user, id) = (self.rng.usize(..self.delays.len()), self.user(), self.id());
+        let mut row = self.purchase_row(&id, number, &user, false);
+        row.insert("final_amount".to_owned(), "400.00".into());
+        row.insert("status".to_owned(), "refunded".into());
+        let plays: [&[u32]; 4] = [&[100], &[100, 300], &[40, 60, 100], &[200, 100, 100]];
+        let parts = plays[self.rng.usize(..plays.len())];
+        let left = 100 - parts.iter().sum::<u32>() / 4;
+        let mut changes = Changes::of(PURCHASES, &id, row.clone());
+        changes.push("status", "completed", self.counts(&id, number, &user));
+        let taken_back = match left {
+            0 => cancelled(&id),
+            left => Effect {
+                chain: reversed(&id),
+                content: Some(json!({"source_id": id, "refund_percentage": left})),
+                ..cancelled(&id)
+            },
         };
-        let mut debits = Changes::of(PURCHASES, &debit, row);
-        debits.push("status", "completed", vec![reverse, evaluated(&user, &merchant(number))]);
-        changes.done.append(&mut debits.done);
+        changes.push("status", "refunded", vec![taken_back, evaluated(&user, &merchant(number))]);
+        let whole = changes.done.pop_back();
+        let when = self.rng.usize(..=parts.len());
+        let mut whole = whole.into_iter();
+        for (at, part) in parts.iter().enumerate() {
+            if at == when {
+                changes.done.extend(whole.by_ref());
+            }
+            let (debit, mut done) = debited(&row, &self.id(), *part);
+            self.load.originals.push(debit);
+            changes.done.append(&mut done);
+        }
+        changes.done.extend(whole);
+        self.load.originals.push(row);
         changes.done
     }
 
@@ -262,6 +282,33 @@ impl Changes {
         let change = Change { table, id, before, after, effects, raw: None, copy: false };
         self.done.push_back(change);
     }
+}
+
+/// A debit row that takes `amount` of a purchase of 400, and its one change.
+fn debited(original: &Row, id: &str, amount: u32) -> (Row, VecDeque<Change>) {
+    let mut row = original.clone();
+    for (column, value) in [
+        ("id", Value::from(id)),
+        ("status", "completed".into()),
+        ("final_amount", format!("-{amount}.00").into()),
+        ("record_type", "debit".into()),
+        ("external_ref", original["transaction_number"].clone()),
+        ("transaction_number", format!("TX-{id}").into()),
+    ] {
+        row.insert(column.to_owned(), value);
+    }
+    let content = json!({
+        "source_type": "purchase", "source_id": id, "user_id": original["user_id"],
+        "merchant_id": original["merchant_id"], "original_source_id": original["id"],
+        "refund_percentage": amount / 4,
+    });
+    let chain = vec![format!("currency/reverse:purchase:{id}")];
+    let reverse = Effect { content: Some(content), ..effect("currency", chain) };
+    let text = |column: &str| original[column].as_str().unwrap_or_default();
+    let evaluated = evaluated(text("user_id"), text("merchant_id"));
+    let mut changes = Changes::of(PURCHASES, id, row.clone());
+    changes.push("status", "completed", vec![reverse, evaluated]);
+    (row, changes.done)
 }
 
 const CREATED: &str = "2026-11-23T14:20:27.642990Z";
