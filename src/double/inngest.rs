@@ -231,6 +231,7 @@ impl<'a> Intake<'a> {
             name: name.into(),
             id: wire.id.filter(|id| !id.is_empty()).map(Into::into),
             internal_id: (u128::from(self.seed) << 32) | index,
+            ts: wire.ts,
             post: 0,
             data: self.shared.options.keep_data.then(|| data.into()),
             at: std::time::Duration::ZERO,

@@ -51,6 +51,8 @@ pub struct Stored {
     pub id: Option<Box<str>>,
     /// The server's own id: the same for the same seed and index.
     pub internal_id: u128,
+    /// When it is to happen, in milliseconds, where its sender says so.
+    pub ts: Option<i64>,
     /// Which POST it came with, counted from 0.
     pub post: u32,
     /// Its data as it came, if the double was told to keep it.
