@@ -160,9 +160,11 @@ impl Stage {
         futures::stream::iter(steps).for_each_concurrent(AT_ONCE, |step| self.commit(step)).await;
     }
 
-    /// Each of these plays from a step on to its end, without waiting for what it causes.
+    /// Each of these plays from a step on (`MAX`: after the purchase's birth) to its end, without waiting for what it
+    /// causes.
     pub(super) async fn play(&self, plays: &[Play], from: usize) {
         let play = async |play: &Play| {
+            let from = if from == usize::MAX { play.born } else { from };
             for step in play.steps().into_iter().skip(from) {
                 self.commit(step).await;
             }
