@@ -12,13 +12,14 @@ use anyhow::{Context as _, anyhow, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::cdc::{self, Change, DecodeError, Decoded, Nothing, Options, Record};
+use crate::kafka;
 use crate::recording::{self, Recorded};
 
 /// How long Kafka may stay silent before `explain` gives up.
@@ -324,11 +325,11 @@ struct Start<'a> {
 
 /// Reads without a trace: an assignment of its own, no group membership, no commits.
 fn from_kafka(
-    kafka: &ClientConfig,
+    client: &ClientConfig,
     start: Start<'_>,
     mut take: impl FnMut(Recorded) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let consumer: BaseConsumer = kafka
+    let consumer: BaseConsumer = client
         .clone()
         // librdkafka wants a name although no group is joined.
         .set("group.id", "crm-event-processors-explain")
@@ -386,7 +387,7 @@ fn is_passing(error: &KafkaError) -> bool {
 }
 
 fn recorded(message: &BorrowedMessage<'_>) -> Recorded {
-    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    let text = |name| String::from_utf8_lossy(name).into_owned();
     Recorded {
         topic: message.topic().to_owned(),
         partition: message.partition(),
@@ -394,8 +395,8 @@ fn recorded(message: &BorrowedMessage<'_>) -> Recorded {
         timestamp_ms: message.timestamp().to_millis(),
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
-        headers: headers
-            .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+        headers: kafka::headers(message)
+            .map(|(name, value)| (text(name), value.map(<[u8]>::to_vec)))
             .collect(),
     }
 }

@@ -53,6 +53,9 @@ pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
         cdc: Cdc { numeric_scale: reader.read("cdc.numeric_scale", value::count(0, 38)) },
         currency: reader.consumer("currency.concurrency", "currency.kafka_properties"),
         currency_original_patience: reader.read("currency.original_patience", value::duration),
+        currency_refund_memory: reader.read("currency.refund_memory", value::positive_duration),
+        currency_taken_back_statuses: reader
+            .read("currency.taken_back_statuses", value::statuses),
         tier: reader.consumer("tier.concurrency", "tier.kafka_properties"),
         mission: reader.consumer("mission.concurrency", "mission.kafka_properties"),
         reward: reader.consumer("reward.concurrency", "reward.kafka_properties"),

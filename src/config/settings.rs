@@ -36,6 +36,12 @@ pub struct Settings {
     /// How long a debit's original is looked for before the debit becomes a dead letter
     /// (`CURRENCY_ORIGINAL_PATIENCE`, default 60 s; contract section 3).
     pub currency_original_patience: Duration,
+    /// How long it is remembered what was decided about the refunds of a source
+    /// (`CURRENCY_REFUND_MEMORY`, default 90 days; contract section 3).
+    pub currency_refund_memory: Duration,
+    /// Statuses in which a referral or a mission's claim is taken back, in lower case
+    /// (`CURRENCY_TAKEN_BACK_STATUSES`; contract section 3).
+    pub currency_taken_back_statuses: Vec<String>,
     /// The tier consumer.
     pub tier: Consumer,
     /// The mission consumer.

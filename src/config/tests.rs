@@ -77,8 +77,9 @@ fn example(path: &str) -> &'static str {
         "level" => "debug",
         "format" => "json",
         "backoff_max" | "cancel_settle" | "original_patience" => "31s",
+        "taken_back_statuses" => "void",
         "window" => "310s",
-        "session_timeout" | "max_age" | "shutdown_grace" | "stall_timeout" | "drain_deadline"
+        "session_timeout" | "max_age" | "refund_memory" | "shutdown_grace" | "stall_timeout" | "drain_deadline"
         | "poison_after" | "backoff_base" | "commit_interval" | "metadata_refresh"
         | "batch_wait" | "connect_timeout" | "request_timeout" => "29s",
         _ => "another",

@@ -39,6 +39,20 @@ pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Status words separated by commas, in lower case.
+pub(super) fn statuses(text: &str) -> Result<Vec<String>, String> {
+    let words: Vec<String> = text
+        .split(',')
+        .map(|word| word.trim().to_lowercase())
+        .filter(|word| !word.is_empty())
+        .collect();
+    match words.iter().find(|word| matches!(&***word, "completed" | "approved" | "pending")) {
+        Some(word) => Err(format!("takes back what is {word}, which is not taken back")),
+        None if words.is_empty() => Err("names no status".to_owned()),
+        None => Ok(words),
+    }
+}
+
 /// A [`positive_duration`] of at most an hour, which is as much as librdkafka takes.
 pub(super) fn client_duration(text: &str) -> Result<Duration, String> {
     let duration = positive_duration(text)?;

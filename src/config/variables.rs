@@ -138,6 +138,12 @@ pub static VARIABLES: &[Variable] = &[
     plain("currency.concurrency", &["CURRENCY_CONCURRENCY"], "a bound, 5 or 5..64"),
     properties("currency.kafka_properties", &["CURRENCY_KAFKA_PROPERTIES"]),
     plain("currency.original_patience", &["CURRENCY_ORIGINAL_PATIENCE"], "a duration such as 60s"),
+    plain("currency.refund_memory", &["CURRENCY_REFUND_MEMORY"], "a duration such as 90d"),
+    plain(
+        "currency.taken_back_statuses",
+        &["CURRENCY_TAKEN_BACK_STATUSES"],
+        "words separated by commas, such as revoked,rejected",
+    ),
     plain("tier.concurrency", &["TIER_CONCURRENCY"], "a bound, 3 or 3..64"),
     properties("tier.kafka_properties", &["TIER_KAFKA_PROPERTIES"]),
     plain("mission.concurrency", &["MISSION_CONCURRENCY"], "a bound, 5 or 5..64"),

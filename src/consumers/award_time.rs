@@ -77,6 +77,20 @@ pub fn award_time(settings: &MerchantSettings, now: Timestamp) -> AwardTime {
     }
 }
 
+/// How long an award of a merchant with these settings sleeps at most; nothing where it never does.
+#[must_use]
+pub fn longest_delay(settings: &MerchantSettings) -> SignedDuration {
+    let set = |number: Option<i64>| number.filter(|number| *number > 0);
+    // A day may have an hour more, or two.
+    const DAY: SignedDuration = SignedDuration::from_hours(26);
+    match (set(settings.delay_days), set(settings.delay_minutes), settings.time) {
+        (Some(days), ..) => SignedDuration::from_hours(days.min(MOST_DAYS) * 24) + DAY,
+        (None, Some(minutes), _) => SignedDuration::from_mins(minutes.min(MOST_MINUTES)),
+        (None, None, Some(_)) => DAY,
+        (None, None, None) => SignedDuration::ZERO,
+    }
+}
+
 /// RFC 3339 in UTC with `Z`; milliseconds where there are any, never less than three digits.
 #[must_use]
 pub fn rfc3339(at: Timestamp) -> String {
@@ -281,15 +295,14 @@ mod tests {
         ) {
             let now = Timestamp::from_second(now).expect("in range");
             let time = jiff::civil::time(hour, minute, 0, 0);
-            let due = award_time(
-                &MerchantSettings {
-                    delay_days: Some(days), time: Some(time), timezone: Some(zone.to_owned()),
-                    ..MerchantSettings::default()
-                },
-                now,
-            );
+            let settings = MerchantSettings {
+                delay_days: Some(days), time: Some(time), timezone: Some(zone.to_owned()),
+                ..MerchantSettings::default()
+            };
+            let (due, longest) = (award_time(&settings, now), longest_delay(&settings));
             prop_assert!(!due.zone_unknown);
             prop_assert!(due.at >= now);
+            prop_assert!(due.at.duration_since(now) <= longest);
             let zone = ZONES.get(zone).expect("a real zone");
             let local = due.at.to_zoned_datetime(zone.clone());
             let gap = local.date().to_datetime(time).to_zoned_datetime(zone.clone()).expect("in range");

@@ -1,18 +1,30 @@
 //! What consumers ask of others: requests under a permit, events without one, and failures in the
 //! engine's terms.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::clients::inngest::{Accepted, Events, Inngest, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::permits::{Sample, Urgency};
 use crate::engine::{Cx, Failure, Once, Outcome};
 use crate::outage::{Breaker, Breakers};
+
+/// Rows that are asked for at once: what Supabase answers with at most unless a project says
+/// otherwise.
+const PAGE: &str = "1000";
+
+/// The most rows that one question may have: a bound on memory.
+const MAX_ROWS: usize = 100_000;
 
 /// Supabase, as consumers call it.
 #[derive(Debug, Clone)]
@@ -45,7 +57,8 @@ impl Calls {
             .map_err(|error| self.failure(&format!("supabase/rpc/{function}"), error))
     }
 
-    /// Reads rows that many records wait for at once; goes before the requests of single ones.
+    /// Reads the one row, or the few, that many records wait for at once; goes before the requests
+    /// of single ones. As [`Calls::select`], not for what may be more than a thousand rows.
     ///
     /// # Errors
     /// As [`Calls::select`].
@@ -58,7 +71,8 @@ impl Calls {
         self.read(cx, Urgency::Many, table, query).await
     }
 
-    /// Reads rows of a table and decodes them.
+    /// Reads rows of a table and decodes them: as many as the server answers with at once, which
+    /// cuts at a thousand without a word. What may be more is for [`Calls::select_all`].
     ///
     /// # Errors
     /// The call's failure, as the engine's.
@@ -69,6 +83,74 @@ impl Calls {
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, Failure> {
         self.read(cx, Urgency::One, table, query).await
+    }
+
+    /// Reads all rows of a table that a query asks for, however many there are, and decodes them; in
+    /// the order of column `by`. The query selects `by` and says neither order nor limit. Rows that
+    /// are equal in `by` are one: it is a unique column, or the only one that counts.
+    ///
+    /// Rows that come while this reads may be among them; none that was there all the time is
+    /// missing. Either all of them or an error: never a part.
+    ///
+    /// # Errors
+    /// As [`Calls::select`]; more rows than fit into memory are an outage.
+    pub async fn select_all<T: DeserializeOwned>(
+        &self,
+        cx: &Cx,
+        table: &str,
+        query: &[(&str, &str)],
+        by: &str,
+    ) -> Result<Vec<T>, Failure> {
+        self.read_all(cx, Urgency::One, table, query, by).await
+    }
+
+    /// As [`Calls::select_all`], for what many records wait for at once.
+    ///
+    /// # Errors
+    /// As [`Calls::select_all`].
+    pub async fn look_up_all<T: DeserializeOwned>(
+        &self,
+        cx: &Cx,
+        table: &str,
+        query: &[(&str, &str)],
+        by: &str,
+    ) -> Result<Vec<T>, Failure> {
+        self.read_all(cx, Urgency::Many, table, query, by).await
+    }
+
+    async fn read_all<T: DeserializeOwned>(
+        &self,
+        cx: &Cx,
+        urgency: Urgency,
+        table: &str,
+        query: &[(&str, &str)],
+        by: &str,
+    ) -> Result<Vec<T>, Failure> {
+        let failure = |error| self.failure(&format!("supabase/{table}"), error);
+        let (mut rows, mut after) = (Vec::new(), None::<String>);
+        while rows.len() < MAX_ROWS {
+            let mut asked = query.to_vec();
+            asked.extend([("order", by), ("limit", PAGE)]);
+            // Not by an offset: a row that goes while this reads would take another with it.
+            asked.extend(after.as_deref().map(|after| (by, after)));
+            let answer = under_permit(cx, urgency, || self.supabase.page(table, &asked)).await?;
+            let answer = answer.map_err(failure)?;
+            let page: Vec<T> = answer.json().map_err(failure)?;
+            // A short page is no end: the server may cut earlier than was asked for.
+            let whole = answer.total.is_some_and(|total| total <= page.len() as u64);
+            let over = page.is_empty() || whole;
+            rows.extend(page);
+            if over {
+                return Ok(rows);
+            }
+            let next = last(&answer, by).map(|last| format!("gt.{last}"));
+            // One that answers with the same rows again would do so for ever.
+            if next.is_none() || next == after {
+                return Err(failure(answer.unexpected()));
+            }
+            after = next;
+        }
+        Err(failure(CallError::too_many_rows(table, MAX_ROWS)))
     }
 
     async fn read<T: DeserializeOwned>(
@@ -115,6 +197,17 @@ impl Calls {
                 attempted: error.latency.is_some(),
             },
         }
+    }
+}
+
+/// What the last row of an answer has in a column.
+fn last(answer: &Answer, column: &str) -> Option<String> {
+    let rows: Vec<&RawValue> = serde_json::from_slice(answer.body()).ok()?;
+    let row: serde_json::Map<String, Value> = serde_json::from_str(rows.last()?.get()).ok()?;
+    match row.get(column)? {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        value => Some(value.to_string()),
     }
 }
 

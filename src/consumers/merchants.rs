@@ -64,13 +64,17 @@ impl Merchants {
             tracing::warn!(merchant.id = merchant, "no such merchant, awarding without delay");
             return Ok(None);
         };
-        // The merchant's fault and not the change's: its awards wait until somebody mends it.
+        // The merchant's fault and not the change's: its awards wait until somebody mends it, however
+        // long that takes and whatever is answered to others meanwhile.
         let settings = MerchantSettings::deserialize(&**row).map_err(|error| Failure::Outage {
             breaker: self.calls.breaker_of_table(TABLE),
             kind: "merchant_settings",
-            message: format!("award settings of merchant {merchant} cannot be read: {error}"),
+            message: format!(
+                "award settings of merchant {merchant} cannot be read: {error}; correct its row in \
+                 {TABLE}, its awards wait for that"
+            ),
             retry_after: None,
-            attempted: true,
+            attempted: false,
         })?;
         if award_time(&settings, Timestamp::now()).zone_unknown {
             tracing::warn!(

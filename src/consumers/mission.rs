@@ -11,8 +11,9 @@ use smallvec::SmallVec;
 use super::call::{Calls, Sender, outcome, unwritable};
 use super::owner::{owner, was_anonymous};
 use super::remembered::Remembered;
-use super::snapshot::{self, YOUNG, younger};
-use crate::cdc::{Change, DecodeError, Field, Op, Row};
+use super::snapshot;
+use super::words::{self, is};
+use crate::cdc::{Change, DecodeError, Field, Remark, Row};
 use crate::clients::inngest::Events;
 use crate::clients::redis::Cache;
 use crate::config::Snapshot;
@@ -193,7 +194,9 @@ impl Missions {
             ("condition_type", &*event_type),
             ("select", "mission_id"),
         ];
-        let rows: Vec<Condition> = self.calls.look_up(cx, CONDITIONS, &query).await?;
+        // A part of them would be cached for everybody.
+        let rows: Vec<Condition> =
+            self.calls.look_up_all(cx, CONDITIONS, &query, "mission_id").await?;
         let missions = distinct(rows.into_iter().map(|row| row.mission_id).collect());
         let mut members: Vec<&str> = missions.iter().map(String::as_str).collect();
         if members.is_empty() {
@@ -228,8 +231,13 @@ pub const TABLES: [&str; 4] =
 
 /// When a row counts.
 enum Rule {
-    /// It comes into a state; `told_by` is the column that a row must have to tell.
-    State { holds: fn(&Row<'_>) -> Result<bool, DecodeError>, told_by: &'static str },
+    /// It comes into a state; `told_by` is the column that a row must have to tell, `turned_at` the
+    /// one that says when, for want of the state before.
+    State {
+        holds: fn(&Row<'_>) -> Result<bool, DecodeError>,
+        told_by: &'static str,
+        turned_at: &'static str,
+    },
     /// A time becomes non-null.
     Time(&'static str),
 }
@@ -247,25 +255,37 @@ const SOURCES: [Source; 6] = [
         table: "purchase_ledger",
         event_type: "purchase",
         user: "user_id",
-        rule: Rule::State { holds: purchased, told_by: "status" },
+        rule: Rule::State { holds: purchased, told_by: "status", turned_at: "created_at" },
     },
     Source {
         table: "wallet_ledger",
         event_type: "points_earned",
         user: "user_id",
-        rule: Rule::State { holds: |row| earned(row, "points"), told_by: "transaction_type" },
+        rule: Rule::State {
+            holds: |row| earned(row, "points"),
+            told_by: TRANSACTION_TYPE,
+            turned_at: "created_at",
+        },
     },
     Source {
         table: "wallet_ledger",
         event_type: "tickets_earned",
         user: "user_id",
-        rule: Rule::State { holds: |row| earned(row, "ticket"), told_by: "transaction_type" },
+        rule: Rule::State {
+            holds: |row| earned(row, "ticket"),
+            told_by: TRANSACTION_TYPE,
+            turned_at: "created_at",
+        },
     },
     Source {
         table: "form_submissions",
         event_type: "form_submission",
         user: "user_id",
-        rule: Rule::State { holds: |row| is(row, "status", "completed"), told_by: "status" },
+        rule: Rule::State {
+            holds: |row| is(row, "status", &["completed"]),
+            told_by: "status",
+            turned_at: "submitted_at",
+        },
     },
     Source {
         table: "referral_ledger",
@@ -302,10 +322,11 @@ pub fn route(
         Some(before) => was_anonymous(before, user)?,
         None => false,
     };
+    check(table, change, row)?;
     let mut event_types = SmallVec::new();
     let mut skip = "does_not_count";
     for source in sources {
-        match source.rule.verdict(change, row)? {
+        match source.rule.verdict(policy, change, row)? {
             // It advanced nobody's missions before.
             Verdict::Before if was_anonymous => event_types.push(source.event_type),
             Verdict::Turned => event_types.push(source.event_type),
@@ -342,26 +363,40 @@ enum Verdict {
 impl Rule {
     /// With the state before, the transition decides; without it the present state, if its time
     /// does not lie too far back (contract section 2).
-    fn verdict(&self, change: &Change<'_>, row: &Row<'_>) -> Result<Verdict, DecodeError> {
+    fn verdict(
+        &self,
+        policy: &Snapshot,
+        change: &Change<'_>,
+        row: &Row<'_>,
+    ) -> Result<Verdict, DecodeError> {
         let before = change.before.as_ref();
         match self {
-            Self::State { holds, told_by } => {
+            Self::State { holds, told_by, turned_at } => {
                 if !holds(row)? {
                     return Ok(Verdict::Not);
                 }
                 // An index as replica identity brings only its own columns.
                 Ok(match before.filter(|before| before.field(told_by).is_known()) {
                     Some(before) if holds(before)? => Verdict::Before,
-                    _ => Verdict::Turned,
+                    Some(_) => Verdict::Turned,
+                    None if snapshot::tells_turn(policy, change, row, turned_at)? => {
+                        Verdict::Turned
+                    }
+                    None => Verdict::LongAgo,
                 })
             }
             Self::Time(column) => {
-                let Some(time) = row.timestamp(column)?.value() else { return Ok(Verdict::Not) };
+                if row.field(column) == Field::Missing {
+                    row.needed(column)?;
+                }
+                if !row.field(column).is_value() {
+                    return Ok(Verdict::Not);
+                }
                 Ok(match before.map_or(Field::Missing, |before| before.field(column)) {
                     Field::Value(_) => Verdict::Before,
                     Field::Null => Verdict::Turned,
                     Field::Missing | Field::Unavailable
-                        if change.op == Op::Create || younger(time, change.commit_time, YOUNG) =>
+                        if snapshot::tells_turn(policy, change, row, column)? =>
                     {
                         Verdict::Turned
                     }
@@ -372,18 +407,35 @@ impl Rule {
     }
 }
 
+/// The columns that the rules cannot do without, and what operators should know about the others.
+fn check(table: &str, change: &Change<'_>, row: &Row<'_>) -> Result<(), DecodeError> {
+    match table {
+        "purchase_ledger" => {
+            row.needed("status")?;
+            words::remark_purchase(change, row)
+        }
+        "form_submissions" => row.needed("status").map(|_| ()),
+        "wallet_ledger" => {
+            if [TRANSACTION_TYPE, CURRENCY].iter().any(|it| row.field(it) == Field::Missing) {
+                change.remark(Remark::NoTransactionType);
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+const TRANSACTION_TYPE: &str = "transaction_type";
+const CURRENCY: &str = "currency";
+
 fn purchased(row: &Row<'_>) -> Result<bool, DecodeError> {
-    Ok(is(row, "status", "completed")? && !is(row, "record_type", "debit")?)
+    Ok(is(row, "status", &["completed"])? && !is(row, "record_type", &["debit"])?)
 }
 
 fn earned(row: &Row<'_>, currency: &str) -> Result<bool, DecodeError> {
-    Ok(is(row, "transaction_type", "earn")?
-        && is(row, "currency", currency)?
-        && !is(row, "component", "reversal")?)
-}
-
-fn is(row: &Row<'_>, column: &str, value: &str) -> Result<bool, DecodeError> {
-    Ok(row.text(column)?.value().is_some_and(|text| text == value))
+    Ok(is(row, TRANSACTION_TYPE, &["earn"])?
+        && is(row, CURRENCY, &[currency])?
+        && !is(row, "component", &["reversal"])?)
 }
 
 #[cfg(test)]

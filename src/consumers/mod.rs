@@ -16,3 +16,4 @@ pub mod snapshot;
 #[cfg(test)]
 mod testing;
 pub mod tier;
+pub mod words;

@@ -5,12 +5,15 @@ use crate::cdc::{DecodeError, Field, Row};
 const MERCHANT: &str = "merchant_id";
 
 /// User and merchant of a row, of which `user` is the column that names the user; `None` for an
-/// anonymous sale.
+/// anonymous sale. A column that is not there is not NULL: it was filtered out or renamed, and every
+/// row of the table would be taken for anonymous.
 ///
 /// # Errors
-/// When one of them cannot be decoded.
+/// When one of them cannot be decoded, or the row does not have its column.
 pub fn owner(row: &Row<'_>, user: &str) -> Result<Option<(String, String)>, DecodeError> {
-    Ok(row.filled(user)?.zip(row.filled(MERCHANT)?))
+    let filled = |column| row.needed(column).map(|field| field.value().filter(|id| !id.is_empty()));
+    let (user, merchant) = (filled(user)?, filled(MERCHANT)?);
+    Ok(user.map(Into::into).zip(merchant.map(Into::into)))
 }
 
 /// Whether a row is known to have belonged to nobody: whatever its state, it called for nothing.

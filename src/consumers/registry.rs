@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::broadcast::Broadcasts;
 use super::call::{Calls, Sender};
-use super::currency::{self, Currency};
+use super::currency::ledger::Ledger;
+use super::currency::{self, Currency, Noted};
 use super::marketplace::Marketplace;
 use super::merchants::Merchants;
 use super::mission::{self, Mission, Missions};
@@ -51,12 +52,18 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Arc<dyn Registered> {
         ConsumerName::Currency => Arc::new(Currency {
             topics: parts.topics(&currency::TABLES),
             limits: parts.limits(name),
-            snapshot: parts.settings.snapshot.clone(),
+            rules: currency::rules::Settings {
+                snapshot: parts.settings.snapshot.clone(),
+                taken_back: parts.settings.currency_taken_back_statuses.clone(),
+            },
             settle: parts.settings.inngest.cancel_settle,
             original_patience: parts.settings.currency_original_patience,
+            refund_memory: parts.settings.currency_refund_memory,
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
             merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
+            ledger: Ledger::new(parts.calls.clone()),
+            noted: Noted::default(),
         }),
         ConsumerName::Mission => Arc::new(Mission {
             topics: parts.topics(&mission::TABLES),

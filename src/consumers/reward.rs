@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::broadcast::Broadcasts;
 use super::call::{Calls, Sender, outcome, unwritable};
 use super::snapshot;
+use super::words::is;
 use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
 use crate::config::Snapshot;
@@ -282,14 +283,16 @@ pub fn route_code(
     if !snapshot::admits(policy, change, now)? {
         return Ok(Route::Skip(SNAPSHOT_SKIPPED));
     }
+    row.needed("status")?;
     if !is_redeemed(row)? {
         return Ok(Route::Skip("does_not_count"));
     }
-    let before = change.before.as_ref().filter(|before| before.field("status").is_known());
-    if let Some(before) = before
-        && is_redeemed(before)?
-    {
-        return Ok(Route::Skip("counted_before"));
+    match change.before.as_ref().filter(|before| before.field("status").is_known()) {
+        Some(before) if is_redeemed(before)? => return Ok(Route::Skip("counted_before")),
+        None if !snapshot::tells_turn(policy, change, row, "redeemed_at")? => {
+            return Ok(Route::Skip("turned_long_ago"));
+        }
+        Some(_) | None => {}
     }
     let Some(id) = row.filled("id")? else { return Ok(Route::Skip("no_id")) };
     let user_id = match row.filled("user_id")? {
@@ -309,7 +312,7 @@ pub fn route_code(
 }
 
 fn is_redeemed(row: &Row<'_>) -> Result<bool, DecodeError> {
-    Ok(row.text("status")?.value().is_some_and(|status| matches!(&*status, "redeemed" | "used")))
+    is(row, "status", &["redeemed", "used"])
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 
-use super::{Op, Reply, Store, StoreAway};
+use super::{Op, Reply, Store, StoreAway, TakenBack};
 
 /// Behaves as [`super::RedisStore`], without surviving the process.
 #[derive(Debug)]
@@ -18,7 +18,16 @@ pub struct MemoryStore {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Claimed(Arc<str>),
-    Done(i64),
+    Done {
+        accepted_ms: i64,
+        due_ms: i64,
+    },
+    TakenBack {
+        accepted_ms: Option<i64>,
+        due_ms: i64,
+        by: TakenBack,
+    },
+    Text(String),
     Acquired { holder: Arc<str>, accepted_ms: i64 },
     Free { accepted_ms: i64 },
 }
@@ -45,14 +54,39 @@ impl MemoryStore {
         };
         let (key, state, reply) = match op {
             Op::Claim { key, owner } => match present(key) {
-                Some(State::Done(accepted_ms)) => return Reply::Done { accepted_ms },
                 Some(State::Claimed(holder)) if holder == *owner => {
                     (key, Some(State::Claimed(holder)), Reply::Ours)
                 }
                 None => (key, Some(State::Claimed(owner.clone())), Reply::Ours),
-                Some(_) => return Reply::Held,
+                Some(state) => return done(state),
             },
-            Op::Confirm { key, accepted_ms } => (key, Some(State::Done(*accepted_ms)), Reply::Ours),
+            Op::Confirm { key, accepted_ms, due_ms, .. } => {
+                let state = State::Done { accepted_ms: *accepted_ms, due_ms: *due_ms };
+                (key, Some(state), Reply::Ours)
+            }
+            Op::TakeBack { key, by, .. } => {
+                let (accepted_ms, due_ms) = match present(key) {
+                    Some(State::Done { accepted_ms, due_ms }) => (Some(accepted_ms), due_ms),
+                    Some(State::TakenBack { accepted_ms, due_ms, .. }) => (accepted_ms, due_ms),
+                    _ => (None, 0),
+                };
+                let state = State::TakenBack { accepted_ms, due_ms, by: *by };
+                (key, Some(state), Reply::Ours)
+            }
+            Op::Keep { key, text, lock, owner, .. } => match present(lock) {
+                Some(State::Acquired { holder, .. }) if holder != *owner => return Reply::Held,
+                _ => (key, Some(State::Text(text.clone())), Reply::Ours),
+            },
+            Op::Recall { key } => {
+                return Reply::Kept(match present(key) {
+                    Some(State::Text(text)) => Some(text),
+                    _ => None,
+                });
+            }
+            Op::Since { key, now_ms } => match present(key) {
+                Some(State::Text(ms)) => return Reply::Since { ms: ms.parse().unwrap_or(*now_ms) },
+                _ => (key, Some(State::Text(now_ms.to_string())), Reply::Since { ms: *now_ms }),
+            },
             Op::Release { key, owner } => {
                 if present(key) != Some(State::Claimed(owner.clone())) {
                     return Reply::Ours;
@@ -71,7 +105,7 @@ impl MemoryStore {
                     Some(State::Acquired { holder, .. } | State::Claimed(holder)) => {
                         return Reply::Taken { holder };
                     }
-                    Some(State::Done(_)) => return Reply::Taken { holder: "".into() },
+                    Some(_) => return Reply::Taken { holder: "".into() },
                 };
                 let state = State::Acquired {
                     holder: owner.clone(),
@@ -84,19 +118,33 @@ impl MemoryStore {
                 _ => (key, Some(State::Free { accepted_ms: *accepted_ms }), Reply::Ours),
             },
             Op::Read { key } => {
-                return match present(key) {
-                    Some(State::Done(accepted_ms)) => Reply::Done { accepted_ms },
-                    Some(_) => Reply::Held,
-                    None => Reply::Free,
-                };
+                return present(key).map_or(Reply::Free, done);
             }
         };
-        let lives = if let Op::Acquire { lease, .. } = op { *lease } else { self.window };
+        let lives = match op {
+            Op::Acquire { lease, .. } => *lease,
+            Op::Confirm { keep, .. } | Op::TakeBack { keep, .. } | Op::Keep { keep, .. } => *keep,
+            Op::Since { .. } => FOR_GOOD,
+            _ => self.window,
+        };
         match state {
             Some(state) => entries.insert(key.clone(), (state, now + lives)),
             None => entries.remove(key),
         };
         reply
+    }
+}
+
+/// Longer than any process lives.
+const FOR_GOOD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+fn done(state: State) -> Reply {
+    match state {
+        State::Done { accepted_ms, due_ms } => Reply::Done { accepted_ms, due_ms },
+        State::TakenBack { accepted_ms, due_ms, by } => {
+            Reply::TakenBack { accepted_ms, due_ms, by }
+        }
+        _ => Reply::Held,
     }
 }
 
@@ -131,10 +179,15 @@ mod tests {
     fn done_is_done_for_everybody_until_the_window_ends() {
         let store = Arc::new(MemoryStore::new(WINDOW));
         let now = Instant::now();
-        let done = Op::Confirm { key: "award:purchase:1".into(), accepted_ms: 42 };
+        let done = Op::Confirm {
+            key: "award:purchase:1".into(),
+            accepted_ms: 42,
+            due_ms: 0,
+            keep: WINDOW,
+        };
         store.apply(&claim("g/t/0/7"), now);
         store.apply(&done, now);
-        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Done { accepted_ms: 42 });
+        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Done { accepted_ms: 42, due_ms: 0 });
         assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Ours);
     }
 

@@ -8,6 +8,7 @@
 //! ids and replay recognition.
 
 mod memory;
+mod protocol;
 mod redis;
 
 use std::collections::{HashMap, VecDeque};
@@ -16,95 +17,14 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::memory::MemoryStore;
+pub use self::protocol::{Moment, Op, Reply, TakenBack};
 pub use self::redis::{RedisStore, warn_of_eviction};
 use crate::measures;
 use crate::outage::Breaker;
-
-/// One step of the protocol, as a store carries it out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
-    /// Take `key` for `owner` if nobody has it; lives as long as the window.
-    Claim {
-        /// What is about to happen.
-        key: String,
-        /// The record that wants to do it: `group/topic/partition/offset`.
-        owner: Arc<str>,
-    },
-    /// Mark `key` done; lives as long as the window.
-    Confirm {
-        /// What has happened.
-        key: String,
-        /// When it was accepted, in milliseconds since 1970; 0 when nothing had to be sent.
-        accepted_ms: i64,
-    },
-    /// Give `key` back if `owner` still holds it.
-    Release {
-        /// What will not happen.
-        key: String,
-        /// The record that held it.
-        owner: Arc<str>,
-    },
-    /// Take `key` for `owner` alone if nobody holds it, until [`Op::Free`] or for as long as
-    /// `lease`. Unlike a claim it is never done: who comes next gets its turn (contract section 4).
-    Acquire {
-        /// What only one may be at.
-        key: String,
-        /// The record that wants to be at it.
-        owner: Arc<str>,
-        /// A holder whose record the asker works on too, and whose place it takes.
-        left_by: Option<Arc<str>>,
-        /// How long it stays taken unless it is taken again, in whole seconds.
-        lease: Duration,
-    },
-    /// Give back what was acquired, if nobody else holds it by now; when an event of it was last
-    /// accepted stays known for as long as the window.
-    Free {
-        /// What others may be at now.
-        key: String,
-        /// The record that held it.
-        owner: Arc<str>,
-        /// When its last event was accepted, in milliseconds since 1970; 0 when there was none.
-        accepted_ms: i64,
-    },
-    /// Look without claiming.
-    Read {
-        /// What may have happened.
-        key: String,
-    },
-}
-
-/// What a store answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
-    /// The claim is the asker's, now or from before a crash. Also the answer to `Release` and
-    /// `Free`.
-    Ours,
-    /// The asker holds it alone (`Acquire` only).
-    Acquired {
-        /// When an event of it was last accepted, in milliseconds since 1970; 0 when there was
-        /// none, `None` when nothing is known.
-        accepted_ms: Option<i64>,
-        /// The asker, or the one whose place it took, held it already.
-        resumed: bool,
-    },
-    /// Another record holds it (`Acquire` only).
-    Taken {
-        /// Which.
-        holder: Arc<str>,
-    },
-    /// Done before.
-    Done {
-        /// When it was accepted, in milliseconds since 1970; 0 when nothing had to be sent.
-        accepted_ms: i64,
-    },
-    /// Another record is at it.
-    Held,
-    /// Nobody has claimed it (`Read` only).
-    Free,
-}
 
 /// Why a store could not answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -157,6 +77,9 @@ pub struct Claims {
     lease: Duration,
     recent: Arc<Recent>,
 }
+
+/// What sleeps is remembered so much longer than it sleeps: as long as Inngest knows its id.
+const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Shortest lease of what is held alone: longer than a slow request.
 const LEASE_MIN: Duration = Duration::from_secs(15);
@@ -218,15 +141,86 @@ impl Claims {
         }
     }
 
-    /// Marks `key` done.
+    /// Marks `key` done. What sleeps until `due_ms` (0: nothing) stays marked until a day after it.
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn confirm(&self, key: String, accepted_ms: i64) -> Result<(), StoreAway> {
+    pub async fn confirm(
+        &self,
+        key: String,
+        accepted_ms: i64,
+        due_ms: i64,
+    ) -> Result<(), StoreAway> {
         if accepted_ms > 0 {
             self.recent.note(&key, accepted_ms);
         }
-        match self.ask(Op::Confirm { key, accepted_ms }).await {
+        let sleeps = u64::try_from(due_ms - Timestamp::now().as_millisecond()).ok();
+        let keep = match sleeps {
+            Some(left) => (Duration::from_millis(left) + A_DAY).max(self.window),
+            None => self.window,
+        };
+        self.tell(Op::Confirm { key, accepted_ms, due_ms, keep }).await
+    }
+
+    /// Marks what was done under `key` as taken back, for as long as `keep`.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn take_back(
+        &self,
+        key: String,
+        by: TakenBack,
+        keep: Duration,
+    ) -> Result<(), StoreAway> {
+        self.tell(Op::TakeBack { key, by, keep }).await
+    }
+
+    /// Keeps a text under `key` for as long as `keep`; `false` when another record than `owner` has
+    /// come to hold `lock`, and nothing was kept.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn keep(
+        &self,
+        key: String,
+        text: String,
+        keep: Duration,
+        (lock, owner): (String, Arc<str>),
+    ) -> Result<bool, StoreAway> {
+        match self.ask(Op::Keep { key, text, keep, lock, owner }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(true),
+            answer => answer.map(|reply| reply == Reply::Ours),
+        }
+    }
+
+    /// The text that is kept under `key`.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn recall(&self, key: String) -> Result<Option<String>, StoreAway> {
+        match self.ask(Op::Recall { key }).await {
+            Ok(Reply::Kept(text)) => Ok(text),
+            Err(away) if self.on_outage == OnOutage::Wait => Err(away),
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+
+    /// When this store was first asked so under `key`, in milliseconds since 1970: now, if it never
+    /// was, or has been emptied since. `None` where nobody can tell.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn since(&self, key: String) -> Result<Option<i64>, StoreAway> {
+        let now_ms = Timestamp::now().as_millisecond();
+        match self.ask(Op::Since { key, now_ms }).await {
+            Ok(Reply::Since { ms }) => Ok(Some(ms)),
+            Err(away) if self.on_outage == OnOutage::Wait => Err(away),
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+
+    async fn tell(&self, op: Op) -> Result<(), StoreAway> {
+        match self.ask(op).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
             answer => answer.map(|_| ()),
         }
@@ -275,18 +269,26 @@ impl Claims {
         if accepted_ms > 0 {
             self.recent.note(&key, accepted_ms);
         }
-        match self.ask(Op::Free { key, owner, accepted_ms }).await {
-            Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
-            answer => answer.map(|_| ()),
+        self.tell(Op::Free { key, owner, accepted_ms }).await
+    }
+
+    /// What the store knows of `key`: [`Reply::Free`] where that is nothing, or where it is away and
+    /// the consumer goes on without.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn state(&self, key: String) -> Result<Reply, StoreAway> {
+        match self.ask(Op::Read { key }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Free),
+            answer => answer,
         }
     }
 
-    /// What is known of `key`, `None` where no claim can tell (the store is away or empty).
+    /// What is known of `key`, here too; `None` where no claim can tell (the store is away or empty).
     pub async fn read(&self, key: String) -> Option<Reply> {
-        if let Some(accepted_ms) = self.recent.find(&key) {
-            return Some(Reply::Done { accepted_ms });
-        }
-        self.ask(Op::Read { key }).await.ok().filter(|reply| *reply != Reply::Free)
+        let remembered = self.recent.find(&key);
+        let known = self.ask(Op::Read { key }).await.ok().filter(|reply| *reply != Reply::Free);
+        known.or(remembered.map(|accepted_ms| Reply::Done { accepted_ms, due_ms: 0 }))
     }
 
     async fn ask(&self, op: Op) -> Result<Reply, StoreAway> {
@@ -426,8 +428,8 @@ mod tests {
     async fn an_acceptance_is_remembered_when_the_store_forgets() {
         let claims = claims(Away, OnOutage::Proceed);
         assert_eq!(claims.read("award".into()).await, None);
-        claims.confirm("award".into(), 1_000).await.expect("goes on");
-        assert_eq!(claims.read("award".into()).await, Some(Reply::Done { accepted_ms: 1_000 }));
+        claims.confirm("award".into(), 1_000, 0).await.expect("goes on");
+        assert_eq!(claims.read("award".into()).await, Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 }));
     }
 
     #[test]

@@ -6,11 +6,31 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use redis::{Pipeline, Value};
 
-use super::{Op, Reply, Store, StoreAway};
+use super::{Moment, Op, Reply, Store, StoreAway, TakenBack};
 use crate::clients::redis::{Connection, describe};
 
 /// Marks a value that says when something was done; a holder's name never starts so.
 const DONE: &str = "done:";
+
+/// Marks a value that says what took back that which was done.
+const TAKEN_BACK: &str = "taken:";
+
+/// Marks what was done as taken back: `taken:<accepted>:<due>:<by>`. What is known of the two times
+/// stays.
+const TAKE_BACK: &str = "local v = redis.call('GET', KEYS[1]) or '' \
+local at, due = string.match(v, '^done:(%d+):?(%d*)$') \
+if not at then at, due = string.match(v, '^taken:(%d*):(%d*):') end \
+redis.call('SET', KEYS[1], 'taken:' .. (at or '') .. ':' .. (due or '') .. ':' .. ARGV[1], \
+'EX', ARGV[2]) return 1";
+
+/// Keeps a text unless somebody else holds the lock.
+const KEEP: &str = "local v = redis.call('GET', KEYS[2]) \
+local holder = v and string.match(v, '^held:%d+:(.*)$') \
+if holder and holder ~= ARGV[1] then return 0 end \
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) return 1";
+
+/// Keeps a time for good where there is none.
+const SINCE: &str = "redis.call('SET', KEYS[1], ARGV[1], 'NX') return redis.call('GET', KEYS[1])";
 
 /// Takes a claim that is free by now, or renews the holder's own; else answers what stands there.
 const RECLAIM: &str = "local v = redis.call('GET', KEYS[1]) \
@@ -82,9 +102,23 @@ impl RedisStore {
                 pipeline.cmd("SET").arg(key).arg(&**owner).arg("NX");
                 pipeline.arg("EX").arg(self.window_seconds);
             }
-            Op::Confirm { key, accepted_ms } => {
-                pipeline.cmd("SET").arg(key).arg(format_args!("{DONE}{accepted_ms}").to_string());
-                pipeline.arg("EX").arg(self.window_seconds);
+            Op::Confirm { key, accepted_ms, due_ms, keep } => {
+                let value = match due_ms {
+                    0 => format!("{DONE}{accepted_ms}"),
+                    due_ms => format!("{DONE}{accepted_ms}:{due_ms}"),
+                };
+                pipeline.cmd("SET").arg(key).arg(value).arg("EX").arg(seconds(*keep));
+            }
+            Op::TakeBack { key, by, keep } => {
+                pipeline.cmd("EVAL").arg(TAKE_BACK).arg(1).arg(key).arg(written(*by));
+                pipeline.arg(seconds(*keep));
+            }
+            Op::Keep { key, text, keep, lock, owner } => {
+                pipeline.cmd("EVAL").arg(KEEP).arg(2).arg(key).arg(lock).arg(&**owner);
+                pipeline.arg(text).arg(seconds(*keep));
+            }
+            Op::Since { key, now_ms } => {
+                pipeline.cmd("EVAL").arg(SINCE).arg(1).arg(key).arg(*now_ms);
             }
             Op::Release { key, owner } => {
                 pipeline.cmd("EVAL").arg(RELEASE).arg(1).arg(key).arg(&**owner);
@@ -97,7 +131,7 @@ impl RedisStore {
                 pipeline.cmd("EVAL").arg(FREE).arg(1).arg(key).arg(&**owner);
                 pipeline.arg(*accepted_ms).arg(self.window_seconds);
             }
-            Op::Read { key } => {
+            Op::Read { key } | Op::Recall { key } => {
                 pipeline.cmd("GET").arg(key);
             }
         }
@@ -139,6 +173,12 @@ fn reply(op: &Op, answer: &Value) -> Option<Reply> {
     match (op, answer) {
         (Op::Claim { .. }, Value::Nil) => None,
         (Op::Read { .. }, Value::Nil) => Some(Reply::Free),
+        (Op::Recall { .. }, Value::Nil) => Some(Reply::Kept(None)),
+        (Op::Recall { .. }, answer) => Some(Reply::Kept(Some(text(answer).to_owned()))),
+        (Op::Since { now_ms, .. }, answer) => {
+            Some(Reply::Since { ms: text(answer).parse().unwrap_or(*now_ms) })
+        }
+        (Op::Keep { .. }, Value::Int(0)) => Some(Reply::Held),
         (Op::Read { .. }, answer) => Some(standing(answer, None)),
         (Op::Acquire { owner, left_by, .. }, answer) => {
             Some(acquired(answer, owner, left_by.as_deref()))
@@ -167,11 +207,39 @@ fn acquired(before: &Value, owner: &str, left_by: Option<&str>) -> Reply {
 /// What a value that stands at a key means to `asker`.
 fn standing(value: &Value, asker: Option<&str>) -> Reply {
     let text = text(value);
-    match text.strip_prefix(DONE) {
-        Some(at) => Reply::Done { accepted_ms: at.parse().unwrap_or(0) },
-        None if Some(text) == asker => Reply::Ours,
-        None => Reply::Held,
+    if let Some(done) = text.strip_prefix(DONE) {
+        let (at, due) = done.split_once(':').unwrap_or((done, ""));
+        let (accepted_ms, due_ms) = (at.parse().unwrap_or(0), due.parse().unwrap_or(0));
+        return Reply::Done { accepted_ms, due_ms };
     }
+    if let Some(taken) = text.strip_prefix(TAKEN_BACK) {
+        return taken_back(taken);
+    }
+    if Some(text) == asker { Reply::Ours } else { Reply::Held }
+}
+
+/// `<commit>:<lsn>:<whether deleted>`, as the script appends it.
+fn written(by: TakenBack) -> String {
+    let lsn = by.at.lsn.map_or_else(String::new, |lsn| lsn.to_string());
+    format!("{}:{lsn}:{}", by.at.commit_ms, u8::from(by.deleted))
+}
+
+fn taken_back(text: &str) -> Reply {
+    let mut parts = text.split(':');
+    let mut next = || parts.next().unwrap_or_default();
+    let (accepted, due, commit, lsn, deleted) = (next(), next(), next(), next(), next());
+    Reply::TakenBack {
+        accepted_ms: accepted.parse().ok(),
+        due_ms: due.parse().unwrap_or(0),
+        by: TakenBack {
+            at: Moment { commit_ms: commit.parse().unwrap_or(0), lsn: lsn.parse().ok() },
+            deleted: deleted == "1",
+        },
+    }
+}
+
+fn seconds(keep: Duration) -> u64 {
+    keep.as_secs().max(1)
 }
 
 fn text(value: &Value) -> &str {

@@ -212,6 +212,11 @@ impl Double {
         self.shared.database.compute(table, rows);
     }
 
+    /// How many rows a read answers with at most: 1,000 unless a project says otherwise.
+    pub fn cut_at(&self, max_rows: usize) {
+        self.shared.database.cut_at(max_rows);
+    }
+
     /// Has functions and tables answered by `backend` from now on: what [`Double::define`],
     /// [`Double::fill`] and [`Double::compute`] put there is not asked any more. The first backend
     /// stays.
@@ -378,7 +383,7 @@ async fn read(
     let handle = async {
         match supabase::turn_away(&headers, shared.options.supabase_key.as_deref()) {
             Some(refusal) => refusal.into_response(),
-            None => shared.database.read(&table, &query).await.into_response(),
+            None => shared.database.read(&table, &query, &headers).await.into_response(),
         }
     };
     request.answer(0, |_| {}, handle).await

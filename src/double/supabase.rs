@@ -1,7 +1,10 @@
 //! Supabase's PostgREST: functions that callers supply, tables of rows that they fill, or a backend
 //! that stands for both.
 
+mod rows;
+
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use axum::http::{HeaderMap, StatusCode, header};
@@ -17,6 +20,8 @@ pub struct Reply {
     status: u16,
     kind: &'static str,
     body: String,
+    /// `Content-Range`: which rows these are, and of how many where that was asked for.
+    range: Option<String>,
 }
 
 impl Reply {
@@ -29,13 +34,20 @@ impl Reply {
     /// What a void function answers.
     #[must_use]
     pub fn void() -> Self {
-        Self { status: 204, kind: "", body: String::new() }
+        Self { status: 204, kind: "", body: String::new(), range: None }
     }
 
     /// As [`Reply::json`], for a value that is text already: exact decimals stay exact.
     #[must_use]
     pub fn json_text(body: String) -> Self {
-        Self { status: 200, kind: "application/json; charset=utf-8", body }
+        Self { status: 200, kind: "application/json; charset=utf-8", body, range: None }
+    }
+
+    /// `count` rows that begin at `offset`, as JSON text, and how many there are of them where that
+    /// was asked for.
+    #[must_use]
+    pub fn page_of_rows(body: String, count: usize, offset: usize, total: Option<usize>) -> Self {
+        rows::page_reply(body, count, offset, total).unwrap_or_else(|error| error)
     }
 
     /// PostgREST's error body, without details and hint.
@@ -55,7 +67,7 @@ impl Reply {
     #[must_use]
     pub fn page(status: u16) -> Self {
         let body = format!("<html><body><h1>{status}</h1></body></html>");
-        Self { status, kind: "text/html", body }
+        Self { status, kind: "text/html", body, range: None }
     }
 }
 
@@ -65,7 +77,8 @@ impl IntoResponse for Reply {
         if self.body.is_empty() {
             return status.into_response();
         }
-        (status, [(header::CONTENT_TYPE, self.kind)], self.body).into_response()
+        let range = self.range.map(|range| [(header::CONTENT_RANGE, range)]);
+        (status, [(header::CONTENT_TYPE, self.kind)], range, self.body).into_response()
     }
 }
 
@@ -79,8 +92,13 @@ pub trait Backend: Send + Sync {
     ) -> BoxFuture<'a, Reply>;
 
     /// Reads rows of a table or view; `query` is PostgREST's: columns with their filters, `select`,
-    /// `limit`.
-    fn read<'a>(&'a self, table: &'a str, query: &'a [(String, String)]) -> BoxFuture<'a, Reply>;
+    /// `order`, `offset`, `limit`. `counted` asks for the number of all rows too.
+    fn read<'a>(
+        &'a self,
+        table: &'a str,
+        query: &'a [(String, String)],
+        counted: bool,
+    ) -> BoxFuture<'a, Reply>;
 }
 
 type Handler = Arc<dyn Fn(&str, &Map<String, Value>) -> Reply + Send + Sync>;
@@ -97,14 +115,32 @@ enum Table {
 }
 
 /// The functions and tables that are there.
-#[derive(Default)]
 pub(super) struct Database {
     functions: RwLock<HashMap<String, Handler>>,
     tables: RwLock<HashMap<String, Table>>,
     backend: OnceLock<Box<dyn Backend>>,
+    max_rows: AtomicUsize,
+}
+
+/// How many rows Supabase answers with at most, unless a project says otherwise.
+const MAX_ROWS: usize = 1_000;
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            functions: RwLock::default(),
+            tables: RwLock::default(),
+            backend: OnceLock::new(),
+            max_rows: AtomicUsize::new(MAX_ROWS),
+        }
+    }
 }
 
 impl Database {
+    pub(super) fn cut_at(&self, max_rows: usize) {
+        self.max_rows.store(max_rows, Ordering::Relaxed);
+    }
+
     pub(super) fn delegate(&self, backend: impl Backend + 'static) {
         self.backend.get_or_init(|| Box::new(backend));
     }
@@ -165,20 +201,27 @@ impl Database {
         )
     }
 
-    pub(super) async fn read(&self, table: &str, query: &[(String, String)]) -> Reply {
+    pub(super) async fn read(
+        &self,
+        table: &str,
+        query: &[(String, String)],
+        headers: &HeaderMap,
+    ) -> Reply {
+        let counted = text(headers, "prefer").contains("count=exact");
         match self.backend.get() {
-            Some(backend) => backend.read(table, query).await,
-            None => self.read_own(table, query),
+            Some(backend) => backend.read(table, query, counted).await,
+            None => self.read_own(table, query, counted),
         }
     }
 
-    fn read_own(&self, table: &str, query: &[(String, String)]) -> Reply {
+    fn read_own(&self, table: &str, query: &[(String, String)], counted: bool) -> Reply {
+        let most = self.max_rows.load(Ordering::Relaxed);
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let found = tables.get(table).cloned();
         drop(tables);
         let selected = match found {
-            Some(Table::Filled(rows)) => select(table, &rows, query),
-            Some(Table::Computed(rows)) => select(table, &rows(query), query),
+            Some(Table::Filled(rows)) => rows::select(table, &rows, query, counted, most),
+            Some(Table::Computed(make)) => rows::select(table, &make(query), query, counted, most),
             None => {
                 let message =
                     format!("Could not find the table 'public.{table}' in the schema cache");
@@ -212,81 +255,6 @@ pub(super) fn turn_away(headers: &HeaderMap, key: Option<&str>) -> Option<Reply>
     let legacy = !api_key.starts_with("sb_");
     (legacy && key.is_some() && bearer != format!("Bearer {api_key}"))
         .then(|| Reply::error(401, "42501", "permission denied"))
-}
-
-/// The filters, columns and limit of PostgREST that the daemon uses.
-fn select(table: &str, rows: &[Row], query: &[(String, String)]) -> Result<Reply, Reply> {
-    let known = |column: &str| match rows.first() {
-        Some(row) if !row.contains_key(column) => {
-            let message = format!("column {table}.{column} does not exist");
-            Err(Reply::error(400, "42703", &message))
-        }
-        _ => Ok(()),
-    };
-    let (mut columns, mut limit, mut filters) = (None, usize::MAX, Vec::new());
-    for (name, value) in query {
-        match name.as_str() {
-            "select" if value == "*" => {}
-            "select" => columns = Some(value.split(',').collect::<Vec<_>>()),
-            "limit" => {
-                limit = value.parse().map_err(|_| Reply::error(400, "PGRST100", "limit"))?;
-            }
-            "order" | "offset" => {}
-            column => {
-                known(column)?;
-                let filter = Filter::parse(value).ok_or_else(|| {
-                    let message = format!("\"failed to parse filter ({value})\"");
-                    Reply::error(400, "PGRST100", &message)
-                })?;
-                filters.push((column, filter));
-            }
-        }
-    }
-    for column in columns.iter().flatten() {
-        known(column)?;
-    }
-    let found = rows.iter().filter(|row| {
-        filters
-            .iter()
-            .all(|(column, filter)| filter.holds(row.get(*column).unwrap_or(&Value::Null)))
-    });
-    let found = found.take(limit).map(|row| match &columns {
-        None => Value::Object(row.clone()),
-        Some(columns) => columns
-            .iter()
-            .map(|column| ((*column).to_owned(), row.get(*column).cloned().unwrap_or(Value::Null)))
-            .collect(),
-    });
-    Ok(Reply::json(&found.collect()))
-}
-
-enum Filter<'a> {
-    IsNull,
-    OneOf(Vec<&'a str>),
-}
-
-impl<'a> Filter<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let (operator, value) = text.split_once('.')?;
-        match operator {
-            "is" if value == "null" => Some(Self::IsNull),
-            "eq" => Some(Self::OneOf(vec![value])),
-            "in" => {
-                let list = value.strip_prefix('(')?.strip_suffix(')')?;
-                Some(Self::OneOf(list.split(',').map(|item| item.trim_matches('"')).collect()))
-            }
-            _ => None,
-        }
-    }
-
-    fn holds(&self, value: &Value) -> bool {
-        match (self, value) {
-            (Self::IsNull, value) => value.is_null(),
-            (Self::OneOf(_), Value::Null) => false,
-            (Self::OneOf(list), Value::String(text)) => list.contains(&text.as_str()),
-            (Self::OneOf(list), value) => list.contains(&value.to_string().as_str()),
-        }
-    }
 }
 
 /// What `calc_currency_for_source` answers here: decided by the source's id alone, so that whoever

@@ -22,6 +22,7 @@ mod partition;
 mod parts;
 pub mod permits;
 mod rebalance;
+mod remember;
 mod repair;
 mod report;
 pub mod retry;
@@ -40,7 +41,8 @@ use jiff::Timestamp;
 
 pub use self::exclusive::Held;
 pub use self::intake::{Lane, Route};
-pub use self::once::Once;
+pub use self::once::{Accepted, Known, Once};
+pub use self::remember::Locked;
 pub use self::parts::{Engine, EngineError, Settings};
 pub use self::retry::Failure;
 pub use self::work::{Cx, Origin};

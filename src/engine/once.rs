@@ -8,10 +8,36 @@ use jiff::Timestamp;
 
 use super::retry::Failure;
 use super::work::{Cx, Memo, Memos};
-use crate::dedup::Reply;
+use crate::dedup::{Reply, TakenBack};
 
 /// How soon to look again at a claim that another record holds.
 const HELD_PAUSE: Duration = Duration::from_millis(500);
+
+/// What became of the work of a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// When its event was accepted; `None` when it found nothing to send.
+    pub at: Option<Timestamp>,
+    /// Until when that sleeps; its claim lives until a day after.
+    pub due: Option<Timestamp>,
+}
+
+impl From<Option<Timestamp>> for Accepted {
+    fn from(at: Option<Timestamp>) -> Self {
+        Self { at, due: None }
+    }
+}
+
+/// What claims tell about a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing: it was not done within the life of its claim, or the store was emptied.
+    Nothing,
+    /// It was done.
+    Done(Accepted),
+    /// It was done, and taken back since.
+    TakenBack(TakenBack, Accepted),
+}
 
 /// How a step behind a claim ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,51 +47,56 @@ pub enum Once {
     Ran(Option<Timestamp>),
     /// It was done before.
     Duplicate,
+    /// It was done before, and taken back since.
+    TakenBack(TakenBack),
 }
 
 impl Cx {
-    /// Does `work` under the claim `name`, at most once within the window (contract section 8.2):
-    /// claims it, runs `work`, and marks it done with the time of acceptance that `work` returns.
+    /// Does `work` under the claim `name`, at most once within the window (contract section 8.2), and
+    /// while what it sent sleeps: claims it, runs `work`, and marks it done with the times that `work`
+    /// returns.
     ///
     /// # Errors
     /// What `work` returned; or that claims cannot be reached, or that another record holds this
     /// one.
-    pub async fn once<F>(
+    pub async fn once<F, A>(
         &self,
         name: &str,
         work: impl FnOnce() -> F + Send,
     ) -> Result<Once, Failure>
     where
-        F: Future<Output = Result<Option<Timestamp>, Failure>> + Send,
+        F: Future<Output = Result<A, Failure>> + Send,
+        A: Into<Accepted> + Send,
     {
-        let accepted = match self.recall(name) {
-            Some(Memo::Confirmed(accepted)) => return Ok(Once::Ran(accepted)),
+        let accepted: Accepted = match self.recall(name) {
+            Some(Memo::Confirmed(accepted)) => return Ok(Once::Ran(accepted.at)),
             Some(Memo::Accepted(accepted)) => accepted,
             known => {
                 let fresh = matches!(known, Some(Memo::Claimed(at))
                     if at.elapsed() < self.claims().window() / 3);
-                if !fresh && !self.claim(name).await? {
-                    return Ok(Once::Duplicate);
+                if !fresh && let Some(done) = self.claim(name).await? {
+                    return Ok(done);
                 }
                 let accepted = tokio::select! {
                     biased;
                     // Boxed: what waits for its claim takes no memory for its work.
-                    accepted = Box::pin(work()) => accepted?,
+                    accepted = Box::pin(work()) => accepted?.into(),
                     lost = self.renew(name) => return Err(lost),
                 };
                 self.remember(name, Memo::Accepted(accepted));
                 accepted
             }
         };
-        let accepted_ms = accepted.map_or(0, Timestamp::as_millisecond);
-        let confirm = self.claims().confirm(self.key(name), accepted_ms);
+        let [accepted_ms, due_ms] =
+            [accepted.at, accepted.due].map(|at| at.map_or(0, Timestamp::as_millisecond));
+        let confirm = self.claims().confirm(self.key(name), accepted_ms, due_ms);
         confirm.await.map_err(|away| self.claims_away(&away))?;
         self.remember(name, Memo::Confirmed(accepted));
-        Ok(Once::Ran(accepted))
+        Ok(Once::Ran(accepted.at))
     }
 
-    /// Claims `name`; `false` when it is done already.
-    async fn claim(&self, name: &str) -> Result<bool, Failure> {
+    /// Claims `name`; how it ended, when it is done already.
+    async fn claim(&self, name: &str) -> Result<Option<Once>, Failure> {
         if self.drained() {
             return Err(Failure::GivenUp);
         }
@@ -73,9 +104,10 @@ impl Cx {
         match claim.await.map_err(|away| self.claims_away(&away))? {
             Reply::Ours => {
                 self.remember(name, Memo::Claimed(Instant::now()));
-                Ok(true)
+                Ok(None)
             }
-            Reply::Done { .. } => Ok(false),
+            Reply::Done { .. } => Ok(Some(Once::Duplicate)),
+            Reply::TakenBack { by, .. } => Ok(Some(Once::TakenBack(by))),
             _ => Err(claim_held()),
         }
     }
@@ -103,13 +135,31 @@ impl Cx {
     /// # Errors
     /// A wait, while another record is at it.
     pub async fn accepted_at(&self, name: &str) -> Result<Option<Option<Timestamp>>, Failure> {
-        match self.claims().read(self.key(name)).await {
-            Some(Reply::Done { accepted_ms: 0 }) => Ok(Some(None)),
-            Some(Reply::Done { accepted_ms }) => {
-                Ok(Timestamp::from_millisecond(accepted_ms).ok().map(Some))
+        let accepted_ms = match self.claims().read(self.key(name)).await {
+            Some(Reply::Done { accepted_ms, .. }) => Some(accepted_ms),
+            Some(Reply::TakenBack { accepted_ms, .. }) => accepted_ms,
+            Some(Reply::Held) => return Err(claim_held()),
+            _ => None,
+        };
+        Ok(accepted_ms.map(time))
+    }
+
+    /// What claims tell about the step `name`.
+    ///
+    /// # Errors
+    /// That claims cannot be reached, or a wait, while another record is at it.
+    pub async fn known(&self, name: &str) -> Result<Known, Failure> {
+        let state = self.claims().state(self.key(name)).await;
+        match state.map_err(|away| self.claims_away(&away))? {
+            Reply::Done { accepted_ms, due_ms } => {
+                Ok(Known::Done(Accepted { at: time(accepted_ms), due: time(due_ms) }))
             }
-            Some(Reply::Held) => Err(claim_held()),
-            _ => Ok(None),
+            Reply::TakenBack { accepted_ms, due_ms, by } => {
+                let accepted = Accepted { at: accepted_ms.and_then(time), due: time(due_ms) };
+                Ok(Known::TakenBack(by, accepted))
+            }
+            Reply::Held => Err(claim_held()),
+            _ => Ok(Known::Nothing),
         }
     }
 
@@ -130,11 +180,11 @@ impl Cx {
         }
     }
 
-    fn recall(&self, name: &str) -> Option<Memo> {
+    pub(super) fn recall(&self, name: &str) -> Option<Memo> {
         self.memo().iter().find(|(known, _)| known == name).map(|(_, memo)| *memo)
     }
 
-    fn remember(&self, name: &str, memo: Memo) {
+    pub(super) fn remember(&self, name: &str, memo: Memo) {
         let mut all = self.memo();
         match all.iter_mut().find(|(known, _)| known == name) {
             Some((_, known)) => *known = memo,
@@ -145,6 +195,11 @@ impl Cx {
     fn memo(&self) -> MutexGuard<'_, Memos> {
         self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A time that a claim keeps; 0 stands for none.
+fn time(ms: i64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(ms).ok().filter(|_| ms > 0)
 }
 
 /// A wait for a claim that another record holds.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::types::RDKafkaErrorCode;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc;
@@ -220,10 +220,10 @@ impl<'a, C: Consumer> Session<'a, C> {
         let Some(id) = self.index.get(topic).and_then(|found| found.get(&number)).copied() else {
             return;
         };
-        let mut headers: SmallVec<[Header<'_>; 8]> = SmallVec::new();
-        if let Some(found) = message.headers() {
-            headers.extend(found.iter().map(|h| Header { name: h.key, value: h.value }));
-        }
+        // One whose name is no text is nobody's that this daemon knows.
+        let headers: SmallVec<[Header<'_>; 8]> = kafka::headers(message)
+            .filter_map(|(name, value)| Some(Header { name: str::from_utf8(name).ok()?, value }))
+            .collect();
         let record = Record {
             topic,
             partition: number,

@@ -15,7 +15,7 @@ use super::frontier::Frontier;
 use super::metadata;
 use super::offsets::OffsetMap;
 use crate::config::OffsetReset;
-use crate::kafka::GroupConsumer;
+use crate::kafka::{self, GroupConsumer};
 
 /// How long the broker may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -211,11 +211,12 @@ fn committed(
         list.add_partition(topic, *partition);
     }
     let mut found = HashMap::with_capacity(names.len());
-    for element in consumer.committed_offsets(list, TIMEOUT)?.elements() {
+    let list = consumer.committed_offsets(list, TIMEOUT)?;
+    for (element, metadata) in list.elements().iter().zip(kafka::metadata(&list)) {
         element.error()?;
         if let Offset::Offset(offset) = element.offset() {
             let name = (element.topic().to_owned(), element.partition());
-            found.insert(name, (offset, element.metadata().to_owned()));
+            found.insert(name, (offset, metadata));
         }
     }
     Ok(found)

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
 use super::frontier::Stamp;
+use super::once::Accepted;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure};
 use super::{Consumer, Outcome};
@@ -118,9 +119,9 @@ pub(super) enum Memo {
     Claimed(Instant),
     Accepted(Accepted),
     Confirmed(Accepted),
+    /// Not a claim: since when something has been waited for.
+    Awaited(Instant),
 }
-
-pub(super) type Accepted = Option<Timestamp>;
 
 /// What is known of the claim that a record holds alone, across attempts at it.
 #[derive(Debug)]

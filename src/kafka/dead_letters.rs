@@ -8,11 +8,11 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::OnceCell;
 
+use super::raw::owned_headers;
 use super::{Kafka, SavedRecord};
 
 /// How long a dead letter may take to be acknowledged before its lane waits and tries again.
@@ -117,10 +117,6 @@ impl DeadLetters {
 
     /// Writes one record and waits until it is acknowledged.
     pub(crate) async fn write(&self, letter: &Letter<'_>) -> Result<(), NotWritten> {
-        let mut headers = OwnedHeaders::new();
-        for (key, value) in letter.record.headers() {
-            headers = headers.insert(Header { key, value });
-        }
         let timestamp = letter.record.timestamp_ms().map(|ms| ms.to_string());
         let (first_at, last_at) = (letter.first_at.to_string(), letter.last_at.to_string());
         let own = [
@@ -135,9 +131,8 @@ impl DeadLetters {
             ("dlq.first_at", Some(&*first_at)),
             ("dlq.last_at", Some(&*last_at)),
         ];
-        for (key, value) in own {
-            headers = headers.insert(Header { key, value });
-        }
+        let own = own.iter().map(|(name, value)| (name.as_bytes(), value.map(str::as_bytes)));
+        let headers = owned_headers(letter.record.headers().chain(own));
         let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
         record.key = letter.record.key();
         record.payload = letter.record.value();

@@ -5,6 +5,7 @@ mod client;
 mod context;
 mod dead_letters;
 mod groups;
+mod raw;
 mod saved;
 
 pub(crate) use self::client::GroupConsumer;
@@ -13,4 +14,5 @@ pub(crate) use self::context::{Context, Rebalance, Signals};
 pub use self::dead_letters::DeadLetters;
 pub(crate) use self::dead_letters::Letter;
 pub(crate) use self::groups::{is_ours, orphans};
+pub(crate) use self::raw::{headers, metadata};
 pub(crate) use self::saved::{SavedRecord, size};

@@ -1,6 +1,8 @@
 //! A record's bytes, kept while it is worked on: one allocation for key, value and headers.
 
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::Message;
+
+use super::raw::{self, Native, RawHeader};
 
 /// Key, value and headers of a record, as they came.
 #[derive(Debug, Clone)]
@@ -16,15 +18,15 @@ const NULL: u32 = u32::MAX;
 
 impl SavedRecord {
     /// Copies a record.
-    pub(crate) fn copy(message: &impl Message) -> Self {
+    pub(crate) fn copy(message: &impl Message<Headers: Native>) -> Self {
         let key = message.key().unwrap_or_default();
         let value = message.payload().unwrap_or_default();
         let mut bytes = Vec::with_capacity(size(message));
         bytes.extend_from_slice(key);
         bytes.extend_from_slice(value);
-        for header in message.headers().iter().flat_map(|headers| headers.iter()) {
-            put(&mut bytes, Some(header.key.as_bytes()));
-            put(&mut bytes, header.value);
+        for (name, value) in raw::headers(message) {
+            put(&mut bytes, Some(name));
+            put(&mut bytes, value);
         }
         Self {
             bytes: bytes.into_boxed_slice(),
@@ -47,23 +49,20 @@ impl SavedRecord {
         self.timestamp_ms
     }
 
-    pub(crate) fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+    pub(crate) fn headers(&self) -> impl Iterator<Item = RawHeader<'_>> {
         let start = self.key.unwrap_or(0) + self.value.unwrap_or(0);
         let mut rest = &self.bytes[start..];
         std::iter::from_fn(move || {
             let name = take(&mut rest)??;
-            Some((std::str::from_utf8(name).unwrap_or_default(), take(&mut rest)?))
+            Some((name, take(&mut rest)?))
         })
     }
 }
 
 /// Bytes that a record takes when it is saved.
-pub(crate) fn size(message: &impl Message) -> usize {
-    let headers: usize = message
-        .headers()
-        .iter()
-        .flat_map(|headers| headers.iter())
-        .map(|header| 8 + header.key.len() + header.value.map_or(0, <[u8]>::len))
+pub(crate) fn size(message: &impl Message<Headers: Native>) -> usize {
+    let headers: usize = raw::headers(message)
+        .map(|(name, value)| 8 + name.len() + value.map_or(0, <[u8]>::len))
         .sum();
     message.key().map_or(0, <[u8]>::len) + message.payload().map_or(0, <[u8]>::len) + headers
 }
@@ -116,9 +115,9 @@ mod tests {
         assert_eq!(
             headers,
             [
-                ("__debezium.newkey", Some(&b"{\"id\":1}"[..])),
-                ("null", None),
-                ("empty", Some(&b""[..])),
+                (&b"__debezium.newkey"[..], Some(&b"{\"id\":1}"[..])),
+                (b"null", None),
+                (b"empty", Some(&b""[..])),
             ]
         );
         assert_eq!(size(&message), saved.bytes.len());

@@ -264,7 +264,7 @@ impl Store for Unsound {
                     }
                     let read = [Op::Read { key: key.clone() }];
                     if self.store.execute(&read).await? != [Reply::Free] {
-                        replies.push(Reply::Done { accepted_ms: 0 });
+                        replies.push(Reply::Done { accepted_ms: 0, due_ms: 0 });
                         continue;
                     }
                 }

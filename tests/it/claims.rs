@@ -48,12 +48,12 @@ async fn a_claim_is_its_records_own_also_after_a_crash_and_held_against_others_u
     assert_eq!(second.read(key.clone()).await, Some(Reply::Held));
     drop(first);
     assert_eq!(claim(&second, &key, "g/t/0/7").await, Reply::Ours, "the same record, redelivered");
-    second.confirm(key.clone(), 42).await.expect("Redis answers");
+    second.confirm(key.clone(), 42, 0).await.expect("Redis answers");
     let third = claims(redis());
     for owner in ["g/t/0/7", "g/t/0/9"] {
-        assert_eq!(claim(&third, &key, owner).await, Reply::Done { accepted_ms: 42 });
+        assert_eq!(claim(&third, &key, owner).await, Reply::Done { accepted_ms: 42, due_ms: 0 });
     }
-    assert_eq!(third.read(key).await, Some(Reply::Done { accepted_ms: 42 }));
+    assert_eq!(third.read(key).await, Some(Reply::Done { accepted_ms: 42, due_ms: 0 }));
 }
 
 #[tokio::test]
@@ -65,9 +65,9 @@ async fn only_its_holder_gives_a_claim_back() {
     assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
     claims.release(key.clone(), "holder".into()).await;
     assert_eq!(claim(&claims, &key, "other").await, Reply::Ours);
-    claims.confirm(key.clone(), 1).await.expect("Redis answers");
+    claims.confirm(key.clone(), 1, 0).await.expect("Redis answers");
     claims.release(key.clone(), "other".into()).await;
-    assert_eq!(claim(&claims, &key, "other").await, Reply::Done { accepted_ms: 1 });
+    assert_eq!(claim(&claims, &key, "other").await, Reply::Done { accepted_ms: 1, due_ms: 0 });
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn a_claim_runs_out_with_its_window_and_is_renewed_by_claiming_again() {
         (claim(&claims, &key, "other").await == Reply::Ours).then_some(())
     })
     .await;
-    claims.confirm(key.clone(), 5).await.expect("Redis answers");
+    claims.confirm(key.clone(), 5, 0).await.expect("Redis answers");
     let left: i64 = connection.ttl(&key).await.expect("Redis answers");
     assert!(left > 100, "done lives for a window of its own, not {left} s");
 }
@@ -147,7 +147,7 @@ async fn while_it_is_away_claims_wait_and_go_on_when_it_is_back() {
     let refused = waiting.claim("during".to_owned(), "holder".into()).await;
     assert!(refused.expect_err("away").to_string().contains("REDIS_URL"));
     assert!(waiting.breaker().away().is_some());
-    assert!(waiting.confirm("before".to_owned(), 7).await.is_err());
+    assert!(waiting.confirm("before".to_owned(), 7, 0).await.is_err());
     redis.start();
     until("claims to be answered again", async || {
         waiting.claim("after".to_owned(), "holder".into()).await.ok()
@@ -233,7 +233,7 @@ async fn while_it_is_away_a_consumer_that_may_proceeds() {
     redis.stop();
     let proceeding = claims_for(redis.url(), WINDOW, OnOutage::Proceed);
     assert_eq!(claim(&proceeding, "during", "holder").await, Reply::Ours);
-    proceeding.confirm("during".to_owned(), 7).await.expect("goes on");
+    proceeding.confirm("during".to_owned(), 7, 0).await.expect("goes on");
     assert_eq!(claim(&proceeding, "during", "other").await, Reply::Ours);
     redis.start();
     until("claims to be kept again", async || {
@@ -248,10 +248,10 @@ async fn a_server_that_has_forgotten_gives_claims_anew_and_acceptances_are_remem
     let redis = Redis::own();
     let claims = claims(redis.url());
     assert_eq!(claim(&claims, "award", "holder").await, Reply::Ours);
-    claims.confirm("award".to_owned(), 1_000).await.expect("Redis answers");
+    claims.confirm("award".to_owned(), 1_000, 0).await.expect("Redis answers");
     redis.restart_empty();
     until("an answer", async || claims.claim("other".to_owned(), "holder".into()).await.ok()).await;
     assert_eq!(claim(&claims, "award", "other").await, Reply::Ours, "forgotten");
     let known = claims.read("award".to_owned()).await;
-    assert_eq!(known, Some(Reply::Done { accepted_ms: 1_000 }), "for the cancel's settle time");
+    assert_eq!(known, Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 }), "for the cancel's settle time");
 }

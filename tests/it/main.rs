@@ -2,6 +2,7 @@
 //! share what is started.
 
 mod all_five;
+mod cases;
 mod claims;
 mod consumers;
 mod decode_fixtures;

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use smallvec::SmallVec;
 
@@ -33,7 +34,7 @@ pub enum InvalidEvent {
 /// The events of one send, in order, as JSON in one buffer.
 ///
 /// Integers beyond 2^53 in the data are rounded by Inngest: the caller writes them as strings
-/// (contract section 5). `ts` is left out on purpose: a future one would delay the run.
+/// (contract section 5). `ts` is left out unless it is asked for, since a future one delays the run.
 #[derive(Debug, Default, Clone)]
 pub struct Events {
     /// The events, separated by commas, as they stand in the request.
@@ -52,9 +53,22 @@ impl Events {
         id: Option<&str>,
         data: &(impl Serialize + ?Sized),
     ) -> Result<Self, InvalidEvent> {
+        Self::one_at(name, id, None, data)
+    }
+
+    /// A send of one event, whose run starts at `ts` where that lies ahead.
+    ///
+    /// # Errors
+    /// As [`Events::one`].
+    pub fn one_at(
+        name: &str,
+        id: Option<&str>,
+        ts: Option<Timestamp>,
+        data: &(impl Serialize + ?Sized),
+    ) -> Result<Self, InvalidEvent> {
         // Most events fit into this: one allocation instead of one for each doubling.
         let mut events = Self { json: Vec::with_capacity(384), ends: SmallVec::new() };
-        events.push(name, id, data)?;
+        events.push_at(name, id, ts, data)?;
         Ok(events)
     }
 
@@ -70,9 +84,19 @@ impl Events {
         id: Option<&str>,
         data: &(impl Serialize + ?Sized),
     ) -> Result<(), InvalidEvent> {
+        self.push_at(name, id, None, data)
+    }
+
+    fn push_at(
+        &mut self,
+        name: &str,
+        id: Option<&str>,
+        ts: Option<Timestamp>,
+        data: &(impl Serialize + ?Sized),
+    ) -> Result<(), InvalidEvent> {
         check_name(name)?;
         let before = self.json.len();
-        let written = self.write(name, id, data);
+        let written = self.write(name, id, ts, data);
         let fault = match written {
             Ok(data_start) if self.json.get(data_start) == Some(&b'{') => {
                 let end = u32::try_from(self.json.len());
@@ -94,6 +118,7 @@ impl Events {
         &mut self,
         name: &str,
         id: Option<&str>,
+        ts: Option<Timestamp>,
         data: &(impl Serialize + ?Sized),
     ) -> serde_json::Result<usize> {
         let out = &mut self.json;
@@ -103,6 +128,9 @@ impl Events {
         if let Some(id) = id.filter(|id| !id.is_empty()) {
             out.extend_from_slice(b",\"id\":");
             serde_json::to_writer(&mut *out, id)?;
+        }
+        if let Some(ts) = ts {
+            write!(out, ",\"ts\":{}", ts.as_millisecond()).map_err(serde_json::Error::io)?;
         }
         out.extend_from_slice(b",\"data\":");
         let data_start = out.len();
@@ -176,6 +204,12 @@ mod tests {
         );
         assert_eq!(events.len(), 3);
         assert_eq!(events.largest(), 43);
+        let later = Timestamp::from_millisecond(1_795_860_000_123).ok();
+        let later = Events::one_at("r", Some("r:1"), later, &json!({})).expect("valid");
+        assert_eq!(
+            std::str::from_utf8(&later.json).expect("text"),
+            r#"{"name":"r","id":"r:1","ts":1795860000123,"data":{}}"#
+        );
     }
 
     #[test]

@@ -106,6 +106,14 @@ impl CallError {
         Self::outage("supabase_too_large", message)
     }
 
+    pub(crate) fn too_many_rows(table: &str, limit: usize) -> Self {
+        let message = format!(
+            "supabase table {table} has more than {limit} rows for one question: \
+             is one of its columns filled with a value that means nothing?"
+        );
+        Self::outage("supabase_too_large", message)
+    }
+
     /// An answer with an error status.
     pub(super) fn answer(
         what: &str,

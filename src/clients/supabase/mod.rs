@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
 use reqwest::{Client, RequestBuilder, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -32,6 +34,7 @@ use crate::outage::Breakers;
 
 const SERVICE: &str = "supabase";
 const API_KEY: HeaderName = HeaderName::from_static("apikey");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Where Supabase is and how to talk to it.
 #[derive(Debug, Clone)]
@@ -61,6 +64,8 @@ pub struct Answer {
     what: Arc<str>,
     /// How long the request took, for adaptive bounds and metrics.
     pub latency: Duration,
+    /// How many rows there are in all, where that was asked for ([`Supabase::page`]).
+    pub total: Option<u64>,
 }
 
 impl Answer {
@@ -76,11 +81,15 @@ impl Answer {
     /// When it has another shape than expected: an outage of kind `supabase_answer`, since a
     /// function that answers otherwise than agreed is a deploy that is half done.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, CallError> {
-        serde_json::from_slice(&self.body).map_err(|_| {
-            let mut error = CallError::unexpected(&self.what);
-            error.latency = Some(self.latency);
-            error
-        })
+        serde_json::from_slice(&self.body).map_err(|_| self.unexpected())
+    }
+
+    /// The error of an answer that has another shape than expected.
+    #[must_use]
+    pub fn unexpected(&self) -> CallError {
+        let mut error = CallError::unexpected(&self.what);
+        error.latency = Some(self.latency);
+        error
     }
 }
 
@@ -139,15 +148,34 @@ impl Supabase {
     }
 
     /// Reads rows of a table or view: an array. `query` is PostgREST's, such as
-    /// `[("id", "eq.5"), ("select", "a,b")]`; values are encoded here.
+    /// `[("id", "eq.5"), ("select", "a,b")]`; values are encoded here. The server answers with the
+    /// first thousand rows, and does not say so: what may be more is read by [`Supabase::page`].
     ///
     /// # Errors
     /// An outage or the record's fault, see [`CallError`].
     pub async fn select(&self, table: &str, query: &[(&str, &str)]) -> Result<Answer, CallError> {
+        self.read(table, query, |request| request).await
+    }
+
+    /// As [`Supabase::select`], and has the server count all rows ([`Answer::total`]), since a
+    /// project may cut earlier than the caller knows.
+    ///
+    /// # Errors
+    /// As [`Supabase::select`].
+    pub async fn page(&self, table: &str, query: &[(&str, &str)]) -> Result<Answer, CallError> {
+        self.read(table, query, |request| request.header(PREFER, "count=exact")).await
+    }
+
+    async fn read(
+        &self,
+        table: &str,
+        query: &[(&str, &str)],
+        more: impl FnOnce(RequestBuilder) -> RequestBuilder + Send,
+    ) -> Result<Answer, CallError> {
         let what = format!("table {table}");
         let mut url = self.endpoint(&what, &["rest", "v1", table])?;
         url.query_pairs_mut().extend_pairs(query);
-        self.call(&format!("supabase/{table}"), what, self.shared.http.get(url)).await
+        self.call(&format!("supabase/{table}"), what, more(self.shared.http.get(url))).await
     }
 
     /// Tells the listeners of realtime topics: one request, without a breaker, since nothing waits
@@ -194,9 +222,9 @@ impl Supabase {
         let latency = start.elapsed();
         measures::request(dependency, latency, outcome.is_ok());
         match outcome {
-            Ok(body) => {
+            Ok((body, total)) => {
                 leave.succeeded();
-                Ok(Answer { body, what: what.into(), latency })
+                Ok(Answer { body, what: what.into(), latency, total })
             }
             Err(mut error) => {
                 error.latency = Some(latency);
@@ -211,7 +239,11 @@ impl Supabase {
         }
     }
 
-    async fn exchange(&self, what: &str, request: RequestBuilder) -> Result<Bytes, CallError> {
+    async fn exchange(
+        &self,
+        what: &str,
+        request: RequestBuilder,
+    ) -> Result<(Bytes, Option<u64>), CallError> {
         let response = request.headers(self.shared.headers.clone()).send().await;
         let response = response.map_err(|error| {
             let timeout = error.is_timeout();
@@ -219,6 +251,7 @@ impl Supabase {
         })?;
         let status = response.status().as_u16();
         let wait = http::retry_after(response.headers(), jiff::Timestamp::now());
+        let total = total(response.headers());
         let body = http::read(response, self.shared.max_answer_bytes).await;
         let success = (200..300).contains(&status);
         match body {
@@ -227,8 +260,8 @@ impl Supabase {
             }
             // The status tells enough where the rest of an error cannot be had.
             Err(_) if !success => Err(CallError::answer(what, status, b"", wait)),
-            Ok(body) if body.is_empty() && status == 204 => Ok(Bytes::from_static(b"null")),
-            Ok(body) if is_json(&body) => Ok(body),
+            Ok(body) if body.is_empty() && status == 204 => Ok((Bytes::from_static(b"null"), None)),
+            Ok(body) if is_json(&body) => Ok((body, total)),
             Ok(_) => Err(CallError::not_json(what, status)),
             Err(ReadError::TooLarge) => {
                 Err(CallError::too_large(what, self.shared.max_answer_bytes))
@@ -238,6 +271,11 @@ impl Supabase {
             }
         }
     }
+}
+
+/// What `Content-Range: 0-999/1500` says of the number of rows; `*` in its place says nothing.
+fn total(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_RANGE)?.to_str().ok()?.rsplit_once('/')?.1.trim().parse().ok()
 }
 
 fn is_json(body: &[u8]) -> bool {

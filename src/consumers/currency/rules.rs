@@ -1,12 +1,14 @@
 //! Which changes award, cancel or take back currency (contract section 3). Pure.
 
-use bigdecimal::BigDecimal;
+use bigdecimal::{BigDecimal, Signed};
 use jiff::Timestamp;
 
-use crate::cdc::{Change, DecodeError, Op, Row};
+use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::config::Snapshot;
 use crate::consumers::owner::{owner, was_anonymous};
-use crate::consumers::snapshot;
+use crate::consumers::words::{self, is};
+use crate::consumers::{snapshot, words::PURCHASE_STATUSES};
+use crate::dedup::Moment;
 use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
 
 /// What currency is awarded for.
@@ -23,10 +25,16 @@ pub struct Source {
 }
 
 impl Source {
-    /// The claim, and the event id, of doing `what` about this source.
+    /// The claim of doing `what` about this source.
     #[must_use]
     pub fn claim(&self, what: &str) -> String {
         claim(what, self.kind, &self.id)
+    }
+
+    /// The lock under which its refunds, and its awards after them, are decided.
+    #[must_use]
+    pub fn lock(&self) -> String {
+        self.claim("refund")
     }
 }
 
@@ -43,29 +51,16 @@ pub enum Work {
     Award {
         /// What for.
         source: Source,
-        /// "Now" of the merchant's award settings, so that a repeat gives the same time.
-        committed_at: Timestamp,
-        /// The row is old and what it was before is not known: ask whether it was awarded already.
-        ask_wallet: bool,
+        /// When the change was committed: "now" of the merchant's award settings, so that a repeat
+        /// gives the same time.
+        at: Moment,
+        /// Whether the source counts since this change.
+        turn: Turn,
     },
-    /// A purchase that counted, or may have, was refunded or cancelled.
-    Refund {
-        /// What for.
-        source: Source,
-        /// As for an award: ask whether it was taken back already.
-        ask_wallet: bool,
-    },
+    /// A source that counted, or may have, counts no more.
+    Refund(Box<Refund>),
     /// A (partial) refund of another purchase.
-    Debit {
-        /// The debit row.
-        source: Source,
-        /// `transaction_number` of the original.
-        original: Option<String>,
-        /// The debit row's `final_amount`.
-        amount: Option<BigDecimal>,
-        /// As for an award.
-        ask_wallet: bool,
-    },
+    Debit(Box<Debit>),
     /// The row was deleted.
     Delete {
         /// `purchase`, `referral` or `mission`.
@@ -76,7 +71,66 @@ pub enum Work {
         user_id: Option<String>,
         /// Whose it was, where that is real.
         merchant_id: Option<String>,
+        /// When the change was committed.
+        at: Moment,
     },
+}
+
+/// Whether a source counts since a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Its state before says so, or the row is young: claims and event ids absorb repeats.
+    Here,
+    /// It was refunded or cancelled before: it counts once more.
+    Again,
+    /// Nobody can tell from the change: it may have been awarded before.
+    Unsure,
+}
+
+/// A source that is taken back as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refund {
+    /// What for.
+    pub source: Source,
+    /// When the change was committed.
+    pub at: Moment,
+    /// The row is old and what it was before is not known: ask whether it was taken back already.
+    pub ask_wallet: bool,
+    /// `transaction_number`, by which debit rows name it.
+    pub number: Option<String>,
+    /// The row's `final_amount`; none where that is no number.
+    pub amount: Option<BigDecimal>,
+    /// The row's `updated_at`.
+    pub updated_at: Option<Timestamp>,
+}
+
+/// A (partial) refund of another purchase.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Debit {
+    /// The debit row.
+    pub source: Source,
+    /// When the change was committed.
+    pub at: Moment,
+    /// `transaction_number` of the original.
+    pub original: Option<String>,
+    /// The debit row's `final_amount`.
+    pub amount: Option<BigDecimal>,
+    /// The row is old and what it was before is not known: ask whether it was handled already.
+    pub ask_wallet: bool,
+    /// The row's `created_at`.
+    pub created_at: Option<Timestamp>,
+    /// Since when it counts, where it was pending before and the row tells.
+    pub turned_at: Option<Timestamp>,
+}
+
+/// What the rules need to be told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What happens to snapshot rows.
+    pub snapshot: Snapshot,
+    /// Statuses in which a referral or a claim is taken back (`CURRENCY_TAKEN_BACK_STATUSES`), in
+    /// lower case.
+    pub taken_back: Vec<String>,
 }
 
 /// The tables that award, and how their rows are read.
@@ -86,17 +140,34 @@ struct Table {
     user: &'static str,
     /// The column that tells whether a row counts.
     status: &'static str,
+    /// The word in it that counts.
+    counts: &'static str,
 }
 
+const PURCHASE: &str = "purchase";
+
 const TABLES: [Table; 3] = [
-    Table { name: "purchase_ledger", kind: "purchase", user: "user_id", status: "status" },
+    Table {
+        name: "purchase_ledger",
+        kind: PURCHASE,
+        user: "user_id",
+        status: "status",
+        counts: "completed",
+    },
     Table {
         name: "referral_ledger",
         kind: "referral",
         user: "invitee_user_id",
         status: "reward_status",
+        counts: "completed",
     },
-    Table { name: "mission_claims", kind: "mission", user: "user_id", status: "status" },
+    Table {
+        name: "mission_claims",
+        kind: "mission",
+        user: "user_id",
+        status: "status",
+        counts: "approved",
+    },
 ];
 
 /// What a row's state means.
@@ -104,86 +175,180 @@ const TABLES: [Table; 3] = [
 enum Standing {
     /// It counts.
     Counts,
-    /// A purchase that was refunded or cancelled.
-    Reversed,
+    /// It was refunded, cancelled or the like.
+    TakenBack,
     /// A debit row that takes back.
     Debits,
-    /// None of these.
-    Neither,
+    /// It has not counted yet: a pending row, and a debit row that does not count (yet).
+    Open,
+    /// It earns nothing, or belongs to nobody.
+    EarnsNothing,
+    /// None of these: it may have counted before.
+    Other,
 }
 
 /// What to do about a change of one of the three tables.
 ///
 /// # Errors
-/// When a column that a rule needs cannot be decoded.
+/// When a column that a rule needs cannot be decoded, or is not there.
 pub fn route(
     change: &Change<'_>,
-    policy: &Snapshot,
+    settings: &Settings,
     now: Timestamp,
 ) -> Result<Route<Work>, DecodeError> {
     let Some(table) = TABLES.iter().find(|table| table.name == change.table) else {
         return Ok(Route::Skip("other_table"));
     };
     if change.op == Op::Delete {
-        return deleted(table, change);
+        return deleted(table, settings, change);
     }
     let Some(row) = &change.after else { return Ok(Route::Skip("no_row")) };
-    if !snapshot::admits(policy, change, now)? {
+    if !snapshot::admits(&settings.snapshot, change, now)? {
         return Ok(Route::Skip(SNAPSHOT_SKIPPED));
     }
+    check(table, settings, change, row)?;
     let before = match &change.before {
         // An index as replica identity brings only its own columns.
         Some(before) if before.field(table.status).is_known() => {
-            // What belonged to nobody got nothing.
-            let anonymous = was_anonymous(before, table.user)?;
-            Some(if anonymous { Standing::Neither } else { standing(table, before)? })
+            Some(standing_before(table, settings, before)?)
         }
         _ => None,
     };
-    let after = match standing(table, row)? {
-        // What counted is taken back, even if the same change says that it earns nothing.
-        Standing::Neither if before == Some(Standing::Counts) && is_reversed(table, row)? => {
-            Standing::Reversed
-        }
-        after => after,
+    let after = standing_after(table, settings, row)?;
+    let turn = match turned(change, row, before, after)? {
+        Ok(turn) => turn,
+        Err(reason) => return Ok(Route::Skip(reason)),
     };
-    if after == Standing::Neither {
-        return Ok(Route::Skip("does_not_count"));
+    if after != Standing::Debits && has_negative_amount(table, row)? {
+        return Ok(Route::Skip("negative_amount"));
     }
-    let ask_wallet = match (change.op, before, after) {
-        (Op::Create, _, Standing::Reversed) => return Ok(Route::Skip("never_counted")),
-        (Op::Create, ..) => false,
-        (_, Some(before), after) if before == after => return Ok(Route::Skip("counted_before")),
-        (_, Some(before), Standing::Reversed) if before != Standing::Counts => {
-            return Ok(Route::Skip("never_counted"));
-        }
-        (_, Some(_), _) => false,
-        (_, None, _) => !snapshot::was_young(row, change.commit_time)?,
-    };
-    let Some(id) = row.filled("id")? else { return Ok(Route::Skip("no_id")) };
+    let id = row.needed("id")?.value().filter(|id| !id.is_empty());
+    let Some(id) = id else { return Ok(Route::Skip("no_id")) };
     let Some((user_id, merchant_id)) = owner(row, table.user)? else {
         return Ok(Route::Skip("anonymous"));
     };
-    let source = Source { kind: table.kind, id, user_id, merchant_id };
+    let source = Source { kind: table.kind, id: id.into(), user_id, merchant_id };
     let lane = Lane::in_partition((source.kind, &source.id));
+    let at = moment(change);
     let work = match after {
-        Standing::Reversed => Work::Refund { source, ask_wallet },
-        Standing::Debits => Work::Debit {
-            source,
-            original: row.filled("external_ref")?,
-            amount: row.decimal("final_amount")?.value(),
-            ask_wallet,
-        },
-        Standing::Counts | Standing::Neither => {
-            Work::Award { source, committed_at: change.commit_time, ask_wallet }
-        }
+        Standing::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn)?)),
+        Standing::Debits => Work::Debit(Box::new(debit(row, source, at, turn, before)?)),
+        _ => Work::Award { source, at, turn },
     };
     Ok(Route::Process { work, lane })
 }
 
+/// Whether a row counts, debits or is taken back since this change; or why it calls for nothing.
+fn turned(
+    change: &Change<'_>,
+    row: &Row<'_>,
+    before: Option<Standing>,
+    after: Standing,
+) -> Result<Result<Turn, &'static str>, DecodeError> {
+    use Standing::{Counts, Debits, EarnsNothing, Open, TakenBack};
+    Ok(match (after, before) {
+        (Counts | Debits | TakenBack, Some(before)) if before == after => Err("counted_before"),
+        (TakenBack, Some(Open | EarnsNothing | Debits)) => Err("never_counted"),
+        (TakenBack, None) if change.op == Op::Create => Err("never_counted"),
+        (Counts, Some(TakenBack)) => Ok(Turn::Again),
+        // A purchase that was reopened may have been awarded before it was.
+        (Counts, Some(Standing::Other)) => Ok(Turn::Unsure),
+        (Counts | Debits | TakenBack, Some(_)) => Ok(Turn::Here),
+        (Counts | Debits | TakenBack, None) => {
+            let here = change.op == Op::Create || snapshot::was_young(row, change.commit_time)?;
+            Ok(if here { Turn::Here } else { Turn::Unsure })
+        }
+        (Open | EarnsNothing | Standing::Other, _) => Err("does_not_count"),
+    })
+}
+
+/// The columns that no rule can do without, and what operators should know about the others.
+fn check(
+    table: &Table,
+    settings: &Settings,
+    change: &Change<'_>,
+    row: &Row<'_>,
+) -> Result<(), DecodeError> {
+    if let Field::Value(word) = row.needed(table.status).map(|_| row.word(table.status))?? {
+        let known = match table.kind {
+            PURCHASE => PURCHASE_STATUSES.contains(&&*word),
+            _ => {
+                OPEN.contains(&&*word)
+                    || *word == *table.counts
+                    || settings.taken_back.iter().any(|status| **status == *word)
+            }
+        };
+        if !known {
+            change.remark(Remark::UnknownStatus);
+        }
+    }
+    if table.kind == PURCHASE {
+        words::remark_purchase(change, row)?;
+        if row.field("earn_currency") == Field::Missing {
+            change.remark(Remark::NoEarnCurrency);
+        }
+    }
+    Ok(())
+}
+
+/// Statuses of a row that has not counted yet.
+const OPEN: [&str; 2] = ["pending", "processing"];
+
+fn refund(
+    row: &Row<'_>,
+    source: Source,
+    at: Moment,
+    turn: Turn,
+) -> Result<Refund, DecodeError> {
+    let purchase = source.kind == PURCHASE;
+    let (mut number, mut amount, mut updated_at) = (None, None, None);
+    if purchase {
+        number = row.filled("transaction_number")?;
+        // Not a number: then no debit has a share of it, and the whole is taken back.
+        amount = row.decimal("final_amount").ok().and_then(Field::value);
+        updated_at = row.timestamp("updated_at")?.value();
+    }
+    let ask_wallet = turn == Turn::Unsure;
+    Ok(Refund { source, at, ask_wallet, number, amount, updated_at })
+}
+
+fn debit(
+    row: &Row<'_>,
+    source: Source,
+    at: Moment,
+    turn: Turn,
+    before: Option<Standing>,
+) -> Result<Debit, DecodeError> {
+    row.needed("final_amount")?;
+    let original = row.needed("external_ref")?.value().filter(|number| !number.is_empty());
+    let was_open = before == Some(Standing::Open);
+    Ok(Debit {
+        source,
+        at,
+        original: original.map(Into::into),
+        amount: row.decimal("final_amount")?.value(),
+        ask_wallet: turn == Turn::Unsure,
+        created_at: row.timestamp("created_at")?.value(),
+        turned_at: if was_open { row.timestamp("updated_at")?.value() } else { None },
+    })
+}
+
 /// A delete is true in its key alone; what else `before` holds was checked by the decoder.
-fn deleted(table: &Table, change: &Change<'_>) -> Result<Route<Work>, DecodeError> {
+fn deleted(
+    table: &Table,
+    settings: &Settings,
+    change: &Change<'_>,
+) -> Result<Route<Work>, DecodeError> {
     let before = change.before.as_ref().filter(|_| !change.before_invented);
+    if let Some(before) = before
+        && before.field(table.status).is_known()
+        && matches!(
+            standing_before(table, settings, before)?,
+            Standing::Open | Standing::EarnsNothing | Standing::Debits
+        )
+    {
+        return Ok(Route::Skip("never_counted"));
+    }
     let of_before = |column| before.map_or(Ok(None), |before| before.filled(column));
     let id = match (change.key.filled("id")?, &change.before) {
         (None, Some(before)) => before.filled("id")?,
@@ -196,45 +361,80 @@ fn deleted(table: &Table, change: &Change<'_>) -> Result<Route<Work>, DecodeErro
         id,
         user_id: of_before(table.user)?,
         merchant_id: of_before("merchant_id")?,
+        at: moment(change),
     };
     Ok(Route::Process { work, lane })
 }
 
-fn standing(table: &Table, row: &Row<'_>) -> Result<Standing, DecodeError> {
-    let counts = |counts| if counts { Standing::Counts } else { Standing::Neither };
-    match table.kind {
-        "purchase" => purchase(row),
-        "referral" => Ok(counts(is(row, table.status, &["completed"])?)),
-        _ => Ok(counts(is(row, table.status, &["approved"])?)),
+/// What a row meant before a change: what belonged to nobody, and what earned nothing, got nothing.
+fn standing_before(
+    table: &Table,
+    settings: &Settings,
+    before: &Row<'_>,
+) -> Result<Standing, DecodeError> {
+    if was_anonymous(before, table.user)? {
+        return Ok(Standing::EarnsNothing);
     }
+    let standing = standing_after(table, settings, before)?;
+    let debit = matches!(standing, Standing::Debits | Standing::Open);
+    if table.kind == PURCHASE && !debit && earns_nothing(before)? {
+        return Ok(Standing::EarnsNothing);
+    }
+    Ok(standing)
 }
 
-/// Whether a row is a purchase that was refunded or cancelled, whatever it earns.
-fn is_reversed(table: &Table, row: &Row<'_>) -> Result<bool, DecodeError> {
-    Ok(table.kind == "purchase"
-        && !is(row, "record_type", &["debit"])?
-        && is(row, "status", &["refunded", "cancelled"])?)
-}
-
-fn purchase(row: &Row<'_>) -> Result<Standing, DecodeError> {
-    if is(row, "record_type", &["debit"])? {
-        let open = is(row, "status", &["pending", "cancelled"])?;
-        return Ok(if open { Standing::Neither } else { Standing::Debits });
+/// What a row means. What counted is taken back even if the same change says that it earns nothing.
+fn standing_after(
+    table: &Table,
+    settings: &Settings,
+    row: &Row<'_>,
+) -> Result<Standing, DecodeError> {
+    if table.kind == PURCHASE {
+        return purchase(row);
     }
-    if row.bool("earn_currency")?.value() == Some(false) {
-        return Ok(Standing::Neither);
-    }
-    Ok(if is(row, "status", &["completed"])? {
-        Standing::Counts
-    } else if is(row, "status", &["refunded", "cancelled"])? {
-        Standing::Reversed
-    } else {
-        Standing::Neither
+    Ok(match row.word(table.status)?.value() {
+        Some(status) if *status == *table.counts => Standing::Counts,
+        Some(status) if settings.taken_back.iter().any(|word| **word == *status) => {
+            Standing::TakenBack
+        }
+        _ => Standing::Open,
     })
 }
 
-fn is(row: &Row<'_>, column: &str, values: &[&str]) -> Result<bool, DecodeError> {
-    Ok(row.text(column)?.value().is_some_and(|text| values.contains(&&*text)))
+fn purchase(row: &Row<'_>) -> Result<Standing, DecodeError> {
+    let status = row.word("status")?.value();
+    if is(row, "record_type", &["debit"])? {
+        let open = matches!(status.as_deref(), Some("pending" | "cancelled"));
+        return Ok(if open { Standing::Open } else { Standing::Debits });
+    }
+    Ok(match status.as_deref() {
+        Some("refunded" | "cancelled") => Standing::TakenBack,
+        Some("pending") => Standing::Open,
+        _ if earns_nothing(row)? => Standing::EarnsNothing,
+        Some("completed") => Standing::Counts,
+        _ => Standing::Other,
+    })
+}
+
+fn earns_nothing(row: &Row<'_>) -> Result<bool, DecodeError> {
+    Ok(row.bool("earn_currency")?.value() == Some(false))
+}
+
+/// A purchase of less than nothing is no purchase. An amount that is no number is not looked at: no
+/// rule about the whole needs it.
+fn has_negative_amount(table: &Table, row: &Row<'_>) -> Result<bool, DecodeError> {
+    if table.kind != PURCHASE {
+        return Ok(false);
+    }
+    let amount = row.decimal("final_amount").ok().and_then(Field::value);
+    Ok(amount.is_some_and(|amount| amount.is_negative()))
+}
+
+fn moment(change: &Change<'_>) -> Moment {
+    Moment {
+        commit_ms: change.commit_time.as_millisecond(),
+        lsn: change.position.map(|position| position.lsn),
+    }
 }
 
 #[cfg(test)]

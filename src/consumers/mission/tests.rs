@@ -347,6 +347,21 @@ async fn a_mission_with_several_conditions_is_evaluated_once() {
 }
 
 #[tokio::test]
+async fn a_merchant_may_have_more_missions_than_a_server_answers_with_at_once() {
+    let bench = Bench::start().await;
+    let row = |number: usize| {
+        let columns = [("mission_id", format!("{number:04}")), ("merchant_id", "m".to_owned())];
+        let columns = columns.into_iter().chain([("condition_type", "purchase".to_owned())]);
+        columns.map(|(name, text)| (name.to_owned(), text.into())).collect::<Map<_, _>>()
+    };
+    bench.double.fill("mv_mission_conditions_expanded", (0..1_500).map(row).collect());
+    let mission = mission(&bench, Cache::none());
+    let work = work("m", "p", &["purchase"]);
+    assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
+    assert_eq!((rest_requests(&bench), bench.events().len()), (2, 1_500));
+}
+
+#[tokio::test]
 async fn an_event_that_inngest_refuses_is_the_records_fault() {
     let bench = Bench::start().await;
     let mission = mission(&bench, Cache::none());

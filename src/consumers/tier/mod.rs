@@ -117,6 +117,15 @@ impl Tier {
                     ),
                 });
             }
+            Verdict::NoTime => {
+                return Err(Failure::Poison {
+                    kind: "no_effective_at",
+                    message: format!(
+                        "{EVALUATE} recommends an upgrade with an upgrade_timing and without \
+                         effective_at: correct the function, then replay"
+                    ),
+                });
+            }
             Verdict::Cancel => {
                 self.sender.send(cx, cancelled(member)?).await?;
             }

@@ -9,10 +9,11 @@ use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::cdc::{Change, DecodeError, Op, Row};
+use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::config::Snapshot;
 use crate::consumers::owner::owner;
 use crate::consumers::snapshot;
+use crate::consumers::words::{self, is};
 use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
 
 /// Whose tier is evaluated: a customer of one merchant.
@@ -71,11 +72,16 @@ pub fn route(
     Ok(Route::Process { work: member, lane })
 }
 
-fn wallet_triggers(_: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeError> {
+fn wallet_triggers(change: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeError> {
+    if row.field("transaction_type") == Field::Missing {
+        change.remark(Remark::NoTransactionType);
+    }
     is(row, "transaction_type", &["earn"])
 }
 
 fn purchase_triggers(change: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeError> {
+    row.needed("status")?;
+    words::remark_purchase(change, row)?;
     if is(row, "status", &["completed", "refunded"])? || is(row, "record_type", &["debit"])? {
         return Ok(true);
     }
@@ -87,10 +93,6 @@ fn purchase_triggers(change: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeE
         Some(before) => Ok(!is(before, "status", &["pending", "processing"])?),
         None => Ok(true),
     }
-}
-
-fn is(row: &Row<'_>, column: &str, values: &[&str]) -> Result<bool, DecodeError> {
-    Ok(row.text(column)?.value().is_some_and(|text| values.contains(&&*text)))
 }
 
 /// What `evaluate_user_tier_status` answers. What is passed on stays as it came.
@@ -153,6 +155,8 @@ pub enum Verdict {
     Nothing(&'static str),
     /// An upgrade that does not say to which tier.
     NoTier,
+    /// An upgrade for later that does not say when. Never one at once (contract section 4).
+    NoTime,
 }
 
 /// The data of `tier/upgrade`, members apart.
@@ -174,15 +178,17 @@ impl Answer {
             _ => return Verdict::Nothing("other_tier_action"),
         }
         let Some(to_tier_id) = self.recommended_tier_id else { return Verdict::NoTier };
-        match (self.upgrade_timing, self.effective_at) {
-            (Some(timing), Some(effective_at)) if !timing.is_empty() => {
-                Verdict::Schedule(Upgrade {
-                    to_tier_id,
-                    to_tier_ranking: self.to_tier_ranking,
-                    effective_at,
-                })
-            }
-            _ => Verdict::Apply { to_tier_id },
+        let timing = self.upgrade_timing.map(|timing| timing.trim().to_lowercase());
+        let timing = timing.filter(|timing| !timing.is_empty());
+        let effective_at = self.effective_at.filter(|at| at.get() != "\"\"");
+        match (timing.as_deref(), effective_at) {
+            (Some(_), Some(effective_at)) => Verdict::Schedule(Upgrade {
+                to_tier_id,
+                to_tier_ranking: self.to_tier_ranking,
+                effective_at,
+            }),
+            (None | Some("immediate"), _) => Verdict::Apply { to_tier_id },
+            (Some(_), None) => Verdict::NoTime,
         }
     }
 }
@@ -322,13 +328,26 @@ mod tests {
             data,
             json!({"to_tier_id": "gold", "to_tier_ranking": 3, "effective_at": at.clone()})
         );
-        for (timing, at) in
-            [(Value::Null, at.clone()), ("".into(), at), ("immediate".into(), Value::Null)]
-        {
+        for (timing, at) in [
+            (Value::Null, at.clone()),
+            ("".into(), at),
+            ("immediate".into(), Value::Null),
+            (" Immediate ".into(), "".into()),
+        ] {
             let Verdict::Apply { to_tier_id } = verdict(answer(timing, at)) else {
                 panic!("one is missing");
             };
             assert_eq!(to_tier_id.get(), "\"gold\"");
+        }
+    }
+
+    #[test]
+    fn an_upgrade_with_a_timing_and_no_time_is_never_one_at_once() {
+        for (timing, at) in [("days", json!({})), ("end_of_month", json!({"effective_at": ""}))] {
+            let mut answer = json!({"recommended_action": "upgrade", "recommended_tier_id": "gold",
+                "upgrade_timing": timing});
+            answer.as_object_mut().expect("an object").extend(at.as_object().expect("one").clone());
+            assert!(matches!(verdict(answer), Verdict::NoTime), "{timing}");
         }
     }
 

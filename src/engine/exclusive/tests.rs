@@ -243,7 +243,12 @@ async fn a_step_whose_claim_another_record_took_is_broken_off_and_asks_again() {
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
     let store = &scene.store.0;
-    let thief = Op::Confirm { key: "g:award".to_owned(), accepted_ms: 500_000 };
+    let thief = Op::Confirm {
+        key: "g:award".to_owned(),
+        accepted_ms: 500_000,
+        due_ms: 0,
+        keep: Duration::from_secs(300),
+    };
     let work = || async {
         store.execute(std::slice::from_ref(&thief)).await.expect("answered");
         std::future::pending().await

@@ -1,4 +1,4 @@
-//! PostgREST, as far as the daemon uses it, on a real database: functions with named arguments, rows by equality.
+//! PostgREST, as far as the daemon uses it, on a real database: functions with named arguments, rows by filters.
 //!
 //! Written after PostgREST 14's documentation (errors, functions as RPC, transactions) and not after what the daemon
 //! hopes for. It runs everything under the role that the key stands for.
@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, Error, NoTls};
+use tokio_postgres::{Client, Config, Error, NoTls, Row};
 
 /// The role of the service key.
 const ROLE: &str = "service_role";
@@ -82,12 +82,7 @@ impl Postgrest {
     }
 
     /// Runs a query of one text in a transaction of its own.
-    async fn ask(
-        &self,
-        read_only: bool,
-        query: &str,
-        payload: Option<&str>,
-    ) -> Result<Option<String>, Error> {
+    async fn ask(&self, read_only: bool, query: &str, payload: Option<&str>) -> Result<Row, Error> {
         let mut client = self.client().await?;
         let transaction = client.build_transaction().read_only(read_only).start().await?;
         transaction.batch_execute(&format!("SET LOCAL ROLE {ROLE}")).await?;
@@ -97,7 +92,7 @@ impl Postgrest {
         };
         transaction.commit().await?;
         self.give_back(client);
-        Ok(row.get(0))
+        Ok(row)
     }
 
     async fn try_call(&self, name: &str, arguments: &Map<String, Value>) -> Result<Reply, Error> {
@@ -112,7 +107,8 @@ impl Postgrest {
         };
         let payload = Value::Object(arguments.clone()).to_string();
         let query = function.query(name, arguments);
-        let answer = self.ask(function.read_only, &query, Some(&payload)).await?;
+        let row = self.ask(function.read_only, &query, Some(&payload)).await?;
+        let answer: Option<String> = row.get(0);
         Ok(if function.returns_void {
             Reply::void()
         } else {
@@ -120,7 +116,12 @@ impl Postgrest {
         })
     }
 
-    async fn try_read(&self, table: &str, query: &[(String, String)]) -> Result<Reply, Error> {
+    async fn try_read(
+        &self,
+        table: &str,
+        query: &[(String, String)],
+        counted: bool,
+    ) -> Result<Reply, Error> {
         let client = self.client().await?;
         let relation = format!("public.{}", quoted(table));
         let there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&relation]).await?;
@@ -132,8 +133,11 @@ impl Postgrest {
         let Some(select) = select(&relation, query) else {
             return Ok(Reply::error(400, "PGRST100", "failed to parse the query"));
         };
-        let rows = self.ask(true, &select, None).await?;
-        Ok(Reply::json_text(rows.expect("an array, if empty")))
+        let number = |count: i64| usize::try_from(count).expect("a number of rows");
+        let page = self.ask(true, &select.query, None).await?;
+        let offset = usize::try_from(select.offset).expect("a number of rows");
+        let total = counted.then(|| number(page.get(2)));
+        Ok(Reply::page_of_rows(page.get(0), number(page.get(1)), offset, total))
     }
 }
 
@@ -147,8 +151,14 @@ impl Backend for Postgrest {
             .boxed()
     }
 
-    fn read<'a>(&'a self, table: &'a str, query: &'a [(String, String)]) -> BoxFuture<'a, Reply> {
-        async move { self.try_read(table, query).await.unwrap_or_else(|e| refusal(&e)) }.boxed()
+    fn read<'a>(
+        &'a self,
+        table: &'a str,
+        query: &'a [(String, String)],
+        counted: bool,
+    ) -> BoxFuture<'a, Reply> {
+        async move { self.try_read(table, query, counted).await.unwrap_or_else(|e| refusal(&e)) }
+            .boxed()
     }
 }
 
@@ -184,25 +194,109 @@ impl Function {
     }
 }
 
-/// The rows that a query asks for, as a JSON array; `None` where it asks in a way that the daemon never does.
-fn select(relation: &str, query: &[(String, String)]) -> Option<String> {
-    let (mut columns, mut conditions, mut limit) = ("*".to_owned(), String::new(), String::new());
+/// A query for rows, in SQL: the rows of the page as a JSON array, their number, and the number of all.
+struct Select {
+    query: String,
+    offset: u32,
+}
+
+/// How many rows Supabase answers with at most, unless a project says otherwise.
+const MAX_ROWS: u32 = 1_000;
+
+/// What a query asks for; `None` where it asks in a way that the daemon never does.
+fn select(relation: &str, query: &[(String, String)]) -> Option<Select> {
+    let (mut columns, mut conditions, mut order) = ("*".to_owned(), String::new(), String::new());
+    let (mut offset, mut limit) = (0, MAX_ROWS);
     for (name, value) in query {
         match name.as_str() {
+            "select" if value == "*" => {}
             "select" => columns = value.split(',').map(quoted).collect::<Vec<_>>().join(", "),
-            "limit" => limit = format!("LIMIT {}", value.parse::<u32>().ok()?),
+            "limit" => limit = value.parse::<u32>().ok()?.min(MAX_ROWS),
+            "offset" => offset = value.parse().ok()?,
+            "order" => {
+                let terms: Option<Vec<String>> = value.split(',').map(order_term).collect();
+                order = format!("ORDER BY {}", terms?.join(", "));
+            }
             column => {
-                // A literal without a type, which becomes the column's.
-                let value = value.strip_prefix("eq.")?.replace('\'', "''");
                 let word = if conditions.is_empty() { "WHERE" } else { "AND" };
-                conditions.push_str(&format!("{word} {} = '{value}' ", quoted(column)));
+                let condition = condition(&quoted(column), value)?;
+                conditions.push_str(&format!("{word} {condition} "));
             }
         }
     }
-    Some(format!(
-        "SELECT coalesce(json_agg(found), '[]')::text \
-         FROM (SELECT {columns} FROM {relation} {conditions}{limit}) AS found"
-    ))
+    let query = format!(
+        "SELECT coalesce(json_agg(found), '[]')::text, count(*), \
+                (SELECT count(*) FROM {relation} {conditions}) \
+         FROM (SELECT {columns} FROM {relation} {conditions}{order} \
+               LIMIT {limit} OFFSET {offset}) AS found"
+    );
+    Some(Select { query, offset })
+}
+
+fn order_term(text: &str) -> Option<String> {
+    let mut parts = text.split('.');
+    let mut term = quoted(parts.next()?);
+    for part in parts {
+        term.push_str(match part {
+            "asc" => " ASC",
+            "desc" => " DESC",
+            "nullsfirst" => " NULLS FIRST",
+            "nullslast" => " NULLS LAST",
+            _ => return None,
+        });
+    }
+    Some(term)
+}
+
+/// One filter on one column.
+fn condition(column: &str, filter: &str) -> Option<String> {
+    let (operator, value) = filter.split_once('.')?;
+    let compared = |operator: &str| Some(format!("{column} {operator} {}", literal(value)));
+    match operator {
+        "not" => Some(format!("NOT ({})", condition(column, value)?)),
+        "is" if matches!(value, "null" | "true" | "false") => Some(format!("{column} IS {value}")),
+        "in" => {
+            let items = items(value)?;
+            let items: Vec<String> = items.iter().map(|item| literal(item)).collect();
+            // An empty list holds nothing, and SQL has no word for it.
+            Some(if items.is_empty() {
+                "false".to_owned()
+            } else {
+                format!("{column} IN ({})", items.join(", "))
+            })
+        }
+        "eq" => compared("="),
+        "neq" => compared("<>"),
+        "gt" => compared(">"),
+        "gte" => compared(">="),
+        "lt" => compared("<"),
+        "lte" => compared("<="),
+        _ => None,
+    }
+}
+
+/// A literal without a type, which becomes the column's.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The items of `(a,"b,c")`.
+fn items(text: &str) -> Option<Vec<String>> {
+    let text = text.strip_prefix('(')?.strip_suffix(')')?;
+    let (mut items, mut item, mut quoted) = (Vec::new(), String::new(), false);
+    let mut chars = text.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '"' => quoted = !quoted,
+            '\\' if quoted => item.extend(chars.next()),
+            ',' if !quoted => items.push(std::mem::take(&mut item)),
+            char => item.push(char),
+        }
+    }
+    if !text.is_empty() {
+        items.push(item);
+    }
+    Some(items)
 }
 
 fn quoted(name: &str) -> String {

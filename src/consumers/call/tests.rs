@@ -1,0 +1,105 @@
+use std::future::ready;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::consumers::testing::Bench;
+use crate::double::{Backend, Reply};
+
+const TABLE: &str = "purchase_ledger";
+
+#[derive(Debug, Deserialize, PartialEq)]
+struct Row {
+    id: u32,
+}
+
+/// A server with rows of `TABLE`, the last first; those with an odd number belong to another.
+async fn with_rows(count: u32) -> Bench {
+    let bench = Bench::start().await;
+    let row = |id: u32| match json!({ "id": id, "external_ref": if id.is_multiple_of(2) { "a" } else { "b" } })
+    {
+        Value::Object(row) => row,
+        _ => Map::new(),
+    };
+    bench.double.fill(TABLE, (0..count).rev().map(row).collect());
+    bench
+}
+
+async fn read(bench: &Bench) -> Result<Vec<u32>, Failure> {
+    let query = [("external_ref", "eq.a"), ("select", "id")];
+    let rows: Vec<Row> = bench.calls.select_all(&bench.cx(1), TABLE, &query, "id").await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+fn requests(bench: &Bench) -> u64 {
+    bench.double.inspect(|log| log.calls[TABLE])
+}
+
+#[tokio::test]
+async fn all_rows_are_read_where_the_server_cuts() {
+    let bench = with_rows(5_001).await;
+    let all: Vec<u32> = (0..=2_500).map(|half| half * 2).collect();
+    assert_eq!(read(&bench).await.expect("rows"), all);
+    assert_eq!(requests(&bench), 3, "two whole pages and a short one");
+}
+
+#[tokio::test]
+async fn one_page_is_one_request_and_nothing_is_an_answer() {
+    for (rows, found) in [(0, 0), (1, 1), (2_000, 1_000)] {
+        let bench = with_rows(rows).await;
+        assert_eq!(read(&bench).await.expect("rows").len(), found);
+        assert_eq!(requests(&bench), 1, "{rows}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_cuts_earlier_is_asked_until_all_are_there() {
+    let bench = with_rows(201).await;
+    bench.double.cut_at(7);
+    assert_eq!(read(&bench).await.expect("rows").len(), 101);
+    assert_eq!(requests(&bench), 15);
+}
+
+/// A server of the caller's own.
+struct Server(Answers);
+
+/// To the first page, or to one that comes after it.
+type Answers = fn(after: bool) -> Reply;
+
+impl Backend for Server {
+    fn call<'a>(&'a self, _: &'a str, _: &'a Map<String, Value>) -> BoxFuture<'a, Reply> {
+        ready(Reply::void()).boxed()
+    }
+
+    fn read<'a>(
+        &'a self,
+        _: &'a str,
+        query: &'a [(String, String)],
+        _: bool,
+    ) -> BoxFuture<'a, Reply> {
+        ready(self.0(query.iter().any(|(_, filter)| filter.starts_with("gt.")))).boxed()
+    }
+}
+
+#[tokio::test]
+async fn all_rows_or_an_outage_and_never_a_part_of_them() {
+    fn page() -> Reply {
+        Reply::page_of_rows(r#"[{"id":0},{"id":2}]"#.to_owned(), 2, 0, None)
+    }
+    let servers: [(&str, Answers); 3] = [
+        ("supabase_transient", |after| if after { Reply::page(502) } else { page() }),
+        ("supabase_answer", |_| page()),
+        ("supabase_answer", |_| Reply::json(&json!([{ "id": null }]))),
+    ];
+    for (expected, server) in servers {
+        let bench = Bench::start().await;
+        bench.double.delegate(Server(server));
+        match read(&bench).await {
+            Err(Failure::Outage { kind, .. }) => assert_eq!(kind, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What is asked of a store, and what it answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One step of the protocol, as a store carries it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Take `key` for `owner` if nobody has it; lives as long as the window.
+    Claim {
+        /// What is about to happen.
+        key: String,
+        /// The record that wants to do it: `group/topic/partition/offset`.
+        owner: Arc<str>,
+    },
+    /// Mark `key` done.
+    Confirm {
+        /// What has happened.
+        key: String,
+        /// When it was accepted, in milliseconds since 1970; 0 when nothing had to be sent.
+        accepted_ms: i64,
+        /// Until when it sleeps, in milliseconds since 1970; 0 when it does not.
+        due_ms: i64,
+        /// How long the mark lives, in whole seconds.
+        keep: Duration,
+    },
+    /// Mark what was done under `key` as taken back. When it was accepted and is due stays known.
+    TakeBack {
+        /// What has happened.
+        key: String,
+        /// What took it back.
+        by: TakenBack,
+        /// How long the mark lives, in whole seconds.
+        keep: Duration,
+    },
+    /// Keep a text, unless another record than `owner` holds `lock` by now.
+    Keep {
+        /// Where.
+        key: String,
+        /// What.
+        text: String,
+        /// How long it lives, in whole seconds.
+        keep: Duration,
+        /// The key that was acquired before the text was read.
+        lock: String,
+        /// The record that acquired it.
+        owner: Arc<str>,
+    },
+    /// Answer the text that was kept.
+    Recall {
+        /// Where.
+        key: String,
+    },
+    /// Keep a time for good where there is none yet, and answer the one that is there.
+    Since {
+        /// Where.
+        key: String,
+        /// Now, in milliseconds since 1970.
+        now_ms: i64,
+    },
+    /// Give `key` back if `owner` still holds it.
+    Release {
+        /// What will not happen.
+        key: String,
+        /// The record that held it.
+        owner: Arc<str>,
+    },
+    /// Take `key` for `owner` alone if nobody holds it, until [`Op::Free`] or for as long as
+    /// `lease`. Unlike a claim it is never done: who comes next gets its turn (contract section 4).
+    Acquire {
+        /// What only one may be at.
+        key: String,
+        /// The record that wants to be at it.
+        owner: Arc<str>,
+        /// A holder whose record the asker works on too, and whose place it takes.
+        left_by: Option<Arc<str>>,
+        /// How long it stays taken unless it is taken again, in whole seconds.
+        lease: Duration,
+    },
+    /// Give back what was acquired, if nobody else holds it by now; when an event of it was last
+    /// accepted stays known for as long as the window.
+    Free {
+        /// What others may be at now.
+        key: String,
+        /// The record that held it.
+        owner: Arc<str>,
+        /// When its last event was accepted, in milliseconds since 1970; 0 when there was none.
+        accepted_ms: i64,
+    },
+    /// Look without claiming.
+    Read {
+        /// What may have happened.
+        key: String,
+    },
+}
+
+/// When a change was committed. The log position tells changes of one transaction apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Moment {
+    /// Commit time in milliseconds since 1970.
+    pub commit_ms: i64,
+    /// LSN of the change; `None` where it is not known.
+    pub lsn: Option<u64>,
+}
+
+/// What took back that which was done under a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakenBack {
+    /// The change that asked for it.
+    pub at: Moment,
+    /// The row was deleted: what was credited by then stays.
+    pub deleted: bool,
+}
+
+/// What a store answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The claim is the asker's, now or from before a crash. Also the answer to what cannot fail.
+    Ours,
+    /// The asker holds it alone (`Acquire` only).
+    Acquired {
+        /// When an event of it was last accepted, in milliseconds since 1970; 0 when there was
+        /// none, `None` when nothing is known.
+        accepted_ms: Option<i64>,
+        /// The asker, or the one whose place it took, held it already.
+        resumed: bool,
+    },
+    /// Another record holds it (`Acquire` only).
+    Taken {
+        /// Which.
+        holder: Arc<str>,
+    },
+    /// Done before.
+    Done {
+        /// When it was accepted, in milliseconds since 1970; 0 when nothing had to be sent.
+        accepted_ms: i64,
+        /// Until when it sleeps, in milliseconds since 1970; 0 when it does not.
+        due_ms: i64,
+    },
+    /// Done before, and taken back since.
+    TakenBack {
+        /// As of [`Reply::Done`]; `None` when that was not known when it was taken back.
+        accepted_ms: Option<i64>,
+        /// As of [`Reply::Done`].
+        due_ms: i64,
+        /// What took it back.
+        by: TakenBack,
+    },
+    /// Another record is at it, or has the lock (`Keep`).
+    Held,
+    /// Nobody has claimed it (`Read` only).
+    Free,
+    /// The text that was kept, if any (`Recall` only).
+    Kept(Option<String>),
+    /// The time that is kept (`Since` only).
+    Since {
+        /// In milliseconds since 1970.
+        ms: i64,
+    },
+}

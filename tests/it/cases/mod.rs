@@ -1,0 +1,3 @@
+//! Inputs and faults that others have met in public, played on the real daemon and real services.
+
+mod bytes;
