@@ -50,7 +50,8 @@ async fn filled(database: Database, with_roles: bool) -> Database {
         .expect("a database of our own");
     for file in sql_files() {
         let sql = std::fs::read_to_string(&file).expect("a file");
-        let makes_role = |line: &&str| line.starts_with("CREATE ROLE") || line.starts_with("GRANT service_role");
+        let makes_role =
+            |line: &&str| line.starts_with("CREATE ROLE") || line.starts_with("GRANT service_role");
         let lines: Vec<_> = sql.lines().filter(|line| with_roles || !makes_role(line)).collect();
         apply(&database, &file, &lines.join("\n"));
     }
@@ -71,7 +72,14 @@ fn apply(database: &Database, file: &Path, sql: &str) {
     let mut url = url::Url::parse(services::postgres()).expect("a URL");
     url.set_path(&database.name);
     let mut psql = Command::new("psql")
-        .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--output=/dev/null", "--file=-"])
+        .args([
+            "--no-psqlrc",
+            "--quiet",
+            "--set",
+            "ON_ERROR_STOP=1",
+            "--output=/dev/null",
+            "--file=-",
+        ])
         .arg(url.as_str())
         .env("AUTHENTICATOR_PASSWORD", &database.authenticator_password)
         .env("DEBEZIUM_PASSWORD", &database.debezium_password)

@@ -119,7 +119,13 @@ async fn with_crashes(stage: &mut Stage, act: u64, part: usize) -> Act {
 }
 
 /// Plays a part of the plays, from a step on (`MAX`: after their birth), before each crash, and the rest is done then.
-async fn crash(stage: &mut Stage, plays: &[Play], from: usize, at: &[(Way, &'static str)], part: usize) {
+async fn crash(
+    stage: &mut Stage,
+    plays: &[Play],
+    from: usize,
+    at: &[(Way, &'static str)],
+    part: usize,
+) {
     let mut portions = plays.chunks(plays.len().div_ceil(2 * at.len()));
     let (mut crashes, mut missed) = (0, Vec::new());
     for (number, &(way, text)) in at.iter().enumerate() {
@@ -186,11 +192,15 @@ async fn until_credited(stage: &Stage, merchant: &str, plays: &[Play]) {
     let count = format!(
         "SELECT count(*) FROM wallet_ledger WHERE merchant_id = '{merchant}' AND component <> 'reversal'"
     );
-    crate::support::until_within(std::time::Duration::from_secs(90), "awards to be due", async || {
-        let row = stage.crm.query_one(&count, &[]).await.expect("a count");
-        let credited: i64 = row.get(0);
-        (credited >= i64::try_from(plays.len()).expect("few")).then_some(())
-    })
+    crate::support::until_within(
+        std::time::Duration::from_secs(90),
+        "awards to be due",
+        async || {
+            let row = stage.crm.query_one(&count, &[]).await.expect("a count");
+            let credited: i64 = row.get(0);
+            (credited >= i64::try_from(plays.len()).expect("few")).then_some(())
+        },
+    )
     .await;
 }
 

@@ -47,9 +47,11 @@ impl Workflows {
     pub(super) fn start(double: Arc<Double>, crm: Client) -> Self {
         let (tell, progress) = watch::channel(Progress::default());
         let (alarm, mut rings) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
-        let started = Timestamp::now() - SignedDuration::try_from(double.started().elapsed()).expect("short");
+        let started =
+            Timestamp::now() - SignedDuration::try_from(double.started().elapsed()).expect("short");
         let task = tokio::spawn(async move {
-            let mut server = Server { crm, started, ran: BTreeSet::new(), runs: BTreeMap::new(), written: 0 };
+            let mut server =
+                Server { crm, started, ran: BTreeSet::new(), runs: BTreeMap::new(), written: 0 };
             let mut handled = 0;
             loop {
                 let ring = tokio::select! {
@@ -62,7 +64,9 @@ impl Workflows {
                 for event in came {
                     server.take(event).await;
                 }
-                server.run_until(if ring.is_some() { Timestamp::MAX } else { Timestamp::now() }).await;
+                server
+                    .run_until(if ring.is_some() { Timestamp::MAX } else { Timestamp::now() })
+                    .await;
                 tell.send_replace(server.progress(handled));
                 if let Some(woken) = ring {
                     woken.send(()).expect("somebody waits for it");
@@ -126,7 +130,8 @@ impl Server {
         let came = self.came(&event);
         // What was due before it came has run by then.
         self.run_until(came).await;
-        let data: Value = serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json");
+        let data: Value =
+            serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json");
         let delayed = data["is_delayed"] == true;
         let due = match &*event.name {
             "currency/award" if delayed => time(&data["award_datetime"]),

@@ -130,7 +130,8 @@ pub(super) struct Play {
     pub(super) tail: usize,
     /// What is left, where it is not what the ops say by themselves.
     pub(super) left: Option<Cents>,
-    /// Rows (0: the purchase, else a debit counted from 1) that are set aside, and why.
+    /// Rows (0: the purchase, else a debit counted from 1) that are set aside, and why; empty: for whatever
+    /// reason.
     pub(super) letters: Vec<(usize, &'static str)>,
 }
 
@@ -225,8 +226,9 @@ impl Play {
 
     fn sql(&self, op: &Op) -> String {
         let stamp = if self.stamps { ", updated_at = now()" } else { "" };
-        let set =
-            |id: &str, what: &str| format!("UPDATE purchase_ledger SET {what}{stamp} WHERE id = '{id}'");
+        let set = |id: &str, what: &str| {
+            format!("UPDATE purchase_ledger SET {what}{stamp} WHERE id = '{id}'")
+        };
         match op {
             Op::Buy(status) => self.insert(&self.id, self.amount, status, "credit"),
             Op::Turn(status) => set(&self.id, &format!("status = '{status}'")),
@@ -250,8 +252,7 @@ impl Play {
 
     /// Its transaction number is made of its id.
     fn insert(&self, id: &str, amount: Cents, status: &str, kind: &str) -> String {
-        let original =
-            if kind == "debit" { format!("'T-{}'", self.id) } else { "NULL".to_owned() };
+        let original = if kind == "debit" { format!("'T-{}'", self.id) } else { "NULL".to_owned() };
         let (merchant, user) = (self.merchant.id(), &self.user);
         let amount = decimal(amount);
         format!(

@@ -239,7 +239,8 @@ impl Stage {
         use rdkafka::Message as _;
         use rdkafka::message::Headers as _;
         let letters = kafka::read_topic(self.brokers, &format!("{}.dlq", self.prefix)).await;
-        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let text =
+            |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
         let letter = |letter: &rdkafka::message::OwnedMessage| {
             let headers = letter.headers().expect("headers");
             let kind = headers.iter().find(|header| header.key == "dlq.error.kind");

@@ -70,8 +70,7 @@ fn permutation(
     merchants: &[Merchant],
 ) -> Play {
     let mut pick = |what: usize| choice.usize(..what);
-    let births: Vec<_> =
-        debits.iter().map(|_| BIRTHS[[0, 0, 0, 1, 1, 2, 3][pick(7)]]).collect();
+    let births: Vec<_> = debits.iter().map(|_| BIRTHS[[0, 0, 0, 1, 1, 2, 3][pick(7)]]).collect();
     let mut ops = if pick(3) == 0 {
         vec![Op::Buy("pending"), Op::Turn("completed")]
     } else {
@@ -190,31 +189,35 @@ pub(super) fn hard() -> Vec<Play> {
     use Op::{Buy, Debit, Other, Turn};
     let now = [Merchant::Now];
     let one = |name: &str, ops: &[Op]| special(name, &[-25_00], ops, &now).remove(0);
-    let twin = |created: &str| -> Op {
-        Other(Box::leak(format!("{TWIN}{created})").into_boxed_str()))
-    };
+    let twin =
+        |created: &str| -> Op { Other(Box::leak(format!("{TWIN}{created})").into_boxed_str())) };
     let of_purchase = "(SELECT created_at FROM purchase_ledger WHERE id = '{id}')";
     let set = |what: &'static str| -> Op {
         Other(Box::leak(format!("UPDATE purchase_ledger SET {what}").into_boxed_str()))
     };
     let mut hard = vec![
-        one("an older twin", &[
-            Buy("completed"),
-            twin("now() - interval '1 day'"),
-            Debit(0, "completed"),
-            Turn("refunded"),
-        ]),
-        one("a twin that comes later", &[
-            Buy("completed"),
-            twin("now() + interval '1 day'"),
-            Debit(0, "completed"),
-        ]),
-        one("a debit of nobody counts for nothing", &[
-            Buy("completed"),
-            Debit(0, "pending"),
-            set("user_id = NULL, status = 'completed' WHERE id = '{debit}'"),
-            Turn("refunded"),
-        ]),
+        one(
+            "an older twin",
+            &[
+                Buy("completed"),
+                twin("now() - interval '1 day'"),
+                Debit(0, "completed"),
+                Turn("refunded"),
+            ],
+        ),
+        one(
+            "a twin that comes later",
+            &[Buy("completed"), twin("now() + interval '1 day'"), Debit(0, "completed")],
+        ),
+        one(
+            "a debit of nobody counts for nothing",
+            &[
+                Buy("completed"),
+                Debit(0, "pending"),
+                set("user_id = NULL, status = 'completed' WHERE id = '{debit}'"),
+                Turn("refunded"),
+            ],
+        ),
     ];
     let mut set_aside = [
         (
@@ -224,23 +227,29 @@ pub(super) fn hard() -> Vec<Play> {
         ("original_open", one("open", &[Buy("pending"), Debit(0, "completed")])),
         (
             "original_not_found",
-            one("not found", &[
-                Buy("completed"),
-                Other(
-                    "INSERT INTO purchase_ledger (id, merchant_id, user_id, transaction_number, transaction_date, \
+            one(
+                "not found",
+                &[
+                    Buy("completed"),
+                    Other(
+                        "INSERT INTO purchase_ledger (id, merchant_id, user_id, transaction_number, transaction_date, \
                      total_amount, final_amount, status, record_type, external_ref) \
                      VALUES ('{debit}', '{merchant}', '{user}', 'T', now(), 1, 1, 'completed', 'debit', 'X-{id}')",
-                ),
-            ]),
+                    ),
+                ],
+            ),
         ),
         (
-            "no_percentage",
-            one("no number", &[
-                Buy("completed"),
-                Debit(0, "pending"),
-                set("final_amount = 'NaN', status = 'completed' WHERE id = '{debit}'"),
-                Turn("refunded"),
-            ]),
+            "", // as the decoder or the rule names it
+            one(
+                "no number",
+                &[
+                    Buy("completed"),
+                    Debit(0, "pending"),
+                    set("final_amount = 'NaN', status = 'completed' WHERE id = '{debit}'"),
+                    Turn("refunded"),
+                ],
+            ),
         ),
     ];
     for (why, play) in &mut set_aside {
@@ -256,7 +265,8 @@ pub(super) fn others() -> Vec<Play> {
         reward_status, signed_up_at) VALUES ('{id}', '{merchant}', gen_random_uuid(), '{user}', 'completed', now())";
     const CLAIM: &str = "INSERT INTO mission_claims (id, merchant_id, user_id, mission_id, status, claimed_at) \
         VALUES ('{id}', '{merchant}', '{user}', gen_random_uuid(), 'approved', now())";
-    let tables = [(REFERRAL, "referral_ledger", "reward_status"), (CLAIM, "mission_claims", "status")];
+    let tables =
+        [(REFERRAL, "referral_ledger", "reward_status"), (CLAIM, "mission_claims", "status")];
     let words = ["revoked", "rejected", "cancelled", "refunded", "void", "noted"];
     let mut plays = Vec::new();
     for (insert, table, column) in tables {
