@@ -5,9 +5,15 @@ use std::io::{self, BufRead, BufReader, Read};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::read::MultiGzDecoder;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::cdc::{Header, Record};
+
+/// Some editors put it at the head of a file.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// A header's name and value.
+pub type NamedBytes = (String, Option<Vec<u8>>);
 
 /// One recorded record, with bytes of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +31,7 @@ pub struct Recorded {
     /// Value bytes.
     pub value: Option<Vec<u8>>,
     /// Names and values of the headers, in order.
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub headers: Vec<NamedBytes>,
 }
 
 /// A recording that cannot be read on.
@@ -53,24 +59,33 @@ impl Recorded {
     /// Reads one line.
     ///
     /// # Errors
-    /// The line is no JSON object with a topic, or its base64 is broken; the text says which.
+    /// The line is no JSON object with a topic and a value, or its base64 is broken; the text says which.
     pub fn from_line(line: &str) -> Result<Self, String> {
-        let line: Line = serde_json::from_str(line).map_err(|error| error.to_string())?;
-        let headers = line.headers.unwrap_or_default().into_iter().map(|header| match header {
-            LineHeader::Pair(name, text) => Ok((name, text.map(String::into_bytes))),
-            LineHeader::Named { key, value_base64 } => {
-                let value = base64(value_base64, &key)?;
-                Ok((key, value))
+        let line: Line = serde_json::from_str(line.trim_start_matches(BYTE_ORDER_MARK))
+            .map_err(|error| error.to_string())?;
+        // A null value is a tombstone; a value under another name is none.
+        let value = match (line.value.or(line.payload), line.value_base64) {
+            (Some(Some(text)), _) => Some(text.into_bytes()),
+            (_, Some(encoded)) => base64(encoded, "value_base64")?,
+            (Some(None), None) => None,
+            (None, None) => {
+                return Err(
+                    "it has no value, value_base64 or payload (null for a tombstone)".into()
+                );
             }
-        });
+        };
         Ok(Self {
-            headers: headers.collect::<Result<_, String>>()?,
+            headers: line.headers.map(headers).transpose()?.unwrap_or_default(),
             topic: line.topic,
             partition: line.partition,
             offset: line.offset,
-            timestamp_ms: line.timestamp_ms,
-            key: bytes(line.key, line.key_base64, "key_base64")?,
-            value: bytes(line.value, line.value_base64, "value_base64")?,
+            // kcat writes -1 where the broker has none.
+            timestamp_ms: line.timestamp_ms.filter(|ms| *ms >= 0),
+            key: match line.key {
+                Some(text) => Some(text.into_bytes()),
+                None => base64(line.key_base64, "key_base64")?,
+            },
+            value,
         })
     }
 
@@ -123,12 +138,31 @@ struct Line {
     partition: i32,
     #[serde(default)]
     offset: i64,
+    #[serde(alias = "ts")]
     timestamp_ms: Option<i64>,
     key: Option<String>,
     key_base64: Option<String>,
-    value: Option<String>,
-    value_base64: Option<String>,
-    headers: Option<Vec<LineHeader>>,
+    #[serde(default, deserialize_with = "present")]
+    value: Option<Option<String>>,
+    #[serde(default, deserialize_with = "present")]
+    value_base64: Option<Option<String>>,
+    /// kcat's name for it.
+    #[serde(default, deserialize_with = "present")]
+    payload: Option<Option<String>>,
+    headers: Option<LineHeaders>,
+}
+
+/// Tells null from a member that is not there.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum LineHeaders {
+    Each(Vec<LineHeader>),
+    /// kcat's: names and values by turns.
+    Flat(Vec<Option<String>>),
 }
 
 #[derive(Deserialize)]
@@ -138,14 +172,25 @@ enum LineHeader {
     Named { key: String, value_base64: Option<String> },
 }
 
-fn bytes(
-    text: Option<String>,
-    encoded: Option<String>,
-    field: &str,
-) -> Result<Option<Vec<u8>>, String> {
-    match text {
-        Some(text) => Ok(Some(text.into_bytes())),
-        None => base64(encoded, field),
+fn headers(headers: LineHeaders) -> Result<Vec<NamedBytes>, String> {
+    match headers {
+        LineHeaders::Each(headers) => headers
+            .into_iter()
+            .map(|header| match header {
+                LineHeader::Pair(name, text) => Ok((name, text.map(String::into_bytes))),
+                LineHeader::Named { key, value_base64 } => {
+                    let value = base64(value_base64, &key)?;
+                    Ok((key, value))
+                }
+            })
+            .collect(),
+        LineHeaders::Flat(parts) => parts
+            .chunks(2)
+            .map(|pair| match pair {
+                [Some(name), value] => Ok((name.clone(), value.clone().map(String::into_bytes))),
+                _ => Err("headers are neither pairs nor names and values by turns".to_owned()),
+            })
+            .collect(),
     }
 }
 
@@ -194,6 +239,34 @@ mod tests {
                 [("h".to_owned(), Some(b"x".to_vec())), ("n".to_owned(), None)]
             );
         }
+    }
+
+    #[test]
+    fn a_line_of_kcat_is_read() {
+        let line = r#"{"topic":"t","partition":1,"offset":5,"tstype":"create","ts":7,"broker":1,"headers":["h","x","n",null],"key":"k","payload":"{}"}"#;
+        let record = Recorded::from_line(line).expect("kcat -J writes so");
+        assert_eq!((record.partition, record.offset, record.timestamp_ms), (1, 5, Some(7)));
+        assert_eq!(record.key.as_deref(), Some(&b"k"[..]));
+        assert_eq!(record.value.as_deref(), Some(&b"{}"[..]));
+        let headers = [("h".to_owned(), Some(b"x".to_vec())), ("n".to_owned(), None)];
+        assert_eq!(record.headers, headers);
+        let line = r#"{"topic":"t","tstype":"unknown","ts":-1,"key":null,"payload":null}"#;
+        let tombstone = Recorded::from_line(line).expect("kcat -J writes so");
+        assert_eq!((tombstone.timestamp_ms, tombstone.key, tombstone.value), (None, None, None));
+    }
+
+    #[test]
+    fn a_value_under_another_name_is_no_tombstone() {
+        for line in [r#"{"topic":"t","key":"k"}"#, r#"{"topic":"t","message":"{}"}"#] {
+            let problem = Recorded::from_line(line).expect_err("it has no value");
+            assert!(problem.contains("value, value_base64 or payload"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_read_over() {
+        let input = format!("\u{feff}{LINES}\u{feff}{LINES}");
+        assert_eq!(read(input.as_bytes()).filter(Result::is_ok).count(), 4);
     }
 
     #[test]

@@ -11,7 +11,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cdc;
 use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::redis::{Cache, connect};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
@@ -199,8 +198,10 @@ impl Daemon {
     pub async fn run(self, mut signals: mpsc::Receiver<()>) -> Result<(), RunError> {
         let stop = CancellationToken::new();
         {
-            let (dead_letters, kafka) = (Arc::clone(&self.dead_letters), self.kafka.clone());
-            tokio::spawn(async move { dead_letters.ensure_topic(&kafka).await });
+            let dead_letters = Arc::clone(&self.dead_letters);
+            let sources: Vec<String> =
+                self.consumers.iter().flat_map(|(consumer, _)| consumer.topics()).collect();
+            tokio::spawn(async move { dead_letters.ensure_topic(&sources).await });
         }
         let mut running = JoinSet::new();
         for (consumer, _) in &self.consumers {
@@ -278,7 +279,7 @@ impl Launch for Daemon {
                 properties: own
                     .map(|own| self.settings.consumer(*own).kafka_properties.clone())
                     .unwrap_or_default(),
-                decode: cdc::Options { default_scale: cdc.numeric_scale },
+                decode: cdc.clone(),
                 bounds: Bounds {
                     records: engine.buffer_records / shares,
                     bytes: engine.buffer_bytes / shares,

@@ -13,7 +13,7 @@ use super::text::Text;
 pub(super) enum Form {
     /// `numeric(p,s)` whose scale the configuration tells.
     Configured,
-    /// `numeric(p,s)` of this scale: decimal text or base64, told apart by their look.
+    /// `numeric(p,s)` of this scale: decimal text or base64.
     Scale(u32),
     /// `numeric(p,s)` of this scale whose schema says bytes: a string is base64, whatever its look.
     Base64(u32),
@@ -21,6 +21,22 @@ pub(super) enum Form {
     Unconstrained,
     /// The schema says string, or the column is none of numbers: decimal text.
     Text,
+}
+
+/// How text is to be read that could be either: `1500` is a number, and base64 of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    Decimal,
+    Base64,
+}
+
+/// Why a column's JSON is no number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// `NaN`, `Infinity` or `-Infinity`: values of a `numeric` that no rule can use.
+    NotFinite(&'static str),
+    /// In no form that its type can have.
+    Unknown,
 }
 
 /// PostgreSQL's own limits are 131,072 digits before and 16,383 after the point. More is no number of
@@ -36,34 +52,96 @@ struct Scaled<'a> {
     value: Text<'a>,
 }
 
-/// Reads a column's JSON; `None` when it is no number in that form. The scale is never negative: a
-/// zero of scale -3 would print as `0000`, which is no JSON.
-pub(super) fn decode(json: &str, form: Form) -> Option<BigDecimal> {
-    let number = read(json, form)?;
-    Some(if number.fractional_digit_count() < 0 { number.with_scale(0) } else { number })
+/// Reads a column's JSON. `either` is asked about text that could be a decimal or base64; nearly none
+/// can. The scale is never negative: a zero of scale -3 would print as `0000`, which is no JSON.
+pub(super) fn decode(
+    json: &str,
+    form: Form,
+    either: impl Fn() -> Reading,
+) -> Result<BigDecimal, Fault> {
+    let number = read(json, form, either)?;
+    Ok(if number.fractional_digit_count() < 0 { number.with_scale(0) } else { number })
 }
 
-fn read(json: &str, form: Form) -> Option<BigDecimal> {
-    match json.as_bytes().first()? {
-        b'"' => {
-            let Text(text) = serde_json::from_str(json).ok()?;
+fn read(json: &str, form: Form, either: impl Fn() -> Reading) -> Result<BigDecimal, Fault> {
+    let read = match json.as_bytes().first() {
+        Some(b'"') => {
+            let Text(text) = serde_json::from_str(json).map_err(|_| Fault::Unknown)?;
             match form {
-                Form::Unconstrained | Form::Text => from_text(&text),
                 Form::Base64(scale) => from_base64(&text, scale.into()),
-                // `1500` is base64 as well. With digits after the point, text always shows them;
-                // without, base64 that looks like a number would need to be all digits.
-                Form::Scale(scale) if scale > 0 && !text.contains('.') => {
-                    from_base64(&text, scale.into())
-                }
-                Form::Scale(scale) => from_text(&text).or_else(|| from_base64(&text, scale.into())),
-                Form::Configured => None,
+                Form::Scale(scale) => match (look(&text), not_finite(&text)) {
+                    (Look::Decimal, _) => from_text(&text),
+                    // No `numeric(p,s)` holds an infinity, whose text is base64, too.
+                    (Look::Base64, Some(_)) if either() == Reading::Base64 => {
+                        from_base64(&text, scale.into())
+                    }
+                    (_, Some(value)) => return Err(Fault::NotFinite(value)),
+                    (Look::Base64, None) => from_base64(&text, scale.into()),
+                    (Look::Either, None) => match either() {
+                        Reading::Decimal => from_text(&text),
+                        Reading::Base64 => from_base64(&text, scale.into()),
+                    },
+                },
+                Form::Unconstrained | Form::Text | Form::Configured => match not_finite(&text) {
+                    Some(value) => return Err(Fault::NotFinite(value)),
+                    None => from_text(&text),
+                },
             }
         }
-        b'{' => {
-            let Scaled { scale, value } = serde_json::from_str(json).ok()?;
+        Some(b'{') => {
+            let Scaled { scale, value } = serde_json::from_str(json).map_err(|_| Fault::Unknown)?;
             from_base64(&value.0, scale)
         }
         _ => from_text(json),
+    };
+    read.ok_or(Fault::Unknown)
+}
+
+/// What text of a `numeric(p,s)` looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// A decimal, and no base64: it has a point or a minus, or a length that base64 never has.
+    Decimal,
+    /// A decimal whose digits (and exponent) are base64 as well.
+    Either,
+    /// Neither a decimal nor, perhaps, a number at all.
+    Base64,
+}
+
+fn look(text: &str) -> Look {
+    match (is_decimal(text), text.len().is_multiple_of(4) && !text.contains(['.', '-'])) {
+        (true, false) => Look::Decimal,
+        (true, true) => Look::Either,
+        (false, _) => Look::Base64,
+    }
+}
+
+/// By its name in SQL; Debezium's string mode has names of its own.
+fn not_finite(text: &str) -> Option<&'static str> {
+    match text {
+        "NaN" | "NAN" => Some("NaN"),
+        "Infinity" | "POSITIVE_INFINITY" => Some("Infinity"),
+        "-Infinity" | "NEGATIVE_INFINITY" => Some("-Infinity"),
+        _ => None,
+    }
+}
+
+/// How a row's numerics are written, as far as this one of them tells. Text that could be either does
+/// not tell, and JSON numbers come in every mode.
+pub(super) fn told_by(json: &str) -> Option<Reading> {
+    match json.as_bytes().first()? {
+        b'{' => Some(Reading::Base64),
+        b'"' => {
+            let Text(text) = serde_json::from_str(json).ok()?;
+            match look(&text) {
+                Look::Decimal => Some(Reading::Decimal),
+                Look::Base64 if not_finite(&text).is_none() && BASE64.decode(&*text).is_ok() => {
+                    Some(Reading::Base64)
+                }
+                Look::Base64 | Look::Either => None,
+            }
+        }
+        _ => None,
     }
 }
 
@@ -75,8 +153,12 @@ fn from_base64(text: &str, scale: i64) -> Option<BigDecimal> {
     Some(BigDecimal::new(BigInt::from_signed_bytes_be(&bytes), scale))
 }
 
-/// `-?\d+(\.\d+)?` with an optional exponent.
+/// Reads `-?\d+(\.\d+)?` with an optional exponent.
 pub(super) fn from_text(text: &str) -> Option<BigDecimal> {
+    if is_decimal(text) { text.parse().ok() } else { None }
+}
+
+fn is_decimal(text: &str) -> bool {
     let unsigned = text.strip_prefix('-').unwrap_or(text);
     let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => (mantissa, exponent.strip_prefix('+').unwrap_or(exponent)),
@@ -87,14 +169,10 @@ pub(super) fn from_text(text: &str) -> Option<BigDecimal> {
         Some((whole, fraction)) => digits(whole) && digits(fraction),
         None => digits(mantissa),
     };
-    if !sound
-        || text.len() > MAX_TEXT
-        || !digits(exponent.strip_prefix('-').unwrap_or(exponent))
-        || exponent.parse::<i64>().ok()?.abs() > MAX_SCALE
-    {
-        return None;
-    }
-    text.parse().ok()
+    sound
+        && text.len() <= MAX_TEXT
+        && digits(exponent.strip_prefix('-').unwrap_or(exponent))
+        && exponent.parse::<i64>().is_ok_and(|exponent| exponent.abs() <= MAX_SCALE)
 }
 
 #[cfg(test)]
@@ -104,8 +182,12 @@ mod tests {
 
     use super::*;
 
+    fn read_as(reading: Reading, json: &str, form: Form) -> Option<String> {
+        decode(json, form, || reading).ok().map(|number| number.to_plain_string())
+    }
+
     fn plain(json: &str, form: Form) -> Option<String> {
-        decode(json, form).map(|number| number.to_plain_string())
+        read_as(Reading::Decimal, json, form)
     }
 
     #[test]
@@ -126,14 +208,79 @@ mod tests {
     }
 
     #[test]
-    fn digits_alone_are_base64_where_the_scale_is_above_zero_and_text_where_it_is_not() {
+    fn digits_alone_are_read_as_the_row_tells() {
         // 1500 as base64 is the bytes d7 9d 34.
-        assert_eq!(plain("\"1500\"", Form::Scale(2)).as_deref(), Some("-26467.32"));
-        assert_eq!(plain("\"1500\"", Form::Scale(0)).as_deref(), Some("1500"));
+        let base64 = |json, form| read_as(Reading::Base64, json, form);
+        for scale in [0, 2, 4] {
+            assert_eq!(plain("\"1500\"", Form::Scale(scale)).as_deref(), Some("1500"));
+            assert_eq!(plain("\"15E1\"", Form::Scale(scale)).as_deref(), Some("150"));
+        }
+        assert_eq!(base64("\"1500\"", Form::Scale(2)).as_deref(), Some("-26467.32"));
+        assert_eq!(base64("\"1500\"", Form::Scale(0)).as_deref(), Some("-2646732"));
         assert_eq!(plain("\"1500\"", Form::Base64(0)).as_deref(), Some("-2646732"));
-        assert_eq!(plain("\"1500\"", Form::Unconstrained).as_deref(), Some("1500"));
-        assert_eq!(plain("\"1500.00\"", Form::Scale(2)).as_deref(), Some("1500.00"));
-        assert_eq!(plain("1500", Form::Scale(2)).as_deref(), Some("1500"));
+        for form in [Form::Unconstrained, Form::Text] {
+            assert_eq!(base64("\"1500\"", form).as_deref(), Some("1500"));
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_one_way_is_whatever_the_row_tells() {
+        for reading in [Reading::Decimal, Reading::Base64] {
+            let read = |json: &str, form| read_as(reading, json, form);
+            for number in ["1500.00", "-1500", "150", "15000", "1.5e3", "0"] {
+                let plain = from_text(number).map(|number| number.to_plain_string());
+                assert_eq!(read(&json!(number).to_string(), Form::Scale(2)), plain, "{number}");
+            }
+            assert_eq!(read("1500", Form::Scale(2)).as_deref(), Some("1500"));
+            assert_eq!(read("\"JxA=\"", Form::Scale(2)).as_deref(), Some("100.00"));
+        }
+    }
+
+    #[test]
+    fn a_numeric_tells_how_its_row_is_written_where_it_can() {
+        for json in ["\"AA==\"", "\"JxA=\"", r#"{"scale":0,"value":"AA=="}"#, "\"BfXg\""] {
+            assert_eq!(told_by(json), Some(Reading::Base64), "{json}");
+        }
+        for json in ["\"0.00\"", "\"-1\"", "\"150\"", "\"1.5E3\""] {
+            assert_eq!(told_by(json), Some(Reading::Decimal), "{json}");
+        }
+        for json in ["\"1500\"", "\"12E5\"", "1500", "null", "\"NaN\"", "\"Infinity\"", "\"no!\""] {
+            assert_eq!(told_by(json), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn no_positive_number_s_base64_begins_with_a_digit() {
+        for first in 0..=u8::MAX {
+            let text = BASE64.encode([first, 0, 0]);
+            assert!(!text.starts_with(|c: char| c.is_ascii_digit()) || first >= 0x80, "{text}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_told_from_what_is_no_number() {
+        for (text, value) in [
+            ("NaN", "NaN"),
+            ("Infinity", "Infinity"),
+            ("-Infinity", "-Infinity"),
+            ("NAN", "NaN"),
+            ("POSITIVE_INFINITY", "Infinity"),
+            ("NEGATIVE_INFINITY", "-Infinity"),
+        ] {
+            let json = json!(text).to_string();
+            for form in [Form::Scale(2), Form::Scale(0), Form::Unconstrained, Form::Text] {
+                let read = decode(&json, form, || Reading::Decimal);
+                assert_eq!(read, Err(Fault::NotFinite(value)), "{form:?}");
+            }
+        }
+        assert_eq!(
+            read_as(Reading::Base64, "\"Infinity\"", Form::Scale(2)).as_deref(),
+            Some("378982984692.34")
+        );
+        assert_eq!(
+            decode("\"nan\"", Form::Unconstrained, || Reading::Decimal),
+            Err(Fault::Unknown)
+        );
     }
 
     #[test]
@@ -207,12 +354,11 @@ mod tests {
                 (json!({"scale": scale, "value": base64}).to_string(), Form::Unconstrained),
             ];
             for (json, form) in forms {
-                prop_assert_eq!(decode(&json, form), Some(number.clone()), "{} {:?}", json, form);
+                let read = decode(&json, form, || Reading::Decimal);
+                prop_assert_eq!(read, Ok(number.clone()), "{} {:?}", json, form);
             }
-            if scale > 0 {
-                let json = json!(base64).to_string();
-                prop_assert_eq!(decode(&json, Form::Scale(scale)), Some(number));
-            }
+            let json = json!(base64).to_string();
+            prop_assert_eq!(decode(&json, Form::Scale(scale), || Reading::Base64), Ok(number));
         }
     }
 }

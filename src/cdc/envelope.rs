@@ -4,17 +4,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::catalogue::Kind;
+use super::catalogue::{Kind, Table};
 use super::error::{DecodeError, Part};
 use super::row::{Columns, Row, string};
 use super::schema::{Schema, Types};
-use super::text::Text;
+use super::source::{Source, Unknown};
 use super::{
-    Change, Decoded, Nothing, Op, Options, Position, Record, Remark, Remarks, SourceId, position,
-    wire,
+    Change, Decoded, Nothing, Op, Options, Record, Remark, Remarks, SourceId, Tombstones, wire,
 };
 
 /// All that Debezium puts beside the rows of an envelope.
@@ -26,9 +24,9 @@ const ENVELOPE: &[&str] =
 /// # Errors
 /// The record is no change in any form of contract section 2; the error says what it is instead.
 pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>, DecodeError> {
-    let Some(bytes) = record.value else { return Ok(Decoded::Nothing(Nothing::Tombstone)) };
-    let text = wire::text(bytes, Part::Value)?;
     let parts = Parts { record, options, key: key(record) };
+    let Some(bytes) = record.value else { return parts.tombstone() };
+    let text = wire::text(bytes, Part::Value)?;
     let Some(mut top) = wire::object(text, Part::Value)? else {
         return if text == "null" {
             parts.deleted_key()
@@ -55,15 +53,27 @@ pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>,
 pub fn decode_key<'a>(record: &Record<'a>, options: &Options) -> Row<'a> {
     let Ok((columns, schema)) = key(record) else { return Row::default() };
     let schema = schema.map(|raw| Schema::new(raw, None));
-    Row::new(columns, Types::new(table_of(record.topic), schema, options.default_scale))
+    Row::new(columns, Types::new(Cow::Borrowed(table_of(record.topic)), schema, options))
 }
 
 /// The table that a topic is named after.
-fn table_of(topic: &str) -> Cow<'_, str> {
-    Cow::Borrowed(topic.rsplit_once('.').map_or(topic, |(_, last)| last))
+fn table_of(topic: &str) -> &str {
+    topic.rsplit_once('.').map_or(topic, |(_, last)| last)
 }
 
-/// The record's key: its columns, and its schema where it brings one. No key is no column.
+/// The table of a change. Where the change names none that a rule knows but the topic does, it is a
+/// partition that was routed to its parent's topic.
+fn table<'a>(told: Option<Cow<'a, str>>, topic: &'a str) -> Cow<'a, str> {
+    let of_topic = table_of(topic);
+    let is_known = |table: &str| Table::named(table).is_some();
+    match told {
+        Some(told) if !told.is_empty() && (is_known(&told) || !is_known(of_topic)) => told,
+        _ => Cow::Borrowed(of_topic),
+    }
+}
+
+/// The record's key: its columns, and its schema where it brings one. No key is no column; the fields
+/// by which Debezium tells the tables of one topic apart are none either.
 fn key<'a>(record: &Record<'a>) -> Result<(Columns<'a>, Option<&'a RawValue>), DecodeError> {
     let malformed = DecodeError::Malformed { place: "key", expected: "a JSON object" };
     let Some(bytes) = record.key else { return Ok((Columns::default(), None)) };
@@ -72,13 +82,15 @@ fn key<'a>(record: &Record<'a>) -> Result<(Columns<'a>, Option<&'a RawValue>), D
         return Ok((Columns::default(), None));
     }
     let top = wire::object(text, Part::Key)?.ok_or_else(|| malformed.clone())?;
-    match wrapped(&top) {
-        None => Ok((top, None)),
-        Some((_, payload)) if payload.get() == "null" => Ok((Columns::default(), None)),
+    let (mut columns, schema) = match wrapped(&top) {
+        None => (top, None),
+        Some((_, payload)) if payload.get() == "null" => (Columns::default(), None),
         Some((schema, payload)) => {
-            Ok((wire::object(payload.get(), Part::Key)?.ok_or(malformed)?, Some(schema)))
+            (wire::object(payload.get(), Part::Key)?.ok_or(malformed)?, Some(schema))
         }
-    }
+    };
+    columns.0.retain(|(name, _)| !name.starts_with("__dbz__"));
+    Ok((columns, schema))
 }
 
 fn is_object(raw: &RawValue) -> bool {
@@ -95,74 +107,32 @@ fn wrapped<'a>(top: &Columns<'a>) -> Option<(&'a RawValue, &'a RawValue)> {
 
 /// Whether the connector added members to a flattened row (`add.fields`, `__deleted`).
 fn is_marked(top: &Columns<'_>) -> bool {
-    top.0.iter().any(|(name, _)| {
-        matches!(name.as_ref(), "__op" | "__deleted" | "__ts_ms" | "__lsn")
-            || name.starts_with("__source_")
+    top.0.iter().filter_map(|(name, _)| name.strip_prefix("__")).any(|name| {
+        matches!(
+            name,
+            "op" | "deleted" | "ts_ms" | "ts_us" | "ts_ns" | "lsn" | "table" | "db" | "snapshot"
+        ) || name.starts_with("source_")
     })
 }
 
 /// A flattened row may have columns named `op`, `after` or `source` of its own. What gives an envelope
-/// away is its `source` object; one written without it has no member that Debezium does not know.
+/// away is its `source` object, whatever else was added to it; one written without it has no member that
+/// Debezium does not know.
 fn is_envelope(top: &Columns<'_>) -> bool {
     let row_or_null = |name| top.get(name).is_none_or(|raw| is_object(raw) || raw.get() == "null");
+    let images = || top.has("before") || top.has("after");
     let alone = || {
-        (top.has("before") || top.has("after"))
+        images()
             && row_or_null("source")
             && top.0.iter().all(|(name, _)| ENVELOPE.contains(&name.as_ref()))
     };
-    !is_marked(top)
-        && top.has("op")
+    top.has("op")
         && row_or_null("before")
         && row_or_null("after")
-        && (top.get("source").is_some_and(is_object) || alone())
-}
-
-/// What a change says about where it comes from.
-#[derive(Default, Deserialize)]
-struct Source<'a> {
-    #[serde(borrow)]
-    name: Option<Text<'a>>,
-    #[serde(borrow)]
-    db: Option<Text<'a>>,
-    #[serde(borrow)]
-    schema: Option<Text<'a>>,
-    #[serde(borrow)]
-    table: Option<Text<'a>>,
-    #[serde(borrow)]
-    sequence: Option<Text<'a>>,
-    /// Text in present versions, a boolean in old ones.
-    #[serde(borrow)]
-    snapshot: Option<&'a RawValue>,
-    ts_ms: Option<i64>,
-    ts_us: Option<i64>,
-    #[serde(rename = "txId")]
-    tx_id: Option<u64>,
-    lsn: Option<u64>,
-}
-
-impl Source<'_> {
-    fn position(&self) -> Result<Option<Position>, DecodeError> {
-        let (first, lsn) = match &self.sequence {
-            Some(Text(text)) => position::sequence(text)?,
-            None => (None, None),
-        };
-        let (Some(lsn), Some(commit_us)) = (lsn.or(self.lsn), self.commit_us()) else {
-            return Ok(None);
-        };
-        Ok(Some(Position { first, lsn, tx_id: self.tx_id, commit_us }))
-    }
-
-    fn commit_us(&self) -> Option<i64> {
-        self.ts_us.or_else(|| self.ts_ms?.checked_mul(1000))
-    }
-
-    fn commit_ms(&self) -> Option<i64> {
-        self.ts_ms.or_else(|| Some(self.ts_us?.div_euclid(1000)))
-    }
-
-    fn is_snapshot(&self) -> bool {
-        self.snapshot.is_some_and(|raw| !matches!(raw.get(), "false" | "\"false\"" | "null"))
-    }
+        && match top.get("source").is_some_and(is_object) {
+            true => images() || top.has("message") || !is_marked(top),
+            false => alone(),
+        }
 }
 
 /// What the forms have in common.
@@ -195,9 +165,18 @@ impl<'a> Parts<'_, 'a> {
         self.record.headers.iter().find(|header| header.name == name)?.value
     }
 
+    /// No value at all: nothing, or the delete of the key, as configured. Without a key it names no row.
+    fn tombstone(self) -> Result<Decoded<'a>, DecodeError> {
+        let names_row = self.key.as_ref().map_or(true, |(key, _)| !key.0.is_empty());
+        match self.options.tombstones {
+            Tombstones::Delete if names_row => self.deleted_key(),
+            Tombstones::Delete | Tombstones::Ignore => Ok(Decoded::Nothing(Nothing::Tombstone)),
+        }
+    }
+
     /// The four bytes `null`: what a delete becomes when ExtractNewRecordState has taken the row away.
     fn deleted_key(self) -> Result<Decoded<'a>, DecodeError> {
-        self.change(Op::Delete, Source::default(), None, None, None, None)
+        self.change(Op::Delete, Source::default(), Ok(None), None, None, None)
     }
 
     fn envelope(
@@ -214,14 +193,7 @@ impl<'a> Parts<'_, 'a> {
             "\"m\"" => return Ok(Decoded::Nothing(Nothing::Message)),
             _ => return Err(DecodeError::UnknownOp),
         };
-        let source = match top.get("source").filter(|raw| is_object(raw)) {
-            Some(raw) => serde_json::from_str(raw.get()).map_err(|_| DecodeError::Malformed {
-                place: "source",
-                expected: "Debezium's (text in name, db, schema, table, sequence; whole numbers in \
-                           lsn, txId, ts_ms, ts_us)",
-            })?,
-            None => Source::default(),
-        };
+        let source = Source::of_envelope(top.get("source").filter(|raw| is_object(raw)));
         let row = |name: &'static str| match top.get(name).filter(|raw| is_object(raw)) {
             Some(raw) => wire::object(raw.get(), Part::Value),
             None => Ok(None),
@@ -235,8 +207,7 @@ impl<'a> Parts<'_, 'a> {
         }
         // `before` and `after` have one and the same type.
         let schema = schema.map(|raw| Schema::new(raw, Some("after")));
-        let outer_ms = top.get("ts_ms").and_then(|raw| raw.get().parse().ok());
-        self.change(op, source, outer_ms, row("before")?, after, schema)
+        self.change(op, source, milliseconds(top.get("ts_ms")), row("before")?, after, schema)
     }
 
     /// ExtractNewRecordState or `after.state.only`: the row, and members beginning with `__` if the
@@ -247,15 +218,7 @@ impl<'a> Parts<'_, 'a> {
         schema: Option<&'a RawValue>,
     ) -> Result<Decoded<'a>, DecodeError> {
         let marked = is_marked(&top);
-        let row_of_key = || {
-            self.key.as_ref().is_ok_and(|(key, _)| {
-                !key.0.is_empty()
-                    && key.0.iter().all(|(name, raw)| {
-                        top.get(name).is_some_and(|column| column.get() == raw.get())
-                    })
-            })
-        };
-        if !marked && self.header("__op").is_none() && !row_of_key() {
+        if !marked && self.header("__op").is_none() && !self.is_row_of_key(&top) {
             return Err(DecodeError::NotAChange(
                 "it has neither op, before and after, nor __op or __deleted, nor the columns of its key",
             ));
@@ -265,10 +228,11 @@ impl<'a> Parts<'_, 'a> {
         let added = Columns(added);
         let deleted =
             added.get("__deleted").is_some_and(|raw| matches!(raw.get(), "true" | "\"true\""));
-        let source = flattened_source(&added)?;
+        let source = Source::of_flattened(&added);
         let told = added.get("__op").and_then(string);
         let header = self.header("__op").and_then(|value| std::str::from_utf8(value).ok());
-        let op = match told.as_deref().or(header.map(|text| text.trim_matches('"'))) {
+        let told = told.as_deref().or(header.map(|text| text.trim_matches('"')));
+        let op = match told {
             _ if deleted => Op::Delete,
             Some("c") => Op::Create,
             Some("d") => Op::Delete,
@@ -280,18 +244,42 @@ impl<'a> Parts<'_, 'a> {
             None => Op::Update,
             Some(_) => return Err(DecodeError::UnknownOp),
         };
-        let ms = number(&added, "__ts_ms")?;
+        let ms = milliseconds(added.get("__ts_ms"));
+        let untold = op == Op::Update && told.is_none() && !source.tells_snapshot();
         let schema = schema.map(|raw| Schema::new(raw, None));
         let columns = Some(Columns(columns));
         let (before, after) = if op == Op::Delete { (columns, None) } else { (None, columns) };
-        self.change(op, source, ms, before, after, schema)
+        let mut decoded = self.change(op, source, ms, before, after, schema)?;
+        if let Decoded::Change(change) = &mut decoded
+            && untold
+        {
+            change.maybe_snapshot = true;
+            change.remark(Remark::UnknownOperation);
+        }
+        Ok(decoded)
+    }
+
+    /// Whether it is the row that the key names: it has the key's columns, or those of the primary key
+    /// where others were added to it.
+    fn is_row_of_key(&self, top: &Columns<'_>) -> bool {
+        let Ok((key, _)) = &self.key else { return false };
+        let same = |name: &str, raw: &RawValue| {
+            top.get(name).is_some_and(|column| column.get() == raw.get())
+        };
+        let primary_key = || {
+            Table::named(table_of(self.record.topic)).is_some_and(|table| {
+                let mut columns = table.primary_key.iter();
+                columns.all(|name| key.get(name).is_some_and(|raw| same(name, raw)))
+            })
+        };
+        !key.0.is_empty() && (key.0.iter().all(|(name, raw)| same(name, raw)) || primary_key())
     }
 
     fn change(
         self,
         op: Op,
         source: Source<'a>,
-        outer_ms: Option<i64>,
+        outer_ms: Result<Option<i64>, Unknown>,
         before: Option<Columns<'a>>,
         after: Option<Columns<'a>>,
         schema: Option<Arc<Schema<'a>>>,
@@ -299,27 +287,25 @@ impl<'a> Parts<'_, 'a> {
         let key_change = ["__debezium.newkey", "__debezium.oldkey"]
             .iter()
             .any(|name| self.record.headers.iter().any(|header| header.name == *name));
-        let commit_time = source
-            .commit_ms()
-            .or(outer_ms)
-            .or(self.record.timestamp_ms)
-            .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-            .ok_or(DecodeError::Malformed {
-                place: "commit time",
-                expected: "told by source.ts_ms, __ts_ms or the record's timestamp",
-            })?;
         let remarks = Remarks::default();
         if key_change {
             remarks.add(Remark::KeyChange);
         }
-        let position = source.position()?;
+        let position = source.position();
+        let commit_ms = source.commit_ms();
+        if position.is_err() || (commit_ms.is_none() && outer_ms.is_err()) {
+            remarks.add(Remark::UnknownPosition);
+        }
+        let commit_time = [commit_ms, outer_ms.ok().flatten(), self.record.timestamp_ms]
+            .into_iter()
+            .find_map(|ms| Timestamp::from_millisecond(ms?).ok())
+            .ok_or(DecodeError::Malformed {
+                place: "commit time",
+                expected: "told by source.ts_ms, __ts_ms or the record's timestamp",
+            })?;
         let snapshot = op == Op::Read || source.is_snapshot();
-        let text = |text: Option<Text<'a>>| text.map_or(Cow::Borrowed(""), |text| text.0);
-        let table = match source.table {
-            Some(Text(table)) if !table.is_empty() => table,
-            _ => table_of(self.record.topic),
-        };
-        let types = |schema| Types::new(table.clone(), schema, self.options.default_scale);
+        let table = table(source.table.text(), self.record.topic);
+        let types = |schema| Types::new(table.clone(), schema, self.options);
         let key = match self.key {
             Ok((key, key_schema)) if !key.0.is_empty() => {
                 Row::new(key, types(key_schema.map(|raw| Schema::new(raw, None))))
@@ -345,15 +331,15 @@ impl<'a> Parts<'_, 'a> {
             key,
             before,
             before_invented,
-            position,
+            position: position.ok().flatten(),
             commit_time,
             key_change,
             maybe_snapshot: false,
             remarks,
             source: SourceId {
-                name: text(source.name),
-                db: text(source.db),
-                schema: text(source.schema),
+                name: source.name.text().unwrap_or_default(),
+                db: source.db.text().unwrap_or_default(),
+                schema: source.schema.text().unwrap_or_default(),
                 table: table.clone(),
             },
             table,
@@ -361,40 +347,10 @@ impl<'a> Parts<'_, 'a> {
     }
 }
 
-/// The members that `add.fields` adds. Only `source.*` fields place a change in the log: the plain
-/// `__ts_ms` is when the connector handled it.
-fn flattened_source<'a>(added: &Columns<'a>) -> Result<Source<'a>, DecodeError> {
-    let text =
-        |names: [&str; 2]| names.iter().find_map(|name| added.get(name)).and_then(string).map(Text);
-    let mut source = Source {
-        name: text(["__source_name", "__name"]),
-        db: text(["__source_db", "__db"]),
-        schema: text(["__source_schema", "__schema"]),
-        table: text(["__source_table", "__table"]),
-        sequence: text(["__source_sequence", "__sequence"]),
-        snapshot: added.get("__source_snapshot").or_else(|| added.get("__snapshot")),
-        ts_ms: number(added, "__source_ts_ms")?,
-        ts_us: number(added, "__source_ts_us")?,
-        tx_id: number(added, "__source_txId")?,
-        lsn: None,
-    };
-    // A position counts only with all three (contract section 2).
-    if source.ts_us.is_none() || source.tx_id.is_none() {
-        source.sequence = None;
-    }
-    Ok(source)
-}
-
-fn number<T: std::str::FromStr>(
-    added: &Columns<'_>,
-    name: &'static str,
-) -> Result<Option<T>, DecodeError> {
-    match added.get(name).map(RawValue::get) {
+fn milliseconds(raw: Option<&RawValue>) -> Result<Option<i64>, Unknown> {
+    match raw.map(RawValue::get) {
         None | Some("null") => Ok(None),
-        Some(text) => match text.parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => Err(DecodeError::Malformed { place: name, expected: "a whole number" }),
-        },
+        Some(text) => text.parse().map(Some).map_err(|_| Unknown),
     }
 }
 

@@ -109,6 +109,16 @@ pub enum DecodeError {
         /// What it should have been.
         expected: &'static str,
     },
+    /// A `numeric` that a rule needs holds a value that is no number.
+    #[error("column {table}.{column} is {value}, which no rule can use: correct the row")]
+    NotFinite {
+        /// Table, as far as it is known.
+        table: String,
+        /// Column name.
+        column: String,
+        /// `NaN`, `Infinity` or `-Infinity`.
+        value: &'static str,
+    },
     /// A command lacks a field, or one has the wrong type.
     #[error("value is no such command: {problem}")]
     Command {
@@ -132,6 +142,7 @@ impl DecodeError {
             Self::DeleteWithoutKey(_) => "delete_without_key",
             Self::MissingColumn { .. } => "missing_column",
             Self::Column { .. } => "column",
+            Self::NotFinite { .. } => "not_finite",
             Self::Command { .. } => "command",
         }
     }

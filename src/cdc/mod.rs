@@ -18,17 +18,23 @@ mod catalogue;
 mod decimal;
 mod envelope;
 mod error;
+mod options;
 mod position;
 mod remark;
 mod render;
 mod row;
 mod schema;
+mod source;
+#[cfg(test)]
+mod testing;
 mod text;
 mod time;
+mod unavailable;
 mod wire;
 
 pub use envelope::{decode, decode_key};
 pub use error::DecodeError;
+pub use options::{DecimalMode, Options, Scales, Tombstones};
 pub use position::Position;
 pub use remark::{Remark, Remarks};
 pub use row::{Field, Row, word};
@@ -62,19 +68,6 @@ pub struct Header<'a> {
     pub value: Option<&'a [u8]>,
 }
 
-/// What decoding needs to be told, because the records do not say it.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Scale of a `numeric(p,s)` column in base64 when the record brings no schema (contract section 2).
-    pub default_scale: u32,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { default_scale: 2 }
-    }
-}
-
 /// What a record of a change topic is.
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "boxing would cost every change an allocation")]
@@ -88,7 +81,7 @@ pub enum Decoded<'a> {
 /// Why a sound record holds no change (contract section 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Nothing {
-    /// A null value: lets compaction forget the key; the delete came before it.
+    /// A null value that is no delete: lets compaction forget the key; the delete came before it.
     Tombstone,
     /// `op: t`, the whole table was emptied.
     Truncate,
@@ -145,7 +138,8 @@ impl Op {
 pub struct Change<'a> {
     /// What happened.
     pub op: Op,
-    /// Table without its schema: as the change names it, else the last part of the topic.
+    /// Table without its schema: as the change names it, else the last part of the topic. That, too,
+    /// where the change names none that a rule knows but the topic does: a partition's.
     pub table: Cow<'a, str>,
     /// The row was read by a snapshot (also an incremental one), not captured from the log.
     pub snapshot: bool,
@@ -192,6 +186,6 @@ pub struct SourceId<'a> {
     pub db: Cow<'a, str>,
     /// `source.schema`.
     pub schema: Cow<'a, str>,
-    /// `source.table`, else the last part of the topic.
+    /// As [`Change::table`].
     pub table: Cow<'a, str>,
 }

@@ -2,6 +2,7 @@
 
 use bigdecimal::{BigDecimal, Zero as _};
 use jiff::Timestamp;
+use jiff::civil::Date;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -77,7 +78,12 @@ impl Row<'_> {
                 .value()
                 .filter(|time| *time != Timestamp::MIN && *time != Timestamp::MAX)
                 .map(|time| quoted(&time.to_string())),
-            Kind::Date => self.date(column).ok()?.value().map(|date| quoted(&date.to_string())),
+            Kind::Date => self
+                .date(column)
+                .ok()?
+                .value()
+                .filter(|date| *date != Date::MIN && *date != Date::MAX)
+                .map(|date| quoted(&date.to_string())),
             Kind::Bool => self.bool(column).ok()?.value().map(|value| value.to_string()),
             Kind::Xid8 => self.integer(column).ok()?.value().map(|xid| quoted(&xid.to_string())),
             Kind::Text | Kind::Uuid | Kind::Integer | Kind::Json | Kind::Bytes | Kind::Other => {

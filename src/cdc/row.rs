@@ -11,16 +11,12 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::catalogue::Kind;
+use super::decimal::{self, Fault, Reading};
+use super::options::DecimalMode;
 use super::schema::Types;
 use super::text::Text;
-use super::{DecodeError, decimal, time};
-
-/// What stands for a value that the database did not write again (contract section 2).
-const UNAVAILABLE: &str = "\"__debezium_unavailable_value\"";
-/// The same in a column of bytes.
-const UNAVAILABLE_BYTES: &str = "\"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==\"";
-/// The same in an array of text.
-const UNAVAILABLE_ARRAY: &str = "[\"__debezium_unavailable_value\"]";
+use super::unavailable::is_placeholder;
+use super::{DecodeError, time};
 
 /// What a row says about one column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,11 +192,20 @@ impl<'a> Row<'a> {
     /// An exact decimal in any of the forms of contract section 2.
     ///
     /// # Errors
-    /// The column holds no number in a form that its type can have.
+    /// The column holds no number in a form that its type can have, or one that is not finite.
     pub fn decimal(&self, column: &str) -> Result<Field<BigDecimal>, DecodeError> {
         self.field(column).try_map(|raw| {
-            decimal::decode(raw.get(), self.types.decimal_form(column))
-                .ok_or_else(|| self.error(column, "a decimal number in a form its type can have"))
+            let form = self.types.decimal_form(column);
+            decimal::decode(raw.get(), form, || self.reading(column)).map_err(|fault| match fault {
+                Fault::NotFinite(value) => DecodeError::NotFinite {
+                    table: identifier(self.types.table_name()),
+                    column: identifier(column),
+                    value,
+                },
+                Fault::Unknown => {
+                    self.error(column, "a decimal number in a form its type can have")
+                }
+            })
         })
     }
 
@@ -241,12 +246,25 @@ impl<'a> Row<'a> {
     pub(super) fn classify(&self, column: &str, raw: &'a RawValue) -> Field<&'a RawValue> {
         match raw.get() {
             "null" => Field::Null,
-            UNAVAILABLE | UNAVAILABLE_ARRAY => Field::Unavailable,
-            // A text column may really hold this text; only bytes and columns of unknown type cannot.
-            UNAVAILABLE_BYTES if matches!(self.types.kind(column), None | Some(Kind::Bytes)) => {
-                Field::Unavailable
-            }
+            json if is_placeholder(json, || self.types.kind(column)) => Field::Unavailable,
             _ => Field::Value(raw),
+        }
+    }
+
+    /// How decimals of this row are written that could be decimal text or base64: as the connector's
+    /// mode says, else as the first of the other numerics that tells. No positive number's base64
+    /// begins with a digit, so where none tells it is decimal text.
+    fn reading(&self, column: &str) -> Reading {
+        let others = || {
+            self.columns()
+                .filter(|(name, _)| *name != column)
+                .filter(|(name, _)| matches!(self.types.kind(name), Some(Kind::Decimal(_))))
+                .find_map(|(_, raw)| decimal::told_by(raw.get()))
+        };
+        match self.types.decimal_mode() {
+            DecimalMode::Precise => Reading::Base64,
+            DecimalMode::String | DecimalMode::Double => Reading::Decimal,
+            DecimalMode::Auto => others().unwrap_or(Reading::Decimal),
         }
     }
 
@@ -331,3 +349,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Columns<'a> {
         deserializer.deserialize_map(Members)
     }
 }
+
+#[cfg(test)]
+#[path = "row_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::catalogue::{Kind, Table};
 use super::decimal::Form;
+use super::options::{DecimalMode, Options, Scales};
 use super::text::Text;
 use super::time::Unit;
 
@@ -18,15 +19,23 @@ pub(super) struct Types<'a> {
     table: Option<&'static Table>,
     schema: Option<Arc<Schema<'a>>>,
     default_scale: u32,
+    scales: Scales,
+    decimal_mode: DecimalMode,
 }
 
 impl<'a> Types<'a> {
     pub(super) fn new(
         name: Cow<'a, str>,
         schema: Option<Arc<Schema<'a>>>,
-        default_scale: u32,
+        options: &Options,
     ) -> Self {
-        Self { table: Table::named(&name), name, schema, default_scale }
+        let Options { default_scale, decimal_mode, .. } = *options;
+        let scales = options.scales.clone();
+        Self { table: Table::named(&name), name, schema, default_scale, scales, decimal_mode }
+    }
+
+    pub(super) fn decimal_mode(&self) -> DecimalMode {
+        self.decimal_mode
     }
 
     pub(super) fn table_name(&self) -> &str {
@@ -57,12 +66,25 @@ impl<'a> Types<'a> {
         }
     }
 
+    /// What the schema says wins; then the scale that is configured for the column, which says that it
+    /// is a `numeric(p,s)` whatever the catalogue takes it for.
     pub(super) fn decimal_form(&self, column: &str) -> Form {
+        let configured = || self.scales.of(&self.name, column);
         match self.kind(column) {
-            Some(Kind::Decimal(Form::Configured)) | None => Form::Scale(self.default_scale),
-            Some(Kind::Decimal(form)) => form,
+            Some(Kind::Decimal(form @ (Form::Base64(_) | Form::Text))) => form,
+            Some(Kind::Decimal(Form::Unconstrained)) if self.schema_names(column) => {
+                Form::Unconstrained
+            }
+            Some(Kind::Decimal(Form::Configured)) | None => {
+                Form::Scale(configured().unwrap_or(self.default_scale))
+            }
+            Some(Kind::Decimal(form)) => configured().map_or(form, Form::Scale),
             Some(_) => Form::Text,
         }
+    }
+
+    fn schema_names(&self, column: &str) -> bool {
+        self.schema.as_ref().and_then(|schema| schema.kind(column)).is_some()
     }
 
     pub(super) fn time_unit(&self, column: &str) -> Option<Unit> {

@@ -17,17 +17,33 @@ const INFINITY: i64 = 9_223_372_036_825_200_000;
 /// Reads a column's JSON; `None` when it is no time. `infinity` and years that cannot be told become
 /// the latest or earliest time.
 pub(super) fn timestamp(json: &str, unit: Option<Unit>) -> Option<Timestamp> {
-    if json.starts_with('"') { iso(inner(json)?) } else { epoch(json.parse().ok()?, unit) }
+    if json.starts_with('"') { iso(inner(json)?) } else { epoch(whole(json)?, unit) }
 }
 
-/// Reads a column's JSON: days since 1970 or an ISO date, perhaps with a `Z` (isostring mode).
+/// Reads a column's JSON: days since 1970 or an ISO date, perhaps with a `Z` (isostring mode). Dates that
+/// cannot be told become the latest or earliest one.
 pub(super) fn date(json: &str) -> Option<civil::Date> {
     if json.starts_with('"') {
         let text = inner(json)?;
-        return text.strip_suffix('Z').unwrap_or(text).parse().ok();
+        let text = text.strip_suffix('Z').unwrap_or(text);
+        return text.parse().ok().or_else(|| match beyond(text)? {
+            End::Latest => Some(civil::Date::MAX),
+            End::Earliest => Some(civil::Date::MIN),
+        });
     }
-    let days: i32 = json.parse().ok()?;
-    civil::date(1970, 1, 1).checked_add(jiff::Span::new().try_days(days).ok()?).ok()
+    let days = whole(json)?;
+    let end = if days > 0 { civil::Date::MAX } else { civil::Date::MIN };
+    let span = jiff::Span::new().try_days(days).ok();
+    Some(span.and_then(|days| civil::date(1970, 1, 1).checked_add(days).ok()).unwrap_or(end))
+}
+
+/// A whole number; what 64 bits do not hold is as far as they go.
+fn whole(json: &str) -> Option<i64> {
+    json.parse().ok().or_else(|| {
+        let digits = json.strip_prefix('-').unwrap_or(json);
+        let sound = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        sound.then_some(if json.starts_with('-') { i64::MIN } else { i64::MAX })
+    })
 }
 
 /// Times and dates need no escapes, so a string that has some is none.
@@ -39,22 +55,53 @@ fn iso(text: &str) -> Option<Timestamp> {
     if let Ok(time) = text.parse() {
         return Some(time);
     }
-    if let Ok(local) = text.parse::<civil::DateTime>() {
-        // Without a zone (or with a bare date) it is what PostgreSQL calls a timestamp: UTC here.
-        return Offset::UTC.to_timestamp(local).ok();
+    // Without a zone (or with a bare date) it is what PostgreSQL calls a timestamp: UTC here.
+    let local = text.parse::<civil::DateTime>().ok();
+    if let Some(time) = local.and_then(|local| Offset::UTC.to_timestamp(local).ok()) {
+        return Some(time);
     }
-    let year_beyond = |rest: &str| {
-        rest.split_once('-').is_some_and(|(year, _)| {
-            year.len() > 4 && year.bytes().all(|byte| byte.is_ascii_digit())
-        })
+    Some(match beyond(text)? {
+        End::Latest => Timestamp::MAX,
+        End::Earliest => Timestamp::MIN,
+    })
+}
+
+enum End {
+    Latest,
+    Earliest,
+}
+
+/// Which end of time a well-formed date lies at that cannot be reckoned with: `infinity`, a year of
+/// more than four digits, the last day of 9999, a year before 1 (with a minus or `BC`).
+fn beyond(text: &str) -> Option<End> {
+    let (text, before_christ) = match text.strip_suffix(" BC") {
+        Some(text) => (text, true),
+        None => (text, false),
     };
-    match (text, text.as_bytes().first()?) {
-        ("infinity", _) => Some(Timestamp::MAX),
-        ("-infinity", _) => Some(Timestamp::MIN),
-        (_, b'+') if year_beyond(&text[1..]) => Some(Timestamp::MAX),
-        (_, b'-') if year_beyond(&text[1..]) => Some(Timestamp::MIN),
-        _ => None,
+    let (date, minus) = match text.as_bytes().first()? {
+        b'+' => (&text[1..], false),
+        b'-' => (&text[1..], true),
+        _ => (text, false),
+    };
+    if date == "infinity" {
+        return Some(if minus { End::Earliest } else { End::Latest });
     }
+    let (year, rest) = date.split_once('-')?;
+    let sound = year.len() >= 4 && year.bytes().all(|byte| byte.is_ascii_digit());
+    // Any other year is in the calendar: what cannot be read of it is no date.
+    let outside =
+        minus || before_christ || year.len() > 4 || year == "9999" && rest.starts_with("12-3");
+    if !(sound && outside && is_rest_of_time(rest)) {
+        return None;
+    }
+    Some(if minus || before_christ { End::Earliest } else { End::Latest })
+}
+
+/// Month and day, then perhaps a time with a fraction and a zone. A leap year stands in for years that
+/// cannot be reckoned with, and its summer for days at the calendar's ends.
+fn is_rest_of_time(rest: &str) -> bool {
+    let time = format!("2000-{rest}");
+    time.parse::<Timestamp>().is_ok() || time.parse::<civil::DateTime>().is_ok()
 }
 
 /// Without a unit the magnitude tells: up to the year 5138 no number of milliseconds reaches 10^14,
@@ -131,8 +178,67 @@ mod tests {
             assert_eq!(date(json), Some(civil::date(2024, 2, 29)), "{json}");
         }
         assert_eq!(date("-1"), Some(civil::date(1969, 12, 31)));
-        for json in ["\"\"", "\"x\"", "1.5", "true", "99999999999", "2147483647"] {
+        for json in ["\"\"", "\"x\"", "1.5", "true", "-", "\"12024-13-01\"", "\"-\""] {
             assert_eq!(date(json), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn dates_beyond_the_calendar_are_its_ends() {
+        for json in [
+            "99999999999",
+            "2147483647",
+            "\"infinity\"",
+            "\"+292278994-08-17\"",
+            "\"12024-01-01Z\"",
+        ] {
+            assert_eq!(date(json), Some(civil::Date::MAX), "{json}");
+        }
+        for json in ["-2147483648", "\"-infinity\"", "\"0044-03-15 BC\"", "\"-0043-03-15\""] {
+            assert_eq!(date(json), Some(civil::Date::MIN), "{json}");
+        }
+        assert_eq!(date("\"0001-01-01\""), Some(civil::date(1, 1, 1)));
+    }
+
+    #[test]
+    fn well_formed_times_beyond_what_can_be_reckoned_with_are_its_ends() {
+        for json in [
+            "\"9999-12-31T23:59:59.999999Z\"",
+            "\"9999-12-31T23:59:59Z\"",
+            "\"9999-12-31T23:59:59.999999\"",
+            "\"9999-12-31 23:59:59.999999+00\"",
+            "\"9999-12-31\"",
+            "\"+10000-01-01T00:00:00Z\"",
+            "\"294276-12-31T23:59:59.999999Z\"",
+            "253402300799999999",
+            "99999999999999999999999",
+        ] {
+            let unit = (json.len() == 18).then_some(Unit::Microseconds);
+            assert_eq!(timestamp(json, unit), Some(Timestamp::MAX), "{json}");
+        }
+        for json in [
+            "\"-0043-03-15T00:00:00Z\"",
+            "\"-4712-01-01T00:00:00.000000Z\"",
+            "\"-4713-11-24T00:00:00Z\"",
+            "\"0044-03-15 00:00:00 BC\"",
+            "\"0044-03-15 00:00:00+00 BC\"",
+            "-99999999999999999999999",
+        ] {
+            assert_eq!(timestamp(json, None), Some(Timestamp::MIN), "{json}");
+        }
+        // Years of the calendar are read as they are.
+        assert_eq!(read("\"0001-01-01T00:00:00Z\"", None).as_deref(), Some("0001-01-01T00:00:00Z"));
+        assert_eq!(read("\"0000-12-31T23:59:59Z\"", None).as_deref(), Some("0000-12-31T23:59:59Z"));
+        for json in [
+            "\"12024-13-01T00:00:00Z\"",
+            "\"9999-12-31T25:00:00Z\"",
+            "\"-0043\"",
+            "\"99999-01-01 and more\"",
+            "\"123-01-01\"",
+            "\"2023-02-29T00:00:00Z\"",
+            "\"9999-02-29T00:00:00Z\"",
+        ] {
+            assert_eq!(timestamp(json, None), None, "{json}");
         }
     }
 

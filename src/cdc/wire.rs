@@ -7,9 +7,14 @@ use super::Record;
 use super::error::{DecodeError, Part};
 use super::row::Columns;
 
-/// The record's text, without the wire prefix (byte 0 and four bytes of a schema id) and white space
-/// around it.
+/// Some producers put it before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The record's text, without the wire prefix (byte 0 and four bytes of a schema id), a byte order mark
+/// and white space around it.
 pub(super) fn text(bytes: &[u8], part: Part) -> Result<&str, DecodeError> {
+    let whole = bytes.len();
+    let bytes = without_mark(bytes);
     let body = match bytes {
         [0, a, b, c, d, body @ ..] => {
             if !looks_like_json(body) {
@@ -20,18 +25,22 @@ pub(super) fn text(bytes: &[u8], part: Part) -> Result<&str, DecodeError> {
                     DecodeError::Avro { part, schema_id }
                 });
             }
-            body
+            without_mark(body)
         }
         _ => bytes,
     };
-    let skipped = bytes.len() - body.len();
+    let skipped = whole - body.len();
     std::str::from_utf8(body)
         .map(|text| text.trim_ascii())
         .map_err(|error| DecodeError::Utf8 { part, at: skipped + error.valid_up_to() })
 }
 
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
+}
+
 fn looks_like_json(body: &[u8]) -> bool {
-    let body = body.trim_ascii();
+    let body = without_mark(body).trim_ascii();
     body.starts_with(b"{") || body == b"null"
 }
 
@@ -141,6 +150,16 @@ mod tests {
         let expected = Ok(Some(Order { order_sn: "A1", quantity: 2 }));
         assert_eq!(order(br#" {"order_sn":"A1","quantity":2} "#), expected);
         assert_eq!(order(b"\0\0\0\0\x07{\"order_sn\":\"A1\",\"quantity\":2}"), expected);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_read_over() {
+        let expected = Ok(Some(Order { order_sn: "A1", quantity: 2 }));
+        assert_eq!(order(b"\xef\xbb\xbf {\"order_sn\":\"A1\",\"quantity\":2}"), expected);
+        let framed = b"\0\0\0\0\x07\xef\xbb\xbf{\"order_sn\":\"A1\",\"quantity\":2}";
+        assert_eq!(order(framed), expected);
+        let error = text(b"\xef\xbb\xbf{\xff", Part::Value).expect_err("no text");
+        assert_eq!(error, DecodeError::Utf8 { part: Part::Value, at: 4 });
     }
 
     #[test]

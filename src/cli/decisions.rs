@@ -6,7 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::explain::{self, Context, Subject};
-use crate::cdc::{Options, Record};
+use crate::cdc::Record;
 use crate::clients::redis::Cache;
 use crate::config::{self, ConsumerName, Environment, Settings, variables};
 use crate::consumers::registry::{self, Parts};
@@ -56,7 +56,7 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
             .collect()
     };
     let context = Context {
-        options: Options { default_scale: settings.cdc.numeric_scale },
+        options: settings.cdc.clone(),
         command_topics: &command_topics,
         decide: &decide,
         kafka: Kafka::of(&settings).base(),

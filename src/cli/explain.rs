@@ -187,10 +187,7 @@ impl<'r> Report<'r> {
             Subject::Nothing(nothing) => ("none", Some(nothing.as_str().to_owned())),
             Subject::Error(error) => ("error", Some(error.to_string())),
         };
-        let change = match subject {
-            Subject::Change(change) => Some(change),
-            _ => None,
-        };
+        let change = if let Subject::Change(change) = subject { Some(change) } else { None };
         let images = change.map(|change| [&change.before, &change.after]).into_iter().flatten();
         let mut unavailable: Vec<&str> = Vec::new();
         for column in images.flatten().flat_map(cdc::Row::unavailable) {
@@ -221,11 +218,8 @@ impl<'r> Report<'r> {
         let place = format!("{} [{}] offset {}", self.topic, self.partition, self.offset);
         match subject {
             Subject::Nothing(nothing) => {
-                writeln!(
-                    out,
-                    "{place}: nothing to handle ({})",
-                    nothing.as_str().replace('_', " ")
-                )?;
+                let what = nothing.as_str().replace('_', " ");
+                writeln!(out, "{place}: nothing to handle ({what})")?;
             }
             Subject::Error(error) => {
                 writeln!(out, "{place}: cannot be decoded ({})\n  {error}", error.kind())?;
@@ -293,6 +287,9 @@ impl<'r> Report<'r> {
                 writeln!(out, "  position: lsn {} after commit {first}, transaction {tx}", at.lsn)?;
             }
             None => writeln!(out, "  position: none, so a replay of it cannot be recognised")?,
+        }
+        for remark in change.remarks.iter() {
+            writeln!(out, "  note: {}", remark.advice())?;
         }
         Ok(())
     }

@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::address;
 use super::layers::Value;
 use super::problem::{Problem, Source};
 use super::properties::Properties;
 use super::redact;
 use super::settings::{
-    Cdc, Clients, Consumer, ConsumerName, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka,
+    Clients, Consumer, ConsumerName, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka,
     KafkaCredentials, Log, Redis, Settings, Snapshot, Supabase,
 };
 use super::value;
 use super::variables::Kind;
+use crate::cdc;
 
 const INNGEST_CLOUD: &str = "https://inn.gs";
 /// What Inngest's SDKs send to a dev server when no key is set; it takes any.
@@ -50,12 +52,16 @@ pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
             max_age: reader.read("snapshot.max_age", value::positive_duration),
         },
         engine: engine(&mut reader),
-        cdc: Cdc { numeric_scale: reader.read("cdc.numeric_scale", value::count(0, 38)) },
+        cdc: cdc::Options {
+            default_scale: reader.read("cdc.numeric_scale", value::count(0, 38)),
+            scales: reader.read("cdc.numeric_scales", str::parse),
+            decimal_mode: reader.read("cdc.decimal_mode", str::parse),
+            tombstones: reader.read("cdc.tombstones", str::parse),
+        },
         currency: reader.consumer("currency.concurrency", "currency.kafka_properties"),
         currency_original_patience: reader.read("currency.original_patience", value::duration),
         currency_refund_memory: reader.read("currency.refund_memory", value::positive_duration),
-        currency_taken_back_statuses: reader
-            .read("currency.taken_back_statuses", value::statuses),
+        currency_taken_back_statuses: reader.read("currency.taken_back_statuses", value::statuses),
         tier: reader.consumer("tier.concurrency", "tier.kafka_properties"),
         mission: reader.consumer("mission.concurrency", "mission.kafka_properties"),
         reward: reader.consumer("reward.concurrency", "reward.kafka_properties"),
@@ -143,12 +149,12 @@ fn supabase(reader: &mut Reader<'_>, consumers: &[ConsumerName]) -> Option<Supab
     let consumers: Vec<_> =
         consumers.iter().copied().filter(|consumer| consumer.needs_supabase()).collect();
     if consumers.is_empty() {
-        let url = reader.optional("supabase.url", value::http_url)?;
+        let url = reader.optional("supabase.url", address::supabase)?;
         let service_role_key = reader.optional("supabase.service_role_key", value::key)?;
         return Some(Supabase { url, service_role_key });
     }
     Some(Supabase {
-        url: reader.required("supabase.url", &consumers, value::http_url),
+        url: reader.required("supabase.url", &consumers, address::supabase),
         service_role_key: reader.required("supabase.service_role_key", &consumers, value::key),
     })
 }
@@ -158,8 +164,8 @@ fn inngest(
     consumers: &[ConsumerName],
     derived: &mut Vec<(&'static str, String, Source)>,
 ) -> Inngest {
-    let api = reader.optional("inngest.event_api_base_url", value::inngest_url);
-    let base = reader.optional("inngest.base_url", value::inngest_url);
+    let api = reader.optional("inngest.event_api_base_url", address::inngest);
+    let base = reader.optional("inngest.base_url", address::inngest);
     let dev = reader.optional("inngest.dev", value::inngest_dev).flatten();
     let in_dev = dev.is_some();
     let (base_url, source) = match (api, base, dev) {

@@ -4,6 +4,7 @@
 //! every setting; `config/local.toml` or the file that `CRM_CONFIG` names; environment variables.
 //! Every value remembers where it came from, and everything that is wrong is reported at once.
 
+mod address;
 mod bound;
 mod build;
 mod layers;

@@ -4,14 +4,16 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 
-/// librdkafka properties in the order given. Shown by name only where a value may be a secret.
+/// librdkafka properties in the order given, by the names that were given. Shown by name only where
+/// a value may be a secret.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Properties(Vec<(String, String)>);
 
 impl Properties {
-    /// Name and value of each.
+    /// Name and value of each. An alias goes by the name that it stands for: a client with both
+    /// would take either, in no certain order. Of several the last counts.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0.iter().map(|(name, value)| (canonical(name), value.as_str()))
     }
 
     /// Reads `name=value,name=value`. A part without `=` belongs to the value before it, so that
@@ -39,8 +41,9 @@ impl Properties {
 
     fn check(&self) -> Result<(), String> {
         let mut wrong: Vec<String> = Vec::new();
-        for (name, value) in self.iter() {
-            if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+        for (name, value) in self.0.iter().map(|(name, value)| (name.as_str(), value.as_str())) {
+            let refused = |(refused, _): &&(&str, _)| canonical(refused) == canonical(name);
+            if let Some((_, reason)) = REFUSED.iter().find(refused) {
                 wrong.push(format!("{name} cannot be set here: {reason}"));
                 continue;
             }
@@ -55,7 +58,7 @@ impl Properties {
 
 impl fmt::Display for Properties {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (name, value)) in self.iter().enumerate() {
+        for (index, (name, value)) in self.0.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
             if may_be_secret(name) {
                 write!(f, "{comma}{name}=(set)")?;
@@ -78,6 +81,27 @@ fn may_be_secret(name: &str) -> bool {
         .iter()
         .any(|word| name.contains(word))
 }
+
+/// The name that librdkafka knows a property by.
+fn canonical(name: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, canonical)| canonical)
+}
+
+/// librdkafka's aliases (its CONFIGURATION.md), and what they stand for. `enable.auto.commit` is a
+/// property of its own for this kind of consumer.
+const ALIASES: &[(&str, &str)] = &[
+    ("bootstrap.servers", "metadata.broker.list"),
+    ("max.in.flight", "max.in.flight.requests.per.connection"),
+    ("sasl.mechanism", "sasl.mechanisms"),
+    ("sasl.oauthbearer.client.credentials.client.id", "sasl.oauthbearer.client.id"),
+    ("sasl.oauthbearer.client.credentials.client.secret", "sasl.oauthbearer.client.secret"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+    ("linger.ms", "queue.buffering.max.ms"),
+    ("retries", "message.send.max.retries"),
+    ("compression.type", "compression.codec"),
+    ("acks", "request.required.acks"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
+];
 
 const COMMITS: &str = "only offsets with an outcome may be committed";
 const ASSIGNMENT: &str = "the rebalance handling rests on it; KAFKA_GROUP_PROTOCOL chooses";
@@ -139,6 +163,50 @@ mod tests {
         }
         let silent = Properties::parse("statistics.interval.ms=0").expect_err("refused");
         assert!(silent.contains("stalls"), "{silent}");
+    }
+
+    #[test]
+    fn an_alias_goes_by_the_name_that_it_stands_for_and_is_refused_with_it() {
+        let given = "sasl.mechanism=SCRAM-SHA-512,compression.type=lz4,fetch.message.max.bytes=7,\
+                     max.partition.fetch.bytes=9,linger.ms=3";
+        let properties = Properties::parse(given).expect("valid");
+        let all: Vec<_> = properties.iter().collect();
+        assert_eq!(
+            all,
+            [
+                ("sasl.mechanisms", "SCRAM-SHA-512"),
+                ("compression.codec", "lz4"),
+                ("fetch.message.max.bytes", "7"),
+                ("fetch.message.max.bytes", "9"),
+                ("queue.buffering.max.ms", "3"),
+            ]
+        );
+        assert_eq!(properties.to_string(), given, "as it was given");
+        for (alias, name) in ALIASES {
+            let refused = |name| REFUSED.iter().any(|(refused, _)| *refused == name);
+            if refused(*alias) || refused(*name) {
+                for name in [alias, name] {
+                    Properties::parse(&format!("{name}=1")).expect_err(name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_aliases_are_those_of_librdkafka() {
+        for (alias, name) in ALIASES {
+            let value = match *alias {
+                "compression.type" => "lz4",
+                "acks" => "1",
+                _ => "7",
+            };
+            let native = ClientConfig::new().set(*alias, value).create_native_config();
+            match native {
+                Ok(native) => assert_eq!(native.get(name).as_deref(), Ok(value), "{alias}"),
+                // One that this build knows by name alone.
+                Err(error) => assert!(error.to_string().contains(&format!("{name:?}")), "{error}"),
+            }
+        }
     }
 
     #[test]

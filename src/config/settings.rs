@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use super::bound::Bound;
 use super::properties::Properties;
+use crate::cdc;
 
 /// Everything that can be set, validated.
 #[derive(Debug, Clone)]
@@ -29,8 +30,8 @@ pub struct Settings {
     pub snapshot: Snapshot,
     /// Limits and waits of the consumer loop.
     pub engine: Engine,
-    /// Decoding.
-    pub cdc: Cdc,
+    /// Decoding (`CDC_DECIMAL_MODE`, `CDC_NUMERIC_SCALES`, `CDC_NUMERIC_SCALE`, `CDC_TOMBSTONES`).
+    pub cdc: cdc::Options,
     /// The currency consumer.
     pub currency: Consumer,
     /// How long a debit's original is looked for before the debit becomes a dead letter
@@ -319,13 +320,6 @@ pub struct Engine {
     pub backoff_max: Duration,
     /// How often stored offsets are committed (`COMMIT_INTERVAL`, default 1 s).
     pub commit_interval: Duration,
-}
-
-/// Decoding.
-#[derive(Debug, Clone)]
-pub struct Cdc {
-    /// Digits after the point of a base64 numeric without a schema (`CDC_NUMERIC_SCALE`, default 2).
-    pub numeric_scale: u32,
 }
 
 /// The health and metrics endpoint.

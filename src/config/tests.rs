@@ -69,6 +69,9 @@ fn example(path: &str) -> &'static str {
         "url" | "event_api_base_url" | "base_url" => "https://other.example",
         "dev" => "http://localhost:8289",
         "policy" => "all",
+        "decimal_mode" => "precise",
+        "numeric_scales" => "purchase_ledger.final_amount=4,codes.face_value=0",
+        "tombstones" => "delete",
         "numeric_scale" | "requests" | "poison_attempts" | "breaker_threshold" => "7",
         "batch_events" | "buffer_records" => "4999",
         "batch_bytes" | "max_event_bytes" | "buffer_bytes" => "2MiB",
@@ -79,9 +82,9 @@ fn example(path: &str) -> &'static str {
         "backoff_max" | "cancel_settle" | "original_patience" => "31s",
         "taken_back_statuses" => "void",
         "window" => "310s",
-        "session_timeout" | "max_age" | "refund_memory" | "shutdown_grace" | "stall_timeout" | "drain_deadline"
-        | "poison_after" | "backoff_base" | "commit_interval" | "metadata_refresh"
-        | "batch_wait" | "connect_timeout" | "request_timeout" => "29s",
+        "session_timeout" | "max_age" | "refund_memory" | "shutdown_grace" | "stall_timeout"
+        | "drain_deadline" | "poison_after" | "backoff_base" | "commit_interval"
+        | "metadata_refresh" | "batch_wait" | "connect_timeout" | "request_timeout" => "29s",
         _ => "another",
     }
 }

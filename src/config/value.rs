@@ -10,6 +10,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
+use super::address;
 use super::settings::{
     ConsumerName, DedupOutage, GroupProtocol, LogFormat, OffsetReset, SnapshotPolicy,
 };
@@ -195,31 +196,6 @@ pub(super) fn readable_file(text: &str) -> Result<String, String> {
     }
 }
 
-/// Address of a web service, returned without its trailing slash.
-pub(super) fn http_url(text: &str) -> Result<String, String> {
-    let wrong = "is not a web address (https://host or https://host/path)";
-    let url = Url::parse(text).map_err(|_| wrong.to_owned())?;
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-        return Err(wrong.to_owned());
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not carry a user or password".to_owned());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("must end with the path, without ? or #".to_owned());
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
-}
-
-/// Base address of Inngest, to which `/e/` and the key are appended.
-pub(super) fn inngest_url(text: &str) -> Result<String, String> {
-    let url = http_url(text)?;
-    if url.contains("/e/") || url.ends_with("/e") {
-        return Err("must end before /e: it and the key of INNGEST_EVENT_KEY are added".to_owned());
-    }
-    Ok(url)
-}
-
 /// Address of a Redis server, as the client reads it. Says nothing of the value, which may carry a
 /// password.
 pub(super) fn redis_url(text: &str) -> Result<String, String> {
@@ -259,7 +235,7 @@ pub(super) fn inngest_dev(text: &str) -> Result<Option<String>, String> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" => Ok(Some("http://localhost:8288".to_owned())),
         "0" | "false" => Ok(None),
-        _ => inngest_url(text).map(Some).map_err(|_| {
+        _ => address::inngest(text).map(Some).map_err(|_| {
             "is neither 1, 0 nor the dev server's address (http://localhost:8288)".to_owned()
         }),
     }
@@ -346,10 +322,13 @@ mod tests {
 
     #[test]
     fn web_addresses_lose_their_slash_and_carry_no_password() {
-        assert_eq!(http_url("https://a.example/"), Ok("https://a.example".to_owned()));
-        assert_eq!(http_url("http://localhost:8288/x/"), Ok("http://localhost:8288/x".to_owned()));
+        assert_eq!(address::http("https://a.example/"), Ok("https://a.example".to_owned()));
+        assert_eq!(
+            address::http("http://localhost:8288/x/"),
+            Ok("http://localhost:8288/x".to_owned())
+        );
         for wrong in ["a.example", "ftp://a", "https://u:p@a", "https://a/?k=1", "https://a/#x"] {
-            assert!(http_url(wrong).is_err(), "{wrong}");
+            assert!(address::http(wrong).is_err(), "{wrong}");
         }
     }
 
@@ -378,12 +357,12 @@ mod tests {
 
     #[test]
     fn inngests_base_holds_no_key() {
-        assert_eq!(inngest_url("https://inn.gs/"), Ok("https://inn.gs".to_owned()));
-        assert!(inngest_url("https://proxy.example/events/e-1").is_ok());
+        assert_eq!(address::inngest("https://inn.gs/"), Ok("https://inn.gs".to_owned()));
+        assert!(address::inngest("https://proxy.example/events/e-1").is_ok());
         for wrong in
             ["https://inn.gs/e/", "https://inn.gs/e/k", "https://a/b/e/k/", "https://a/b/../e/k"]
         {
-            assert!(inngest_url(wrong).is_err(), "{wrong}");
+            assert!(address::inngest(wrong).is_err(), "{wrong}");
             assert!(inngest_dev(wrong).is_err(), "{wrong}");
         }
     }

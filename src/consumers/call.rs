@@ -194,7 +194,7 @@ impl Calls {
                 message,
                 retry_after,
                 // Without a latency no request was sent: the breaker is open.
-                attempted: error.latency.is_some(),
+                attempted: error.latency.is_some() && error.telling,
             },
         }
     }

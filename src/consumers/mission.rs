@@ -13,7 +13,7 @@ use super::owner::{owner, was_anonymous};
 use super::remembered::Remembered;
 use super::snapshot;
 use super::words::{self, is};
-use crate::cdc::{Change, DecodeError, Field, Remark, Row};
+use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::clients::inngest::Events;
 use crate::clients::redis::Cache;
 use crate::config::Snapshot;
@@ -386,7 +386,7 @@ impl Rule {
                 })
             }
             Self::Time(column) => {
-                if row.field(column) == Field::Missing {
+                if row.raw(column).is_none() {
                     row.needed(column)?;
                 }
                 if !row.field(column).is_value() {
@@ -396,7 +396,8 @@ impl Rule {
                     Field::Value(_) => Verdict::Before,
                     Field::Null => Verdict::Turned,
                     Field::Missing | Field::Unavailable
-                        if snapshot::tells_turn(policy, change, row, column)? =>
+                        if change.op == Op::Create
+                            || snapshot::was_recent(row, column, change.commit_time)? =>
                     {
                         Verdict::Turned
                     }
@@ -416,7 +417,7 @@ fn check(table: &str, change: &Change<'_>, row: &Row<'_>) -> Result<(), DecodeEr
         }
         "form_submissions" => row.needed("status").map(|_| ()),
         "wallet_ledger" => {
-            if [TRANSACTION_TYPE, CURRENCY].iter().any(|it| row.field(it) == Field::Missing) {
+            if [TRANSACTION_TYPE, CURRENCY].iter().any(|it| row.raw(it).is_none()) {
                 change.remark(Remark::NoTransactionType);
             }
             Ok(())

@@ -14,7 +14,8 @@ pub const YOUNG: Duration = Duration::from_secs(20 * 60 * 60);
 /// The columns that tell when a row was last touched.
 const TOUCHED: [&str; 4] = ["updated_at", "created_at", "redeemed_at", "submitted_at"];
 
-/// Whether the snapshot policy lets a change through. Changes from the log always pass.
+/// Whether the snapshot policy lets a change through. Changes that are known to come from the log always
+/// pass.
 ///
 /// # Errors
 /// When one of the time columns cannot be decoded.
@@ -23,7 +24,7 @@ pub fn admits(
     change: &Change<'_>,
     now: Timestamp,
 ) -> Result<bool, DecodeError> {
-    if change.op != Op::Read {
+    if change.op != Op::Read && !change.maybe_snapshot {
         return Ok(true);
     }
     match (snapshot.policy, &change.after) {
@@ -53,11 +54,7 @@ pub fn was_young(row: &Row<'_>, committed: Timestamp) -> Result<bool, DecodeErro
 ///
 /// # Errors
 /// When the column cannot be decoded.
-pub fn was_recent(
-    row: &Row<'_>,
-    column: &str,
-    committed: Timestamp,
-) -> Result<bool, DecodeError> {
+pub fn was_recent(row: &Row<'_>, column: &str, committed: Timestamp) -> Result<bool, DecodeError> {
     let time = row.timestamp(column)?.value();
     Ok(time.is_some_and(|time| younger(time, committed, YOUNG)))
 }

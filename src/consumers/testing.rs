@@ -28,7 +28,11 @@ pub(crate) struct Bench {
     pub(crate) calls: Calls,
     pub(crate) sender: Sender,
     claims: Claims,
+    store: Arc<MemoryStore>,
 }
+
+/// What the keys of claims begin with.
+const PREFIX: &str = "crm:test";
 
 impl Bench {
     pub(crate) async fn start() -> Self {
@@ -45,13 +49,36 @@ impl Bench {
         let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a usable address");
         let store = Arc::new(MemoryStore::new(WINDOW));
         let redis = breakers.get("redis");
-        let claims = Claims::start(store, redis, OnOutage::Wait, WINDOW, WINDOW);
-        Self { double, calls, sender: Sender::new(inngest, breaker), claims }
+        let claims = Claims::start(Arc::clone(&store), redis, OnOutage::Wait, WINDOW, WINDOW);
+        Self { double, calls, sender: Sender::new(inngest, breaker), claims, store }
     }
 
     /// The context of the record at `offset`.
     pub(crate) fn cx(&self, offset: i64) -> Cx {
         Cx::in_test(self.claims.clone(), LIMITS, offset)
+    }
+
+    /// Forgets a claim, as if its window had ended.
+    pub(crate) fn forget(&self, name: &str) {
+        self.store.forget(&format!("{PREFIX}{name}"));
+    }
+
+    /// How long a claim lives from now.
+    pub(crate) fn lives(&self, name: &str) -> Duration {
+        self.store.lives(&format!("{PREFIX}{name}"))
+    }
+
+    /// Has claims say that they are kept since `then`.
+    pub(crate) fn kept_since(&self, then: Timestamp) {
+        self.store.keep_text(&format!("{PREFIX}claims:since"), then.as_millisecond().to_string());
+    }
+
+    /// When each stored event that has an id is to happen, where that was asked for.
+    pub(crate) fn times(&self) -> Vec<Option<i64>> {
+        self.double.inspect(|log| {
+            let timed = log.events.iter().filter(|event| event.id.is_some());
+            timed.map(|event| event.ts).collect()
+        })
     }
 
     /// Ids and data of the stored events, in order.

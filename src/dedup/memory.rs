@@ -18,15 +18,8 @@ pub struct MemoryStore {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Claimed(Arc<str>),
-    Done {
-        accepted_ms: i64,
-        due_ms: i64,
-    },
-    TakenBack {
-        accepted_ms: Option<i64>,
-        due_ms: i64,
-        by: TakenBack,
-    },
+    Done { accepted_ms: i64, due_ms: i64 },
+    TakenBack { accepted_ms: Option<i64>, due_ms: i64, by: TakenBack },
     Text(String),
     Acquired { holder: Arc<str>, accepted_ms: i64 },
     Free { accepted_ms: i64 },
@@ -42,6 +35,23 @@ impl MemoryStore {
     /// Forgets everything, as a Redis without persistence does on restart.
     pub fn clear(&self) {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn forget(&self, key: &str) {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lives(&self, key: &str) -> Duration {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.get(key).map_or(Duration::ZERO, |(_, until)| *until - Instant::now())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn keep_text(&self, key: &str, text: String) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(key.to_owned(), (State::Text(text), Instant::now() + FOR_GOOD));
     }
 
     fn apply(&self, op: &Op, now: Instant) -> Reply {
@@ -117,7 +127,10 @@ impl MemoryStore {
                 Some(State::Acquired { holder, .. }) if holder != *owner => return Reply::Ours,
                 _ => (key, Some(State::Free { accepted_ms: *accepted_ms }), Reply::Ours),
             },
-            Op::Read { key } => {
+            Op::Look { key, owner } if present(key) == Some(State::Claimed(owner.clone())) => {
+                return Reply::Ours;
+            }
+            Op::Read { key } | Op::Look { key, .. } => {
                 return present(key).map_or(Reply::Free, done);
             }
         };

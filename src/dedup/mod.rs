@@ -272,13 +272,13 @@ impl Claims {
         self.tell(Op::Free { key, owner, accepted_ms }).await
     }
 
-    /// What the store knows of `key`: [`Reply::Free`] where that is nothing, or where it is away and
-    /// the consumer goes on without.
+    /// What the store knows of `key` to `owner`: [`Reply::Free`] where that is nothing, or where it is
+    /// away and the consumer goes on without.
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn state(&self, key: String) -> Result<Reply, StoreAway> {
-        match self.ask(Op::Read { key }).await {
+    pub async fn look(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreAway> {
+        match self.ask(Op::Look { key, owner }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Free),
             answer => answer,
         }
@@ -421,7 +421,7 @@ mod tests {
         assert!(waiting.breaker().away().is_some());
         let proceeding = claims(Away, OnOutage::Proceed);
         assert_eq!(proceeding.claim("k".into(), owner).await.expect("goes on"), Reply::Ours);
-        proceeding.confirm("k".into(), 5).await.expect("goes on");
+        proceeding.confirm("k".into(), 5, 0).await.expect("goes on");
     }
 
     #[tokio::test]
@@ -429,7 +429,10 @@ mod tests {
         let claims = claims(Away, OnOutage::Proceed);
         assert_eq!(claims.read("award".into()).await, None);
         claims.confirm("award".into(), 1_000, 0).await.expect("goes on");
-        assert_eq!(claims.read("award".into()).await, Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 }));
+        assert_eq!(
+            claims.read("award".into()).await,
+            Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 })
+        );
     }
 
     #[test]

@@ -87,6 +87,13 @@ pub enum Op {
         /// When its last event was accepted, in milliseconds since 1970; 0 when there was none.
         accepted_ms: i64,
     },
+    /// As [`Op::Read`]; what `owner` itself has claimed is its own.
+    Look {
+        /// What may have happened.
+        key: String,
+        /// The record that asks.
+        owner: Arc<str>,
+    },
     /// Look without claiming.
     Read {
         /// What may have happened.
@@ -95,7 +102,9 @@ pub enum Op {
 }
 
 /// When a change was committed. The log position tells changes of one transaction apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct Moment {
     /// Commit time in milliseconds since 1970.
     pub commit_ms: i64,
@@ -148,7 +157,7 @@ pub enum Reply {
     },
     /// Another record is at it, or has the lock (`Keep`).
     Held,
-    /// Nobody has claimed it (`Read` only).
+    /// Nobody has claimed it (`Read` and `Look` only).
     Free,
     /// The text that was kept, if any (`Recall` only).
     Kept(Option<String>),

@@ -131,7 +131,7 @@ impl RedisStore {
                 pipeline.cmd("EVAL").arg(FREE).arg(1).arg(key).arg(&**owner);
                 pipeline.arg(*accepted_ms).arg(self.window_seconds);
             }
-            Op::Read { key } | Op::Recall { key } => {
+            Op::Read { key } | Op::Look { key, .. } | Op::Recall { key } => {
                 pipeline.cmd("GET").arg(key);
             }
         }
@@ -172,7 +172,8 @@ pub async fn warn_of_eviction(mut connection: Connection) {
 fn reply(op: &Op, answer: &Value) -> Option<Reply> {
     match (op, answer) {
         (Op::Claim { .. }, Value::Nil) => None,
-        (Op::Read { .. }, Value::Nil) => Some(Reply::Free),
+        (Op::Read { .. } | Op::Look { .. }, Value::Nil) => Some(Reply::Free),
+        (Op::Look { owner, .. }, answer) => Some(standing(answer, Some(owner))),
         (Op::Recall { .. }, Value::Nil) => Some(Reply::Kept(None)),
         (Op::Recall { .. }, answer) => Some(Reply::Kept(Some(text(answer).to_owned()))),
         (Op::Since { now_ms, .. }, answer) => {

@@ -149,7 +149,7 @@ impl Cx {
     /// # Errors
     /// That claims cannot be reached, or a wait, while another record is at it.
     pub async fn known(&self, name: &str) -> Result<Known, Failure> {
-        let state = self.claims().state(self.key(name)).await;
+        let state = self.claims().look(self.key(name), self.owner()).await;
         match state.map_err(|away| self.claims_away(&away))? {
             Reply::Done { accepted_ms, due_ms } => {
                 Ok(Known::Done(Accepted { at: time(accepted_ms), due: time(due_ms) }))

@@ -23,8 +23,8 @@ pub enum Failure {
         message: String,
         /// What the dependency asked for; wins over the backoff.
         retry_after: Option<Duration>,
-        /// Whether a request for this very record failed. A breaker that let none through, and
-        /// claims that cannot be reached, say nothing about the record.
+        /// Whether this may be about the record. A breaker that let no request through, claims that
+        /// cannot be reached, a gateway's answer and a rate limit say nothing about it.
         attempted: bool,
     },
     /// The dependency refused the record, but might have failed itself: poison only once it has
@@ -69,6 +69,8 @@ pub enum Failure {
 pub struct Attempts {
     /// Failed attempts; waits do not count.
     pub failures: u32,
+    /// Attempts that say nothing about the record: they count for the pause alone.
+    silent: u32,
     /// When the first attempt failed.
     pub first_at: Option<Instant>,
     /// How often the failing dependency had answered anybody when this record last failed on it
@@ -156,7 +158,10 @@ impl Policy {
                 self.retry(breaker, None, failures, now, random)
             }
             Failure::Outage { breaker, retry_after, attempted: false, .. } => {
-                self.retry(breaker, retry_after, attempts.failures.max(1), now, random)
+                // A breaker that is open says itself when the next one goes out.
+                attempts.silent += u32::from(breaker.away().is_none());
+                let failures = attempts.failures.max(attempts.silent).max(1);
+                self.retry(breaker, retry_after, failures, now, random)
             }
             Failure::Outage { breaker, kind, message, retry_after, attempted: true } => {
                 let (alone, since) = attempts.count_alone(&breaker, now);

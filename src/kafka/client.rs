@@ -75,6 +75,12 @@ impl Kafka {
     /// What every client shares: brokers, security, and the user's own properties.
     #[must_use]
     pub fn base(&self) -> ClientConfig {
+        self.client(&[])
+    }
+
+    /// As [`Self::base`], with more that the user's own properties win over. By the names that are
+    /// no aliases, as theirs are: librdkafka would take either, in no certain order.
+    pub(super) fn client(&self, more: &[(&str, &str)]) -> ClientConfig {
         let mut client = ClientConfig::new();
         // Else only errors come through; what is shown is for the log's own filter to say.
         client.set_log_level(RDKafkaLogLevel::Info);
@@ -88,6 +94,9 @@ impl Kafka {
             client.set("sasl.mechanisms", "PLAIN");
             client.set("sasl.username", credentials.username.expose_secret());
             client.set("sasl.password", credentials.password.expose_secret());
+        }
+        for (name, value) in more {
+            client.set(*name, *value);
         }
         apply(&mut client, &self.settings.properties);
         client
@@ -210,6 +219,25 @@ mod tests {
         let own = ("MARKETPLACE_KAFKA_PROPERTIES", "heartbeat.interval.ms=2500");
         assert_eq!(beat(&[own]).as_deref(), Some("2500"));
         assert_eq!(beat(&[("KAFKA_GROUP_PROTOCOL", "consumer")]), None, "the broker's to say");
+    }
+
+    #[test]
+    fn what_is_given_by_an_alias_is_what_counts_at_every_start() {
+        let set = [
+            ("KAFKA_API_KEY", "key"),
+            ("KAFKA_API_SECRET", "secret-of-this-test"),
+            ("KAFKA_PROPERTIES", "sasl.mechanism=SCRAM-SHA-256,max.partition.fetch.bytes=5"),
+            ("MARKETPLACE_KAFKA_PROPERTIES", "fetch.message.max.bytes=6"),
+        ];
+        let client = configured(&set);
+        for (name, value) in [
+            ("sasl.mechanisms", Some("SCRAM-SHA-256")),
+            ("sasl.mechanism", None),
+            ("fetch.message.max.bytes", Some("6")),
+            ("max.partition.fetch.bytes", None),
+        ] {
+            assert_eq!(client.get(name), value, "{name}");
+        }
     }
 
     #[test]

@@ -4,22 +4,22 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::sync::OnceCell;
 
+use super::dead_letter_topic::DeadLetterTopic;
 use super::raw::owned_headers;
 use super::{Kafka, SavedRecord};
 
 /// How long a dead letter may take to be acknowledged before its lane waits and tries again.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long looking for the topic, or making it, may take.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a letter is sent again to a topic that has just been told to take it, and how soon: its
+/// broker hears of that a moment later.
+const AGAIN: u32 = 5;
+const SOON: Duration = Duration::from_millis(200);
 
 /// A record on its way to the dead letter topic.
 pub(crate) struct Letter<'a> {
@@ -37,17 +37,52 @@ pub(crate) struct Letter<'a> {
 
 /// Why a dead letter was not acknowledged.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "dead letter topic {topic} cannot be written ({cause}): create it, or allow this account to write it"
-)]
+#[error("dead letter topic {topic} cannot be written ({cause}): {}", advice(cause))]
 pub(crate) struct NotWritten {
     topic: String,
     cause: KafkaError,
 }
 
+fn advice(cause: &KafkaError) -> &'static str {
+    if is_of_size(cause) {
+        "raise its max.message.bytes to that of the topics whose records it takes"
+    } else {
+        "create it, or allow this account to write it"
+    }
+}
+
+/// Whether a letter was refused because it is too large.
+fn is_of_size(cause: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{InvalidMessageSize, MessageBatchTooLarge, MessageSizeTooLarge};
+    let code = cause.rdkafka_error_code();
+    code.is_some_and(|code| {
+        matches!(code, MessageSizeTooLarge | MessageBatchTooLarge | InvalidMessageSize)
+    })
+}
+
+/// What of a record goes into its letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Whole,
+    WithoutValue,
+    /// Where it lies, and what went wrong.
+    PlaceAlone,
+}
+
+impl Content {
+    /// What is left out, as the letter says it.
+    fn left_out(self) -> Option<&'static str> {
+        match self {
+            Self::Whole => None,
+            Self::WithoutValue => Some("value"),
+            Self::PlaceAlone => Some("value, key, headers"),
+        }
+    }
+}
+
 /// Writes dead letters, one after another acknowledged by all replicas.
 pub struct DeadLetters {
-    topic: String,
+    topic: DeadLetterTopic,
     client: ClientConfig,
     /// Made for the first letter: its polling thread costs about 1 % of a processor core from then
     /// on, and most processes never need it.
@@ -58,67 +93,82 @@ impl DeadLetters {
     /// Letters to `topic`.
     #[must_use]
     pub fn new(kafka: &Kafka, topic: &str) -> Self {
-        let mut client: ClientConfig = kafka.base();
-        client.set("enable.idempotence", "true");
-        client.set("message.timeout.ms", TIMEOUT.as_millis().to_string());
-        client.set("queue.buffering.max.kbytes", "65536");
-        // A record may be as large as its own topic takes, and the headers come on top: what is too
-        // large is for the broker to say, which weighs what is compressed.
-        client.set("message.max.bytes", "1000000000");
-        client.set("compression.type", "zstd");
-        // A topic that is missing is said to be so after this time, not after half a minute.
-        client.set("topic.metadata.propagation.max.ms", "5000");
-        Self { topic: topic.to_owned(), client, producer: OnceCell::new() }
+        let topic = DeadLetterTopic::new(topic, kafka.base());
+        Self { topic, client: Self::configure(kafka), producer: OnceCell::new() }
     }
 
-    /// Makes the topic where it is missing and may be made. What goes wrong is a warning: the
-    /// topic is needed only once there is a dead letter.
-    pub async fn ensure_topic(&self, kafka: &Kafka) {
-        let ensured = async {
-            if self.topic_exists(kafka).await? {
-                return Ok(());
-            }
-            self.create_topic(kafka).await
-        };
-        if let Err(error) = ensured.await {
-            tracing::warn!(messaging.destination.name = %self.topic, %error,
+    fn configure(kafka: &Kafka) -> ClientConfig {
+        let timeout = TIMEOUT.as_millis().to_string();
+        let mut client = kafka.client(&[
+            ("message.timeout.ms", &timeout),
+            ("queue.buffering.max.kbytes", "262144"),
+            // A record may be as large as its own topic takes, and the headers come on top: what is
+            // too large is for the broker to say, which weighs what is compressed.
+            ("message.max.bytes", "1000000000"),
+            ("compression.codec", "zstd"),
+            // Each is acknowledged by itself, and none is refused for the size of others with it.
+            ("batch.num.messages", "1"),
+            // A topic that is missing is said to be so after this time, not after half a minute.
+            ("topic.metadata.propagation.max.ms", "5000"),
+        ]);
+        client.set("enable.idempotence", "true");
+        client
+    }
+
+    /// Makes the topic where it is missing and may be made, and has it take what `sources` take. What
+    /// goes wrong is a warning: the topic is needed only once there is a dead letter.
+    pub async fn ensure_topic(&self, sources: &[String]) {
+        if let Err(error) = self.topic.ensure(sources).await {
+            tracing::warn!(messaging.destination.name = self.topic.name(), %error,
                 "dead letter topic cannot be made; records that need it will wait");
         }
     }
 
-    /// Asked first: an account may see the topic and not be allowed to make one.
-    async fn topic_exists(&self, kafka: &Kafka) -> KafkaResult<bool> {
-        // Not the producer: asking for a topic that is missing could make it.
-        let client: BaseConsumer =
-            kafka.base().set("allow.auto.create.topics", "false").create()?;
-        let topic = self.topic.clone();
-        let asking = tokio::task::spawn_blocking(move || {
-            let metadata = client.fetch_metadata(Some(&topic), ADMIN_TIMEOUT)?;
-            Ok(metadata.topics().iter().any(|found| found.error().is_none()))
-        });
-        asking.await.unwrap_or(Err(KafkaError::Canceled))
-    }
-
-    async fn create_topic(&self, kafka: &Kafka) -> KafkaResult<()> {
-        let admin: AdminClient<DefaultClientContext> = kafka.base().create()?;
-        let topic = NewTopic::new(&self.topic, 1, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT));
-        for result in admin.create_topics([&topic], &options).await? {
-            match result {
-                Ok(_) => {
-                    tracing::info!(messaging.destination.name = %self.topic, "dead letter topic made");
+    /// Writes one record and waits until it is acknowledged: whole if the topic takes it or can be
+    /// made to, else without its value, which lies where the letter says.
+    pub(crate) async fn write(&self, letter: &Letter<'_>) -> Result<(), NotWritten> {
+        let mut sent = self.send(letter, Content::Whole).await;
+        if sent.as_ref().is_err_and(is_of_size) && self.makes_room(letter).await {
+            for _ in 0..AGAIN {
+                tokio::time::sleep(SOON).await;
+                sent = self.send(letter, Content::Whole).await;
+                if !sent.as_ref().is_err_and(is_of_size) {
+                    break;
                 }
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                Err((_, code)) => return Err(KafkaError::AdminOp(code)),
             }
         }
-        Ok(())
+        for content in [Content::WithoutValue, Content::PlaceAlone] {
+            if !sent.as_ref().is_err_and(is_of_size) {
+                break;
+            }
+            sent = self.send(letter, content).await;
+            if sent.is_ok() {
+                tracing::warn!(
+                    messaging.destination.name = self.topic.name(),
+                    left_out = content.left_out(),
+                    bytes = letter.record.size(),
+                    "dead letter is too large for its topic, written without what lies at its source: \
+                     raise max.message.bytes of the dead letter topic"
+                );
+            }
+        }
+        sent.map_err(|cause| NotWritten { topic: self.topic.name().to_owned(), cause })
     }
 
-    /// Writes one record and waits until it is acknowledged.
-    pub(crate) async fn write(&self, letter: &Letter<'_>) -> Result<(), NotWritten> {
+    /// Whether the topic did not take what the letter's source takes, and does from now on.
+    async fn makes_room(&self, letter: &Letter<'_>) -> bool {
+        let widened = self.topic.widen(&[letter.topic], 1).await;
+        widened.unwrap_or_else(|error| {
+            tracing::debug!(messaging.destination.name = self.topic.name(), %error,
+                "dead letter topic cannot be made to take more");
+            false
+        })
+    }
+
+    async fn send(&self, letter: &Letter<'_>, content: Content) -> Result<(), KafkaError> {
         let timestamp = letter.record.timestamp_ms().map(|ms| ms.to_string());
         let (first_at, last_at) = (letter.first_at.to_string(), letter.last_at.to_string());
+        let size = letter.record.size().to_string();
         let own = [
             ("dlq.topic", Some(letter.topic)),
             ("dlq.partition", Some(&*letter.partition.to_string())),
@@ -131,15 +181,18 @@ impl DeadLetters {
             ("dlq.first_at", Some(&*first_at)),
             ("dlq.last_at", Some(&*last_at)),
         ];
-        let own = own.iter().map(|(name, value)| (name.as_bytes(), value.map(str::as_bytes)));
-        let headers = owned_headers(letter.record.headers().chain(own));
-        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
-        record.key = letter.record.key();
-        record.payload = letter.record.value();
-        let not_written = |cause| NotWritten { topic: self.topic.clone(), cause };
-        let producer = self.producer.get_or_try_init(async || self.client.create());
-        let sent = producer.await.map_err(not_written)?.send(record, TIMEOUT).await;
-        sent.map_or_else(|(cause, _)| Err(not_written(cause)), |_| Ok(()))
+        let left_out = content.left_out();
+        let left_out =
+            left_out.map(|what| [("dlq.left_out", Some(what)), ("dlq.size", Some(&*size))]);
+        let own = own.into_iter().chain(left_out.into_iter().flatten());
+        let own = own.map(|(name, value)| (name.as_bytes(), value.map(str::as_bytes)));
+        let its = letter.record.headers().take_while(|_| content != Content::PlaceAlone);
+        let headers = owned_headers(its.chain(own));
+        let mut record = FutureRecord::<[u8], [u8]>::to(self.topic.name()).headers(headers);
+        record.key = letter.record.key().filter(|_| content != Content::PlaceAlone);
+        record.payload = letter.record.value().filter(|_| content == Content::Whole);
+        let producer = self.producer.get_or_try_init(async || self.client.create()).await?;
+        producer.send(record, TIMEOUT).await.map_or_else(|(cause, _)| Err(cause), |_| Ok(()))
     }
 }
 
@@ -149,25 +202,41 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Environment};
-    use crate::double::broker::Broker;
 
-    #[tokio::test]
-    async fn a_topic_is_looked_for_before_it_is_made() {
-        let broker = Broker::start().expect("a broker");
-        broker.create_topic("there", 1).expect("a topic");
+    #[test]
+    fn what_is_too_large_is_advised_about_its_size() {
+        let told = |code| {
+            let cause = KafkaError::MessageProduction(code);
+            NotWritten { topic: "crm.dlq".to_owned(), cause }.to_string()
+        };
+        assert!(told(RDKafkaErrorCode::MessageSizeTooLarge).ends_with("records it takes"));
+        assert!(
+            told(RDKafkaErrorCode::MessageBatchTooLarge).contains("raise its max.message.bytes")
+        );
+        assert!(told(RDKafkaErrorCode::TopicAuthorizationFailed).contains("allow this account"));
+    }
+
+    #[test]
+    fn what_is_given_by_an_alias_is_what_counts_at_every_start() {
         let environment: Environment = [
-            ("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap()),
+            ("KAFKA_BOOTSTRAP_SERVERS", "broker.invalid:9092"),
             ("INNGEST_EVENT_KEY", "test"),
             ("REDIS_URL", "redis://unused.invalid"),
             ("CONSUMERS", "marketplace"),
+            ("KAFKA_PROPERTIES", "compression.type=lz4,delivery.timeout.ms=5000,linger.ms=1"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
         let settings = config::load(&environment, Path::new("")).settings.expect("settings");
-        let kafka = Kafka::of(&settings);
-        for (topic, exists) in [("there", true), ("missing", false)] {
-            let letters = DeadLetters::new(&kafka, topic);
-            assert_eq!(letters.topic_exists(&kafka).await, Ok(exists), "{topic}");
+        let client = DeadLetters::configure(&Kafka::of(&settings));
+        for (name, value) in [
+            ("compression.codec", Some("lz4")),
+            ("compression.type", None),
+            ("message.timeout.ms", Some("5000")),
+            ("delivery.timeout.ms", None),
+            ("enable.idempotence", Some("true")),
+        ] {
+            assert_eq!(client.get(name), value, "{name}");
         }
     }
 }

@@ -3,6 +3,7 @@
 mod brokers;
 mod client;
 mod context;
+mod dead_letter_topic;
 mod dead_letters;
 mod groups;
 mod raw;

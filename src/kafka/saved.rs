@@ -45,6 +45,11 @@ impl SavedRecord {
         self.value.map(|len| &self.bytes[start..start + len])
     }
 
+    /// Bytes that it takes.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub(crate) fn timestamp_ms(&self) -> Option<i64> {
         self.timestamp_ms
     }

@@ -180,6 +180,7 @@ impl Observer for Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cdc::Remark;
     use crate::engine::Origin;
     use crate::engine::vitals::{PartitionVitals, Pulse};
     use crate::outage::Backoff;
@@ -252,6 +253,8 @@ mod tests {
             counted.observe("currency", &Observed::Retry { origin: &origin, reason: "redis" });
             let lost = Observed::Lost { topic: "t", partition: 0, records: Some(3) };
             counted.observe("currency", &lost);
+            let remarked = Observed::Remarked { topic: &"t".into(), remark: Remark::UnknownStatus };
+            counted.observe("currency", &remarked);
             counted.observe("currency", &Observed::Rebalanced { assigned: 2, revoked: 0 });
             request("inngest", std::time::Duration::from_millis(5), true);
             counter!(UNKNOWN_ZONES).increment(1);

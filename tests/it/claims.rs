@@ -253,5 +253,9 @@ async fn a_server_that_has_forgotten_gives_claims_anew_and_acceptances_are_remem
     until("an answer", async || claims.claim("other".to_owned(), "holder".into()).await.ok()).await;
     assert_eq!(claim(&claims, "award", "other").await, Reply::Ours, "forgotten");
     let known = claims.read("award".to_owned()).await;
-    assert_eq!(known, Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 }), "for the cancel's settle time");
+    assert_eq!(
+        known,
+        Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 }),
+        "for the cancel's settle time"
+    );
 }

@@ -98,7 +98,7 @@ impl Consumer for Forms {
         };
         Ok(match cx.once(&id, send).await? {
             Once::Ran(_) => Outcome::Sent,
-            Once::Duplicate => Outcome::Duplicate,
+            Once::Duplicate | Once::TakenBack(_) => Outcome::Duplicate,
         })
     }
 }

@@ -164,7 +164,11 @@ async fn every_kind_of_trouble_is_an_outage_with_the_right_signs() {
         (Fault::status(500), "supabase_setup", false),
         (Fault::page(500), "supabase_setup", false),
         (Fault::status(401), "supabase_setup", false),
+        (Fault::page(400), "supabase_setup", false),
         (Fault::page(404), "supabase_setup", false),
+        (Fault::page(407), "supabase_setup", false),
+        (Fault::page(421), "supabase_setup", false),
+        (Fault::page(422), "supabase_setup", false),
         (Fault::page(307), "supabase_setup", false),
         (Fault::page(540), "supabase_setup", false),
     ] {
@@ -184,6 +188,8 @@ async fn every_kind_of_trouble_is_an_outage_with_the_right_signs() {
             let text = error.to_string();
             assert!(!text.contains('\n') && !text.contains('<'), "{text}");
             assert!(text.contains(CALC) || text.contains("wallet_ledger"), "{text}");
+            let answered = matches!(fault, Fault::Status { page: true, .. });
+            assert!(!answered || text.contains(scene.double.url()), "{text}");
         }
         scene.call(CALC).await.expect("one failure does not open the breaker");
     }

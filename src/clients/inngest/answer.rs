@@ -39,6 +39,9 @@ pub(super) enum Says {
     Answered,
     /// No whole answer came. Only once others are accepted meanwhile may it be the events' doing.
     Silent,
+    /// Somebody else's answer, a gateway's page: nothing against them, though they may have been
+    /// taken.
+    Unclear,
     /// Nothing: everybody would have been refused, or the request never got there.
     Nothing,
 }
@@ -65,13 +68,13 @@ pub(super) fn judge(
     let retry = |says, message| Verdict::Retry { says, retry_after, message };
     match (status, reply) {
         (200, Some(reply)) if reply.took_all(events) => Verdict::Accepted,
-        (200, _) => retry(
-            Says::Answered,
+        (200, reply) => retry(
+            says(200, reply.as_ref()),
             "inngest answered 200 without naming every event: \
              check the base url and what stands in between"
                 .to_owned(),
         ),
-        (400, Some(reply)) if reply.ids.named <= events => {
+        (400, Some(reply)) if reply.is_inngests(400) && reply.ids.named <= events => {
             let text = reply.error.unwrap_or_default();
             let cause = cause(&text);
             let message = format!("inngest answered 400: {}", one_line(&text));
@@ -81,6 +84,7 @@ pub(super) fn judge(
             message: "inngest answered 413: the request is too large".to_owned(),
         },
         (status, reply) => {
+            let says = says(status, reply.as_ref());
             let text = reply.and_then(|reply| reply.error).unwrap_or_default();
             let mut message = format!("inngest answered {status}");
             for part in [one_line(&text).as_str(), advice(status)] {
@@ -89,9 +93,19 @@ pub(super) fn judge(
                     message.push_str(part);
                 }
             }
-            let everybody = about_everybody(status);
-            retry(if everybody { Says::Nothing } else { Says::Answered }, message)
+            retry(says, message)
         }
+    }
+}
+
+/// What an answer that accepts nothing says about the events.
+fn says(status: u16, reply: Option<&Reply>) -> Says {
+    if about_everybody(status) {
+        Says::Nothing
+    } else if reply.is_some_and(|reply| reply.is_inngests(status)) {
+        Says::Answered
+    } else {
+        Says::Unclear
     }
 }
 
@@ -138,6 +152,11 @@ impl Reply {
         serde_json::from_slice(body).ok()
     }
 
+    /// Whether it has the form of Inngest's own answers, and not of a gateway's.
+    fn is_inngests(&self, status: u16) -> bool {
+        self.ids.given || (self.status == status && (self.error.is_some() || status == 200))
+    }
+
     fn took_all(&self, events: usize) -> bool {
         self.status == 200
             && self.error.is_none()
@@ -159,6 +178,8 @@ fn error_text<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::
 /// The ids of an answer, counted without keeping them.
 #[derive(Debug, Default)]
 struct Ids {
+    /// Whether there is such a list, or null in its place.
+    given: bool,
     /// How many are there.
     total: usize,
     /// How many, from the first on, are not empty: these events were stored.
@@ -176,11 +197,11 @@ impl<'de> Deserialize<'de> for Ids {
             }
 
             fn visit_unit<E>(self) -> Result<Ids, E> {
-                Ok(Ids::default())
+                Ok(Ids { given: true, ..Ids::default() })
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Ids, A::Error> {
-                let mut ids = Ids::default();
+                let mut ids = Ids { given: true, ..Ids::default() };
                 while let Some(id) = list.next_element::<Id>()? {
                     if id.is_named && ids.named == ids.total {
                         ids.named += 1;
@@ -236,8 +257,8 @@ mod tests {
         }
     }
 
-    fn is_answered(verdict: &Verdict) -> bool {
-        matches!(verdict, Verdict::Retry { says: Says::Answered, .. })
+    fn is(expected: Says, verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Retry { says, .. } if *says == expected)
     }
 
     #[test]
@@ -263,7 +284,8 @@ mod tests {
             r#"{"ids":["a","b"],"status":200"#,
         ] {
             let verdict = judge(200, odd.as_bytes(), 2, None);
-            assert!(is_answered(&verdict), "{odd}: {verdict:?}");
+            let inngests = odd.contains("ids") && odd.ends_with('}');
+            assert!(is(if inngests { Says::Answered } else { Says::Unclear }, &verdict), "{odd}");
         }
     }
 
@@ -292,10 +314,20 @@ mod tests {
 
     #[test]
     fn a_400_that_makes_no_sense_is_of_unknown_outcome() {
-        for body in ["", "<html>", r#"{"ids":["a","b","c"],"status":400}"#] {
-            let verdict = judge(400, body.as_bytes(), 2, None);
-            assert!(is_answered(&verdict), "{body}");
+        let too_many = r#"{"ids":["a","b","c"],"status":400}"#;
+        assert!(is(Says::Answered, &judge(400, too_many.as_bytes(), 2, None)));
+    }
+
+    #[test]
+    fn what_is_not_inngests_own_answer_says_nothing_against_an_event() {
+        for status in [400, 407, 408, 410, 414, 421, 422, 431, 451, 500, 502, 503, 504, 520] {
+            for body in ["", "<html>", "{}", r#"{"message":"no Route matched with those values"}"#]
+            {
+                let verdict = judge(status, body.as_bytes(), 2, None);
+                assert!(is(Says::Unclear, &verdict), "{status} {body}: {verdict:?}");
+            }
         }
+        assert!(is(Says::Nothing, &judge(404, b"<html>", 2, None)), "a wrong address");
     }
 
     #[test]
@@ -319,7 +351,8 @@ mod tests {
             (422, true),
         ] {
             let wait = Some(Duration::from_secs(3));
-            let verdict = judge(status, b"", 1, wait);
+            let body = format!(r#"{{"ids":[""],"status":{status},"error":"x"}}"#);
+            let verdict = judge(status, body.as_bytes(), 1, wait);
             let Verdict::Retry { says, retry_after, .. } = verdict else {
                 panic!("{status}: {verdict:?}");
             };

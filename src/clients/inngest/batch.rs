@@ -182,7 +182,7 @@ impl Batch {
         self.met_silence |= says == Says::Silent;
         let others_passed = self.accepted_before.is_some_and(|before| accepted > before);
         let strikes = match says {
-            Says::Nothing => return,
+            Says::Nothing | Says::Unclear => return,
             Says::Silent => others_passed,
             Says::Answered => {
                 self.answers += 1;

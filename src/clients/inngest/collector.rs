@@ -252,15 +252,23 @@ async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
     match http::read(response, MAX_ANSWER_BYTES).await {
         Ok(body) => {
             let body = if status == 200 { body } else { wire.hidden.take_out(body) };
-            answer::judge(status, &body, batch.events(), retry_after)
+            named(answer::judge(status, &body, batch.events(), retry_after), wire)
         }
         // Success and a partial 400 need the whole answer; every other status speaks for itself.
         Err(_) if !matches!(status, 200 | 400) => {
-            answer::judge(status, b"", batch.events(), retry_after)
+            named(answer::judge(status, b"", batch.events(), retry_after), wire)
         }
         Err(ReadError::Broken { message, .. }) => unknown(&message),
         Err(ReadError::TooLarge) => unknown("its answer is longer than one of inngest can be"),
     }
+}
+
+/// Says who answered where it may not have been Inngest. The address alone: the path holds the key.
+fn named(mut verdict: Verdict, wire: &Wire) -> Verdict {
+    if let Verdict::Retry { says: Says::Unclear | Says::Nothing, message, .. } = &mut verdict {
+        message.push_str(&format!(" (asked at {})", wire.url.origin().ascii_serialization()));
+    }
+    verdict
 }
 
 /// A seed for a request's ids: the time in Unix milliseconds and 10 random bytes.

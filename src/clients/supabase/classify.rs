@@ -15,8 +15,9 @@ pub enum Fault {
 /// when the body is not PostgREST's, as when a gateway answers with a page. `message` is the body's
 /// too, empty where there is none.
 ///
-/// The code decides before the status, since 500 covers both kinds; only a status that says
-/// "too much", "nobody there" or "not you" is believed whatever the code.
+/// The code decides before the status, since 500 covers both kinds, and PostgREST answers 400 to
+/// every SQLSTATE that it does not know. Only a status that says "too much", "nobody there" or "not
+/// you" is believed whatever the code. What is not known to be about the record is not its fault.
 #[must_use]
 pub fn classify(status: u16, code: Option<&str>, message: &str) -> Fault {
     if matches!(status, 429 | 502 | 503 | 504 | 520..=524 | 544) {
@@ -25,16 +26,14 @@ pub fn classify(status: u16, code: Option<&str>, message: &str) -> Fault {
     if matches!(status, 401..=403) || lacks_role(code, message) {
         return Fault::Setup;
     }
-    if let Some(fault) = code.and_then(by_code) {
-        return fault;
-    }
-    match status {
-        408 => Fault::Transient,
-        // PostgREST always names a code: without one the request never got there (a wrong address,
-        // a gateway's redirect), which says nothing about the record.
-        300..=399 | 404 | 405 if code.is_none() => Fault::Setup,
-        400..=499 => Fault::Record,
-        _ => Fault::Setup,
+    match (code, status) {
+        (Some(code), _) => by_code(code),
+        // A gateway's, about the size of this very request.
+        (None, 413 | 414) => Fault::Record,
+        (None, 408) => Fault::Transient,
+        // PostgREST always names a code: without one the request never got there, which says
+        // nothing about the record, whatever a gateway or a proxy calls it.
+        (None, _) => Fault::Setup,
     }
 }
 
@@ -44,28 +43,21 @@ pub(super) fn lacks_role(code: Option<&str>, message: &str) -> bool {
     code == Some("22023") && message.starts_with("role \"") && message.ends_with("does not exist")
 }
 
-fn by_code(code: &str) -> Option<Fault> {
+fn by_code(code: &str) -> Fault {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| code.starts_with(prefix));
-    if starts(&["PGRST"]) {
-        return match code {
-            "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003" => Some(Fault::Transient),
-            "PGRST301" | "PGRST302" | "PGRST303" => Some(Fault::Setup),
-            _ if code.starts_with("PGRST2") => Some(Fault::Setup),
-            _ => None,
-        };
-    }
-    if code.len() != 5 {
-        return None;
+    if matches!(code, "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003") {
+        return Fault::Transient;
     }
     if matches!(code, "40001" | "40P01" | "55P03" | "57014") || starts(&["53", "08", "57P0"]) {
-        Some(Fault::Transient)
-    } else if code == "25006" || starts(&["42", "54", "55", "58", "XX"]) {
-        Some(Fault::Setup)
-    } else if starts(&["22", "23", "P0"]) {
-        Some(Fault::Record)
-    } else {
-        None
+        return Fault::Transient;
     }
+    // The whole list: data that do not fit (cardinality, values, constraints), and what a function
+    // raised.
+    if code.len() == 5 && starts(&["21", "22", "23", "P0"]) {
+        return Fault::Record;
+    }
+    // A wrong address, a deploy that is half done, a migration under cached plans, a pooler.
+    Fault::Setup
 }
 
 /// Whether an error answer says that the service has too much to do: what an adaptive bound
@@ -73,6 +65,12 @@ fn by_code(code: &str) -> Option<Fault> {
 #[must_use]
 pub fn is_overload(status: u16, code: Option<&str>) -> bool {
     matches!(status, 429 | 503 | 504) || code == Some("57014")
+}
+
+/// Whether an error answer may come from an address that is not PostgREST's, or not the right one:
+/// its message names it.
+pub(super) fn is_about_the_address(code: Option<&str>) -> bool {
+    matches!(code, None | Some("PGRST101" | "PGRST106" | "PGRST117" | "PGRST125"))
 }
 
 /// What to do about an error answer, for its message.
@@ -85,12 +83,20 @@ pub(super) fn advice(status: u16, code: Option<&str>, message: &str) -> &'static
         }
         (_, "42501") => "the key may not do this: grant it to service_role",
         (_, "PGRST301" | "PGRST302" | "PGRST303") | (401, _) => "check SUPABASE_SERVICE_ROLE_KEY",
+        (_, "PGRST101" | "PGRST117" | "PGRST125") => {
+            "check SUPABASE_URL: it is the project's address, without /rest/v1"
+        }
+        (_, "PGRST106") => "is the schema public exposed in the project's settings of its API?",
+        (_, "0A000" | "26000") => "a migration or a pooler: it passes, else restart PostgREST",
+        (_, "3D000" | "3F000") => "is the database restored, and its migrations deployed?",
         (402, _) => "the project is over its quota: check its plan",
         (540, _) => "the project is paused: restore it",
         (_, "25006") => "the database is read only: is its disk full?",
         (_, "57014") => "the statement ran into its time-out",
         (_, "23505") => "it may have been done already",
-        (300..=399 | 404 | 405, "") => "check SUPABASE_URL",
+        (413 | 414, "") => "the request is too large for what stands in between",
+        (429 | 502..=504 | 520..=524 | 544, "") => "",
+        (_, "") => "the answer is not PostgREST's: check SUPABASE_URL and what stands in between",
         _ => "",
     }
 }
@@ -116,11 +122,19 @@ mod tests {
             (&[540, 500, 501, 525, 530, 599], &["", "F0000", "99999"], Setup),
             (&[500], &["XX000", "54001", "58000", "58030", "55000", "57000"], Setup),
             (&[301, 302, 303, 307, 404, 405], &[""], Setup),
+            (&[400, 406, 407, 409, 410, 415, 416, 421, 422, 425, 426, 431, 451], &[""], Setup),
+            (&[413, 414], &[""], Record),
+            (&[413, 414], &["PGRST102", "42601"], Setup),
+            (&[400, 404, 405, 406], &["PGRST101", "PGRST106", "PGRST117", "PGRST125"], Setup),
+            (&[400, 500], &["0A000", "0B000", "25P02", "26000", "28P01", "3D000", "3F000"], Setup),
+            (&[400], &["09000", "24000", "2F005", "34000", "38000", "39000", "HV000"], Setup),
+            (&[400, 404, 409], &["PT400", "PT409", "XYZ99", "220", "P0"], Setup),
+            (&[400, 406, 416], &["PGRST100", "PGRST102", "PGRST103", "PGRST116"], Setup),
+            (&[400, 500], &["21000", "22012", "22P05", "23P01"], Record),
             (&[400, 500], &["22P02", "22003", "22007", "22023"], Record),
             (&[409, 400, 500], &["23502", "23503", "23505", "23514"], Record),
             (&[400, 500], &["P0001", "P0002", "P0003", "P0004"], Record),
-            (&[400, 406, 413, 415, 416, 422], &["", "PGRST100", "PGRST102", "PGRST116"], Record),
-            (&[404], &["PGRST116", "P0001", "23503"], Record),
+            (&[404], &["P0001", "23503"], Record),
         ];
         for (statuses, codes, fault) in table {
             for status in *statuses {

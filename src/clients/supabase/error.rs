@@ -30,6 +30,10 @@ pub struct CallError {
     pub code: Option<String>,
     /// How long the request took; `None` when none was sent.
     pub latency: Option<Duration>,
+    /// Whether this may be the record's doing after all, should it go on while others are answered:
+    /// a time-out, a broken connection, a 5xx with a code. What a gateway says, a rate limit, a
+    /// refused key or an answer in another shape never is (contract section 8.4).
+    pub telling: bool,
     kind: &'static str,
     message: String,
 }
@@ -51,7 +55,7 @@ impl CallError {
     }
 
     fn new(kind: &'static str, fault: CallFault, message: String) -> Self {
-        Self { fault, overload: false, code: None, latency: None, kind, message }
+        Self { fault, overload: false, code: None, latency: None, telling: false, kind, message }
     }
 
     fn outage(kind: &'static str, message: String) -> Self {
@@ -73,6 +77,7 @@ impl CallError {
         let mut error =
             Self::outage(kind, format!("supabase {what} did not answer ({reason}): {advice}"));
         error.overload = timeout;
+        error.telling = true;
         error
     }
 
@@ -82,10 +87,10 @@ impl CallError {
         Self::new("supabase_arguments", CallFault::Record, message)
     }
 
-    pub(super) fn not_json(what: &str, status: u16) -> Self {
+    pub(super) fn not_json(what: &str, address: &str, status: u16) -> Self {
         let message = format!(
             "supabase {what} answered {status} with something that is not json: \
-             check SUPABASE_URL and what stands in between"
+             check SUPABASE_URL and what stands in between (asked at {address})"
         );
         Self::outage("supabase_answer", message)
     }
@@ -114,9 +119,10 @@ impl CallError {
         Self::outage("supabase_too_large", message)
     }
 
-    /// An answer with an error status.
+    /// An answer with an error status, of whoever is at `address`.
     pub(super) fn answer(
         what: &str,
+        address: &str,
         status: u16,
         body: &[u8],
         retry_after: Option<Duration>,
@@ -142,11 +148,17 @@ impl CallError {
                 message.push_str(text);
             }
         }
+        if classify::is_about_the_address(code) {
+            message.push_str(" (asked at ");
+            message.push_str(address);
+            message.push(')');
+        }
+        let telling = status >= 500 && code.is_some();
         let fault = match fault {
             Fault::Record => CallFault::Record,
             Fault::Transient | Fault::Setup => CallFault::Outage { retry_after },
         };
-        Self { fault, overload, code: body.code, latency: None, kind, message }
+        Self { fault, overload, code: body.code, latency: None, telling, kind, message }
     }
 }
 
@@ -169,12 +181,15 @@ impl ErrorBody {
         let Ok(Wire { code, message }) = serde_json::from_slice(body) else {
             return Self::default();
         };
-        // The gateways have `code` too, as a number or a word: only PostgREST's is classified by.
+        let message = message.as_ref().and_then(|message| message.as_str());
+        // The gateways have `code` too, as a number or a word, and not with a message: only
+        // PostgREST's is classified by.
         let code = code.as_ref().and_then(|code| code.as_str()).filter(|code| {
-            code.starts_with("PGRST")
-                || (code.len() == 5 && code.bytes().all(|b| b.is_ascii_alphanumeric()))
+            let is_of_a_state = |b: u8| b.is_ascii_digit() || b.is_ascii_uppercase();
+            let state = code.len() == 5 && code.bytes().all(is_of_a_state) && *code != "ERROR";
+            message.is_some() && (code.starts_with("PGRST") || state)
         });
-        let message = message.as_ref().and_then(|message| message.as_str()).unwrap_or_default();
+        let message = message.unwrap_or_default();
         let quoted = message.find('"').zip(message.rfind('"'));
         let message = match quoted {
             Some((from, to)) if code.is_some_and(|code| code.starts_with("22")) => {
@@ -194,7 +209,7 @@ mod tests {
     fn an_error_names_the_function_the_code_and_what_to_do() {
         let body = br#"{"code":"PGRST202","details":"Searched for x","hint":null,
             "message":"Could not find the function public.f(p_a)\nin the schema cache"}"#;
-        let error = CallError::answer("function f", 404, body, None);
+        let error = CallError::answer("function f", "https://h", 404, body, None);
         assert_eq!(
             error.to_string(),
             "supabase function f answered 404 PGRST202: Could not find the function public.f(p_a) \
@@ -208,7 +223,7 @@ mod tests {
     fn details_and_hints_which_repeat_values_stay_out_of_the_message() {
         let body = br#"{"code":"23505","details":"Key (email)=(a@b.c) already exists.",
             "hint":"a@b.c","message":"duplicate key value violates unique constraint \"u\""}"#;
-        let error = CallError::answer("function f", 409, body, None);
+        let error = CallError::answer("function f", "https://h", 409, body, None);
         assert_eq!(error.fault, CallFault::Record);
         assert_eq!(error.code.as_deref(), Some("23505"));
         assert!(!error.to_string().contains("a@b.c"), "{error}");
@@ -221,7 +236,8 @@ mod tests {
             ("value \"a@b.c\" is out of range for type integer", "value \"...\" is out of range"),
         ] {
             let body = serde_json::json!({ "code": "22P02", "message": message }).to_string();
-            let error = CallError::answer("function f", 400, body.as_bytes(), None).to_string();
+            let error = CallError::answer("function f", "https://h", 400, body.as_bytes(), None)
+                .to_string();
             assert!(error.contains(shown) && !error.contains("b.c"), "{error}");
         }
     }
@@ -229,11 +245,47 @@ mod tests {
     #[test]
     fn a_gateways_page_is_an_outage_and_is_not_printed() {
         let wait = Some(Duration::from_secs(9));
-        let error = CallError::answer("function f", 503, b"<html>Service down</html>", wait);
-        assert_eq!(error.to_string(), "supabase function f answered 503");
+        let error =
+            CallError::answer("function f", "https://h", 503, b"<html>Service down</html>", wait);
+        assert_eq!(error.to_string(), "supabase function f answered 503 (asked at https://h)");
         assert_eq!(error.fault, CallFault::Outage { retry_after: wait });
         assert!(error.overload);
-        let numeric = CallError::answer("function f", 500, br#"{"code":500,"message":"x"}"#, None);
+        let numeric = CallError::answer(
+            "function f",
+            "https://h",
+            500,
+            br#"{"code":500,"message":"x"}"#,
+            None,
+        );
         assert!(numeric.is_outage() && numeric.code.is_none());
+    }
+
+    #[test]
+    fn an_answer_of_a_gateway_or_to_a_wrong_address_names_the_address() {
+        for (status, body) in [
+            (400, ""),
+            (407, "<html>proxy</html>"),
+            (421, r#"{"message":"no Route matched with those values"}"#),
+            (422, r#"{"code":"22P02"}"#),
+            (400, r#"{"code":"ERROR","message":"bad"}"#),
+            (404, r#"{"code":"PGRST125","message":"Invalid path specified in request URL"}"#),
+            (406, r#"{"code":"PGRST106","message":"Invalid schema: x"}"#),
+        ] {
+            let error = CallError::answer("table t", "https://h/x", status, body.as_bytes(), None);
+            assert!(error.is_outage() && !error.telling, "{status} {body}");
+            assert!(error.to_string().ends_with(" (asked at https://h/x)"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_5xx_with_a_code_may_tell_something_of_the_record() {
+        let body = |code: &str| format!(r#"{{"code":"{code}","message":"m"}}"#);
+        let telling = |status, body: &str| {
+            CallError::answer("table t", "https://h", status, body.as_bytes(), None).telling
+        };
+        assert!(telling(500, &body("57014")) && telling(500, &body("XX000")));
+        assert!(!telling(400, &body("0A000")) && !telling(401, &body("PGRST301")));
+        assert!(!telling(429, &body("PGRST000")) && !telling(502, "<html>"));
+        assert!(CallError::transport("table t", true, "r").telling, "a time-out");
     }
 }

@@ -39,7 +39,7 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// Where Supabase is and how to talk to it.
 #[derive(Debug, Clone)]
 pub struct SupabaseConfig {
-    /// `SUPABASE_URL`, with or without a path.
+    /// `SUPABASE_URL`: the project's address, `/rest/v1` not included.
     pub url: String,
     /// `SUPABASE_SERVICE_ROLE_KEY`: a legacy JWT, or a new key that starts with `sb_secret_`.
     pub key: SecretString,
@@ -103,6 +103,8 @@ pub struct Supabase {
 struct Shared {
     http: Client,
     base: String,
+    /// The base as messages show it.
+    address: String,
     headers: HeaderMap,
     hidden: Hidden,
     max_answer_bytes: usize,
@@ -120,6 +122,7 @@ impl Supabase {
             .ok_or(SetupError::Address { service: SERVICE, setting: "SUPABASE_URL" })?;
         let shared = Shared {
             http: http::client(SERVICE, &config.http, &base)?,
+            address: shown(&base),
             base: base.into(),
             headers: key_headers(&config.key)?,
             hidden: Hidden::new(&config.key),
@@ -198,7 +201,8 @@ impl Supabase {
             return Ok(());
         }
         let body = http::read(response, self.shared.max_answer_bytes).await.unwrap_or_default();
-        Err(CallError::answer(what, status.as_u16(), &self.shared.hidden.take_out(body), None))
+        let body = self.shared.hidden.take_out(body);
+        Err(CallError::answer(what, &self.shared.address, status.as_u16(), &body, None))
     }
 
     fn endpoint(&self, what: &str, segments: &[&str]) -> Result<Url, CallError> {
@@ -251,18 +255,19 @@ impl Supabase {
         })?;
         let status = response.status().as_u16();
         let wait = http::retry_after(response.headers(), jiff::Timestamp::now());
-        let total = total(response.headers());
+        let (total, address) = (total(response.headers()), &*self.shared.address);
         let body = http::read(response, self.shared.max_answer_bytes).await;
         let success = (200..300).contains(&status);
         match body {
             Ok(body) if !success => {
-                Err(CallError::answer(what, status, &self.shared.hidden.take_out(body), wait))
+                let body = self.shared.hidden.take_out(body);
+                Err(CallError::answer(what, address, status, &body, wait))
             }
             // The status tells enough where the rest of an error cannot be had.
-            Err(_) if !success => Err(CallError::answer(what, status, b"", wait)),
+            Err(_) if !success => Err(CallError::answer(what, address, status, b"", wait)),
             Ok(body) if body.is_empty() && status == 204 => Ok((Bytes::from_static(b"null"), None)),
             Ok(body) if is_json(&body) => Ok((body, total)),
-            Ok(_) => Err(CallError::not_json(what, status)),
+            Ok(_) => Err(CallError::not_json(what, address, status)),
             Err(ReadError::TooLarge) => {
                 Err(CallError::too_large(what, self.shared.max_answer_bytes))
             }
@@ -276,6 +281,12 @@ impl Supabase {
 /// What `Content-Range: 0-999/1500` says of the number of rows; `*` in its place says nothing.
 fn total(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_RANGE)?.to_str().ok()?.rsplit_once('/')?.1.trim().parse().ok()
+}
+
+/// An address without what may be secret in it.
+fn shown(url: &Url) -> String {
+    let path = url.path().trim_end_matches('/');
+    format!("{}{path}", url.origin().ascii_serialization())
 }
 
 fn is_json(body: &[u8]) -> bool {

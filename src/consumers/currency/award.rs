@@ -141,8 +141,8 @@ impl Currency {
                 return Ok(Next::Over(Outcome::Duplicate));
             }
             // A delete stops an award that sleeps, and takes back none that was credited.
-            let kept = by.deleted
-                && self.ledger.wallet_has(cx, source.kind, &source.id, None).await?;
+            let kept =
+                by.deleted && self.ledger.wallet_has(cx, source.kind, &source.id, None).await?;
             if kept {
                 return Ok(Next::Over(Outcome::Skipped("awarded_before")));
             }

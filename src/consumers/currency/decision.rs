@@ -99,7 +99,8 @@ impl Decision {
 
     /// Keeps what was decided about a debit.
     pub fn set_debit(&mut self, id: &str, share: Share) {
-        let awards = if self.earlier.contains_key(id) { &mut self.earlier } else { &mut self.debits };
+        let awards =
+            if self.earlier.contains_key(id) { &mut self.earlier } else { &mut self.debits };
         awards.insert(id.to_owned(), share);
     }
 
@@ -120,7 +121,7 @@ impl Decision {
         amount: Option<&BigDecimal>,
         original: Option<&BigDecimal>,
     ) -> Result<Share, NoPercentage> {
-        let first = self.amount.as_ref().and_then(|amount| amount.parse().ok());
+        let first = self.amount.as_deref().and_then(number);
         let original = first.as_ref().or(original);
         refund_percentage(amount, original)?;
         let (Some(amount), Some(original)) = (amount, original) else {
@@ -138,7 +139,7 @@ impl Decision {
     /// What the whole takes: what is left.
     #[must_use]
     pub fn rest(&self) -> Share {
-        let amount = self.amount.as_ref().and_then(|amount| amount.parse().ok());
+        let amount = self.amount.as_deref().and_then(number);
         let used_up = amount.is_some_and(|amount| self.amount_left(&amount).is_zero());
         let left = if used_up { BigDecimal::zero() } else { self.percent_left() };
         Share { percent: written(&left), ..Share::default() }
@@ -148,25 +149,27 @@ impl Decision {
     pub fn begin(&mut self, again: String) {
         let mut earlier = std::mem::take(&mut self.earlier);
         earlier.append(&mut self.debits);
-        *self = Self {
-            again: Some(again),
-            earlier,
-            reversed_ms: self.reversed_ms,
-            ..Self::default()
-        };
+        *self =
+            Self { again: Some(again), earlier, reversed_ms: self.reversed_ms, ..Self::default() };
     }
 
     fn amount_left(&self, original: &BigDecimal) -> BigDecimal {
-        let taken = self.debits.values().filter_map(|share| share.amount.parse().ok());
-        let left = original - taken.sum::<BigDecimal>();
+        let taken: BigDecimal =
+            self.debits.values().filter_map(|share| number(&share.amount)).sum();
+        let left = original - taken;
         if left.is_negative() { BigDecimal::zero() } else { left }
     }
 
     fn percent_left(&self) -> BigDecimal {
-        let taken = self.debits.values().filter_map(|share| share.percent.parse().ok());
-        let left = BigDecimal::from(100) - taken.sum::<BigDecimal>();
+        let taken: BigDecimal =
+            self.debits.values().filter_map(|share| number(&share.percent)).sum();
+        let left = BigDecimal::from(100) - taken;
         if left.is_negative() { BigDecimal::zero() } else { left }
     }
+}
+
+fn number(text: &str) -> Option<BigDecimal> {
+    text.parse().ok()
 }
 
 fn written(percent: &BigDecimal) -> String {
@@ -258,8 +261,10 @@ mod tests {
         assert_eq!(decision.rest().percent, "100");
         assert_eq!(decision.debit("0").expect("known").percent, "25", "and stays known");
         assert!(decision.whole.is_none());
-        assert_eq!(named("award", "purchase", "p", decision.again.as_deref()),
-            "award:purchase:p:again:77");
+        assert_eq!(
+            named("award", "purchase", "p", decision.again.as_deref()),
+            "award:purchase:p:again:77"
+        );
         let read = Decision::read(&decision.written()).expect("what was written");
         assert_eq!(read, decision);
     }

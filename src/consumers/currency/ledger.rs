@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use bigdecimal::BigDecimal;
+use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
-use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -17,7 +17,8 @@ use crate::engine::{Cx, Failure};
 
 const PURCHASES: &str = "purchase_ledger";
 const WALLET: &str = "wallet_ledger";
-const COLUMNS: &str = "id,user_id,status,record_type,earn_currency,final_amount,created_at,updated_at";
+const COLUMNS: &str =
+    "id,user_id,status,record_type,earn_currency,final_amount,created_at,updated_at";
 
 /// A row of `purchase_ledger`.
 #[derive(Debug, Clone, Deserialize)]
@@ -255,8 +256,7 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>,
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.and_then(|text| {
         let zoned = text.parse().ok();
-        let plain = || text.parse::<DateTime>().ok()?.to_zoned(TimeZone::UTC).ok();
-        zoned.or_else(|| plain().map(|time| time.timestamp()))
+        zoned.or_else(|| TimeZone::UTC.to_timestamp(text.parse::<DateTime>().ok()?).ok())
     }))
 }
 

@@ -15,7 +15,7 @@ use super::{CANCELLED, Currency, NOTHING, REVERSE};
 use crate::clients::inngest::Events;
 use crate::consumers::award_time;
 use crate::consumers::call::{outcome, settled, unwritable};
-use crate::dedup::{Moment, TakenBack};
+use crate::dedup::TakenBack;
 use crate::engine::{Accepted, Cx, Failure, Known, Locked, Once, Outcome};
 
 /// How soon to look again for an award that is not known (yet).
@@ -157,13 +157,11 @@ impl Currency {
         let original = self.original(cx, debit).await?;
         let original_source = Source { id: original.id.clone(), ..source.clone() };
         let lock = original_source.lock();
-        let (share, again) = match cx
-            .locked(&lock, |lock| self.decide_debit(cx, lock, debit, &original))
-            .await?
-        {
-            Decided::Over(outcome) => return Ok(outcome),
-            Decided::Share(share, again) => (share, again),
-        };
+        let (share, again) =
+            match cx.locked(&lock, |lock| self.decide_debit(cx, lock, debit, &original)).await? {
+                Decided::Over(outcome) => return Ok(outcome),
+                Decided::Share(share, again) => (share, again),
+            };
         if share.is_nothing() {
             return Ok(Outcome::Skipped("original_reversed"));
         }
@@ -237,12 +235,9 @@ impl Currency {
             {
                 Share::nothing()
             }
-            None => decision
-                .share(debit.amount.as_ref(), original.amount().as_ref())
-                .map_err(|error| Failure::Poison {
-                    kind: "no_percentage",
-                    message: error.to_string(),
-                })?,
+            None => decision.share(debit.amount.as_ref(), original.amount().as_ref()).map_err(
+                |error| Failure::Poison { kind: "no_percentage", message: error.to_string() },
+            )?,
         };
         if !share.is_nothing() {
             let name = named("award", kind, &original.id, decision.again.as_deref());
@@ -276,8 +271,7 @@ impl Currency {
             return Ok(());
         };
         let settings = self.merchants.settings(cx, &source.merchant_id).await?;
-        let delay =
-            settings.as_deref().map_or(SignedDuration::ZERO, award_time::longest_delay);
+        let delay = settings.as_deref().map_or(SignedDuration::ZERO, award_time::longest_delay);
         let last = original.touched_at().and_then(|at| at.checked_add(delay + LATE).ok());
         if last.is_none_or(|last| last < Timestamp::now())
             || self.ledger.wallet_has(cx, source.kind, &original.id, None).await?
@@ -291,10 +285,11 @@ impl Currency {
         if !delay.is_zero() {
             return Err(Failure::NotYet {
                 kind: AWARD_STATE_UNKNOWN,
-                message: "no claim tells when the award of the purchase that the debit row refunds \
+                message:
+                    "no claim tells when the award of the purchase that the debit row refunds \
                           is due: claims were emptied, or the award was set aside; produce the \
                           record again when the award has been credited"
-                    .to_owned(),
+                        .to_owned(),
                 patience: self.original_patience,
             });
         }

@@ -284,7 +284,7 @@ fn check(
     }
     if table.kind == PURCHASE {
         words::remark_purchase(change, row)?;
-        if row.field("earn_currency") == Field::Missing {
+        if row.raw("earn_currency").is_none() {
             change.remark(Remark::NoEarnCurrency);
         }
     }
@@ -294,12 +294,7 @@ fn check(
 /// Statuses of a row that has not counted yet.
 const OPEN: [&str; 2] = ["pending", "processing"];
 
-fn refund(
-    row: &Row<'_>,
-    source: Source,
-    at: Moment,
-    turn: Turn,
-) -> Result<Refund, DecodeError> {
+fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refund, DecodeError> {
     let purchase = source.kind == PURCHASE;
     let (mut number, mut amount, mut updated_at) = (None, None, None);
     if purchase {

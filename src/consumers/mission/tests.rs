@@ -116,7 +116,19 @@ fn a_purchase_counts_when_it_becomes_completed_and_is_no_debit() {
     assert_eq!(types("r", Value::Null, row.clone()), Ok(vec!["purchase"]));
     assert_eq!(types("u", pending.clone(), row.clone()), Ok(vec!["purchase"]));
     assert_eq!(types("u", debit.clone(), row.clone()), Ok(vec!["purchase"]));
-    assert_eq!(types("u", json!({"id": "p"}), row.clone()), Ok(vec!["purchase"]), "cannot tell");
+    let young = with(&row, json!({"created_at": hours(Timestamp::now(), -19)}));
+    let old = with(&row, json!({"created_at": hours(Timestamp::now(), -21)}));
+    for (before, after, expected) in [
+        (json!({"id": "p"}), young.clone(), Ok(vec!["purchase"])),
+        (Value::Null, young, Ok(vec!["purchase"])),
+        (Value::Null, old.clone(), Err("turned_long_ago")),
+        (Value::Null, row.clone(), Err("turned_long_ago")),
+        (pending.clone(), old, Ok(vec!["purchase"])),
+    ] {
+        assert_eq!(types("u", before, after.clone()), expected, "{after}");
+    }
+    let cased = with(&row, json!({"status": " Completed", "record_type": "CREDIT"}));
+    assert_eq!(types("u", pending.clone(), cased), Ok(vec!["purchase"]));
     assert_eq!(types("u", row.clone(), row.clone()), Err("counted_before"));
     assert_eq!(types("u", row.clone(), pending), Err("does_not_count"));
     assert_eq!(types("c", Value::Null, debit), Err("does_not_count"));
@@ -124,6 +136,21 @@ fn a_purchase_counts_when_it_becomes_completed_and_is_no_debit() {
     for nobody in [json!({"user_id": null}), json!({"user_id": ""}), json!({"merchant_id": null})] {
         assert_eq!(types("c", Value::Null, with(&row, nobody)), Err("anonymous"));
     }
+}
+
+#[test]
+fn an_old_form_does_not_fire_again() {
+    let now = Timestamp::now();
+    let row = |status: &str, ago: i64| {
+        json!({"id": "f", "merchant_id": "m", "user_id": "u", "status": status,
+            "created_at": hours(now, -1), "submitted_at": hours(now, -ago)})
+    };
+    let types = |before, after| types("form_submissions", "u", before, after);
+    assert_eq!(types(Value::Null, row("completed", 19)), Ok(vec!["form_submission"]));
+    assert_eq!(types(Value::Null, row("completed", 21)), Err("turned_long_ago"));
+    assert_eq!(types(row("draft", 21), row("completed", 21)), Ok(vec!["form_submission"]));
+    let never = with(&row("completed", 0), json!({"submitted_at": null}));
+    assert_eq!(types(Value::Null, never), Err("turned_long_ago"));
 }
 
 #[test]

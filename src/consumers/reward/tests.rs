@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, record, with_change};
+use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, record, with_change};
 use crate::double::{Endpoint, Fault, Lasting, Reply, redemption_result};
 
 fn command(value: &str) -> Result<Work, String> {
@@ -302,13 +302,28 @@ fn a_codes_user_is_the_one_who_used_it_or_else_the_one_who_held_it() {
     );
 }
 
+#[test]
+fn an_old_code_does_not_fire_again() {
+    let now = Timestamp::from_millisecond(1_795_405_012_468).expect("a time");
+    let row = |status: &str, ago: i64| {
+        json!({"id": 7, "merchant_id": "m", "code": "C", "status": status, "user_id": "u",
+            "redeemed_at": hours(now, -ago)})
+    };
+    let fires = |before, after| code("u", before, after).map(|_| ());
+    assert_eq!(fires(Value::Null, row(" Redeemed", 19)), Ok(()));
+    assert_eq!(fires(Value::Null, row("redeemed", 21)), Err("turned_long_ago"));
+    assert_eq!(fires(row("issued", 21), row("redeemed", 21)), Ok(()));
+    let never = json!({"id": 7, "merchant_id": "m", "status": "used", "redeemed_at": null});
+    assert_eq!(fires(Value::Null, never), Err("turned_long_ago"));
+}
+
 #[tokio::test]
 async fn a_redeemed_code_is_told_once() {
     let bench = Bench::start().await;
     let reward = reward(&bench);
     let row = json!({"id": 7, "merchant_id": "m", "code": "C", "status": "redeemed",
         "assigned_to": "u", "redeemed_at": null});
-    let work = Work::Code(Box::new(code("u", Value::Null, row).expect("counts")));
+    let work = Work::Code(Box::new(code("c", Value::Null, row).expect("counts")));
     let outcomes = [
         reward.process(&bench.cx(1), &work).await.expect("sent"),
         reward.process(&bench.cx(2), &work).await.expect("known"),

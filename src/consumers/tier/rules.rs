@@ -9,7 +9,7 @@ use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
+use crate::cdc::{Change, DecodeError, Op, Remark, Row};
 use crate::config::Snapshot;
 use crate::consumers::owner::owner;
 use crate::consumers::snapshot;
@@ -73,7 +73,7 @@ pub fn route(
 }
 
 fn wallet_triggers(change: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeError> {
-    if row.field("transaction_type") == Field::Missing {
+    if row.raw("transaction_type").is_none() {
         change.remark(Remark::NoTransactionType);
     }
     is(row, "transaction_type", &["earn"])

@@ -251,12 +251,13 @@ async fn a_step_whose_claim_another_record_took_is_broken_off_and_asks_again() {
     };
     let work = || async {
         store.execute(std::slice::from_ref(&thief)).await.expect("answered");
-        std::future::pending().await
+        std::future::pending::<Result<Option<Timestamp>, Failure>>().await
     };
     let lost = cx.once("award", work).await;
     assert!(matches!(lost, Err(Failure::Wait { reason: "claim_held", .. })), "{lost:?}");
     store.execute(std::slice::from_ref(&thief)).await.expect("answered");
-    let again = cx.once("award", || async { panic!("it was done") }).await;
+    let never = || async { panic!("it was done") };
+    let again = cx.once::<_, Option<Timestamp>>("award", never).await;
     assert_eq!(again.expect("answered"), Once::Duplicate);
 }
 

@@ -1,3 +1,4 @@
 //! Inputs and faults that others have met in public, played on the real daemon and real services.
 
 mod bytes;
+mod large;

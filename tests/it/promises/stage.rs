@@ -128,7 +128,7 @@ impl Consumer for Scripted {
         let sent = || async { (self.script)(call).await.map(|_| Some(Timestamp::now())) };
         Ok(match cx.once(&work.value, sent).await? {
             Once::Ran(_) => Outcome::Sent,
-            Once::Duplicate => Outcome::Duplicate,
+            Once::Duplicate | Once::TakenBack(_) => Outcome::Duplicate,
         })
     }
 }
@@ -280,7 +280,7 @@ impl Stage {
                 group: topic.clone(),
                 claim_prefix: String::new(),
                 properties: Properties::default(),
-                decode: cdc::Options { default_scale: 2 },
+                decode: cdc::Options::default(),
                 bounds: Bounds { records: 1_000, bytes: 1 << 20, span: 10_000 },
                 retry: Policy {
                     backoff: BACKOFF,

@@ -92,7 +92,7 @@ fn those_whose_caller_has_gone_are_left_out() {
 
 #[test]
 fn who_has_gone_is_left_out_of_a_repeat_too_unless_something_may_have_been_taken() {
-    for says in [Says::Nothing, Says::Silent, Says::Answered] {
+    for says in [Says::Nothing, Says::Silent, Says::Unclear, Says::Answered] {
         let (a, gone) = submission(&[1]);
         let (b, stays) = submission(&[2]);
         let mut batch = queue([a, b]).take(LIMITS).expect("a batch");
@@ -102,7 +102,7 @@ fn who_has_gone_is_left_out_of_a_repeat_too_unless_something_may_have_been_taken
         let again = batch.without_abandoned().expect("one is left");
         let (left, seed) = match says {
             Says::Nothing => (vec![2], None),
-            Says::Silent | Says::Answered => (vec![1, 2], Some("fixed".to_owned())),
+            _ => (vec![1, 2], Some("fixed".to_owned())),
         };
         assert_eq!((ids(&again.body()), &again.seed), (left, &seed), "{says:?}");
         drop(stays);
@@ -198,6 +198,7 @@ fn a_failure_counts_against_a_batch_by_what_it_says_and_by_whether_others_passed
         (Says::Silent, 9, 1, 0),   // others did
         (Says::Silent, 9, 1, 0),   // not since
         (Says::Nothing, 12, 1, 0), // a rate limit
+        (Says::Unclear, 12, 1, 0), // a gateway's page
         (Says::Silent, 12, 2, 0),
         (Says::Answered, 12, 2, 1),
         (Says::Answered, 13, 3, 2),

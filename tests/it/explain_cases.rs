@@ -1,0 +1,88 @@
+//! Inputs that others met in public, through `explain` as a user runs it: `tests/fixtures/cases`.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::recordings::fixture;
+
+/// What `explain` says of a case, line by line.
+fn explained(case: &str) -> Vec<Value> {
+    let output = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"))
+        .args(["explain", "--json"])
+        .arg(fixture(&format!("cases/{case}.jsonl")))
+        .env_clear()
+        // A row that may be a snapshot's is old by now.
+        .env("SNAPSHOT_POLICY", "all")
+        .stdin(Stdio::null())
+        .output()
+        .expect("explain runs");
+    assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect()
+}
+
+fn is_awarded(report: &Value) {
+    let plan = &report["consumers"]["currency"]["plan"];
+    let id = report["key"]["id"].as_str().expect("an id");
+    let event = format!("event currency/award currency/award:purchase:{id}");
+    assert_eq!(report["consumers"]["currency"]["decision"], "process", "{report}");
+    assert!(plan.as_array().expect("a plan").contains(&json!(event)), "{plan}");
+}
+
+#[test]
+fn a_partition_routed_to_its_parent_s_topic_is_the_parent_s() {
+    let reports = explained("partition_routed_to_parent");
+    let told: Vec<_> = reports.iter().map(|report| (&report["table"], &report["op"])).collect();
+    let table = json!("purchase_ledger");
+    // The third does not tell its operation.
+    assert_eq!(told, [(&table, &json!("c")), (&table, &json!("d")), (&table, &json!("u"))]);
+    for report in &reports {
+        assert_eq!(report["key"], json!({"id": "aaaaaaaa-0000-4000-8000-000000000001"}));
+    }
+    is_awarded(&reports[0]);
+    is_awarded(&reports[2]);
+}
+
+#[test]
+fn times_at_the_ends_are_read() {
+    let reports = explained("times_at_the_ends");
+    assert_eq!(reports[0]["consumers"]["mission"]["decision"], "process", "a time became non-null");
+    assert_eq!(reports[0]["after"]["signed_up_at"], "9999-12-31T23:59:59.999999Z");
+    is_awarded(&reports[1]);
+    is_awarded(&reports[2]);
+}
+
+#[test]
+fn placeholders_of_every_type_are_unavailable_and_left_out() {
+    let [report] = &explained("toast_placeholders")[..] else { panic!("one record") };
+    let columns = ["tags", "note", "c_hstore", "c_uuids", "c_ints"];
+    assert_eq!(report["unavailable"], json!(columns));
+    let after = report["after"].as_object().expect("a row");
+    assert!(columns.iter().all(|column| !after.contains_key(*column)), "{report}");
+}
+
+#[test]
+fn what_can_be_read_over_is() {
+    for case in ["envelope_with_an_added_member", "kcat_line", "byte_order_mark"] {
+        let [report] = &explained(case)[..] else { panic!("{case}: one record") };
+        assert_eq!((&report["kind"], &report["op"]), (&json!("change"), &json!("c")), "{case}");
+        is_awarded(report);
+    }
+}
+
+#[test]
+fn the_head_of_the_input_may_be_a_byte_order_mark() {
+    let case = std::fs::read_to_string(fixture("cases/kcat_line.jsonl")).expect("the fixture");
+    let file = std::env::temp_dir().join(format!("crm-{}-mark.jsonl", std::process::id()));
+    std::fs::write(&file, format!("\u{feff}{case}")).expect("a file");
+    let output = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"))
+        .args(["explain", "--json"])
+        .arg(&file)
+        .env_clear()
+        .output()
+        .expect("explain runs");
+    std::fs::remove_file(&file).expect("it was written above");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"kind\":\"change\""));
+}
