@@ -1,7 +1,7 @@
 -- The CRM's tables as far as the daemon sees them, for local use. The published ones have the
 -- columns of the real ones; what stands behind the functions is as small as makes them work.
 
-CREATE TYPE purchase_status  AS ENUM ('pending', 'processing', 'completed', 'cancelled', 'refunded');
+CREATE TYPE purchase_status  AS ENUM ('pending', 'processing', 'completed', 'partially_refunded', 'cancelled', 'refunded');
 CREATE TYPE ledger_side      AS ENUM ('credit', 'debit');
 CREATE TYPE wallet_currency  AS ENUM ('points', 'ticket');
 CREATE TYPE wallet_tx_type   AS ENUM ('earn', 'burn');
@@ -44,8 +44,9 @@ CREATE TABLE public.purchase_ledger (
   created_at         timestamptz NOT NULL DEFAULT now(),
   updated_at         timestamptz NOT NULL DEFAULT now()
 );
--- The daemon looks a refund's original up by these.
+-- The daemon looks a refund's original up by the first, and an original's refunds by the second.
 CREATE INDEX ON public.purchase_ledger (merchant_id, transaction_number);
+CREATE INDEX ON public.purchase_ledger (merchant_id, external_ref);
 
 CREATE TABLE public.wallet_ledger (
   id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),

@@ -7,6 +7,7 @@ mod database;
 mod expected;
 mod lives;
 mod postgrest;
+mod refunds;
 mod refusals;
 mod sample;
 mod workflows;

@@ -16,6 +16,15 @@ pub(super) struct Connector {
 impl Connector {
     /// Makes it as configured, for topics behind `prefix`: addresses apart nothing is changed.
     pub(super) async fn start(database: &Database, prefix: &str) -> Self {
+        Self::start_with(database, prefix, &[]).await
+    }
+
+    /// As [`Self::start`], with other settings.
+    pub(super) async fn start_with(
+        database: &Database,
+        prefix: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let Connect { url, database: (host, port) } = connect();
         let written = include_str!("../../../config/debezium/connector.json");
         let config = [
@@ -32,6 +41,9 @@ impl Connector {
         assert!(!config.contains("${"), "every placeholder has a value: {config}");
         let mut config: Value = serde_json::from_str(&config).expect("json");
         config["topic.prefix"] = json!(prefix);
+        for (name, value) in settings {
+            config[name] = json!(value);
+        }
 
         drop(rustls::crypto::ring::default_provider().install_default());
         let http = Client::builder().no_proxy().build().expect("a client");

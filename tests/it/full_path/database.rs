@@ -1,5 +1,6 @@
 //! The CRM's database on a real PostgreSQL, made by the files of `config/postgres` as a user applies them.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -23,19 +24,36 @@ pub(super) async fn database() -> &'static Database {
     DATABASE.get_or_init(make).await
 }
 
+/// Another one, with the first one's roles.
+pub(super) async fn another() -> Database {
+    let first = database().await;
+    let (authenticator_password, debezium_password) =
+        (first.authenticator_password.clone(), first.debezium_password.clone());
+    filled(Database { authenticator_password, debezium_password, name: new_name() }, false).await
+}
+
 async fn make() -> Database {
-    let database = Database {
-        name: unique("crm").replace('-', "_"),
-        authenticator_password: unique("p"),
-        debezium_password: unique("p"),
-    };
+    let (authenticator_password, debezium_password) = (unique("p"), unique("p"));
+    filled(Database { authenticator_password, debezium_password, name: new_name() }, true).await
+}
+
+fn new_name() -> String {
+    unique("crm").replace('-', "_")
+}
+
+/// Makes it; with its roles where it is the server's first.
+async fn filled(database: Database, with_roles: bool) -> Database {
     let server = connect(&superuser()).await;
     server
         .batch_execute(&format!("CREATE DATABASE {}", database.name))
         .await
         .expect("a database of our own");
     for file in sql_files() {
-        apply(&database, &file);
+        let sql = std::fs::read_to_string(&file).expect("a file");
+        let makes_role =
+            |line: &&str| line.starts_with("CREATE ROLE") || line.starts_with("GRANT service_role");
+        let lines: Vec<_> = sql.lines().filter(|line| with_roles || !makes_role(line)).collect();
+        apply(&database, &file, &lines.join("\n"));
     }
     database
 }
@@ -50,18 +68,29 @@ fn sql_files() -> Vec<PathBuf> {
 }
 
 /// With psql: the file of roles is written for it.
-fn apply(database: &Database, file: &Path) {
+fn apply(database: &Database, file: &Path, sql: &str) {
     let mut url = url::Url::parse(services::postgres()).expect("a URL");
     url.set_path(&database.name);
-    let output = Command::new("psql")
-        .args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file"])
-        .arg(file)
+    let mut psql = Command::new("psql")
+        .args([
+            "--no-psqlrc",
+            "--quiet",
+            "--set",
+            "ON_ERROR_STOP=1",
+            "--output=/dev/null",
+            "--file=-",
+        ])
         .arg(url.as_str())
         .env("AUTHENTICATOR_PASSWORD", &database.authenticator_password)
         .env("DEBEZIUM_PASSWORD", &database.debezium_password)
-        .stdin(Stdio::null())
-        .output()
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .expect("psql is there: install postgresql-client");
+    let mut input = psql.stdin.take().expect("its input");
+    input.write_all(sql.as_bytes()).expect("psql reads");
+    drop(input);
+    let output = psql.wait_with_output().expect("psql ends");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{}: {said}", file.display());
 }

@@ -221,13 +221,14 @@ impl Lives {
         self.points(it.user(), 0);
         self.balances.push((it.user().to_owned(), "ticket", 0));
 
-        // All of it by both, in one transaction: taken back once.
+        // All of it by both, in one transaction: taken back once, by the debit, whichever comes first.
         let it = Purchase::new("completed", "400.00");
         self.first.push(it.insert());
-        let (turns, debit) = (it.turns("refunded"), it.debit("-400.00").insert());
-        self.second.push(format!("BEGIN; {turns}; {debit}; COMMIT"));
+        let debit = it.debit("-400.00");
+        self.second.push(format!("BEGIN; {}; {}; COMMIT", it.turns("refunded"), debit.insert()));
         self.counts(&it, 16, 0);
-        self.taken_back(&it);
+        self.expected.cancelled("purchase", &it.id, Some((it.user(), NOODLES)));
+        self.expected.reverse(&debit.id, it.user(), NOODLES, Some((&it.id, 100)));
         self.points(it.user(), 0);
 
         // Of nothing that there is.

@@ -1,16 +1,26 @@
 //! What Inngest's workflows do about currency: credit the wallet, and take back.
 //!
 //! As the real ones do it, in small: an award that is due is credited, one that is delayed sleeps until its cancel; an
-//! event id runs once; a reverse takes back the share of what was credited for its source.
+//! event id runs once; an event with a time runs at that time; a reverse takes back the share of what was credited for
+//! its source. What sleeps longer than a test lasts is woken by it, in the order in which it is due.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crm_event_processors::double::Double;
-use serde_json::Value;
-use tokio::sync::watch;
+use crm_event_processors::double::{Double, Stored};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
+
+/// How long an award that is due takes until it is credited: a reverse that comes earlier finds nothing.
+const CREDIT_TAKES: SignedDuration = SignedDuration::from_millis(250);
+/// A cancel that comes sooner after its award than this finds no run yet, and is ignored for good.
+const RUN_CREATED_AFTER: SignedDuration = SignedDuration::from_millis(500);
+/// What is due within this time is waited for; what sleeps longer is let sleep.
+const NEAR: SignedDuration = SignedDuration::from_secs(5);
 
 /// How far the workflows are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,11 +31,14 @@ pub(super) struct Progress {
     pub(super) written: u64,
     /// Awards that sleep.
     pub(super) asleep: usize,
+    /// Runs that are due in a moment.
+    near: usize,
 }
 
 /// The running workflows. They end when dropped.
 pub(super) struct Workflows {
     progress: watch::Receiver<Progress>,
+    alarm: mpsc::UnboundedSender<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
 
@@ -33,43 +46,48 @@ impl Workflows {
     /// Runs them on whatever the double accepts, in its order.
     pub(super) fn start(double: Arc<Double>, crm: Client) -> Self {
         let (tell, progress) = watch::channel(Progress::default());
+        let (alarm, mut rings) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
+        let started =
+            Timestamp::now() - SignedDuration::try_from(double.started().elapsed()).expect("short");
         let task = tokio::spawn(async move {
-            let (mut ran, mut asleep) = (BTreeSet::new(), BTreeSet::new());
-            let mut now = Progress::default();
+            let mut server =
+                Server { crm, started, ran: BTreeSet::new(), runs: BTreeMap::new(), written: 0 };
+            let mut handled = 0;
             loop {
-                double.until(|log| log.events.len() > now.handled).await;
-                let (name, id, data) = double.inspect(|log| {
-                    let event = &log.events[now.handled];
-                    let data = event.data.as_deref().expect("data is kept");
-                    let data: Value = serde_json::from_str(data).expect("json");
-                    (event.name.clone(), event.id.clone(), data)
-                });
-                let source = || (data["source_type"].to_string(), data["source_id"].to_string());
-                let first = id.is_none_or(|id| ran.insert(id));
-                match &*name {
-                    "currency/award" if first && data["is_delayed"] == true => {
-                        asleep.insert(source());
-                    }
-                    "currency/award" if first => now.written += credit(&crm, &data).await,
-                    "currency/cancelled" => {
-                        asleep.remove(&source());
-                    }
-                    "currency/reverse" if first => now.written += take_back(&crm, &data).await,
-                    _ => {}
+                let ring = tokio::select! {
+                    () = double.until(|log| log.events.len() > handled) => None,
+                    () = tokio::time::sleep(Duration::from_millis(50)) => None, // a run may be due
+                    ring = rings.recv() => ring,
+                };
+                let came: Vec<_> = double.inspect(|log| log.events[handled..].to_vec());
+                handled += came.len();
+                for event in came {
+                    server.take(event).await;
                 }
-                now.handled += 1;
-                now.asleep = asleep.len();
-                tell.send_replace(now);
+                server
+                    .run_until(if ring.is_some() { Timestamp::MAX } else { Timestamp::now() })
+                    .await;
+                tell.send_replace(server.progress(handled));
+                if let Some(woken) = ring {
+                    woken.send(()).expect("somebody waits for it");
+                }
             }
         });
-        Self { progress, task }
+        Self { progress, alarm, task }
     }
 
-    /// Waits until they have handled so many events.
+    /// Waits until they have handled so many events, and nothing is due in a moment.
     pub(super) async fn handled(&self, events: usize) -> Progress {
         let mut progress = self.progress.clone();
-        let reached = progress.wait_for(|progress| progress.handled >= events).await;
-        *reached.expect("the workflows run")
+        let done = |progress: &Progress| progress.handled >= events && progress.near == 0;
+        *progress.wait_for(done).await.expect("the workflows run")
+    }
+
+    /// Lets all the time pass that anything sleeps for, and waits until nothing sleeps any more.
+    pub(super) async fn wake(&self) {
+        let (woken, wait) = oneshot::channel();
+        self.alarm.send(woken).expect("the workflows run");
+        wait.await.expect("the workflows run");
     }
 }
 
@@ -79,36 +97,127 @@ impl Drop for Workflows {
     }
 }
 
+/// One run that waits for its time.
+struct Run {
+    event: Stored,
+    data: Value,
+    delayed: bool,
+}
+
+struct Server {
+    crm: Client,
+    /// When the double started: its log counts from then.
+    started: Timestamp,
+    /// Ids that ran: a repeat starts no second run.
+    ran: BTreeSet<Box<str>>,
+    /// By when they are due, then by the order in which they came.
+    runs: BTreeMap<(Timestamp, usize), Run>,
+    written: u64,
+}
+
+impl Server {
+    fn progress(&self, handled: usize) -> Progress {
+        let soon = Timestamp::now() + NEAR;
+        Progress {
+            handled,
+            written: self.written,
+            asleep: self.runs.values().filter(|run| run.delayed).count(),
+            near: self.runs.range(..(soon, 0)).count(),
+        }
+    }
+
+    async fn take(&mut self, event: Stored) {
+        let came = self.came(&event);
+        // What was due before it came has run by then.
+        self.run_until(came).await;
+        let data: Value =
+            serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json");
+        let delayed = data["is_delayed"] == true;
+        let due = match &*event.name {
+            "currency/award" if delayed => time(&data["award_datetime"]),
+            "currency/award" => came + CREDIT_TAKES,
+            "currency/reverse" => {
+                let ts = event.ts.map(|ts| Timestamp::from_millisecond(ts).expect("a time"));
+                ts.map_or(came, |ts| ts.max(came))
+            }
+            "currency/cancelled" => {
+                let started = self.started;
+                self.runs.retain(|_, run| {
+                    let ran = came.duration_since(started + as_signed(run.event.at));
+                    let of_source = run.data["source_type"] == data["source_type"]
+                        && run.data["source_id"] == data["source_id"];
+                    !(&*run.event.name == "currency/award" && of_source && ran >= RUN_CREATED_AFTER)
+                });
+                return;
+            }
+            _ => return,
+        };
+        if event.id.as_ref().is_none_or(|id| self.ran.insert(id.clone())) {
+            let order = self.ran.len();
+            self.runs.insert((due, order), Run { event, data, delayed });
+        }
+    }
+
+    fn came(&self, event: &Stored) -> Timestamp {
+        self.started + as_signed(event.at)
+    }
+
+    async fn run_until(&mut self, now: Timestamp) {
+        while let Some(first) = self.runs.first_entry() {
+            if first.key().0 > now {
+                return;
+            }
+            let Run { event, mut data, .. } = first.remove();
+            data["event_id"] = json!(event.id);
+            let sql = if &*event.name == "currency/award" { CREDIT } else { TAKE_BACK };
+            let written = self.crm.execute(sql, &[&data.to_string()]).await;
+            self.written += written.expect("the wallet takes it");
+        }
+    }
+}
+
+fn as_signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).expect("a short time")
+}
+
+fn time(value: &Value) -> Timestamp {
+    value.as_str().expect("a time").parse().expect("RFC 3339")
+}
+
 const CREDIT: &str = "
     INSERT INTO wallet_ledger (merchant_id, user_id, currency, component, target_entity_id, source_type, source_id,
-                               transaction_type, amount, signed_amount, balance_before, balance_after)
+                               transaction_type, amount, signed_amount, balance_before, balance_after, metadata)
     SELECT a.merchant_id, a.user_id, r.currency_type, r.component, r.target_entity_id, a.source_type, a.source_id,
-           'earn', r.amount, r.amount, b.balance, b.balance + r.amount
+           'earn', r.amount, r.amount, b.balance, b.balance + r.amount, jsonb_build_object('award', a.event_id)
     FROM json_to_record($1::text::json)
-           AS a (merchant_id uuid, user_id uuid, source_type text, source_id uuid, currency_rows json),
+           AS a (merchant_id uuid, user_id uuid, source_type text, source_id uuid, currency_rows json, event_id text),
          json_to_recordset(a.currency_rows)
            AS r (currency_type wallet_currency, component wallet_component, amount numeric, target_entity_id uuid),
          LATERAL (SELECT coalesce(sum(w.signed_amount), 0) AS balance FROM wallet_ledger w
                   WHERE w.user_id = a.user_id AND w.merchant_id = a.merchant_id AND w.currency = r.currency_type) b";
 
+/// Of the source's latest award. Shares are added up before they are rounded, or three thirds would leave a rest, and
+/// end at the whole of it.
 const TAKE_BACK: &str = "
+    WITH e AS (
+      SELECT source_type, source_id, coalesce(original_source_id, source_id) AS original,
+             coalesce(refund_percentage, 100) AS percent, event_id
+      FROM json_to_record($1::text::json)
+             AS e (source_type text, source_id uuid, original_source_id uuid, refund_percentage numeric, event_id text)
+    ), credited AS (
+      SELECT w.*, rank() OVER (ORDER BY w.created_at DESC) AS age FROM wallet_ledger w, e
+      WHERE w.source_type = e.source_type AND w.source_id = e.original AND w.component <> 'reversal'
+    )
     INSERT INTO wallet_ledger (merchant_id, user_id, currency, component, target_entity_id, source_type, source_id,
-                               transaction_type, amount, signed_amount, balance_before, balance_after)
+                               transaction_type, amount, signed_amount, balance_before, balance_after, metadata)
     SELECT w.merchant_id, w.user_id, w.currency, 'reversal', w.target_entity_id, e.source_type, e.source_id,
-           'earn', s.share, -s.share, b.balance, b.balance - s.share
-    FROM json_to_record($1::text::json)
-           AS e (source_type text, source_id uuid, original_source_id uuid, refund_percentage numeric),
-         wallet_ledger w,
-         LATERAL (SELECT round(w.amount * coalesce(e.refund_percentage, 100) / 100, 2) AS share) s,
+           'earn', s.share, -s.share, b.balance, b.balance - s.share,
+           jsonb_build_object('of', w.id, 'percent', e.percent, 'reverse', e.event_id)
+    FROM e, credited w,
+         LATERAL (SELECT coalesce(sum((r.metadata ->> 'percent')::numeric), 0) AS percent,
+                         coalesce(sum(r.amount), 0) AS amount
+                  FROM wallet_ledger r WHERE r.metadata ->> 'of' = w.id::text) taken,
+         LATERAL (SELECT round(w.amount * least(taken.percent + e.percent, 100) / 100, 2) - taken.amount AS share) s,
          LATERAL (SELECT sum(o.signed_amount) AS balance FROM wallet_ledger o
                   WHERE o.user_id = w.user_id AND o.merchant_id = w.merchant_id AND o.currency = w.currency) b
-    WHERE w.source_type = e.source_type AND w.source_id = coalesce(e.original_source_id, e.source_id)
-      AND w.component <> 'reversal'";
-
-async fn credit(crm: &Client, award: &Value) -> u64 {
-    crm.execute(CREDIT, &[&award.to_string()]).await.expect("the wallet takes an award")
-}
-
-async fn take_back(crm: &Client, reverse: &Value) -> u64 {
-    crm.execute(TAKE_BACK, &[&reverse.to_string()]).await.expect("the wallet takes a reversal")
-}
+    WHERE w.age = 1 AND s.share > 0";
