@@ -221,7 +221,7 @@ fn a_column_that_a_rule_needs_and_that_is_not_there_is_not_null() {
 fn words_that_no_rule_knows_and_columns_that_are_not_there_are_remarked() {
     let remarks = |after: Value| {
         let envelope = json!({"op": "c", "before": null, "after": after, "ts_ms": 1,
-            "source": {"ts_ms": 1}});
+            "source": {"ts_ms": 1, "lsn": 9}});
         with_change("purchase_ledger", &envelope, |change| {
             route(change, &settings(), Timestamp::now()).expect("routed");
             change.remarks.iter().collect::<Vec<_>>()
