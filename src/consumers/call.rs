@@ -166,10 +166,10 @@ impl Calls {
             .map_err(|error| self.failure(&format!("supabase/{table}"), error))
     }
 
-    /// The breaker that stands for a table.
+    /// The breaker that stands for what is called `name`.
     #[must_use]
-    pub fn breaker_of_table(&self, table: &str) -> Arc<Breaker> {
-        self.breakers.get(&format!("supabase/{table}"))
+    pub fn breaker(&self, name: &str) -> Arc<Breaker> {
+        self.breakers.get(name)
     }
 
     /// Tells the listeners of a realtime topic, best effort: this consumer's requests neither wait

@@ -1,8 +1,8 @@
 //! Merchants' award settings, cached: in the process for a moment, in the cache Redis for longer.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -14,6 +14,7 @@ use super::call::Calls;
 use super::remembered::Remembered;
 use crate::clients::redis::Cache;
 use crate::engine::{Cx, Failure};
+use crate::outage::Breaker;
 
 /// How long settings stay in the cache Redis (contract section 3).
 const CACHED: Duration = Duration::from_secs(300);
@@ -22,60 +23,86 @@ const TABLE: &str = "merchant_master";
 const COLUMNS: &str = "currency_award_delay_days,currency_award_delay_minutes,\
                        currency_award_time,currency_award_timezone";
 
+/// What readiness calls settings that cannot be read, and how soon they are looked at again.
+const UNREADABLE: (&str, Duration) = ("merchant_settings", Duration::from_secs(10));
+
 /// Looks up merchants' settings: one request a merchant however many awards wait for it.
 pub struct Merchants {
     calls: Calls,
     cache: Cache,
-    known: Remembered<Option<Arc<MerchantSettings>>>,
+    known: Remembered<Known>,
+    /// Stands for settings that cannot be read: the last of them is what it says.
+    breaker: Arc<Breaker>,
+    /// Merchants whose settings could not be read.
+    unreadable: Mutex<BTreeSet<String>>,
+}
+
+/// What is known of a merchant.
+#[derive(Clone)]
+enum Known {
+    /// Its settings; none where there is no such merchant.
+    Settings(Option<Arc<MerchantSettings>>),
+    /// What is wrong with them, in one line.
+    Unreadable(Arc<str>),
 }
 
 impl Merchants {
     /// Nothing known yet.
     #[must_use]
     pub fn new(calls: Calls, cache: Cache) -> Self {
-        Self { calls, cache, known: Remembered::default() }
+        let breaker = calls.breaker(UNREADABLE.0);
+        let (known, unreadable) = (Remembered::default(), Mutex::default());
+        Self { calls, cache, known, breaker, unreadable }
     }
 
     /// The settings of `merchant`; `None` when there is no such merchant.
     ///
     /// # Errors
-    /// When they can be read neither from a cache nor from Supabase.
+    /// When they can be read neither from a cache nor from Supabase; or an outage that names the
+    /// merchant, when they make no sense. That is the merchant's fault and not the change's: its awards
+    /// wait until somebody mends it, however long that takes and whatever is answered to others.
     pub async fn settings(
         &self,
         cx: &Cx,
         merchant: &str,
     ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
-        self.known.get(merchant, || self.load(cx, merchant)).await
+        let problem = match self.known.get(merchant, || self.load(cx, merchant)).await? {
+            Known::Settings(settings) => return Ok(settings),
+            Known::Unreadable(problem) => problem,
+        };
+        self.breaker.failed(Instant::now(), Some(UNREADABLE.1), &problem);
+        Err(Failure::Outage {
+            breaker: Arc::clone(&self.breaker),
+            kind: UNREADABLE.0,
+            message: problem.as_ref().to_owned(),
+            retry_after: None,
+            attempted: false,
+        })
     }
 
-    async fn load(
-        &self,
-        cx: &Cx,
-        merchant: &str,
-    ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
+    async fn load(&self, cx: &Cx, merchant: &str) -> Result<Known, Failure> {
         let key = format!("merchant:{merchant}:currency_config");
         if let Some(settings) = self.cache.get(&key).await.as_deref().and_then(cached) {
-            return Ok(Some(Arc::new(settings)));
+            return Ok(self.readable(merchant, Some(settings)));
         }
         let id = format!("eq.{merchant}");
         let query = [("id", &*id), ("select", COLUMNS)];
         let rows: Vec<Box<RawValue>> = self.calls.look_up(cx, TABLE, &query).await?;
         let Some(row) = rows.first() else {
             tracing::warn!(merchant.id = merchant, "no such merchant, awarding without delay");
-            return Ok(None);
+            return Ok(self.readable(merchant, None));
         };
-        // The merchant's fault and not the change's: its awards wait until somebody mends it, however
-        // long that takes and whatever is answered to others meanwhile.
-        let settings = MerchantSettings::deserialize(&**row).map_err(|error| Failure::Outage {
-            breaker: self.calls.breaker_of_table(TABLE),
-            kind: "merchant_settings",
-            message: format!(
-                "award settings of merchant {merchant} cannot be read: {error}; correct its row in \
-                 {TABLE}, its awards wait for that"
-            ),
-            retry_after: None,
-            attempted: false,
-        })?;
+        let settings = match MerchantSettings::deserialize(&**row) {
+            Ok(settings) => settings,
+            Err(error) => {
+                self.unreadable().insert(merchant.to_owned());
+                let problem = format!(
+                    "award settings of merchant {merchant} cannot be read: {error}; correct its row \
+                     in {TABLE}, its awards wait for that"
+                );
+                return Ok(Known::Unreadable(problem.into()));
+            }
+        };
         if award_time(&settings, Timestamp::now()).zone_unknown {
             tracing::warn!(
                 merchant.id = merchant,
@@ -83,7 +110,19 @@ impl Merchants {
             );
         }
         self.cache.set(&key, row.get(), CACHED).await;
-        Ok(Some(Arc::new(settings)))
+        Ok(self.readable(merchant, Some(settings)))
+    }
+
+    fn readable(&self, merchant: &str, settings: Option<MerchantSettings>) -> Known {
+        let mut unreadable = self.unreadable();
+        if unreadable.remove(merchant) && unreadable.is_empty() {
+            self.breaker.succeeded();
+        }
+        Known::Settings(settings.map(Arc::new))
+    }
+
+    fn unreadable(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

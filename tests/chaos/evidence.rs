@@ -158,7 +158,9 @@ pub(crate) async fn held_claims(redis: &str) -> Vec<String> {
         let mut ask = redis::cmd("GET");
         let value: Option<String> = ask.arg(&key).query_async(&mut connection).await.expect("one");
         let value = value.unwrap_or_default();
-        if !value.starts_with("done:") && !value.starts_with("free:") {
+        // What was taken back, what was decided about refunds, and since when claims are kept.
+        let kept = ["done:", "free:", "taken:", "{"].iter().any(|kind| value.starts_with(kind));
+        if !kept && !key.ends_with(":claims:since") {
             held.push(format!("claim {key}: {value}"));
         }
     }

@@ -425,6 +425,8 @@ async fn settings_of_a_merchant_that_cannot_be_read_are_an_outage_that_names_it(
     let Failure::Outage { message, attempted, .. } = waits else { panic!("{waits:?}") };
     assert!(message.contains("merchant m") && message.contains("HH:MM"), "{message}");
     assert!(!attempted, "it never speaks against the record");
+    let away = scene.bench.calls.breaker("merchant_settings").away().expect("readiness says so");
+    assert_eq!(away.error, message);
 }
 
 #[tokio::test]
