@@ -53,7 +53,7 @@ pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>,
 pub fn decode_key<'a>(record: &Record<'a>, options: &Options) -> Row<'a> {
     let Ok((columns, schema)) = key(record) else { return Row::default() };
     let schema = schema.map(|raw| Schema::new(raw, None));
-    Row::new(columns, Types::new(Cow::Borrowed(table_of(record.topic)), schema, options))
+    Row::new(columns, Types::new(Cow::Borrowed(table_of(record.topic)), options).with(schema))
 }
 
 /// The table that a topic is named after.
@@ -305,13 +305,13 @@ impl<'a> Parts<'_, 'a> {
             })?;
         let snapshot = op == Op::Read || source.is_snapshot();
         let table = table(source.table.text(), self.record.topic);
-        let types = |schema| Types::new(table.clone(), schema, self.options);
+        let types = Types::new(table.clone(), self.options);
         let key = match self.key {
             Ok((key, key_schema)) if !key.0.is_empty() => {
-                Row::new(key, types(key_schema.map(|raw| Schema::new(raw, None))))
+                Row::new(key, types.with(key_schema.map(|raw| Schema::new(raw, None))))
             }
             unknown => {
-                let types = types(schema.clone());
+                let types = types.with(schema.clone());
                 let image = before.as_ref().or(after.as_ref());
                 let key = image.map(|row| row.only(types.primary_key())).unwrap_or_default();
                 match unknown {
@@ -322,12 +322,12 @@ impl<'a> Parts<'_, 'a> {
                 }
             }
         };
-        let mut before = before.map(|columns| Row::new(columns, types(schema.clone())));
+        let mut before = before.map(|columns| Row::new(columns, types.with(schema.clone())));
         let before_invented = before.as_mut().is_some_and(|before| take_out_invented(before, &key));
         Ok(Decoded::Change(Change {
             op,
             snapshot,
-            after: after.map(|columns| Row::new(columns, types(schema.clone()))),
+            after: after.map(|columns| Row::new(columns, types.with(schema))),
             key,
             before,
             before_invented,

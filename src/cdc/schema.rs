@@ -24,14 +24,15 @@ pub(super) struct Types<'a> {
 }
 
 impl<'a> Types<'a> {
-    pub(super) fn new(
-        name: Cow<'a, str>,
-        schema: Option<Arc<Schema<'a>>>,
-        options: &Options,
-    ) -> Self {
+    pub(super) fn new(name: Cow<'a, str>, options: &Options) -> Self {
         let Options { default_scale, decimal_mode, .. } = *options;
-        let scales = options.scales.clone();
-        Self { table: Table::named(&name), name, schema, default_scale, scales, decimal_mode }
+        let (table, scales) = (Table::named(&name), options.scales.clone());
+        Self { table, name, schema: None, default_scale, scales, decimal_mode }
+    }
+
+    /// The same with what came with a record.
+    pub(super) fn with(&self, schema: Option<Arc<Schema<'a>>>) -> Self {
+        Self { schema, ..self.clone() }
     }
 
     pub(super) fn decimal_mode(&self) -> DecimalMode {

@@ -90,9 +90,12 @@ impl<'a> Member<'a> {
     fn added(raw: Option<&'a RawValue>) -> Self {
         match raw {
             None => Self::Absent,
-            Some(raw) => match serde_json::from_str(raw.get()) {
-                Ok(Self::Absent) | Err(_) => Self::Other,
-                Ok(member) => member,
+            Some(raw) => match raw.get().parse() {
+                Ok(number) => Self::Number(number),
+                Err(_) => match serde_json::from_str(raw.get()) {
+                    Ok(Self::Absent) | Err(_) => Self::Other,
+                    Ok(member) => member,
+                },
             },
         }
     }

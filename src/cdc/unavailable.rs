@@ -44,13 +44,16 @@ pub(super) fn is_placeholder(json: &str, kind: impl FnOnce() -> Option<Kind>) ->
     }
 }
 
+/// `json` is a string that is not short. Its first byte rules out nearly every value.
 fn is_encoded(json: &str) -> bool {
-    let text = json.get(1..json.len() - 1).unwrap_or_default();
-    text.trim_end_matches('=') == BASE64_TEXT
-        || text.eq_ignore_ascii_case(HEX_TEXT)
+    let text = || json.get(1..json.len() - 1).unwrap_or_default();
+    match json.as_bytes()[1] {
+        b'X' => text().trim_end_matches('=') == BASE64_TEXT,
+        b'5' => text().eq_ignore_ascii_case(HEX_TEXT),
         // hstore as text (`hstore.handling.mode=json`).
-        || (text.starts_with('{')
-            && serde_json::from_str::<Text<'_>>(json).is_ok_and(|text| is_spaced(&text.0, MAP)))
+        b'{' => serde_json::from_str::<Text<'_>>(json).is_ok_and(|text| is_spaced(&text.0, MAP)),
+        _ => false,
+    }
 }
 
 /// Whether it is this form, white space aside: the placeholder has none.

@@ -81,3 +81,52 @@ pub fn tells_turn(
 pub fn younger(then: Timestamp, now: Timestamp, age: Duration) -> bool {
     SignedDuration::try_from(age).is_ok_and(|age| now.duration_since(then) < age)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cdc::{Decoded, Options, Record, decode};
+
+    /// Whether each policy (skip, recent, all) lets the row through on 2026-11-29.
+    fn admitted(value: &str) -> [bool; 3] {
+        let record = Record {
+            topic: "crm.public.purchase_ledger",
+            partition: 0,
+            offset: 0,
+            timestamp_ms: Some(1),
+            key: Some(br#"{"id":"a"}"#),
+            value: Some(value.as_bytes()),
+            headers: &[],
+        };
+        let Ok(Decoded::Change(change)) = decode(&record, &Options::default()) else {
+            panic!("{value} is a change")
+        };
+        let now = "2026-11-29T00:00:00Z".parse().expect("a time");
+        [SnapshotPolicy::Skip, SnapshotPolicy::Recent, SnapshotPolicy::All].map(|policy| {
+            let snapshot = Snapshot { policy, max_age: YOUNG };
+            admits(&snapshot, &change, now).expect("its times can be read")
+        })
+    }
+
+    #[test]
+    fn the_policy_applies_to_rows_of_a_snapshot_and_to_those_that_may_be() {
+        let young = r#""id":"a","updated_at":"2026-11-28T10:00:00Z""#;
+        let old = r#""id":"a","updated_at":"2026-11-27T10:00:00Z""#;
+        for (members, row, admits) in [
+            ("", young, [false, true, true]),
+            ("", old, [false, false, true]),
+            (r#","__deleted":"false""#, old, [false, false, true]),
+            (r#","__op":"r""#, young, [false, true, true]),
+            (r#","__op":"r""#, old, [false, false, true]),
+            (r#","__op":"u""#, old, [true; 3]),
+            (r#","__op":"c""#, old, [true; 3]),
+            (r#","__source_snapshot":"false""#, old, [true; 3]),
+        ] {
+            let value = format!("{{{row}{members}}}");
+            assert_eq!(admitted(&value), admits, "{value}");
+        }
+        // A row without any time counts as old; what was deleted comes from the log.
+        assert_eq!(admitted(r#"{"id":"a"}"#), [false, false, true]);
+        assert_eq!(admitted("null"), [true; 3]);
+    }
+}

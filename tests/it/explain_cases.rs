@@ -1,5 +1,6 @@
 //! Inputs that others met in public, through `explain` as a user runs it: `tests/fixtures/cases`.
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -85,4 +86,49 @@ fn the_head_of_the_input_may_be_a_byte_order_mark() {
     std::fs::remove_file(&file).expect("it was written above");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"kind\":\"change\""));
+}
+
+/// What `explain` says of one record of `purchase_ledger`, with these settings.
+fn said_of(value: &Value, settings: &[(&str, &str)]) -> Value {
+    let line = json!({"topic": "crm.public.purchase_ledger", "timestamp_ms": 1_795_860_000_000_i64,
+        "key": "{\"id\":\"a\"}", "value": value});
+    let mut explain = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"))
+        .args(["explain", "--json"])
+        .env_clear()
+        .envs(settings.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("explain runs");
+    let mut input = explain.stdin.take().expect("a pipe");
+    writeln!(input, "{line}").expect("it reads");
+    drop(input);
+    let output = explain.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{value}");
+    serde_json::from_slice(&output.stdout).expect("an object")
+}
+
+#[test]
+fn what_decoding_is_told_is_configured() {
+    let row = |amount: &str| {
+        json!(json!({"op": "c", "after": {"id": "a", "final_amount": amount}}).to_string())
+    };
+    let amount = |text, settings| said_of(&row(text), settings)["after"]["final_amount"].take();
+    assert_eq!(amount("1500", &[]), "1500");
+    assert_eq!(amount("1500", &[("CDC_DECIMAL_MODE", "precise")]), "-26467.32");
+    assert_eq!(amount("1500", &[("CDC_DECIMAL_MODE", "string")]), "1500");
+    assert_eq!(amount("JxA=", &[]), "100.00");
+    assert_eq!(amount("JxA=", &[("CDC_NUMERIC_SCALE", "3")]), "10.000");
+    let scales = ("CDC_NUMERIC_SCALES", "purchase_ledger.final_amount=4,codes.face_value=0");
+    assert_eq!(amount("JxA=", &[scales, ("CDC_NUMERIC_SCALE", "3")]), "1.0000");
+
+    let tombstone = said_of(&Value::Null, &[]);
+    assert_eq!((&tombstone["kind"], &tombstone["reason"]), (&json!("none"), &json!("tombstone")));
+    let deleted = said_of(&Value::Null, &[("CDC_TOMBSTONES", "delete")]);
+    assert_eq!((&deleted["kind"], &deleted["op"]), (&json!("change"), &json!("d")));
+    assert_eq!((&deleted["key"], &deleted["before"]), (&json!({"id": "a"}), &Value::Null));
+    assert_eq!(
+        deleted["consumers"]["currency"],
+        said_of(&json!("null"), &[])["consumers"]["currency"]
+    );
 }
