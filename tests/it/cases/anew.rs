@@ -19,7 +19,7 @@ enum Gap {
     Short,
     /// As short, and more comes at once than the old topic held.
     ShortAndMore,
-    /// The group has given its partition up.
+    /// The group has taken its partition away.
     Long,
 }
 
@@ -50,7 +50,7 @@ async fn make_anew(topic: &str, gap: Gap, log: &Log) {
     let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("an answer");
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
     if gap == Gap::Long {
-        log.until("partitions given up").await;
+        log.until("partitions lost").await;
     }
     until("the topic to be made anew", async || {
         let topic = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
