@@ -19,7 +19,7 @@ use super::frontier::Frontier;
 use super::partition::Partition;
 use super::session::Session;
 use super::start::log;
-use crate::kafka::{TopicId, topic_ids};
+use crate::kafka::TopicId;
 
 /// How often it is asked which topics the names stand for.
 const LOOK: Duration = Duration::from_secs(5);
@@ -92,8 +92,8 @@ impl<C: Consumer> Session<'_, C> {
         }
         let topics: HashSet<&Arc<str>> = self.partitions.values().map(|p| &p.topic).collect();
         let topics: Vec<String> = topics.into_iter().map(ToString::to_string).collect();
-        let client = Arc::clone(&self.client);
-        let look = tokio::task::spawn_blocking(move || topic_ids(&client, &topics, TIMEOUT));
+        let kafka = self.engine.kafka.clone();
+        let look = tokio::task::spawn_blocking(move || kafka.topic_ids(&topics, TIMEOUT));
         self.known.look = Some((look, self.next_id));
     }
 

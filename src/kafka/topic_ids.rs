@@ -3,26 +3,62 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use std::{ptr, slice};
+use std::{fmt, ptr, slice};
 
-use rdkafka::consumer::Consumer as _;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as rdsys;
 
-use super::GroupConsumer;
-
 /// What tells one topic from another of the same name.
 pub(crate) type TopicId = (i64, i64);
 
-/// The ids of these topics, of those that are there and have one. Blocks.
-///
-/// # Errors
-/// When no broker answers within `timeout`.
+/// Events of its own that a client may have waiting.
+const EVENTS: usize = 1_000;
+
+/// Who asks: a client of its own for all consumers of a process, in no group. Asked by a consumer's
+/// client, the answer would change what that knows of leaders.
+#[derive(Default)]
+pub(super) struct TopicIds(Mutex<Option<BaseConsumer>>);
+
+impl TopicIds {
+    /// The ids of these topics, of those that are there and have one. Blocks.
+    ///
+    /// # Errors
+    /// When no broker answers within `timeout`.
+    pub(super) fn ask(
+        &self,
+        config: &ClientConfig,
+        topics: &[String],
+        timeout: Duration,
+    ) -> KafkaResult<HashMap<String, TopicId>> {
+        let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = match &mut *client {
+            Some(client) => client,
+            none => none.insert(config.create()?),
+        };
+        // What it says of lost connections would pile up.
+        for _ in 0..EVENTS {
+            if client.poll(Duration::ZERO).is_none() {
+                break;
+            }
+        }
+        ask(client, topics, timeout)
+    }
+}
+
+impl fmt::Debug for TopicIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TopicIds")
+    }
+}
+
 #[expect(unsafe_code, reason = "the binding has no call for it")]
-pub(crate) fn topic_ids(
-    client: &GroupConsumer,
+fn ask(
+    client: &BaseConsumer,
     topics: &[String],
     timeout: Duration,
 ) -> KafkaResult<HashMap<String, TopicId>> {
