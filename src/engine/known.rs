@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use rdkafka::consumer::CommitMode;
 use rdkafka::error::KafkaResult;
 use tokio::task::JoinHandle;
 
@@ -114,5 +115,18 @@ impl<C: Consumer> Session<'_, C> {
                 self.assignment.repairs.push(Repair { id: *id, next, anew: true, log: look });
             }
         }
+    }
+
+    /// Commits what the automatic commit passes over: watermarks of logs that begin anew, below what
+    /// the client remembers as committed. Several times, since nobody tells which commit was lost.
+    pub(super) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
+        let mut ids = Vec::new();
+        for (id, partition) in &mut self.partitions {
+            if condition(partition) && partition.commits_itself() {
+                ids.push(*id);
+            }
+        }
+        let commits = self.commits(&ids);
+        self.commit(&commits, CommitMode::Async);
     }
 }

@@ -301,19 +301,6 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// Commits what the automatic commit passes over: watermarks of logs that begin anew, below what
-    /// the client remembers as committed. Several times, since nobody tells which commit was lost.
-    fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
-        let mut ids = Vec::new();
-        for (id, partition) in &mut self.partitions {
-            if condition(partition) && partition.commits_itself() {
-                ids.push(*id);
-            }
-        }
-        let commits = self.commits(&ids);
-        self.commit(&commits, CommitMode::Async);
-    }
-
     pub(super) fn ids_where(&self, condition: impl Fn(&Partition) -> bool) -> Vec<u32> {
         let found = self.partitions.iter().filter(|(_, partition)| condition(partition));
         found.map(|(id, _)| *id).collect()
