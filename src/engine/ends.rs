@@ -1,6 +1,7 @@
 //! Where the logs of paused partitions end: librdkafka refreshes that only while it fetches, and lag
 //! must grow with the log just while nothing is fetched.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,8 @@ use futures::FutureExt;
 use rdkafka::consumer::Consumer as _;
 use tokio::task::JoinHandle;
 
-use super::Consumer;
-use super::session::Session;
+use super::partition::Partition;
+use crate::kafka::GroupConsumer;
 
 /// How often it is asked.
 const LOOK: Duration = Duration::from_secs(3);
@@ -23,29 +24,34 @@ pub(super) struct Ends {
     next: Option<Instant>,
 }
 
-impl<C: Consumer> Session<'_, C> {
+impl Ends {
     /// Asks now and then where paused partitions end.
-    pub(super) fn look_at_ends(&mut self, now: Instant) {
-        if let Some(look) = &mut self.ends.look {
+    pub(super) fn look(
+        &mut self,
+        now: Instant,
+        partitions: &mut HashMap<u32, Partition>,
+        client: &Arc<GroupConsumer>,
+    ) {
+        if let Some(look) = &mut self.look {
             let Some(found) = look.now_or_never() else { return };
-            self.ends.look = None;
+            self.look = None;
             for (id, end) in found.unwrap_or_default() {
-                if let Some(partition) = self.partitions.get_mut(&id) {
+                if let Some(partition) = partitions.get_mut(&id) {
                     partition.ends_at(end);
                 }
             }
         }
-        if self.ends.next.is_some_and(|next| now < next) {
+        if self.next.is_some_and(|next| now < next) {
             return;
         }
-        let paused = self.partitions.iter().filter(|(_, partition)| partition.paused);
+        let paused = partitions.iter().filter(|(_, partition)| partition.paused);
         let paused: Vec<_> = paused.map(|(id, p)| (*id, Arc::clone(&p.topic), p.number)).collect();
         if paused.is_empty() {
             return;
         }
-        self.ends.next = Some(now + LOOK);
-        let client = Arc::clone(&self.client);
-        self.ends.look = Some(tokio::task::spawn_blocking(move || {
+        self.next = Some(now + LOOK);
+        let client = Arc::clone(client);
+        self.look = Some(tokio::task::spawn_blocking(move || {
             let end = |(id, topic, number): (u32, Arc<str>, i32)| {
                 let bounds = client.fetch_watermarks(&topic, number, TIMEOUT).ok()?;
                 Some((id, bounds.1))

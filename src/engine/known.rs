@@ -10,17 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use rdkafka::consumer::CommitMode;
 use rdkafka::error::KafkaResult;
 use tokio::task::JoinHandle;
 
-use super::Consumer;
-use super::assignment::Repair;
-use super::frontier::Frontier;
-use super::partition::Partition;
-use super::session::Session;
-use super::start::log;
-use crate::kafka::TopicId;
+use super::partition::{Left, Partition};
+use crate::kafka::{Kafka, TopicId};
 
 /// How often it is asked which topics the names stand for.
 const LOOK: Duration = Duration::from_secs(5);
@@ -28,17 +22,6 @@ const LOOK: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 type Look = JoinHandle<KafkaResult<HashMap<String, TopicId>>>;
-
-/// What a partition was when it was last given up here.
-#[derive(Debug)]
-pub(super) struct Left {
-    /// The highest offset that this client has committed.
-    pub(super) committed: i64,
-    /// What was finished.
-    pub(super) frontier: Frontier,
-    /// The topic that it belonged to, where that is known.
-    pub(super) topic_id: Option<TopicId>,
-}
 
 /// What a session knows beyond one assignment.
 #[derive(Default)]
@@ -67,66 +50,40 @@ impl Known {
     pub(super) fn topics(&self) -> HashSet<Arc<str>> {
         self.topics.clone()
     }
-}
 
-impl<C: Consumer> Session<'_, C> {
-    /// Looks now and then whether a name stands for another topic than before.
-    pub(super) fn look_for_new_topics(&mut self, now: Instant) {
-        if let Some((look, assigned)) = &mut self.known.look {
-            let (Some(found), assigned) = (look.now_or_never(), *assigned) else { return };
-            self.known.look = None;
+    /// Looks now and then which topics the names of assigned partitions stand for, of which `assigned`
+    /// were assigned so far. What a look found is told once.
+    pub(super) fn look(
+        &mut self,
+        now: Instant,
+        assigned: u32,
+        partitions: &mut HashMap<u32, Partition>,
+        kafka: &Kafka,
+    ) -> Option<HashMap<String, TopicId>> {
+        if let Some((look, assigned_then)) = &mut self.look {
+            let (found, assigned_then) = (look.now_or_never()?, *assigned_then);
+            self.look = None;
             match found {
                 // Whether it saw what has been assigned since cannot be known.
-                Ok(Ok(ids)) if assigned == self.next_id => self.compare_topics(&ids),
-                Ok(Ok(_)) => self.known.next = None,
+                Ok(Ok(ids)) if assigned_then == assigned => return Some(ids),
+                Ok(Ok(_)) => self.next = None,
                 Ok(Err(error)) => tracing::debug!(%error, "ids of topics not told"),
                 Err(_) => {}
             }
-            return;
+            return None;
         }
-        if self.partitions.is_empty() || self.known.next.is_some_and(|next| now < next) {
-            return;
+        if partitions.is_empty() || self.next.is_some_and(|next| now < next) {
+            return None;
         }
-        self.known.next = Some(now + LOOK);
-        for partition in self.partitions.values_mut() {
+        self.next = Some(now + LOOK);
+        for partition in partitions.values_mut() {
             partition.note_frontier();
         }
-        let topics: HashSet<&Arc<str>> = self.partitions.values().map(|p| &p.topic).collect();
+        let topics: HashSet<&Arc<str>> = partitions.values().map(|p| &p.topic).collect();
         let topics: Vec<String> = topics.into_iter().map(ToString::to_string).collect();
-        let kafka = self.engine.kafka.clone();
+        let kafka = kafka.clone();
         let look = tokio::task::spawn_blocking(move || kafka.topic_ids(&topics, TIMEOUT));
-        self.known.look = Some((look, self.next_id));
-    }
-
-    /// Has the partitions read from their beginning whose topic is another one by now.
-    fn compare_topics(&mut self, ids: &HashMap<String, TopicId>) {
-        for (id, partition) in &mut self.partitions {
-            let Some(found) = ids.get(&*partition.topic) else { continue };
-            if !partition.draining && partition.is_of_another(*found) {
-                let under_way = self.assignment.repairs.iter().any(|repair| repair.id == *id);
-                if under_way {
-                    continue;
-                }
-                let (topic, number) = (Arc::clone(&partition.topic), partition.number);
-                let client = Arc::clone(&self.client);
-                let look =
-                    tokio::task::spawn_blocking(move || log(&client, &topic, number, 0, TIMEOUT));
-                let next = partition.next_offset();
-                self.assignment.repairs.push(Repair { id: *id, next, anew: true, log: look });
-            }
-        }
-    }
-
-    /// Commits what the automatic commit passes over: watermarks of logs that begin anew, below what
-    /// the client remembers as committed. Several times, since nobody tells which commit was lost.
-    pub(super) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
-        let mut ids = Vec::new();
-        for (id, partition) in &mut self.partitions {
-            if condition(partition) && partition.commits_itself() {
-                ids.push(*id);
-            }
-        }
-        let commits = self.commits(&ids);
-        self.commit(&commits, CommitMode::Async);
+        self.look = Some((look, assigned));
+        None
     }
 }

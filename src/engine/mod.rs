@@ -43,11 +43,11 @@ use jiff::Timestamp;
 
 pub use self::exclusive::Held;
 pub use self::intake::{Lane, Route};
-pub use self::once::{Accepted, Known, Once};
+pub use self::once::{ClaimState, Once};
 pub use self::parts::{Engine, EngineError, Settings};
 pub use self::remember::Locked;
 pub use self::retry::Failure;
-pub use self::work::{Cx, Origin};
+pub use self::work::{Accepted, Cx, Origin};
 use crate::cdc::{Change, DecodeError, Record, Remark};
 use crate::engine::permits::Limits;
 

@@ -7,30 +7,15 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::retry::Failure;
-use super::work::{Cx, Memo, Memos};
+use super::work::{Accepted, Cx, Memo, Memos};
 use crate::dedup::{Reply, TakenBack};
 
 /// How soon to look again at a claim that another record holds.
 const HELD_PAUSE: Duration = Duration::from_millis(500);
 
-/// What became of the work of a step.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Accepted {
-    /// When its event was accepted; `None` when it found nothing to send.
-    pub at: Option<Timestamp>,
-    /// Until when that sleeps; its claim lives until a day after.
-    pub due: Option<Timestamp>,
-}
-
-impl From<Option<Timestamp>> for Accepted {
-    fn from(at: Option<Timestamp>) -> Self {
-        Self { at, due: None }
-    }
-}
-
 /// What claims tell about a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
+pub enum ClaimState {
     /// Nothing: it was not done within the life of its claim, or the store was emptied.
     Nothing,
     /// It was done.
@@ -148,18 +133,18 @@ impl Cx {
     ///
     /// # Errors
     /// That claims cannot be reached, or a wait, while another record is at it.
-    pub async fn known(&self, name: &str) -> Result<Known, Failure> {
+    pub async fn claim_state(&self, name: &str) -> Result<ClaimState, Failure> {
         let state = self.claims().look(self.key(name), self.owner()).await;
         match state.map_err(|away| self.claims_away(&away))? {
             Reply::Done { accepted_ms, due_ms } => {
-                Ok(Known::Done(Accepted { at: time(accepted_ms), due: time(due_ms) }))
+                Ok(ClaimState::Done(Accepted { at: time(accepted_ms), due: time(due_ms) }))
             }
             Reply::TakenBack { accepted_ms, due_ms, by } => {
                 let accepted = Accepted { at: accepted_ms.and_then(time), due: time(due_ms) };
-                Ok(Known::TakenBack(by, accepted))
+                Ok(ClaimState::TakenBack(by, accepted))
             }
             Reply::Held => Err(claim_held()),
-            _ => Ok(Known::Nothing),
+            _ => Ok(ClaimState::Nothing),
         }
     }
 

@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::backpressure::Load;
 use super::frontier::{Finished, Frontier, Stamp};
-use super::known::Left;
 use super::metadata;
 use super::offsets::{Admission, Offsets};
 use super::start::Start;
@@ -21,6 +20,17 @@ const STOPPED_FOR: u64 = 2;
 
 /// How often a watermark is committed that the automatic commit passes over.
 const REPEATS: u8 = 5;
+
+/// What a partition was when it was last given up here.
+#[derive(Debug)]
+pub(super) struct Left {
+    /// The highest offset that this client has committed.
+    pub(super) committed: i64,
+    /// What was finished.
+    pub(super) frontier: Frontier,
+    /// The topic that it belonged to, where that is known.
+    pub(super) topic_id: Option<TopicId>,
+}
 
 /// One assignment of one partition. A partition that comes back is a new one, so that a late
 /// completion of the old cannot touch it.

@@ -1,6 +1,7 @@
 //! What the group or the log has lost is looked for: partitions that nobody fetches, since their
 //! position is not in the log any more, and partitions that no member has.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::offsets::OffsetMap;
 use super::partition::Partition;
 use super::session::Session;
 use super::start::{Loss, Start, log};
-use crate::kafka::{self, Signals};
+use crate::kafka::{self, Signals, TopicId};
 
 /// How long a broker may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,6 +32,38 @@ impl<C: Consumer> Session<'_, C> {
         if !joined_before && self.engine.kafka.returns_unnoticed() {
             self.seek_orphans();
         }
+    }
+
+    /// Has the partitions read from their beginning whose topic is another one by now.
+    pub(super) fn compare_topics(&mut self, ids: &HashMap<String, TopicId>) {
+        for (id, partition) in &mut self.partitions {
+            let Some(found) = ids.get(&*partition.topic) else { continue };
+            if !partition.draining && partition.is_of_another(*found) {
+                let under_way = self.assignment.repairs.iter().any(|repair| repair.id == *id);
+                if under_way {
+                    continue;
+                }
+                let (topic, number) = (Arc::clone(&partition.topic), partition.number);
+                let client = Arc::clone(&self.client);
+                let look =
+                    tokio::task::spawn_blocking(move || log(&client, &topic, number, 0, TIMEOUT));
+                let next = partition.next_offset();
+                self.assignment.repairs.push(Repair { id: *id, next, anew: true, log: look });
+            }
+        }
+    }
+
+    /// Commits what the automatic commit passes over: watermarks of logs that begin anew, below what
+    /// the client remembers as committed. Several times, since nobody tells which commit was lost.
+    pub(super) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
+        let mut ids = Vec::new();
+        for (id, partition) in &mut self.partitions {
+            if condition(partition) && partition.commits_itself() {
+                ids.push(*id);
+            }
+        }
+        let commits = self.commits(&ids);
+        self.commit(&commits, CommitMode::Async);
     }
 
     fn seek_orphans(&mut self) {

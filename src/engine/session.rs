@@ -379,8 +379,11 @@ impl<'a, C: Consumer> Session<'a, C> {
         if self.stopping.is_none() {
             self.finish_repairs();
             self.plan_repairs(signals);
-            self.look_for_new_topics(now);
-            self.look_at_ends(now);
+            let kafka = &self.engine.kafka;
+            if let Some(ids) = self.known.look(now, self.next_id, &mut self.partitions, kafka) {
+                self.compare_topics(&ids);
+            }
+            self.ends.look(now, &mut self.partitions, &self.client);
             self.adopt_orphans();
             self.catch_up_with_group(now, signals);
             self.look_at_topics(now);

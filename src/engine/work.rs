@@ -10,7 +10,6 @@ use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
 use super::frontier::Stamp;
-use super::once::Accepted;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure};
 use super::{Consumer, Outcome};
@@ -108,6 +107,21 @@ pub struct Cx {
     drain: CancellationToken,
     pub(super) memo: Mutex<Memos>,
     pub(super) hold: Mutex<Option<Hold>>,
+}
+
+/// What became of the work of a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// When its event was accepted; `None` when it found nothing to send.
+    pub at: Option<Timestamp>,
+    /// Until when that sleeps; its claim lives until a day after.
+    pub due: Option<Timestamp>,
+}
+
+impl From<Option<Timestamp>> for Accepted {
+    fn from(at: Option<Timestamp>) -> Self {
+        Self { at, due: None }
+    }
 }
 
 /// What is known of the claims of one record; mostly it has one.

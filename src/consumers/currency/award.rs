@@ -13,7 +13,7 @@ use crate::clients::inngest::Events;
 use crate::consumers::award_time::{self, MerchantSettings};
 use crate::consumers::call::{outcome, unwritable};
 use crate::dedup::{Moment, TakenBack};
-use crate::engine::{Accepted, Cx, Failure, Known, Locked, Once, Outcome};
+use crate::engine::{Accepted, ClaimState, Cx, Failure, Locked, Once, Outcome};
 use crate::measures;
 
 /// Inngest knows an event id for so long.
@@ -64,15 +64,15 @@ impl Currency {
         self.noted.note(cx).await?;
         let name = source.claim("award");
         if turn != Turn::Here {
-            match cx.known(&name).await? {
-                Known::Done(_) => return Ok(Outcome::Duplicate),
-                Known::TakenBack(by, _) => {
+            match cx.claim_state(&name).await? {
+                ClaimState::Done(_) => return Ok(Outcome::Duplicate),
+                ClaimState::TakenBack(by, _) => {
                     return self.awarded_again(cx, source, at, turn, Some(by)).await;
                 }
-                Known::Nothing if turn == Turn::Again => {
+                ClaimState::Nothing if turn == Turn::Again => {
                     return self.awarded_again(cx, source, at, turn, None).await;
                 }
-                Known::Nothing => {
+                ClaimState::Nothing => {
                     if self.ledger.wallet_has(cx, source.kind, &source.id, None).await? {
                         return Ok(Outcome::Skipped("awarded_before"));
                     }
@@ -124,14 +124,16 @@ impl Currency {
             None => by,
             Some(present) => {
                 let name = named("award", source.kind, &source.id, Some(present));
-                match cx.known(&name).await? {
-                    Known::TakenBack(by, _) => Some(by),
+                match cx.claim_state(&name).await? {
+                    ClaimState::TakenBack(by, _) => Some(by),
                     // A crash came between the decision and its event.
-                    Known::Nothing if *present == again(at) => {
+                    ClaimState::Nothing if *present == again(at) => {
                         let not_before = self.after_reverse(cx, source, decision.reversed_ms, None);
                         return Ok(Next::Award(Some(present.clone()), not_before.await?));
                     }
-                    Known::Nothing | Known::Done(_) => return Ok(Next::Over(Outcome::Duplicate)),
+                    ClaimState::Nothing | ClaimState::Done(_) => {
+                        return Ok(Next::Over(Outcome::Duplicate));
+                    }
                 }
             }
         };

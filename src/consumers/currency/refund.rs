@@ -16,7 +16,7 @@ use crate::clients::inngest::Events;
 use crate::consumers::award_time;
 use crate::consumers::call::{outcome, settled, unwritable};
 use crate::dedup::TakenBack;
-use crate::engine::{Accepted, Cx, Failure, Known, Locked, Once, Outcome};
+use crate::engine::{Accepted, ClaimState, Cx, Failure, Locked, Once, Outcome};
 
 /// How soon to look again for an award that is not known (yet).
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -128,7 +128,7 @@ impl Currency {
         let mut share = decision.rest();
         share.by = Some(refund.at);
         let name = named("award", source.kind, &source.id, decision.again.as_deref());
-        if let Known::Done(award) = cx.known(&name).await? {
+        if let ClaimState::Done(award) = cx.claim_state(&name).await? {
             share.ts = self.after_wake(award).map(Timestamp::as_millisecond);
         }
         decision.decided(&share);
@@ -151,7 +151,7 @@ impl Currency {
     pub(super) async fn debited(&self, cx: &Cx, debit: &Debit) -> Result<Outcome, Failure> {
         let source = &debit.source;
         let name = source.claim("reverse");
-        if matches!(cx.known(&name).await?, Known::Done(_)) {
+        if matches!(cx.claim_state(&name).await?, ClaimState::Done(_)) {
             return Ok(Outcome::Duplicate);
         }
         if debit.ask_wallet && self.ledger.wallet_has(cx, source.kind, &source.id, None).await? {
@@ -247,9 +247,11 @@ impl Currency {
         };
         if !share.is_nothing() {
             let name = named("award", kind, &original.id, decision.again.as_deref());
-            let ready = match cx.known(&name).await? {
-                Known::Done(award) | Known::TakenBack(_, award) => award.at.max(award.due),
-                Known::Nothing => {
+            let ready = match cx.claim_state(&name).await? {
+                ClaimState::Done(award) | ClaimState::TakenBack(_, award) => {
+                    award.at.max(award.due)
+                }
+                ClaimState::Nothing => {
                     self.await_award(cx, debit, original).await?;
                     None
                 }
@@ -358,7 +360,7 @@ impl Currency {
         by: TakenBack,
     ) -> Result<(), Failure> {
         // Rows are deleted by the million when a ledger is cleaned up: what is long past needs no mark.
-        if by.deleted && cx.known(award).await? == Known::Nothing {
+        if by.deleted && cx.claim_state(award).await? == ClaimState::Nothing {
             return Ok(());
         }
         cx.take_back(award, by, self.refund_memory).await?;
