@@ -31,8 +31,9 @@ pub struct CallError {
     /// How long the request took; `None` when none was sent.
     pub latency: Option<Duration>,
     /// Whether this may be the record's doing after all, should it go on while others are answered:
-    /// a time-out, a broken connection, a 5xx with a code. What a gateway says, a rate limit, a
-    /// refused key or an answer in another shape never is (contract section 8.4).
+    /// a time-out of a request that was sent, a 5xx with a code. A connection that is refused or
+    /// breaks, what a gateway says, a rate limit, a refused key or an answer in another shape never
+    /// is (contract section 8.4).
     pub telling: bool,
     kind: &'static str,
     message: String,
@@ -77,7 +78,7 @@ impl CallError {
         let mut error =
             Self::outage(kind, format!("supabase {what} did not answer ({reason}): {advice}"));
         error.overload = timeout;
-        error.telling = true;
+        error.telling = timeout;
         error
     }
 
@@ -287,5 +288,6 @@ mod tests {
         assert!(!telling(400, &body("0A000")) && !telling(401, &body("PGRST301")));
         assert!(!telling(429, &body("PGRST000")) && !telling(502, "<html>"));
         assert!(CallError::transport("table t", true, "r").telling, "a time-out");
+        assert!(!CallError::transport("table t", false, "r").telling, "nobody there");
     }
 }

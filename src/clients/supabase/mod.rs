@@ -250,8 +250,10 @@ impl Supabase {
     ) -> Result<(Bytes, Option<u64>), CallError> {
         let response = request.headers(self.shared.headers.clone()).send().await;
         let response = response.map_err(|error| {
-            let timeout = error.is_timeout();
-            CallError::transport(what, timeout, &http::describe(error))
+            let (timeout, connecting) = (error.is_timeout(), error.is_connect());
+            let mut failed = CallError::transport(what, timeout, &http::describe(error));
+            failed.telling &= !connecting;
+            failed
         })?;
         let status = response.status().as_u16();
         let wait = http::retry_after(response.headers(), jiff::Timestamp::now());
