@@ -15,7 +15,7 @@ use super::{CANCELLED, Currency, NOTHING, REVERSE};
 use crate::clients::inngest::Events;
 use crate::consumers::award_time;
 use crate::consumers::call::{outcome, settled, unwritable};
-use crate::dedup::TakenBack;
+use crate::dedup::{Moment, TakenBack};
 use crate::engine::{Accepted, ClaimState, Cx, Failure, Locked, Once, Outcome};
 
 /// How soon to look again for an award that is not known (yet).
@@ -232,18 +232,7 @@ impl Currency {
         }
         let mut share = match decided {
             Some(share) => share,
-            None if decision.whole.is_some() => Share::nothing(),
-            // The memory of the whole is gone, or the whole is still to come: it decides by the same
-            // times.
-            None if !remembered
-                && original.is_taken_back()
-                && original.is_before(came_at(debit)) =>
-            {
-                Share::nothing()
-            }
-            None => decision.share(debit.amount.as_ref(), original.amount().as_ref()).map_err(
-                |error| Failure::Poison { kind: "no_percentage", message: error.to_string() },
-            )?,
+            None => self.undecided(cx, &mut decision, remembered, debit, original)?,
         };
         if !share.is_nothing() {
             let name = named("award", kind, &original.id, decision.again.as_deref());
@@ -264,6 +253,42 @@ impl Currency {
         decision.set_debit(id, share.clone());
         self.keep(lock, kind, &original.id, &decision).await?;
         Ok(Decided::Share(share, decision.again))
+    }
+
+    /// The share of a debit about which nothing was decided.
+    fn undecided(
+        &self,
+        cx: &Cx,
+        decision: &mut Decision,
+        remembered: bool,
+        debit: &Debit,
+        original: &Purchase,
+    ) -> Result<Share, Failure> {
+        let came_at = came_at(debit);
+        if let Some(whole) = &decision.whole {
+            let after_whole = whole.by.is_none_or(|by| came_at > committed(by));
+            // The purchase counts once more, and the debit is of that award, which is still to come.
+            if !original.is_taken_back() && original.is_before(came_at) && after_whole {
+                self.wait_for(cx, "again")?;
+            }
+            return Ok(Share::nothing());
+        }
+        // The memory of the whole is gone, or the whole is still to come: it decides by the same times.
+        if !remembered && original.is_taken_back() && original.is_before(came_at) {
+            return Ok(Share::nothing());
+        }
+        let share = decision.share(debit.amount.as_ref(), original.amount().as_ref());
+        share.map_err(|error| Failure::Poison { kind: "no_percentage", message: error.to_string() })
+    }
+
+    /// A wait for an award that is still to come, until patience with it ends.
+    fn wait_for(&self, cx: &Cx, award: &str) -> Result<(), Failure> {
+        let waited = cx.awaited(award);
+        if waited >= self.original_patience {
+            return Ok(());
+        }
+        let pause = LOOK_AGAIN.max(waited / 2).min(self.original_patience);
+        Err(Failure::Wait { until: Instant::now() + pause, reason: "award_to_come" })
     }
 
     /// Where nothing was decided yet, or that was forgotten, the debits before this one come first.
@@ -321,12 +346,7 @@ impl Currency {
                 patience: self.original_patience,
             });
         }
-        let waited = cx.awaited("award");
-        if waited < self.original_patience {
-            let pause = LOOK_AGAIN.max(waited / 2).min(self.original_patience);
-            return Err(Failure::Wait { until: Instant::now() + pause, reason: "award_to_come" });
-        }
-        Ok(())
+        self.wait_for(cx, "award")
     }
 
     /// Cancels an award that may sleep.
@@ -453,6 +473,11 @@ impl<'a> Cancel<'a> {
             mark: None,
         }
     }
+}
+
+/// When a change was committed.
+fn committed(at: Moment) -> Option<Timestamp> {
+    Timestamp::from_millisecond(at.commit_ms).ok()
 }
 
 /// Where what was decided about refunds of a source is kept.

@@ -431,6 +431,28 @@ async fn a_purchase_that_counts_again_after_a_refund_is_awarded_again_and_taken_
 }
 
 #[tokio::test]
+async fn a_debit_of_a_purchase_that_counts_again_waits_for_the_award_that_it_takes_back() {
+    let mut scene = Scene::start().await;
+    scene.currency.original_patience = Duration::from_secs(600);
+    scene.done(&scene.award(Turn::Here)).await;
+    let mut refund = scene.refund();
+    if let Work::Refund(refund) = &mut refund {
+        refund.at.commit_ms -= 20 * 60_000;
+    }
+    scene.done(&refund).await;
+    // In the ledger it counts again, and a debit came after that; but the debit's lane is ahead.
+    scene.row("p", json!({"updated_at": ago(10)}));
+    let Work::Debit(mut debit) = scene.debit("d1", -30) else { unreachable!() };
+    debit.created_at = ago(5).parse().ok();
+    let debit = Work::Debit(debit);
+    assert_eq!(kind(scene.handle(&debit).await), "award_to_come");
+    scene.done(&scene.award(Turn::Again)).await;
+    assert_eq!(scene.done(&debit).await, Outcome::Sent);
+    let sent = scene.sent();
+    assert_eq!(sent.last(), Some(&("currency/reverse:purchase:d1".to_owned(), Some(30.0))));
+}
+
+#[tokio::test]
 async fn a_purchase_that_was_cancelled_before_it_counted_is_awarded_as_any_other() {
     let scene = Scene::start().await;
     scene.bench.kept_since(Timestamp::now() - jiff::SignedDuration::from_hours(48));
