@@ -27,6 +27,9 @@ pub struct Decision {
     /// The whole of the present award.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub whole: Option<Share>,
+    /// The present award slept when it was taken back, so that nothing of it is ever credited.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub asleep: bool,
     /// The debits of awards before the present one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     earlier: BTreeMap<String, Share>,
@@ -90,6 +93,12 @@ impl Decision {
     #[must_use]
     pub fn debit(&self, id: &str) -> Option<&Share> {
         self.debits.get(id).or_else(|| self.earlier.get(id))
+    }
+
+    /// Whether a debit is of an award before the present one.
+    #[must_use]
+    pub fn is_earlier(&self, id: &str) -> bool {
+        self.earlier.contains_key(id)
     }
 
     /// Whether something was decided about a debit, of this award or an earlier one.
@@ -156,9 +165,13 @@ impl Decision {
         Share { percent: written(&left), ..Share::default() }
     }
 
-    /// The source counts once more: what was decided holds for the award before.
+    /// The source counts once more: what was decided holds for the award before. A debit that has not
+    /// been handled by now must not take from the next award what was never credited of that one.
     pub fn begin(&mut self, again: String) {
         let mut earlier = std::mem::take(&mut self.earlier);
+        for share in self.debits.values_mut().filter(|share| self.asleep && share.by.is_none()) {
+            *share = Share::nothing();
+        }
         earlier.append(&mut self.debits);
         *self =
             Self { again: Some(again), earlier, reversed_ms: self.reversed_ms, ..Self::default() };
@@ -272,6 +285,11 @@ mod tests {
         assert_eq!(decision.rest().percent, "100");
         assert_eq!(decision.debit("0").expect("known").percent, "25", "and stays known");
         assert!(decision.whole.is_none());
+        // One that nobody has handled yet takes nothing of an award that was never credited.
+        let (mut decision, _) = play("100", &["-25"]);
+        (decision.whole, decision.asleep) = (Some(decision.rest()), true);
+        decision.begin("77".to_owned());
+        assert!(decision.is_earlier("0") && decision.debit("0").expect("known").is_nothing());
         assert_eq!(
             named("award", "purchase", "p", decision.again.as_deref()),
             "award:purchase:p:again:77"

@@ -130,6 +130,8 @@ impl Currency {
         let name = named("award", source.kind, &source.id, decision.again.as_deref());
         if let ClaimState::Done(award) = cx.claim_state(&name).await? {
             share.ts = self.after_wake(award).map(Timestamp::as_millisecond);
+            let cancelled = self.settled_at(self.cancelled_at(award));
+            decision.asleep = award.due.is_some_and(|due| due > cancelled);
         }
         decision.decided(&share);
         decision.whole = Some(share.clone());
@@ -140,11 +142,15 @@ impl Currency {
     /// An award that wakes at about the time of its cancel may escape it, and is found by a reverse
     /// only once it has been credited.
     fn after_wake(&self, award: Accepted) -> Option<Timestamp> {
-        let due = award.due?;
-        let cancelled = award.at.map_or_else(Timestamp::now, |at| self.settled_at(at));
-        let cancelled = cancelled.max(Timestamp::now());
+        let (due, cancelled) = (award.due?, self.cancelled_at(award));
         let near = cancelled <= self.settled_at(due) && due <= self.settled_at(cancelled);
         near.then(|| self.settled_at(due))
+    }
+
+    /// When a cancel that is decided now goes out.
+    fn cancelled_at(&self, award: Accepted) -> Timestamp {
+        let now = Timestamp::now();
+        award.at.map_or(now, |at| self.settled_at(at).max(now))
     }
 
     /// A part of a purchase is taken back.
@@ -234,7 +240,8 @@ impl Currency {
             Some(share) => share,
             None => self.undecided(cx, &mut decision, remembered, debit, original)?,
         };
-        if !share.is_nothing() {
+        // One of an award that is over has waited long enough.
+        if !share.is_nothing() && !decision.is_earlier(id) {
             let name = named("award", kind, &original.id, decision.again.as_deref());
             let ready = match cx.claim_state(&name).await? {
                 ClaimState::Done(award) | ClaimState::TakenBack(_, award) => {
