@@ -12,6 +12,7 @@ use super::{AWARD, CALCULATE, Currency, NOTHING};
 use crate::clients::inngest::Events;
 use crate::consumers::award_time::{self, MerchantSettings};
 use crate::consumers::call::{outcome, unwritable};
+use crate::consumers::snapshot::YOUNG;
 use crate::dedup::{Moment, TakenBack};
 use crate::engine::{Accepted, ClaimState, Cx, Failure, Locked, Once, Outcome};
 use crate::measures;
@@ -63,7 +64,7 @@ impl Currency {
     ) -> Result<Outcome, Failure> {
         self.noted.note(cx).await?;
         let name = source.claim("award");
-        if turn != Turn::Here {
+        if turn != Turn::Here && !(turn == Turn::Young && self.claims_tell(cx, at).await?) {
             match cx.claim_state(&name).await? {
                 ClaimState::Done(_) => return Ok(Outcome::Duplicate),
                 ClaimState::TakenBack(by, _) => {
@@ -72,11 +73,14 @@ impl Currency {
                 ClaimState::Nothing if turn == Turn::Again => {
                     return self.awarded_again(cx, source, at, turn, None).await;
                 }
-                ClaimState::Nothing => {
-                    if self.ledger.wallet_has(cx, source.kind, &source.id, None).await? {
-                        return Ok(Outcome::Skipped("awarded_before"));
-                    }
-                }
+                ClaimState::Nothing => {}
+            }
+            let wallet = self.ledger.wallet(cx, source).await?;
+            if wallet.holds_award() {
+                return Ok(Outcome::Skipped("awarded_before"));
+            }
+            if wallet.is_reversed() {
+                return self.awarded_again(cx, source, at, turn, None).await;
             }
         }
         let unsure = turn == Turn::Unsure;
@@ -85,6 +89,13 @@ impl Currency {
             Once::TakenBack(by) => self.awarded_again(cx, source, at, turn, Some(by)).await,
             step => Ok(outcome(&[step], NOTHING)),
         }
+    }
+
+    /// Whether claims have been kept for as long as a young row can have existed, so that they know
+    /// everything that was awarded for it and taken back.
+    async fn claims_tell(&self, cx: &Cx, at: Moment) -> Result<bool, Failure> {
+        let created = committed(at) - SignedDuration::try_from(YOUNG).unwrap_or(IDS_KNOWN);
+        Ok(cx.claims_since().await?.is_some_and(|since| since <= created))
     }
 
     /// A source counts whose award was taken back, as claims or the row itself tell.

@@ -157,6 +157,33 @@ pub fn original<'a>(
     }
 }
 
+/// Entries of the wallet for one source. A reversal of the whole has as many as its award.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wallet {
+    awards: usize,
+    reversals: usize,
+}
+
+impl Wallet {
+    /// Something was credited, and is not taken back.
+    #[must_use]
+    pub fn holds_award(self) -> bool {
+        self.awards > self.reversals
+    }
+
+    /// Something was credited, and the whole of it was taken back.
+    #[must_use]
+    pub fn is_reversed(self) -> bool {
+        self.reversals > 0 && !self.holds_award()
+    }
+
+    /// Something was credited after a whole was taken back.
+    #[must_use]
+    pub fn holds_award_after_reversal(self) -> bool {
+        self.reversals > 0 && self.holds_award()
+    }
+}
+
 /// The ledgers, as refunds ask them.
 #[derive(Debug, Clone)]
 pub struct Ledger {
@@ -215,15 +242,11 @@ impl Ledger {
         Ok(debits)
     }
 
-    /// Whether the wallet holds more awards of this source than reversals of the whole of it.
+    /// What the wallet holds of this source.
     ///
     /// # Errors
     /// When Supabase cannot be asked.
-    pub async fn holds_award_after_reversal(
-        &self,
-        cx: &Cx,
-        source: &Source,
-    ) -> Result<bool, Failure> {
+    pub async fn wallet(&self, cx: &Cx, source: &Source) -> Result<Wallet, Failure> {
         #[derive(Deserialize)]
         struct Entry {
             component: Option<String>,
@@ -233,7 +256,7 @@ impl Ledger {
         let entries: Vec<Entry> = self.calls.select_all(cx, WALLET, &query, "id").await?;
         let is_reversal = |entry: &&Entry| entry.component.as_deref() == Some("reversal");
         let reversals = entries.iter().filter(is_reversal).count();
-        Ok(reversals > 0 && entries.len() > 2 * reversals)
+        Ok(Wallet { awards: entries.len() - reversals, reversals })
     }
 
     /// Whether the wallet already holds an entry for this source, of this component if one is named.

@@ -135,7 +135,7 @@ fn plan(work: &Work) -> Plan {
         Work::Award { source, turn, .. } => Plan {
             lane: claim_lane(source.kind, &source.id),
             claim: source.claim("award"),
-            steps: ask(*turn != Turn::Here)
+            steps: ask(matches!(turn, Turn::Unsure | Turn::Again))
                 .into_iter()
                 .chain([format!("rpc {CALCULATE}"), event(AWARD, source)])
                 .collect(),

@@ -106,7 +106,7 @@ impl Currency {
         // Claims were emptied since it was awarded again: the ids of the first award were used.
         let forgotten = known.is_none()
             && refund.turned
-            && self.ledger.holds_award_after_reversal(cx, source).await?;
+            && self.ledger.wallet(cx, source).await?.holds_award_after_reversal();
         let mut decision = known.unwrap_or_default();
         if forgotten {
             decision.begin(again(refund.at));

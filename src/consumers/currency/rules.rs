@@ -79,8 +79,10 @@ pub enum Work {
 /// Whether a source counts since a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// Its state before says so, or the row is young: claims and event ids absorb repeats.
+    /// Its state before says so, or the row is new.
     Here,
+    /// Its state before is not known, but the row is young: claims and event ids absorb repeats.
+    Young,
     /// It was refunded or cancelled before: it counts once more.
     Again,
     /// Nobody can tell from the change: it may have been awarded before.
@@ -262,8 +264,13 @@ fn turned(
         (Counts, Some(Standing::Other)) => Ok(Turn::Unsure),
         (Counts | Debits | TakenBack, Some(_)) => Ok(Turn::Here),
         (Counts | Debits | TakenBack, None) => {
-            let here = change.op == Op::Create || snapshot::was_young(row, change.commit_time)?;
-            Ok(if here { Turn::Here } else { Turn::Unsure })
+            if change.op == Op::Create {
+                Ok(Turn::Here)
+            } else if snapshot::was_young(row, change.commit_time)? {
+                Ok(Turn::Young)
+            } else {
+                Ok(Turn::Unsure)
+            }
         }
         (Open | EarnsNothing | Standing::Other, _) => Err("does_not_count"),
     })

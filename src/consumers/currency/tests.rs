@@ -453,6 +453,26 @@ async fn a_debit_of_a_purchase_that_counts_again_waits_for_the_award_that_it_tak
 }
 
 #[tokio::test]
+async fn a_young_row_whose_claims_were_emptied_goes_by_the_wallet() {
+    // Never awarded; awarded; awarded and taken back.
+    for (entries, expected) in [
+        (&[][..], Ok("currency/award:purchase:p")),
+        (&["base"], Err(Outcome::Skipped("awarded_before"))),
+        (&["base", "reversal"], Ok("currency/award:purchase:p:again:1")),
+    ] {
+        let scene = Scene::start().await;
+        for component in entries {
+            scene.credited("p", component);
+        }
+        let outcome = scene.done(&scene.award(Turn::Young)).await;
+        match expected {
+            Ok(id) => assert_eq!(scene.sent(), [(id.to_owned(), None)]),
+            Err(skipped) => assert_eq!(outcome, skipped),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_purchase_that_was_cancelled_before_it_counted_is_awarded_as_any_other() {
     let scene = Scene::start().await;
     scene.bench.kept_since(Timestamp::now() - jiff::SignedDuration::from_hours(48));

@@ -94,7 +94,7 @@ fn a_purchase_that_counts_again_or_may_have_counted_is_told_apart_from_one_that_
     }
     let reopened = purchase("processing", json!({}));
     assert_eq!(awards(routed("u", reopened, completed())), Ok(Turn::Unsure));
-    assert_eq!(awards(routed("u", Value::Null, completed())), Ok(Turn::Here), "it is young");
+    assert_eq!(awards(routed("u", Value::Null, completed())), Ok(Turn::Young));
     assert_eq!(awards(routed("u", Value::Null, purchase("completed", old()))), Ok(Turn::Unsure));
 }
 
