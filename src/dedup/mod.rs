@@ -287,8 +287,11 @@ impl Claims {
     /// What is known of `key`, here too; `None` where no claim can tell (the store is away or empty).
     pub async fn read(&self, key: String) -> Option<Reply> {
         let remembered = self.recent.find(&key);
-        let known = self.ask(Op::Read { key }).await.ok().filter(|reply| *reply != Reply::Free);
-        known.or(remembered.map(|accepted_ms| Reply::Done { accepted_ms, due_ms: 0 }))
+        let remembered = remembered.map(|accepted_ms| Reply::Done { accepted_ms, due_ms: 0 });
+        match self.ask(Op::Read { key }).await.ok() {
+            Some(done @ (Reply::Done { .. } | Reply::TakenBack { .. })) => Some(done),
+            known => remembered.or(known.filter(|reply| *reply != Reply::Free)),
+        }
     }
 
     async fn ask(&self, op: Op) -> Result<Reply, StoreAway> {

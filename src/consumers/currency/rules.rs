@@ -81,7 +81,7 @@ pub enum Work {
 pub enum Turn {
     /// Its state before says so, or the row is new.
     Here,
-    /// Its state before is not known, but the row is young: claims and event ids absorb repeats.
+    /// Its state before does not tell, but the row is young: claims and event ids absorb repeats.
     Young,
     /// It was refunded or cancelled before: it counts once more.
     Again,
@@ -260,10 +260,10 @@ fn turned(
         (TakenBack, Some(Open | EarnsNothing | Debits)) => Err("never_counted"),
         (TakenBack, None) if change.op == Op::Create => Err("never_counted"),
         (Counts, Some(TakenBack)) => Ok(Turn::Again),
+        (Counts | Debits | TakenBack, Some(before)) if before != Standing::Other => Ok(Turn::Here),
+        (Debits | TakenBack, Some(_)) => Ok(Turn::Here),
         // A purchase that was reopened may have been awarded before it was.
-        (Counts, Some(Standing::Other)) => Ok(Turn::Unsure),
-        (Counts | Debits | TakenBack, Some(_)) => Ok(Turn::Here),
-        (Counts | Debits | TakenBack, None) => {
+        (Counts, Some(_)) | (Counts | Debits | TakenBack, None) => {
             if change.op == Op::Create {
                 Ok(Turn::Here)
             } else if snapshot::was_young(row, change.commit_time)? {

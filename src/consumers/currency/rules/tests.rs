@@ -92,8 +92,10 @@ fn a_purchase_that_counts_again_or_may_have_counted_is_told_apart_from_one_that_
         let before = purchase(before, json!({}));
         assert_eq!(awards(routed("u", before, completed())), Ok(Turn::Again));
     }
-    let reopened = purchase("processing", json!({}));
-    assert_eq!(awards(routed("u", reopened, completed())), Ok(Turn::Unsure));
+    let reopened = |changes| purchase("processing", changes);
+    assert_eq!(awards(routed("u", reopened(json!({})), completed())), Ok(Turn::Young));
+    let (before, after) = (reopened(old()), purchase("completed", old()));
+    assert_eq!(awards(routed("u", before, after)), Ok(Turn::Unsure));
     assert_eq!(awards(routed("u", Value::Null, completed())), Ok(Turn::Young));
     assert_eq!(awards(routed("u", Value::Null, purchase("completed", old()))), Ok(Turn::Unsure));
 }
