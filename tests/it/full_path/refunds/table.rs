@@ -60,6 +60,13 @@ pub(super) fn permutations(act: u64, merchants: &[Merchant]) -> Vec<Play> {
     plays
 }
 
+/// Half of them: the other half where the act's number is odd instead of even.
+pub(super) fn every_other(act: u64, merchants: &[Merchant]) -> Vec<Play> {
+    let plays = permutations(act, merchants).into_iter().enumerate();
+    let half = plays.filter(|(number, _)| *number as u64 % 2 == act % 2);
+    half.map(|(_, play)| play).collect()
+}
+
 /// In `order` the highest number stands for the whole where there are more numbers than debits.
 fn permutation(
     name: String,
