@@ -296,13 +296,8 @@ impl<'a> Parts<'_, 'a> {
         if position.is_err() || (commit_ms.is_none() && outer_ms.is_err()) {
             remarks.add(Remark::UnknownPosition);
         }
-        let commit_time = [commit_ms, outer_ms.ok().flatten(), self.record.timestamp_ms]
-            .into_iter()
-            .find_map(|ms| Timestamp::from_millisecond(ms?).ok())
-            .ok_or(DecodeError::Malformed {
-                place: "commit time",
-                expected: "told by source.ts_ms, __ts_ms or the record's timestamp",
-            })?;
+        let times = [commit_ms, outer_ms.ok().flatten(), self.record.timestamp_ms];
+        let commit_time = first_time(times)?;
         let snapshot = op == Op::Read || source.is_snapshot();
         let table = table(source.table.text(), self.record.topic);
         let types = Types::new(table.clone(), self.options);
@@ -311,15 +306,8 @@ impl<'a> Parts<'_, 'a> {
                 Row::new(key, types.with(key_schema.map(|raw| Schema::new(raw, None))))
             }
             unknown => {
-                let types = types.with(schema.clone());
                 let image = before.as_ref().or(after.as_ref());
-                let key = image.map(|row| row.only(types.primary_key())).unwrap_or_default();
-                match unknown {
-                    Err(error) if op == Op::Delete && key.0.is_empty() => {
-                        return Err(DecodeError::DeleteWithoutKey(Box::new(error)));
-                    }
-                    _ => Row::new(key, types),
-                }
+                key_of_row(op, unknown.err(), image, types.with(schema.clone()))?
             }
         };
         let mut before = before.map(|columns| Row::new(columns, types.with(schema.clone())));
@@ -344,6 +332,32 @@ impl<'a> Parts<'_, 'a> {
             },
             table,
         }))
+    }
+}
+
+/// The first of these times in milliseconds that is one.
+fn first_time(times: [Option<i64>; 3]) -> Result<Timestamp, DecodeError> {
+    let mut times = times.into_iter().flatten();
+    times.find_map(|ms| Timestamp::from_millisecond(ms).ok()).ok_or(DecodeError::Malformed {
+        place: "commit time",
+        expected: "told by source.ts_ms, __ts_ms or the record's timestamp",
+    })
+}
+
+/// The key of a record whose own is none, or cannot be read for this reason: the primary key's columns
+/// of its row.
+fn key_of_row<'a>(
+    op: Op,
+    unread: Option<DecodeError>,
+    image: Option<&Columns<'a>>,
+    types: Types<'a>,
+) -> Result<Row<'a>, DecodeError> {
+    let key = image.map(|row| row.only(types.primary_key())).unwrap_or_default();
+    match unread {
+        Some(error) if op == Op::Delete && key.0.is_empty() => {
+            Err(DecodeError::DeleteWithoutKey(Box::new(error)))
+        }
+        _ => Ok(Row::new(key, types)),
     }
 }
 

@@ -13,8 +13,6 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The record's text, without the wire prefix (byte 0 and four bytes of a schema id), a byte order mark
 /// and white space around it.
 pub(super) fn text(bytes: &[u8], part: Part) -> Result<&str, DecodeError> {
-    let whole = bytes.len();
-    let bytes = without_mark(bytes);
     let body = match bytes {
         [0, a, b, c, d, body @ ..] => {
             if !looks_like_json(body) {
@@ -27,9 +25,9 @@ pub(super) fn text(bytes: &[u8], part: Part) -> Result<&str, DecodeError> {
             }
             without_mark(body)
         }
-        _ => bytes,
+        _ => without_mark(bytes),
     };
-    let skipped = whole - body.len();
+    let skipped = bytes.len() - body.len();
     std::str::from_utf8(body)
         .map(|text| text.trim_ascii())
         .map_err(|error| DecodeError::Utf8 { part, at: skipped + error.valid_up_to() })

@@ -18,6 +18,8 @@ pub(super) struct Repair {
     pub(super) id: u32,
     /// The offset that should have come next.
     pub(super) next: i64,
+    /// Whether its topic is another one by now.
+    pub(super) anew: bool,
     /// What the log holds.
     pub(super) log: JoinHandle<KafkaResult<(i64, i64)>>,
 }

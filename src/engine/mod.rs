@@ -10,9 +10,11 @@
 
 mod assignment;
 pub mod backpressure;
+mod ends;
 mod exclusive;
 pub mod frontier;
 pub mod intake;
+mod known;
 pub mod lanes;
 pub mod metadata;
 pub mod offsets;

@@ -8,14 +8,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::backpressure::Load;
 use super::frontier::{Finished, Frontier, Stamp};
+use super::known::Left;
 use super::metadata;
 use super::offsets::{Admission, Offsets};
 use super::start::Start;
 use super::work::Origin;
+use crate::kafka::TopicId;
 
 /// How many further statistics must say that nobody fetches a partition: it may have been assigned
 /// just now, or wait for a commit.
 const STOPPED_FOR: u64 = 2;
+
+/// How often a watermark is committed that the automatic commit passes over.
+const REPEATS: u8 = 5;
 
 /// One assignment of one partition. A partition that comes back is a new one, so that a late
 /// completion of the old cannot touch it.
@@ -37,8 +42,19 @@ pub(crate) struct Partition {
     finished: Finished,
     bytes: usize,
     stored: Option<i64>,
+    /// The highest offset that this client has committed, whatever the topic was then.
+    remembered: i64,
+    /// It began below that: the automatic commit, which never goes back, passes over it until then.
+    rewound: bool,
+    /// What was last committed for that reason, and how often it will be again.
+    repeats: Option<(i64, u8)>,
+    /// The topic that the name stood for, and what was finished when that was last asked.
+    topic_id: Option<TopicId>,
+    noted: Option<Frontier>,
     /// Outcomes above the watermark since the last commit that carried them.
     uncommitted: usize,
+    /// Where its log ends, as far as was asked while it is paused.
+    end: Option<i64>,
     /// Where its log begins is not known yet.
     unknown: bool,
     /// Nobody fetches it: since which statistics, and what was to come next then.
@@ -57,7 +73,23 @@ pub(crate) struct Commit {
 }
 
 impl Partition {
-    pub(crate) fn new(start: Start, stop: &CancellationToken, now: Timestamp) -> Self {
+    /// A partition that starts as is said; `left` is what was known when it was last given up here.
+    pub(crate) fn new(
+        start: Start,
+        left: Option<Left>,
+        stop: &CancellationToken,
+        now: Timestamp,
+    ) -> Self {
+        let committed = start.committed.unwrap_or(0);
+        let remembered = left.as_ref().map_or(committed, |left| left.committed.max(committed));
+        // One that goes on where the group is may still be taken for the topic that it was.
+        let goes_on = start.committed == Some(start.offset);
+        let topic_id = left.as_ref().filter(|_| goes_on).and_then(|left| left.topic_id);
+        // The group's own word goes before what is remembered here.
+        let frontier = match left {
+            Some(left) if start.committed.is_none() => left.frontier,
+            _ => start.frontier,
+        };
         Self {
             topic: start.topic.into(),
             number: start.partition,
@@ -68,11 +100,17 @@ impl Partition {
             draining: false,
             running: 0,
             offsets: Offsets::new(start.offset, start.completed),
-            frontier: start.frontier,
+            frontier,
             finished: Finished::default(),
             bytes: 0,
             stored: None,
+            remembered,
+            rewound: start.offset < remembered,
+            repeats: None,
+            topic_id,
+            noted: None,
             uncommitted: 0,
+            end: None,
             unknown: start.unknown,
             stopped: None,
             oldest_since: Instant::now(),
@@ -145,6 +183,47 @@ impl Partition {
         }
     }
 
+    /// What is kept of it when it is given up.
+    pub(super) fn left(&self) -> Left {
+        Left {
+            committed: self.remembered,
+            frontier: self.frontier.clone(),
+            topic_id: self.topic_id,
+        }
+    }
+
+    /// Notes what is finished now, of the topic that its name stands for now.
+    pub(crate) fn note_frontier(&mut self) {
+        self.noted = Some(self.frontier.clone());
+    }
+
+    /// Forgets what was finished since that was last noted.
+    pub(crate) fn back_to_noted_frontier(&mut self) {
+        if let Some(noted) = self.noted.take() {
+            self.frontier = noted;
+        }
+    }
+
+    /// Whether its name stands for another topic, `id`, than before.
+    pub(crate) fn is_of_another(&mut self, id: TopicId) -> bool {
+        *self.topic_id.get_or_insert(id) != id
+    }
+
+    /// Whether its watermark is to be committed by itself.
+    pub(crate) fn commits_itself(&mut self) -> bool {
+        let watermark = self.offsets.watermark();
+        if !self.rewound || watermark > self.remembered {
+            self.rewound = false;
+            return false;
+        }
+        let left = match self.repeats {
+            Some((of, left)) if of == watermark => left,
+            _ => REPEATS,
+        };
+        self.repeats = Some((watermark, left.saturating_sub(1)));
+        left > 0
+    }
+
     /// What was finished of each source table.
     pub(crate) fn frontier(&self) -> &Frontier {
         &self.frontier
@@ -155,6 +234,25 @@ impl Partition {
         let gone = self.offsets.skip_to(offset);
         // Where its log began was not known.
         if std::mem::take(&mut self.unknown) { 0 } else { gone }
+    }
+
+    pub(crate) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+        if !paused {
+            self.end = None;
+        }
+    }
+
+    /// Its log ends there; statistics tell while it is fetched.
+    pub(crate) fn ends_at(&mut self, end: i64) {
+        if self.paused {
+            self.end = Some(end);
+        }
+    }
+
+    /// Records that were not taken yet, where statistics tell of so many.
+    pub(crate) fn lag(&self, told: i64) -> i64 {
+        self.end.map_or(told, |end| told.max(end - self.next_offset()))
     }
 
     /// Whether nobody has fetched it for a while, by statistics number `number`: it was assigned
@@ -198,6 +296,7 @@ impl Partition {
     pub(crate) fn commit(&mut self) -> Commit {
         let watermark = self.offsets.watermark();
         self.stored = Some(watermark);
+        self.remembered = self.remembered.max(watermark);
         self.uncommitted = 0;
         Commit {
             topic: Arc::clone(&self.topic),

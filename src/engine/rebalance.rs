@@ -20,7 +20,7 @@ use super::partition::{Commit, Partition};
 use super::parts::EngineError;
 use super::report::ANOTHER_ASSIGNOR;
 use super::session::Session;
-use super::start::{PlanError, Start, plan};
+use super::start::{Loss, PlanError, Start, plan};
 use super::{Consumer, Observed};
 use crate::kafka::{self, Rebalance, Signals};
 
@@ -106,10 +106,11 @@ impl<C: Consumer> Session<'_, C> {
         let topics = self.topics.clone();
         let reset = self.engine.kafka.offset_reset();
         let assigned = names.clone();
+        let seen = self.known.topics();
         let plan = tokio::task::spawn(async move {
             tokio::time::sleep(after).await;
             let planned = tokio::task::spawn_blocking(move || {
-                plan(&client, &group, &topics, &assigned, reset)
+                plan(&client, &group, &topics, &assigned, &seen, reset)
             });
             planned.await.unwrap_or(Err(PlanError::Interrupted))
         });
@@ -165,7 +166,12 @@ impl<C: Consumer> Session<'_, C> {
     pub(super) fn add(&mut self, start: Start) -> u32 {
         self.next_id += 1;
         let id = self.next_id;
-        let partition = Partition::new(start, self.stop, Timestamp::now());
+        let left = self.known.take(&Arc::from(&*start.topic), start.partition);
+        let before = left.as_ref().map_or(0, |left| left.committed);
+        if start.committed.is_none() && start.lost.is_none() && before > start.offset {
+            self.report_loss(&start.topic, start.partition, Loss::Recreated);
+        }
+        let partition = Partition::new(start, left, self.stop, Timestamp::now());
         let (offset, completed) = partition.standing();
         tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group,
             messaging.destination.name = %partition.topic,
@@ -232,6 +238,7 @@ impl<C: Consumer> Session<'_, C> {
     fn give_up(&mut self) {
         let Some(Draining { ids, .. }) = self.assignment.draining.take() else { return };
         self.store(&ids, false);
+        self.commit_rewound(|p| p.draining);
         let result = {
             let list = list(ids.iter().filter_map(|id| self.partitions.get(id)));
             self.client.incremental_unassign(&list)
@@ -266,6 +273,7 @@ impl<C: Consumer> Session<'_, C> {
         for id in ids {
             if let Some(partition) = self.partitions.remove(id) {
                 partition.kill.cancel();
+                self.known.keep(&partition);
                 self.total_without(&partition);
                 if let Some(numbers) = self.index.get_mut(&partition.topic) {
                     numbers.remove(&partition.number);
@@ -289,7 +297,21 @@ impl<C: Consumer> Session<'_, C> {
             let standing = self.ids_where(Partition::has_uncommitted);
             let commits = self.commits(&standing);
             self.commit(&commits, CommitMode::Async);
+            self.commit_rewound(|p| !p.draining);
         }
+    }
+
+    /// Commits what the automatic commit passes over: watermarks of logs that begin anew, below what
+    /// the client remembers as committed. Several times, since nobody tells which commit was lost.
+    fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
+        let mut ids = Vec::new();
+        for (id, partition) in &mut self.partitions {
+            if condition(partition) && partition.commits_itself() {
+                ids.push(*id);
+            }
+        }
+        let commits = self.commits(&ids);
+        self.commit(&commits, CommitMode::Async);
     }
 
     pub(super) fn ids_where(&self, condition: impl Fn(&Partition) -> bool) -> Vec<u32> {

@@ -111,18 +111,18 @@ impl<C: Consumer> Session<'_, C> {
             let (client, next) = (Arc::clone(&self.client), partition.next_offset());
             let look =
                 tokio::task::spawn_blocking(move || log(&client, &topic, number, next, TIMEOUT));
-            self.assignment.repairs.push(Repair { id: *id, next, log: look });
+            self.assignment.repairs.push(Repair { id: *id, next, anew: false, log: look });
         }
     }
 
     /// Has partitions read on of which it is known by now what their logs hold.
     pub(super) fn finish_repairs(&mut self) {
         let mut repairs = std::mem::take(&mut self.assignment.repairs);
-        repairs.retain_mut(|Repair { id, next, log }| match log.now_or_never() {
+        repairs.retain_mut(|Repair { id, next, anew, log }| match log.now_or_never() {
             None => true,
             Some(found) => {
                 match found {
-                    Ok(Ok(bounds)) => self.read_on(*id, *next, bounds),
+                    Ok(Ok(bounds)) => self.read_on(*id, *next, *anew, bounds),
                     Ok(Err(error)) => self.warn_on_error("look into a log", Err(error)),
                     Err(_) => {}
                 }
@@ -134,15 +134,15 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and refuses
     /// a seek then: the partition is given up and taken again.
-    fn read_on(&mut self, id: u32, next: i64, (low, high): (i64, i64)) {
+    fn read_on(&mut self, id: u32, next: i64, anew: bool, (low, high): (i64, i64)) {
         // Something has come since: it is being fetched, and the log holds more by now.
-        let stands = |p: &&mut Partition| !p.draining && p.next_offset() == next;
+        let stands = |p: &&mut Partition| !p.draining && (anew || p.next_offset() == next);
         let Some(partition) = self.partitions.get_mut(&id).filter(stands) else { return };
         if !self.assignment.is_settled() {
             // The group waits for another answer.
             return;
         }
-        let recreated = next > high;
+        let recreated = anew || next > high;
         let offset = if recreated { low } else { next.max(low) };
         let (topic, number) = (Arc::clone(&partition.topic), partition.number);
         let again = || {
@@ -155,9 +155,9 @@ impl<C: Consumer> Session<'_, C> {
         if let Err(error) = again() {
             return self.warn_on_error("read on", Err(error));
         }
-        partition.paused = false;
+        partition.set_paused(false);
         if recreated {
-            return self.begin_anew(id, low);
+            return self.begin_anew(id, low, anew);
         }
         match partition.skip_to(offset) {
             0 => {
@@ -170,8 +170,13 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// The log is another one than before: what is known of the old one's offsets holds no longer.
-    fn begin_anew(&mut self, id: u32, low: i64) {
-        let Some(partition) = self.partitions.get(&id) else { return };
+    /// Where some of it may have been read already, behind what was not, that says nothing of what
+    /// lies before it: what is known of positions is from before then.
+    fn begin_anew(&mut self, id: u32, low: i64, some_was_read: bool) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        if some_was_read {
+            partition.back_to_noted_frontier();
+        }
         let start = Start {
             topic: partition.topic.to_string(),
             partition: partition.number,
@@ -179,6 +184,7 @@ impl<C: Consumer> Session<'_, C> {
             frontier: partition.frontier().clone(),
             completed: OffsetMap::default(),
             lost: Some(Loss::Recreated),
+            committed: None,
             unknown: false,
         };
         self.report_loss(&start.topic, start.partition, Loss::Recreated);

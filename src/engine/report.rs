@@ -78,7 +78,9 @@ impl<C: Consumer> Session<'_, C> {
         let vitals = self.partitions.values().map(|partition| PartitionVitals {
             topic: Arc::clone(&partition.topic),
             number: partition.number,
-            lag: readings.of(&partition.topic, partition.number).map_or(0, |reading| reading.lag),
+            lag: partition.lag(
+                readings.of(&partition.topic, partition.number).map_or(0, |reading| reading.lag),
+            ),
             waiting: partition.waiting(now),
         });
         vitals.collect()

@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, list};
 use super::backpressure::{Backpressure, Load};
+use super::ends::Ends;
 use super::intake::{Intake, Lane, Route, intake};
+use super::known::Known;
 use super::lanes::{LaneId, Lanes};
 use super::offsets::Admission;
 use super::partition::Partition;
@@ -77,6 +79,10 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) progress: Instant,
     commit_at: Instant,
     pub(super) snapshot: SnapshotCount,
+    /// Where paused partitions end.
+    pub(super) ends: Ends,
+    /// What is known of topics beyond one assignment.
+    pub(super) known: Known,
     /// When this member last joined anew, to hear what it had missed.
     pub(super) joined_anew: Option<Instant>,
     /// What was warned of, by topic.
@@ -125,6 +131,8 @@ impl<'a, C: Consumer> Session<'a, C> {
             progress: now,
             commit_at: now,
             snapshot: SnapshotCount::default(),
+            ends: Ends::default(),
+            known: Known::default(),
             joined_anew: None,
             warned_of: HashSet::new(),
             refused: None,
@@ -354,7 +362,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         }
         for id in ids {
             if let Some(partition) = self.partitions.get_mut(id) {
-                partition.paused = pause;
+                partition.set_paused(pause);
             }
         }
     }
@@ -371,6 +379,8 @@ impl<'a, C: Consumer> Session<'a, C> {
         if self.stopping.is_none() {
             self.finish_repairs();
             self.plan_repairs(signals);
+            self.look_for_new_topics(now);
+            self.look_at_ends(now);
             self.adopt_orphans();
             self.catch_up_with_group(now, signals);
             self.look_at_topics(now);

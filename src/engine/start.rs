@@ -3,7 +3,8 @@
 //! Runs on a blocking thread before the assignment is answered: that is the place where what was
 //! committed can be read, new partitions be told from a new group, and losses be found.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::Offset;
@@ -38,6 +39,8 @@ pub(super) struct Start {
     pub(super) frontier: Frontier,
     /// What was completed at and above `offset`.
     pub(super) completed: OffsetMap,
+    /// What the group had committed.
+    pub(super) committed: Option<i64>,
     /// Where its log begins is not known yet: `offset` is a guess.
     pub(super) unknown: bool,
     /// Set when committed records are gone: how many, where that can be known.
@@ -76,16 +79,20 @@ pub(super) enum PlanError {
 
 type Name = (String, i32);
 
-/// Finds where each of `assigned` starts. `topics` are all topics of the group.
+/// Finds where each of `assigned` starts. `topics` are all topics of the group; those that are `seen`
+/// were consumed before by this process.
 pub(super) fn plan(
     consumer: &GroupConsumer,
     group: &str,
     topics: &[String],
     assigned: &[Name],
+    seen: &HashSet<Arc<str>>,
     reset: Option<OffsetReset>,
 ) -> Result<Vec<Start>, PlanError> {
     let mut committed = committed(consumer, assigned)?;
-    if assigned.iter().any(|name| !committed.contains_key(name)) {
+    // The group's offsets go with a topic that is deleted: one that is made anew begins nowhere new.
+    let is_new = |name: &&Name| !committed.contains_key(*name) && !seen.contains(&*name.0);
+    if assigned.iter().find(is_new).is_some() {
         begin(consumer, group, topics, reset)?;
         committed = self::committed(consumer, assigned)?;
     }
@@ -151,7 +158,9 @@ fn start(
         _ => (committed, completed, None),
     };
     let unknown = log.is_none() && known.is_none();
-    Start { topic: topic.to_owned(), partition, offset, frontier, completed, lost, unknown }
+    let topic = topic.to_owned();
+    let committed = known.map(|(offset, _)| *offset);
+    Start { topic, partition, offset, frontier, completed, lost, committed, unknown }
 }
 
 /// For a group that has no commit anywhere, decides where it begins and commits that for every

@@ -1,5 +1,6 @@
 //! Clients of the broker, configured for the promises that the engine makes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
 
 use super::context::Context;
+use super::topic_ids::{TopicId, TopicIds};
 use crate::config::{self, GroupProtocol, OffsetReset, Properties};
 
 /// The consumer of one group.
@@ -32,6 +34,7 @@ pub struct Kafka {
     settings: config::Kafka,
     commit_interval: Duration,
     drain_deadline: Duration,
+    topic_ids: Arc<TopicIds>,
 }
 
 impl Kafka {
@@ -43,7 +46,7 @@ impl Kafka {
         commit_interval: Duration,
         drain_deadline: Duration,
     ) -> Self {
-        Self { settings, commit_interval, drain_deadline }
+        Self { settings, commit_interval, drain_deadline, topic_ids: Arc::default() }
     }
 
     /// Clients as `settings` say.
@@ -100,6 +103,20 @@ impl Kafka {
         }
         apply(&mut client, &self.settings.properties);
         client
+    }
+
+    /// The ids of these topics, of those that are there and have one. Blocks.
+    ///
+    /// # Errors
+    /// When no broker answers within `timeout`.
+    pub(crate) fn topic_ids(
+        &self,
+        topics: &[String],
+        timeout: Duration,
+    ) -> KafkaResult<HashMap<String, TopicId>> {
+        let mut config = self.base();
+        config.set("allow.auto.create.topics", "false");
+        self.topic_ids.ask(&config, topics, timeout)
     }
 
     /// A consumer in `group`. `own` properties win over those of all clients.

@@ -8,6 +8,7 @@ mod dead_letters;
 mod groups;
 mod raw;
 mod saved;
+mod topic_ids;
 
 pub(crate) use self::client::GroupConsumer;
 pub use self::client::Kafka;
@@ -17,3 +18,4 @@ pub(crate) use self::dead_letters::Letter;
 pub(crate) use self::groups::{is_ours, orphans};
 pub(crate) use self::raw::{headers, metadata};
 pub(crate) use self::saved::{SavedRecord, size};
+pub(crate) use self::topic_ids::TopicId;

@@ -132,3 +132,20 @@ fn what_decoding_is_told_is_configured() {
         said_of(&json!("null"), &[])["consumers"]["currency"]
     );
 }
+
+#[test]
+fn a_needed_column_that_is_not_there_is_named_and_null_is_anonymous() {
+    let reports = explained("missing_column");
+    let [user, status, null] = &reports[..] else { panic!("three records") };
+    for consumer in ["currency", "mission", "tier"] {
+        let reason = |report: &Value| {
+            assert_eq!(report["consumers"][consumer]["decision"], "skip", "{report}");
+            report["consumers"][consumer]["reason"].as_str().expect("a reason").to_owned()
+        };
+        for (report, column) in [(user, "user_id"), (status, "status")] {
+            let expected = format!("dead letter: column purchase_ledger.{column} is not there");
+            assert!(reason(report).starts_with(&expected), "{consumer}: {}", reason(report));
+        }
+        assert_eq!(reason(null), "anonymous");
+    }
+}

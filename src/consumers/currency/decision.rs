@@ -7,6 +7,7 @@ use bigdecimal::{BigDecimal, Signed, Zero};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::ledger::Purchase;
 use crate::consumers::refund::{NoPercentage, refund_percentage};
 use crate::dedup::Moment;
 
@@ -134,6 +135,16 @@ impl Decision {
         let fits = percent.parse().is_ok_and(|percent: BigDecimal| percent <= left);
         let percent = if fits { percent } else { written(&left) };
         Ok(Share { percent, amount: part.to_plain_string(), ..Share::default() })
+    }
+
+    /// Counts debits of a purchase of `original`, in their order, which are decided by that. One whose
+    /// share cannot be told is set aside itself, and adds nothing.
+    pub fn count(&mut self, debits: &[Purchase], original: Option<&BigDecimal>) {
+        for row in debits {
+            if let Ok(share) = self.share(row.amount().as_ref(), original) {
+                self.set_debit(&row.id, share);
+            }
+        }
     }
 
     /// What the whole takes: what is left.

@@ -77,16 +77,34 @@ impl Purchase {
         self.final_amount.as_ref()?.get().trim_matches('"').parse().ok()
     }
 
+    /// Its `updated_at`.
+    #[must_use]
+    pub fn updated_at(&self) -> Option<Timestamp> {
+        self.updated_at
+    }
+
     /// When it was last touched, as far as the row tells.
     #[must_use]
     pub fn touched_at(&self) -> Option<Timestamp> {
         self.created_at.max(self.updated_at)
     }
 
-    /// Whether something of `then` came after this row was last touched.
+    /// Whether what happened at `then` came after this row was last touched.
     #[must_use]
     pub fn is_before(&self, then: Option<Timestamp>) -> bool {
         came_after(then, self.updated_at)
+    }
+
+    /// Whether this row was created after `updated`.
+    #[must_use]
+    pub fn came_after(&self, updated: Option<Timestamp>) -> bool {
+        came_after(self.created_at, updated)
+    }
+
+    /// By which debits of one purchase are counted: whoever decides, each gets the same share.
+    #[must_use]
+    pub fn order(&self) -> (Option<Timestamp>, &str) {
+        (self.created_at, &self.id)
     }
 }
 
@@ -165,8 +183,8 @@ impl Ledger {
         self.purchases(cx, merchant, ("transaction_number", number)).await
     }
 
-    /// The debits that take back this purchase now, the oldest first, of those that came before it
-    /// was last touched or whose reversal the wallet holds. `decided` are known already.
+    /// The debits that take back this purchase now, the oldest first: those that are `early`, and the
+    /// others whose reversal the wallet holds. `decided` are known already.
     ///
     /// # Errors
     /// When Supabase cannot be asked.
@@ -175,8 +193,8 @@ impl Ledger {
         cx: &Cx,
         purchase: &Source,
         number: &str,
-        updated_at: Option<Timestamp>,
         decided: impl Fn(&str) -> bool + Send,
+        early: impl Fn(&Purchase) -> bool + Send,
     ) -> Result<Vec<Purchase>, Failure> {
         let merchant = &purchase.merchant_id;
         let mut debits = self.purchases(cx, merchant, ("external_ref", number)).await?;
@@ -189,14 +207,33 @@ impl Ledger {
             Original::Is(original) => original.id == purchase.id,
             Original::Missing | Original::Ambiguous => false,
         });
-        if debits.iter().any(|row| came_after(row.created_at, updated_at)) {
+        if !debits.iter().all(&early) {
             let reversed = self.reversed(cx, &debits).await?;
-            debits.retain(|row| {
-                !came_after(row.created_at, updated_at) || reversed.contains(&row.id)
-            });
+            debits.retain(|row| early(row) || reversed.contains(&row.id));
         }
-        debits.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
+        debits.sort_by(|one, other| one.order().cmp(&other.order()));
         Ok(debits)
+    }
+
+    /// Whether the wallet holds more awards of this source than reversals of the whole of it.
+    ///
+    /// # Errors
+    /// When Supabase cannot be asked.
+    pub async fn holds_award_after_reversal(
+        &self,
+        cx: &Cx,
+        source: &Source,
+    ) -> Result<bool, Failure> {
+        #[derive(Deserialize)]
+        struct Entry {
+            component: Option<String>,
+        }
+        let (kind, id) = (format!("eq.{}", source.kind), format!("eq.{}", source.id));
+        let query = [("source_type", &*kind), ("source_id", &*id), ("select", "id,component")];
+        let entries: Vec<Entry> = self.calls.select_all(cx, WALLET, &query, "id").await?;
+        let is_reversal = |entry: &&Entry| entry.component.as_deref() == Some("reversal");
+        let reversals = entries.iter().filter(is_reversal).count();
+        Ok(reversals > 0 && entries.len() > 2 * reversals)
     }
 
     /// Whether the wallet already holds an entry for this source, of this component if one is named.

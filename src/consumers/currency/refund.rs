@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::award::AWARD_STATE_UNKNOWN;
-use super::decision::{Decision, Share, named};
+use super::decision::{Decision, Share, again, named};
 use super::ledger::{self, Original, Purchase, came_at};
 use super::rules::{Debit, Refund, Source};
 use super::{CANCELLED, Currency, NOTHING, REVERSE};
@@ -103,7 +103,14 @@ impl Currency {
         {
             return Ok(Decided::Over(Outcome::Skipped("reversed_before")));
         }
+        // Claims were emptied since it was awarded again: the ids of the first award were used.
+        let forgotten = known.is_none()
+            && refund.turned
+            && self.ledger.holds_award_after_reversal(cx, source).await?;
         let mut decision = known.unwrap_or_default();
+        if forgotten {
+            decision.begin(again(refund.at));
+        }
         if let Some(share) = &decision.whole {
             let same = share.by == Some(refund.at);
             return Ok(if same {
@@ -114,13 +121,9 @@ impl Currency {
         }
         if let Some(number) = &refund.number {
             let known = |id: &str| decision.knows(id);
-            let debits = self.ledger.debits_of(cx, source, number, refund.updated_at, known);
-            for row in debits.await? {
-                // One whose share cannot be told is set aside itself, and adds nothing.
-                if let Ok(share) = decision.share(row.amount().as_ref(), refund.amount.as_ref()) {
-                    decision.set_debit(&row.id, share);
-                }
-            }
+            let early = |row: &Purchase| !row.came_after(refund.updated_at);
+            let debits = self.ledger.debits_of(cx, source, number, known, early).await?;
+            decision.count(&debits, refund.amount.as_ref());
         }
         let mut share = decision.rest();
         share.by = Some(refund.at);
@@ -216,6 +219,9 @@ impl Currency {
         let known = self.decision(cx, kind, &original.id).await?;
         let remembered = known.is_some();
         let mut decision = known.unwrap_or_default();
+        if !remembered {
+            self.count_earlier(cx, &mut decision, debit, original).await?;
+        }
         let decided = decision.debit(id).cloned();
         match &decided {
             Some(share) if share.by == Some(debit.at) => {
@@ -256,6 +262,26 @@ impl Currency {
         decision.set_debit(id, share.clone());
         self.keep(lock, kind, &original.id, &decision).await?;
         Ok(Decided::Share(share, decision.again))
+    }
+
+    /// Where nothing was decided yet, or that was forgotten, the debits before this one come first.
+    async fn count_earlier(
+        &self,
+        cx: &Cx,
+        decision: &mut Decision,
+        debit: &Debit,
+        original: &Purchase,
+    ) -> Result<(), Failure> {
+        let Some(number) = &debit.original else { return Ok(()) };
+        let purchase = Source { id: original.id.clone(), ..debit.source.clone() };
+        let own = (debit.created_at, &*debit.source.id);
+        let late =
+            |row: &Purchase| original.is_taken_back() && row.came_after(original.updated_at());
+        let early = |row: &Purchase| row.order() < own && !late(row);
+        let itself = |id: &str| id == own.1;
+        let debits = self.ledger.debits_of(cx, &purchase, number, itself, early).await?;
+        decision.count(&debits, original.amount().as_ref());
+        Ok(())
     }
 
     /// A reverse must not run before its award: waits for one that may still come, from a partition

@@ -96,6 +96,8 @@ pub struct Refund {
     pub at: Moment,
     /// The row is old and what it was before is not known: ask whether it was taken back already.
     pub ask_wallet: bool,
+    /// What the row was before says that it counted until now.
+    pub turned: bool,
     /// `transaction_number`, by which debit rows name it.
     pub number: Option<String>,
     /// The row's `final_amount`; none where that is no number.
@@ -119,7 +121,7 @@ pub struct Debit {
     pub ask_wallet: bool,
     /// The row's `created_at`.
     pub created_at: Option<Timestamp>,
-    /// Since when it counts, where it was pending before and the row tells.
+    /// Since when it counts, where it may have been pending before and the row tells.
     pub turned_at: Option<Timestamp>,
 }
 
@@ -231,8 +233,13 @@ pub fn route(
     let lane = Lane::in_partition((source.kind, &source.id));
     let at = moment(change);
     let work = match after {
-        Standing::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn)?)),
-        Standing::Debits => Work::Debit(Box::new(debit(row, source, at, turn, before)?)),
+        Standing::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn, before)?)),
+        Standing::Debits => {
+            // Under REPLICA IDENTITY DEFAULT any update may be the one by which it turned.
+            let turns =
+                before == Some(Standing::Open) || (before.is_none() && change.op == Op::Update);
+            Work::Debit(Box::new(debit(row, source, at, turn, turns)?))
+        }
         _ => Work::Award { source, at, turn },
     };
     Ok(Route::Process { work, lane })
@@ -294,7 +301,13 @@ fn check(
 /// Statuses of a row that has not counted yet.
 const OPEN: [&str; 2] = ["pending", "processing"];
 
-fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refund, DecodeError> {
+fn refund(
+    row: &Row<'_>,
+    source: Source,
+    at: Moment,
+    turn: Turn,
+    before: Option<Standing>,
+) -> Result<Refund, DecodeError> {
     let purchase = source.kind == PURCHASE;
     let (mut number, mut amount, mut updated_at) = (None, None, None);
     if purchase {
@@ -303,8 +316,8 @@ fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refun
         amount = row.decimal("final_amount").ok().and_then(Field::value);
         updated_at = row.timestamp("updated_at")?.value();
     }
-    let ask_wallet = turn == Turn::Unsure;
-    Ok(Refund { source, at, ask_wallet, number, amount, updated_at })
+    let (ask_wallet, turned) = (turn == Turn::Unsure, before.is_some());
+    Ok(Refund { source, at, ask_wallet, turned, number, amount, updated_at })
 }
 
 fn debit(
@@ -312,11 +325,10 @@ fn debit(
     source: Source,
     at: Moment,
     turn: Turn,
-    before: Option<Standing>,
+    turns: bool,
 ) -> Result<Debit, DecodeError> {
     row.needed("final_amount")?;
     let original = row.needed("external_ref")?.value().filter(|number| !number.is_empty());
-    let was_open = before == Some(Standing::Open);
     Ok(Debit {
         source,
         at,
@@ -324,7 +336,7 @@ fn debit(
         amount: row.decimal("final_amount")?.value(),
         ask_wallet: turn == Turn::Unsure,
         created_at: row.timestamp("created_at")?.value(),
-        turned_at: if was_open { row.timestamp("updated_at")?.value() } else { None },
+        turned_at: if turns { row.timestamp("updated_at")?.value() } else { None },
     })
 }
 

@@ -119,6 +119,7 @@ impl Scene {
             source: source("p"),
             at,
             ask_wallet: false,
+            turned: true,
             number: Some("N".to_owned()),
             amount: Some(BigDecimal::from(100)),
             updated_at,
@@ -282,6 +283,43 @@ async fn without_memory_the_times_of_the_rows_decide() {
     let nothing = Outcome::Skipped("original_reversed");
     assert_eq!(scene.done(&Work::Debit(debit)).await, nothing);
     assert_eq!(scene.sent(), []);
+}
+
+#[tokio::test]
+async fn without_memory_debits_leave_room_for_those_before_them_and_those_in_the_wallet() {
+    // The second was created after the first, or before it and turned after it.
+    for created in [20, 40] {
+        let scene = Scene::start().await;
+        scene.done(&scene.award(Turn::Here)).await;
+        scene.done(&scene.debit("d1", -60)).await;
+        scene.bench.forget("refunds:purchase:p");
+        let Work::Debit(mut second) = scene.debit("d2", -60) else { unreachable!() };
+        second.created_at = ago(created).parse().ok();
+        if created == 40 {
+            scene.credited("d1", "reversal");
+        }
+        scene.done(&Work::Debit(second)).await;
+        let shares: Vec<_> = scene.sent().into_iter().filter_map(|(_, share)| share).collect();
+        assert_eq!(shares, [60.0, 40.0], "{created}");
+    }
+}
+
+#[tokio::test]
+async fn without_memory_a_second_refund_takes_other_ids_than_the_first() {
+    let scene = Scene::start().await;
+    for (component, times) in [("base", 2), ("reversal", 1)] {
+        for time in 0..times {
+            scene.credited("p", component);
+            scene.wallet.lock().expect("not poisoned").last_mut().expect("a row")["id"] =
+                format!("{component}-{time}").into();
+        }
+    }
+    scene.credited("other", "base");
+    let refund = scene.refund();
+    let Work::Refund(work) = &refund else { unreachable!() };
+    let end = work.at.lsn.expect("known");
+    scene.done(&refund).await;
+    assert_eq!(scene.sent(), [(format!("{WHOLE}:again:{end}"), None)]);
 }
 
 #[tokio::test]

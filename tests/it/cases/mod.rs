@@ -1,4 +1,5 @@
 //! Inputs and faults that others have met in public, played on the real daemon and real services.
 
+mod anew;
 mod bytes;
 mod large;

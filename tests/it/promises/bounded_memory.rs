@@ -38,6 +38,36 @@ async fn a_stuck_consumer_holds_no_more_than_its_bound() {
 }
 
 #[tokio::test]
+async fn lag_grows_with_the_log_while_nothing_is_fetched() {
+    let mut stage = Stage::new(1).await;
+    stage.settings.bounds.records = 4;
+    let records = |count| vec![(0, "key", "work"); count];
+    stage.send(&records(10)).await;
+    let gate = Gate::closed();
+    let script = gate.clone();
+    let member = stage.start(move |_| {
+        let gate = script.clone();
+        async move {
+            gate.pass().await;
+            Ok(Outcome::Sent)
+        }
+    });
+    let lags = async |lag| {
+        crate::support::until("the lag", async || (member.pulse().read().lag == lag).then_some(()))
+            .await;
+    };
+    lags(6).await;
+    for count in 1..=3 {
+        stage.send(&records(100)).await;
+        lags(6 + 100 * count).await;
+    }
+    gate.open();
+    member.until_outcomes(310).await;
+    lags(0).await;
+    member.stop().await;
+}
+
+#[tokio::test]
 async fn a_stuck_key_holds_its_partitions_share_and_the_other_partition_flows() {
     let mut stage = Stage::new(2).await;
     stage.settings.bounds.records = 40;

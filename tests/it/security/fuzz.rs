@@ -34,7 +34,7 @@ use crate::support::recordings::recorded;
 const CASES: u64 = 20_000;
 
 /// Every label that a dead letter of a bad record may carry (they are in metrics and alerts).
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 12] = [
     "avro",
     "protobuf",
     "invalid_utf8",
@@ -44,6 +44,8 @@ const KINDS: [&str; 10] = [
     "malformed",
     "delete_without_key",
     "column",
+    "missing_column",
+    "not_finite",
     "command",
 ];
 

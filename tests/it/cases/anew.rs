@@ -1,0 +1,138 @@
+//! A topic that is deleted and made anew under the running daemon, which is killed then.
+
+use std::collections::BTreeMap;
+
+use crm_event_processors::clients::redis::connect;
+use crm_event_processors::double::{Double, Options, Reply};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::FutureRecord;
+use serde_json::json;
+
+use crate::support::daemon::{Environment, Log};
+use crate::support::{kafka, services, unique, until};
+
+/// For how long the topic is away.
+#[derive(Clone, Copy, PartialEq)]
+enum Gap {
+    /// The client hears nothing of it.
+    Short,
+    /// As short, and more comes at once than the old topic held.
+    ShortAndMore,
+    /// The group has taken its partition away.
+    Long,
+}
+
+/// A purchase that counts, as a connector writes it into the log at `lsn`; a replay repeats it.
+fn purchase(lsn: u64) -> (String, String) {
+    let at = 1_795_405_012_000_000 + lsn;
+    let row = json!({"id": format!("p{lsn}"), "user_id": "u", "merchant_id": "m", "status": "completed",
+        "record_type": "credit", "earn_currency": true, "final_amount": "10.00"});
+    let source = json!({"name": "crm", "db": "crm", "schema": "public", "table": "purchase_ledger",
+        "snapshot": "false", "connector": "postgresql", "txId": lsn, "lsn": lsn,
+        "sequence": format!("[\"{lsn}\",\"{lsn}\"]"), "ts_ms": at / 1_000, "ts_us": at});
+    let value =
+        json!({"op": "c", "before": null, "after": row, "source": source, "ts_ms": at / 1_000});
+    (json!({"id": format!("p{lsn}")}).to_string(), value.to_string())
+}
+
+async fn send(topic: &str, lsns: std::ops::Range<u64>) {
+    let records: Vec<_> = lsns.map(purchase).collect();
+    let records = records
+        .iter()
+        .map(|(key, value)| FutureRecord::to(topic).key(key.as_bytes()).payload(value.as_bytes()));
+    kafka::produce(services::kafka(), records).await;
+}
+
+async fn make_anew(topic: &str, gap: Gap, log: &Log) {
+    let admin: AdminClient<DefaultClientContext> =
+        kafka::client(services::kafka()).create().expect("an admin client");
+    let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("an answer");
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    if gap == Gap::Long {
+        log.until("partitions lost").await;
+    }
+    until("the topic to be made anew", async || {
+        let topic = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
+        let made = admin.create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+        made[0].is_ok().then_some(())
+    })
+    .await;
+    kafka::until_led(services::kafka(), topic, 1).await;
+}
+
+/// How often each purchase was awarded.
+fn awards(double: &Double) -> BTreeMap<String, u32> {
+    let mut awards = BTreeMap::new();
+    double.inspect(|log| {
+        for event in log.events.iter().filter(|event| &*event.name == "currency/award") {
+            *awards.entry(event.id.as_deref().expect("an id").to_owned()).or_default() += 1;
+        }
+    });
+    awards
+}
+
+async fn until_awarded(double: &Double, purchases: usize) {
+    until("the awards", async || (awards(double).len() >= purchases).then_some(())).await;
+}
+
+async fn made_anew(gap: Gap) {
+    let (brokers, prefix, redis) = (services::kafka(), unique("anew"), services::Redis::own());
+    let double = Double::start(Options::default()).await.expect("a double");
+    double.define("calc_currency_for_source", |_| {
+        Reply::json(&json!([{"currency_type": "points", "component": "base", "amount": 7}]))
+    });
+    let (topic, group) = (format!("{prefix}.purchase_ledger"), format!("{prefix}-currency"));
+    kafka::create_topic(brokers, &topic, 1).await;
+    send(&topic, 0..9).await;
+    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix);
+    let (daemon, log) = environment.start_logging();
+    let committed = async |offset| {
+        until("the commit", async || {
+            let found = kafka::committed(brokers, &group, &topic).await;
+            found.get(&0).is_some_and(|(found, _)| *found == offset).then_some(())
+        })
+        .await;
+    };
+    committed(9).await;
+    assert_eq!(awards(&double).len(), 9);
+
+    make_anew(&topic, gap, &log).await;
+    // Only what is kept of positions knows of the old ones now.
+    let mut claims = connect(redis.url()).expect("a redis url");
+    let () = redis::cmd("FLUSHALL").query_async(&mut claims).await.expect("emptied");
+    // The connector begins a little before the end, as one does that has lost its place.
+    let more = if gap == Gap::ShortAndMore { 20 } else { 12 };
+    send(&topic, 7..more).await;
+    let count = usize::try_from(more).expect("a small number");
+    until_awarded(&double, count).await;
+    committed(i64::try_from(more - 7).expect("a small number")).await;
+    daemon.kill();
+
+    let () = redis::cmd("FLUSHALL").query_async(&mut claims).await.expect("emptied");
+    send(&topic, 5..6).await;
+    send(&topic, more..more + 2).await;
+    let daemon = environment.start();
+    until_awarded(&double, count + 2).await;
+    committed(i64::try_from(more - 7 + 3).expect("a small number")).await;
+    assert!(daemon.stop().success(), "a clean stop");
+    let awards = awards(&double);
+    let expected: BTreeMap<_, _> =
+        (0..more + 2).map(|lsn| (format!("currency/award:purchase:p{lsn}"), 1)).collect();
+    assert_eq!(awards, expected, "each once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_short_gap_nothing_is_skipped_and_nothing_sent_again() {
+    made_anew(Gap::Short).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_short_gap_what_lies_below_the_old_position_is_read_too() {
+    made_anew(Gap::ShortAndMore).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_long_gap_nothing_is_skipped_and_nothing_sent_again() {
+    made_anew(Gap::Long).await;
+}
