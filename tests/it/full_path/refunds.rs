@@ -41,24 +41,23 @@ async fn refunds_add_up(partitions: i32, first_act: u64) {
         }
         let act = first_act + 11 * number as u64;
         let began = Instant::now();
-        let lap = |what: &str| println!("{identity}, {what}: done after {:?}", began.elapsed());
-        acts.push(step_by_step(&stage, act).await);
-        lap("step by step");
-        acts.push(at_once(&stage, act + 1).await);
-        lap("at once");
-        acts.push(from_a_backlog(&mut stage, act + 2).await);
-        lap("from a backlog");
-        acts.push(with_crashes(&mut stage, act + 3, number).await);
-        lap("with crashes");
-        acts.push(with_an_empty_redis(&mut stage, act + 4).await);
-        lap("with an empty Redis");
+        let mut lap = |mut act: Act| {
+            act.name = format!("{identity}, {}", act.name);
+            println!("{}: done after {:?}", act.name, began.elapsed());
+            acts.push(act);
+        };
+        lap(step_by_step(&stage, act).await);
+        lap(at_once(&stage, act + 1).await);
+        lap(from_a_backlog(&mut stage, act + 2).await);
+        lap(with_crashes(&mut stage, act + 3, number).await);
+        lap(with_an_empty_redis(&mut stage, act + 4).await);
     }
 
     let slept = Merchant::Minute.id();
     until_credited(&stage, &slept, &minute).await;
     stage.play(&minute, 1).await;
     stage.settled().await;
-    acts.push(Act { plays: minute, emptied: false });
+    acts.push(Act { name: "after the sleep".to_owned(), plays: minute, emptied: false });
 
     stage.workflows.wake().await;
     judge(&stage, &acts).await;
@@ -75,7 +74,7 @@ async fn step_by_step(stage: &Stage, act: u64) -> Act {
         stage.step(&plays, step).await;
         stage.settled().await;
     }
-    Act { plays, emptied: false }
+    Act { name: "step by step".to_owned(), plays, emptied: false }
 }
 
 /// The daemon runs, and nobody waits for it.
@@ -85,7 +84,7 @@ async fn at_once(stage: &Stage, act: u64) -> Act {
     plays.extend(table::others());
     stage.play(&plays, 0).await;
     stage.settled().await;
-    Act { plays, emptied: false }
+    Act { name: "at once".to_owned(), plays, emptied: false }
 }
 
 /// The daemon starts after all of it.
@@ -98,7 +97,7 @@ async fn from_a_backlog(stage: &mut Stage, act: u64) -> Act {
     stage.streamed().await;
     stage.run_daemon();
     stage.settled().await;
-    Act { plays, emptied: false }
+    Act { name: "from a backlog".to_owned(), plays, emptied: false }
 }
 
 /// As from a backlog, and the daemon is killed between any two steps.
@@ -115,7 +114,7 @@ async fn with_crashes(stage: &mut Stage, act: u64, part: usize) -> Act {
     crash(stage, &births, 0, &CRASHES[..3], part).await;
     crash(stage, first, usize::MAX, &CRASHES[3..], part).await;
     crash(stage, whole, 0, &CRASHES, part).await;
-    Act { plays, emptied: false }
+    Act { name: "with crashes".to_owned(), plays, emptied: false }
 }
 
 /// Plays a part of the plays, from a step on (`MAX`: after their birth), before each crash, and the rest is done then.
@@ -179,7 +178,7 @@ async fn with_an_empty_redis(stage: &mut Stage, act: u64) -> Act {
             stage.empty_redis().await;
         }
     }
-    Act { plays, emptied: true }
+    Act { name: "with an empty Redis".to_owned(), plays, emptied: true }
 }
 
 /// Plays whose awards have slept, and are credited before anything is taken back.

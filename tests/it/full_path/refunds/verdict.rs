@@ -28,6 +28,7 @@ struct Sent {
 
 /// Plays of one act, and whether Redis was emptied between their steps.
 pub(super) struct Act {
+    pub(super) name: String,
     pub(super) plays: Vec<Play>,
     pub(super) emptied: bool,
 }
@@ -54,7 +55,8 @@ pub(super) async fn judge(stage: &Stage, acts: &[Act]) {
                 let reverses: Vec<_> =
                     sent.reverses.iter().map(|e| (&e.id, &e.data["refund_percentage"])).collect();
                 format!(
-                    "{}: {what}\n    {:?} of {:?}, {} awards, {} cancels, {reverses:?}",
+                    "{}: {}: {what}\n    {:?} of {:?}, {} awards, {} cancels, {reverses:?}",
+                    act.name,
                     play.name,
                     play.ops,
                     play.debits.iter().map(|debit| debit.amount).collect::<Vec<_>>(),
@@ -153,7 +155,7 @@ impl Case<'_> {
             self.letters.iter().filter_map(|row| row.checked_sub(1)).collect();
         let outcome = self.play.outcome(&set_aside);
         // What does not count any more when its award is calculated earns nothing.
-        let never = !outcome.counts && self.sent.awards.is_empty() && self.is_purchase();
+        let never = !outcome.counts && self.sent.awards.is_empty();
         let left = if never { 0 } else { outcome.left };
         if found != left {
             self.wrong.push(format!("{found} left, not {left}"));
