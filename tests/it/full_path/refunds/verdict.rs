@@ -162,7 +162,8 @@ impl Case<'_> {
         let never = !outcome.counts && self.sent.awards.is_empty();
         let left = if never {
             0
-        } else if outcome.whole || set_aside.is_empty() || !self.act.emptied {
+        } else if outcome.awards != 1 || outcome.whole || set_aside.is_empty() || !self.act.emptied
+        {
             outcome.left
         } else {
             // A debit that is set aside takes nothing yet, and others leave it its room.
