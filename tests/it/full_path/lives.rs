@@ -1,5 +1,6 @@
 //! Lives of members at Noodles and Books: the SQL of each, what the rules demand of it, and the balance that is left.
 
+use jiff::{SignedDuration, Timestamp, Unit};
 use serde_json::json;
 
 use super::expected::Expected;
@@ -123,8 +124,16 @@ impl Lives {
         lives.wallets();
         lives.referral();
         lives.claims(identity);
-        lives.form();
-        lives.code();
+        // Without the row before, what happened long ago may have been told already.
+        let at = match identity {
+            Identity::Full => "2026-02-03T04:05:06.789Z".to_owned(),
+            Identity::Default => {
+                let now = Timestamp::now().round(Unit::Second).expect("a time");
+                (now - SignedDuration::from_millis(3_211)).to_string()
+            }
+        };
+        lives.form(&at);
+        lives.code(&at);
         lives.tiers();
         lives
     }
@@ -300,35 +309,43 @@ impl Lives {
         let (id, user) = &deleted;
         let owner = (identity == Identity::Full).then_some((user.as_str(), NOODLES));
         self.expected.cancelled("mission", id, owner);
-        self.points(&rejected.1, 0);
+        // Without the row before nobody can know that it never counted.
+        let (id, user) = &rejected;
+        if identity == Identity::Default {
+            self.expected.cancelled("mission", id, Some((user, NOODLES)));
+            let data = json!({"source_type": "mission", "source_id": id, "user_id": user,
+                "merchant_id": NOODLES});
+            self.expected.event(&format!("currency/reverse:mission:{id}"), data);
+        }
+        self.points(user, 0);
     }
 
-    fn form(&mut self) {
+    fn form(&mut self, at: &str) {
         let (id, user) = (uuid(), uuid());
         self.first.push(format!(
             "INSERT INTO form_submissions (id, merchant_id, user_id, form_id, answers) \
              VALUES ('{id}', '{NOODLES}', '{user}', gen_random_uuid(), '{{\"stars\": 5}}')"
         ));
         self.second.push(format!(
-            "UPDATE form_submissions SET status = 'completed', submitted_at = '2026-02-03 04:05:06.789' \
-             WHERE id = '{id}'"
+            "UPDATE form_submissions SET status = 'completed', \
+             submitted_at = '{at}'::timestamptz AT TIME ZONE 'UTC' WHERE id = '{id}'"
         ));
         let row = json!({"id": id, "status": "completed", "answers": "{\"stars\": 5}",
-            "submitted_at": "2026-02-03T04:05:06.789Z"});
+            "submitted_at": at});
         self.expected.mission("form_submission", &id, &user, row);
     }
 
-    fn code(&mut self) {
+    fn code(&mut self, at: &str) {
         let (id, user) = &self.code;
         let set = |what: &str| format!("UPDATE codes SET {what} WHERE id = {id}");
         self.first.push(format!(
             "INSERT INTO codes (id, merchant_id, code) VALUES ({id}, '{NOODLES}', 'BOWL-{id}')"
         ));
         self.first.push(set(&format!("status = 'assigned', assigned_to = '{user}'")));
-        self.second.push(set("status = 'redeemed', redeemed_at = '2026-02-03 04:05:06.789+00'"));
+        self.second.push(set(&format!("status = 'redeemed', redeemed_at = '{at}'")));
         self.second.push(set("expires_on = current_date"));
         let data = json!({"code_id": id, "merchant_id": NOODLES, "user_id": user,
-            "code": format!("BOWL-{id}"), "redeemed_at": "2026-02-03T04:05:06.789Z"});
+            "code": format!("BOWL-{id}"), "redeemed_at": at});
         self.expected.event(&format!("reward/code-redeemed:{id}"), data);
     }
 

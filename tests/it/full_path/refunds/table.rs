@@ -1,15 +1,16 @@
 //! The plays: every order of up to three debits and a whole refund, and what else may happen to a purchase.
 
+use super::play::Op::{Buy, Debit, Edit, Other, Turn, TurnDebit};
 use super::play::{Cents, Merchant, Op, Play, Style};
 
 /// A purchase's amount, and what up to three debits take of it, of either sign.
 const SHARES: [(&str, Cents, [Cents; 3]); 6] = [
-    ("quarter, half, rest", 100_00, [-25_00, 50_00, -25_00]),
-    ("thirds", 100_00, [33_33, -33_33, 33_34]),
-    ("sevenths", 70_00, [-10_00, -20_00, -30_00]),
-    ("short", 120_00, [12_00, 24_00, 36_00]),
-    ("too much", 100_00, [-60_00, -60_00, -60_00]),
-    ("all, and more", 80_00, [-80_00, -20_00, 90_00]),
+    ("quarter, half, rest", 10000, [-2500, 5000, -2500]),
+    ("thirds", 10000, [3333, -3333, 3334]),
+    ("sevenths", 7000, [-1000, -2000, -3000]),
+    ("short", 12000, [1200, 2400, 3600]),
+    ("too much", 10000, [-6000, -6000, -6000]),
+    ("all, and more", 8000, [-8000, -2000, 9000]),
 ];
 
 /// How a debit comes to count, or not.
@@ -60,6 +61,13 @@ pub(super) fn permutations(act: u64, merchants: &[Merchant]) -> Vec<Play> {
     plays
 }
 
+/// Half of them: the other half where the act's number is odd instead of even.
+pub(super) fn every_other(act: u64, merchants: &[Merchant]) -> Vec<Play> {
+    let plays = permutations(act, merchants).into_iter().enumerate();
+    let half = plays.filter(|(number, _)| *number as u64 % 2 == act % 2);
+    half.map(|(_, play)| play).collect()
+}
+
 /// In `order` the highest number stands for the whole where there are more numbers than debits.
 fn permutation(
     name: String,
@@ -106,77 +114,77 @@ fn permutation(
 fn special(name: &str, debits: &[Cents], ops: &[Op], merchants: &[Merchant]) -> Vec<Play> {
     let of = |merchant: &Merchant| Play {
         merchant: *merchant,
-        ..Play::new(format!("{name} at {merchant:?}"), 100_00, debits, ops.to_vec())
+        ..Play::new(format!("{name} at {merchant:?}"), 10000, debits, ops.to_vec())
     };
     merchants.iter().map(of).collect()
 }
 
-/// Lives of a purchase that are no permutation, at each of these merchants.
+/// Lives of a purchase that are no permutation: debits, and what happens.
+const LIVES: [(&str, &[Cents], &[Op]); 15] = [
+    ("edited", &[], &[Buy("completed"), Edit, Edit]),
+    ("edited, taken back, edited", &[], &[Buy("completed"), Edit, Turn("refunded"), Edit]),
+    ("never counted", &[], &[Buy("pending"), Turn("cancelled")]),
+    ("refunded, then cancelled", &[], &[Buy("completed"), Turn("refunded"), Turn("cancelled")]),
+    (
+        "partially refunded by word alone",
+        &[],
+        &[Buy("completed"), Turn("partially_refunded"), Edit],
+    ),
+    (
+        "partially refunded, then wholly",
+        &[-2500],
+        &[Buy("completed"), Debit(0, "completed"), Turn("partially_refunded"), Turn("refunded")],
+    ),
+    (
+        "partially refunded, then wholly, then a debit",
+        &[-2500],
+        &[Buy("completed"), Turn("partially_refunded"), Turn("refunded"), Debit(0, "completed")],
+    ),
+    ("reopened and cancelled", &[], &[Buy("completed"), Turn("processing"), Turn("cancelled")]),
+    (
+        "reopened, a debit, and cancelled",
+        &[4000],
+        &[Buy("completed"), Turn("processing"), Debit(0, "completed"), Turn("cancelled")],
+    ),
+    ("reopened and completed", &[], &[Buy("completed"), Turn("processing"), Turn("completed")]),
+    ("again", &[], &[Buy("completed"), Turn("refunded"), Turn("completed")]),
+    (
+        "again, and taken back again",
+        &[],
+        &[Buy("completed"), Turn("refunded"), Turn("completed"), Turn("cancelled")],
+    ),
+    (
+        "a debit, and again",
+        &[2500],
+        &[Buy("completed"), Debit(0, "completed"), Turn("refunded"), Turn("completed")],
+    ),
+    (
+        "a debit, again, and a debit",
+        &[2500, -3000],
+        &[
+            Buy("completed"),
+            Debit(0, "completed"),
+            Turn("refunded"),
+            Turn("completed"),
+            Debit(1, "completed"),
+        ],
+    ),
+    (
+        "completed twice by its debit",
+        &[2500],
+        &[
+            Buy("completed"),
+            Debit(0, "completed"),
+            TurnDebit(0, "processing"),
+            TurnDebit(0, "completed"),
+            Turn("refunded"),
+        ],
+    ),
+];
+
+/// Those lives, at each of these merchants.
 pub(super) fn lives(merchants: &[Merchant]) -> Vec<Play> {
-    use Op::{Buy, Debit, Edit, Turn, TurnDebit};
-    let (completed, refunded, cancelled) = ("completed", "refunded", "cancelled");
-    let lives: [(&str, &[Cents], &[Op]); 15] = [
-        ("edited", &[], &[Buy(completed), Edit, Edit]),
-        ("edited, taken back, edited", &[], &[Buy(completed), Edit, Turn(refunded), Edit]),
-        ("never counted", &[], &[Buy("pending"), Turn(cancelled)]),
-        ("refunded, then cancelled", &[], &[Buy(completed), Turn(refunded), Turn(cancelled)]),
-        (
-            "partially refunded by word alone",
-            &[],
-            &[Buy(completed), Turn("partially_refunded"), Edit],
-        ),
-        (
-            "partially refunded, then wholly",
-            &[-25_00],
-            &[Buy(completed), Debit(0, completed), Turn("partially_refunded"), Turn(refunded)],
-        ),
-        (
-            "partially refunded, then wholly, then a debit",
-            &[-25_00],
-            &[Buy(completed), Turn("partially_refunded"), Turn(refunded), Debit(0, completed)],
-        ),
-        ("reopened and cancelled", &[], &[Buy(completed), Turn("processing"), Turn(cancelled)]),
-        (
-            "reopened, a debit, and cancelled",
-            &[40_00],
-            &[Buy(completed), Turn("processing"), Debit(0, completed), Turn(cancelled)],
-        ),
-        ("reopened and completed", &[], &[Buy(completed), Turn("processing"), Turn(completed)]),
-        ("again", &[], &[Buy(completed), Turn(refunded), Turn(completed)]),
-        (
-            "again, and taken back again",
-            &[],
-            &[Buy(completed), Turn(refunded), Turn(completed), Turn(cancelled)],
-        ),
-        (
-            "a debit, and again",
-            &[25_00],
-            &[Buy(completed), Debit(0, completed), Turn(refunded), Turn(completed)],
-        ),
-        (
-            "a debit, again, and a debit",
-            &[25_00, -30_00],
-            &[
-                Buy(completed),
-                Debit(0, completed),
-                Turn(refunded),
-                Turn(completed),
-                Debit(1, completed),
-            ],
-        ),
-        (
-            "completed twice by its debit",
-            &[25_00],
-            &[
-                Buy(completed),
-                Debit(0, completed),
-                TurnDebit(0, "processing"),
-                TurnDebit(0, completed),
-                Turn(refunded),
-            ],
-        ),
-    ];
-    lives.iter().flat_map(|(name, debits, ops)| special(name, debits, ops, merchants)).collect()
+    LIVES.iter().flat_map(|(name, debits, ops)| special(name, debits, ops, merchants)).collect()
 }
 
 /// A row of another kind that a debit could be taken for one of: same number, made at another time.
@@ -186,9 +194,8 @@ const TWIN: &str = "INSERT INTO purchase_ledger (merchant_id, user_id, transacti
 
 /// Debits whose original or share is hard to tell.
 pub(super) fn hard() -> Vec<Play> {
-    use Op::{Buy, Debit, Other, Turn};
     let now = [Merchant::Now];
-    let one = |name: &str, ops: &[Op]| special(name, &[-25_00], ops, &now).remove(0);
+    let one = |name: &str, ops: &[Op]| special(name, &[-2500], ops, &now).remove(0);
     let twin =
         |created: &str| -> Op { Other(Box::leak(format!("{TWIN}{created})").into_boxed_str())) };
     let of_purchase = "(SELECT created_at FROM purchase_ledger WHERE id = '{id}')";
@@ -276,7 +283,7 @@ pub(super) fn others() -> Vec<Play> {
             let name = format!("{table} {word}");
             let merchants = [[Merchant::Now, Merchant::Hour][number % 2]];
             let mut play = special(&name, &[], &[Op::Other(insert), update], &merchants).remove(0);
-            play.left = Some(if word == "noted" { 100_00 } else { 0 });
+            play.left = Some(if word == "noted" { 10000 } else { 0 });
             plays.push(play);
         }
     }
