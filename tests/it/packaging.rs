@@ -1,4 +1,7 @@
-//! What the image's build needs is there.
+//! What is shipped beside the program: what the image's build needs is there, and the files that
+//! start it fit each other and the README.
+
+mod compose;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -58,4 +61,9 @@ fn sources_below(directory: &Path, into: &mut Vec<PathBuf>) {
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file of the repository.
+fn file(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
