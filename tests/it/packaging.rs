@@ -2,6 +2,7 @@
 //! start it fit each other and the README.
 
 mod compose;
+mod connectors;
 
 use std::collections::BTreeSet;
 use std::fs;
