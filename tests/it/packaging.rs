@@ -3,6 +3,8 @@
 
 mod compose;
 mod connectors;
+mod messages;
+mod render;
 
 use std::collections::BTreeSet;
 use std::fs;
