@@ -121,7 +121,7 @@ impl<C: Consumer> Session<'_, C> {
         if over && self.snapshot.skipped > 0 {
             tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                 rows = self.snapshot.skipped,
-                "snapshot rows skipped by SNAPSHOT_POLICY; run reconcile if rows were written while the connector was down");
+                "snapshot rows skipped by SNAPSHOT_POLICY; if rows were written while the connector was down, compare the ledgers with wallet_ledger");
         }
         if over {
             self.snapshot = SnapshotCount::default();
@@ -199,7 +199,7 @@ impl<C: Consumer> Session<'_, C> {
                 tracing::error!(messaging.consumer.group.name = %group,
                     messaging.destination.name = topic,
                     messaging.destination.partition.id = partition, records,
-                    "records lost: retention removed them before they were read; run reconcile");
+                    "records lost: retention removed them before they were read; compare the ledgers of that time with wallet_ledger");
                 Some(records)
             }
             Loss::Recreated => {

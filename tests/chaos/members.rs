@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
 use crate::support::daemon::Environment;
+use crate::support::{Signal, send_signal};
 
 /// How long a stop may take before it counts as failed. The daemons' own grace is shorter.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
@@ -67,7 +68,7 @@ impl Process {
 
     /// Asks it to stop; how it ended, or `None` if it did not within any patience.
     pub(crate) async fn stop(&mut self) -> Option<ExitStatus> {
-        self.signal("-TERM");
+        self.signal(Signal::TERM);
         let deadline = Instant::now() + STOP_PATIENCE;
         while Instant::now() < deadline {
             if let Some(status) = self.ended() {
@@ -85,15 +86,14 @@ impl Process {
 
     /// Lets it stand still for a while.
     pub(crate) async fn freeze(&mut self, time: Duration) {
-        self.signal("-STOP");
+        self.signal(Signal::STOP);
         sleep(time).await;
-        self.signal("-CONT");
+        self.signal(Signal::CONT);
     }
 
-    fn signal(&self, signal: &str) {
+    fn signal(&self, signal: Signal) {
         // It may have ended by itself, which is found out elsewhere.
-        let sent = Command::new("kill").arg(signal).arg(self.child.id().to_string()).status();
-        sent.expect("there is a kill command");
+        send_signal(self.child.id(), signal).ok();
     }
 
     /// Its largest resident memory so far, in KiB; `None` once it has ended.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use crate::disturb::BROKERS;
 use crate::support::services::native::{script, up};
+use crate::support::{Signal, send_signal};
 
 pub(crate) const REDIS: &str = "redis";
 
@@ -66,19 +66,21 @@ impl Services {
 
     /// Stops a service in its tracks: connections stay, nothing is answered, nothing is forgotten.
     pub(crate) fn freeze(&self, service: &str) {
-        self.signal(service, "-STOP");
+        self.signal(service, Signal::STOP);
     }
 
     /// Lets it go on after [`Self::freeze`].
     pub(crate) fn thaw(&self, service: &str) {
-        self.signal(service, "-CONT");
+        self.signal(service, Signal::CONT);
     }
 
-    fn signal(&self, service: &str, signal: &str) {
+    fn signal(&self, service: &str, signal: Signal) {
         let pid = fs::read_to_string(Path::new(self.run()).join(service).join("pid"));
         let pid = pid.expect("the service runs");
-        let sent = Command::new("kill").arg(signal).args(pid.split_whitespace().next()).status();
-        assert!(sent.is_ok_and(|status| status.success()), "{signal} is sent to {service}");
+        // Its start time stands behind it.
+        let pid = pid.split_whitespace().next().and_then(|pid| pid.parse().ok());
+        let sent = send_signal(pid.expect("a process id"), signal);
+        sent.unwrap_or_else(|error| panic!("{signal:?} is not sent to {service}: {error}"));
     }
 }
 

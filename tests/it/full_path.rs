@@ -6,6 +6,7 @@ mod connector;
 mod database;
 mod expected;
 mod lives;
+mod lost_log;
 mod postgrest;
 mod refunds;
 mod refusals;

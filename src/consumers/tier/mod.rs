@@ -113,7 +113,7 @@ impl Tier {
                     kind: "no_tier",
                     message: format!(
                         "{EVALUATE} recommends an upgrade without recommended_tier_id: correct the \
-                         function, then replay"
+                         function, then produce the record again"
                     ),
                 });
             }
@@ -122,7 +122,8 @@ impl Tier {
                     kind: "no_effective_at",
                     message: format!(
                         "{EVALUATE} recommends an upgrade with an upgrade_timing and without \
-                         effective_at: correct the function, then replay"
+                         effective_at: correct the function, then produce \
+                         the record again"
                     ),
                 });
             }

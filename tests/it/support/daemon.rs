@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{PATIENCE, until};
+use super::{PATIENCE, Signal, send_signal, until};
 
 /// The real daemon.
 pub(crate) const DAEMON: &str = env!("CARGO_BIN_EXE_crm-event-processors");
@@ -140,8 +140,7 @@ impl Daemon {
 
     /// Asks it to stop.
     pub(crate) fn ask_to_stop(&self) {
-        let sent = Command::new("kill").arg(self.pid().to_string()).status();
-        assert!(sent.is_ok_and(|status| status.success()), "SIGTERM is sent");
+        send_signal(self.pid(), Signal::TERM).expect("SIGTERM is sent");
     }
 
     /// Waits until it has ended, for at most [`PATIENCE`].

@@ -9,7 +9,11 @@ pub(crate) mod recordings;
 pub(crate) mod relay;
 pub(crate) mod services;
 
+use std::io;
 use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+pub(crate) use rustix::process::Signal;
 
 /// Longest that a test waits for anything; only a failure takes this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -17,6 +21,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A name that no other test, process or run uses: for topics, groups and Redis keys.
 pub(crate) fn unique(prefix: &str) -> String {
     format!("{prefix}-{:016x}", fastrand::u64(..))
+}
+
+/// Sends a signal to a process, by a call: not every machine has a program that does.
+///
+/// # Errors
+/// Where there is no such process, or it is not ours to signal.
+pub(crate) fn send_signal(pid: u32, signal: Signal) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no process id"))?;
+    Ok(rustix::process::kill_process(pid, signal)?)
 }
 
 /// Asks `probe` until it answers `Some`, for at most [`PATIENCE`].
