@@ -237,9 +237,11 @@ fn explain_says_what_each_of_them_would_do() {
         |topic: &str, value: Value| json!({"topic": topic, "value": value.to_string()}).to_string();
     let referral = json!({"op": "c", "before": null, "ts_ms": 1_795_405_012_468_i64,
         "after": {"id": "r1", "merchant_id": "m", "inviter_user_id": "u", "invitee_user_id": "v",
-            "signed_up_at": "2026-11-23T03:00:00Z", "first_purchase_at": null}});
+            "reward_status": "pending", "signed_up_at": "2026-11-23T03:00:00Z",
+            "first_purchase_at": null}});
     let code = json!({"op": "u", "before": null, "ts_ms": 1_795_405_012_468_i64,
-        "after": {"id": 7, "merchant_id": "m", "code": "C", "status": "redeemed"}});
+        "after": {"id": 7, "merchant_id": "m", "code": "C", "status": "redeemed",
+            "redeemed_at": "2026-11-23T03:30:00Z"}});
     let lines = [
         record("crm.public.referral_ledger", referral),
         record("crm.public.codes", code),

@@ -50,7 +50,7 @@ async fn refunds_add_up(partitions: i32, first_act: u64) {
         lap(at_once(&stage, act + 1).await);
         lap(from_a_backlog(&mut stage, act + 2).await);
         lap(with_crashes(&mut stage, act + 3, number).await);
-        lap(with_an_empty_redis(&mut stage, act + 4).await);
+        lap(with_an_empty_redis(&mut stage, act + 4, identity).await);
     }
 
     let slept = Merchant::Minute.id();
@@ -80,7 +80,7 @@ async fn step_by_step(stage: &Stage, act: u64) -> Act {
 /// The daemon runs, and nobody waits for it.
 async fn at_once(stage: &Stage, act: u64) -> Act {
     let mut plays = table::every_other(act, &STEADY);
-    plays.extend(table::lives(&STEADY));
+    plays.extend(table::steady_lives(&STEADY));
     plays.extend(table::others());
     stage.play(&plays, 0).await;
     stage.settled().await;
@@ -90,7 +90,7 @@ async fn at_once(stage: &Stage, act: u64) -> Act {
 /// The daemon starts after all of it.
 async fn from_a_backlog(stage: &mut Stage, act: u64) -> Act {
     let mut plays = table::permutations(act, &STEADY);
-    plays.extend(table::lives(&STEADY));
+    plays.extend(table::steady_lives(&STEADY));
     plays.extend(table::hard());
     stage.kill_daemon();
     stage.play(&plays, 0).await;
@@ -103,7 +103,7 @@ async fn from_a_backlog(stage: &mut Stage, act: u64) -> Act {
 /// As from a backlog, and the daemon is killed between any two steps.
 async fn with_crashes(stage: &mut Stage, act: u64, part: usize) -> Act {
     let mut plays = table::every_other(act, &STEADY);
-    plays.extend(table::lives(&STEADY));
+    plays.extend(table::steady_lives(&STEADY));
     // The purchases are awarded first: one that is taken back by then earns nothing.
     plays.sort_by_key(|play| play.style == Style::Whole);
     let last = plays.partition_point(|play| play.style != Style::Whole);
@@ -162,10 +162,10 @@ const CRASHES: [(Way, &str); 9] = [
 ];
 
 /// Redis forgets everything between the steps, and every other time the daemon, too.
-async fn with_an_empty_redis(stage: &mut Stage, act: u64) -> Act {
+async fn with_an_empty_redis(stage: &mut Stage, act: u64, identity: &str) -> Act {
     stage.run_daemon();
     let mut plays = table::every_other(act, &STEADY);
-    plays.extend(table::lives(&STEADY));
+    plays.extend(table::forgettable_lives(&STEADY, identity == "FULL"));
     for step in 0..steps(&plays) {
         stage.step(&plays, step).await;
         stage.settled().await;

@@ -145,6 +145,13 @@ pub(super) enum Step {
 }
 
 impl Play {
+    /// Whether the purchase counts once more after it was taken back.
+    pub(super) fn counts_again(&self) -> bool {
+        let taken_back = |op: &Op| matches!(op, Op::Turn("refunded" | "cancelled"));
+        let after = self.ops.iter().skip_while(|op| !taken_back(op));
+        after.into_iter().any(|op| matches!(op, Op::Turn("completed")))
+    }
+
     pub(super) fn new(name: String, amount: Cents, debits: &[Cents], ops: Vec<Op>) -> Self {
         let debits = debits.iter().map(|&amount| Debit { id: uuid(), amount }).collect();
         Self {

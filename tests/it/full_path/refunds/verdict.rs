@@ -38,7 +38,9 @@ pub(super) struct Act {
 /// # Panics
 /// With everything that is wrong.
 pub(super) async fn judge(stage: &Stage, acts: &[Act]) {
-    let (sent, mut wrong) = stage.double.inspect(collect);
+    let forgotten = acts.iter().filter(|act| act.emptied).flat_map(|act| &act.plays);
+    let forgotten: BTreeSet<&str> = forgotten.map(|play| &*play.id).collect();
+    let (sent, mut wrong) = stage.double.inspect(|log| collect(log, &forgotten));
     let left = balances(stage).await;
     let letters = stage.letters().await;
     let mut expected = 0;
@@ -76,7 +78,10 @@ pub(super) async fn judge(stage: &Stage, acts: &[Act]) {
 }
 
 /// Events by the source that they are about, and what is wrong with their copies.
-fn collect(log: &Log) -> (BTreeMap<String, Sent>, Vec<String>) {
+///
+/// Without claims and the row before, an edit of a young row gives its award again under the same id, due
+/// by its own commit: Inngest knows the id for a day and drops it.
+fn collect(log: &Log, forgotten: &BTreeSet<&str>) -> (BTreeMap<String, Sent>, Vec<String>) {
     let (mut sent, mut wrong) = (BTreeMap::<String, Sent>::new(), Vec::new());
     let mut seen = BTreeMap::<String, Value>::new();
     for event in &log.events {
@@ -95,6 +100,10 @@ fn collect(log: &Log) -> (BTreeMap<String, Sent>, Vec<String>) {
                 let differs = |field: &&String| first[field.as_str()] != data[field.as_str()];
                 let fields = data.as_object().into_iter().flat_map(|data| data.keys());
                 let fields: Vec<_> = fields.filter(differs).collect();
+                let of = data["source_id"].as_str().unwrap_or_default();
+                if fields == ["award_datetime"] && forgotten.contains(of) {
+                    continue;
+                }
                 wrong.push(format!("copies of {id} differ in {fields:?}"));
             }
             continue;
