@@ -154,8 +154,7 @@ impl Currency {
                 return Ok(Next::Over(Outcome::Duplicate));
             }
             // A delete stops an award that sleeps, and takes back none that was credited.
-            let kept =
-                by.deleted && self.ledger.wallet_has(cx, source.kind, &source.id, None).await?;
+            let kept = by.deleted && self.ledger.wallet_has(cx, source.kind, &source.id).await?;
             if kept {
                 return Ok(Next::Over(Outcome::Skipped("awarded_before")));
             }
@@ -181,7 +180,7 @@ impl Currency {
     ) -> Result<bool, Failure> {
         let day_before = committed(at) - IDS_KNOWN;
         let known = cx.claims_since().await?.is_some_and(|since| since <= day_before);
-        Ok(!known || self.ledger.wallet_has(cx, source.kind, &source.id, None).await?)
+        Ok(!known || self.ledger.wallet_has(cx, source.kind, &source.id).await?)
     }
 
     /// When the reverse of the award before has run, where that may lie ahead.

@@ -259,22 +259,14 @@ impl Ledger {
         Ok(Wallet { awards: entries.len() - reversals, reversals })
     }
 
-    /// Whether the wallet already holds an entry for this source, of this component if one is named.
+    /// Whether the wallet already holds an entry for this source.
     ///
     /// # Errors
     /// When Supabase cannot be asked.
-    pub async fn wallet_has(
-        &self,
-        cx: &Cx,
-        kind: &str,
-        id: &str,
-        component: Option<&str>,
-    ) -> Result<bool, Failure> {
+    pub async fn wallet_has(&self, cx: &Cx, kind: &str, id: &str) -> Result<bool, Failure> {
         let (kind, id) = (format!("eq.{kind}"), format!("eq.{id}"));
-        let component = component.map(|component| format!("eq.{component}"));
-        let mut query = vec![("source_type", &*kind), ("source_id", &*id)];
-        query.extend(component.as_deref().map(|component| ("component", component)));
-        query.extend([("select", "id"), ("limit", "1")]);
+        let query =
+            [("source_type", &*kind), ("source_id", &*id), ("select", "id"), ("limit", "1")];
         let rows: Vec<Box<RawValue>> = self.calls.select(cx, WALLET, &query).await?;
         Ok(!rows.is_empty())
     }

@@ -97,17 +97,18 @@ impl Currency {
     ) -> Result<Decided, Failure> {
         let source = &refund.source;
         let known = self.decision(cx, source.kind, &source.id).await?;
-        if known.is_none()
-            && refund.ask_wallet
-            && self.ledger.wallet_has(cx, source.kind, &source.id, Some("reversal")).await?
-        {
-            return Ok(Decided::Over(Outcome::Skipped("reversed_before")));
-        }
-        // Claims were emptied since it was awarded again: the ids of the first award were used.
-        let forgotten = known.is_none()
-            && refund.turned
-            && self.ledger.wallet(cx, source).await?.holds_award_after_reversal();
+        let forgotten = match &known {
+            Some(_) => false,
+            None => {
+                let wallet = self.ledger.wallet(cx, source).await?;
+                if refund.ask_wallet && wallet.is_reversed() {
+                    return Ok(Decided::Over(Outcome::Skipped("reversed_before")));
+                }
+                wallet.holds_award_after_reversal()
+            }
+        };
         let mut decision = known.unwrap_or_default();
+        // Memory was emptied since it was awarded again: the ids of the first award were used.
         if forgotten {
             decision.begin(again(refund.at));
         }
@@ -160,7 +161,7 @@ impl Currency {
         if matches!(cx.claim_state(&name).await?, ClaimState::Done(_)) {
             return Ok(Outcome::Duplicate);
         }
-        if debit.ask_wallet && self.ledger.wallet_has(cx, source.kind, &source.id, None).await? {
+        if debit.ask_wallet && self.ledger.wallet_has(cx, source.kind, &source.id).await? {
             return Ok(Outcome::Skipped("reversed_before"));
         }
         let original = self.original(cx, debit).await?;
@@ -334,7 +335,7 @@ impl Currency {
         let delay = settings.as_deref().map_or(SignedDuration::ZERO, award_time::longest_delay);
         let last = original.touched_at().and_then(|at| at.checked_add(delay + LATE).ok());
         if last.is_none_or(|last| last < Timestamp::now())
-            || self.ledger.wallet_has(cx, source.kind, &original.id, None).await?
+            || self.ledger.wallet_has(cx, source.kind, &original.id).await?
         {
             return Ok(());
         }

@@ -98,8 +98,6 @@ pub struct Refund {
     pub at: Moment,
     /// The row is old and what it was before is not known: ask whether it was taken back already.
     pub ask_wallet: bool,
-    /// What the row was before says that it counted until now.
-    pub turned: bool,
     /// `transaction_number`, by which debit rows name it.
     pub number: Option<String>,
     /// The row's `final_amount`; none where that is no number.
@@ -235,7 +233,7 @@ pub fn route(
     let lane = Lane::in_partition((source.kind, &source.id));
     let at = moment(change);
     let work = match after {
-        Standing::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn, before)?)),
+        Standing::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn)?)),
         Standing::Debits => {
             // Under REPLICA IDENTITY DEFAULT any update may be the one by which it turned.
             let turns =
@@ -308,13 +306,7 @@ fn check(
 /// Statuses of a row that has not counted yet.
 const OPEN: [&str; 2] = ["pending", "processing"];
 
-fn refund(
-    row: &Row<'_>,
-    source: Source,
-    at: Moment,
-    turn: Turn,
-    before: Option<Standing>,
-) -> Result<Refund, DecodeError> {
+fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refund, DecodeError> {
     let purchase = source.kind == PURCHASE;
     let (mut number, mut amount, mut updated_at) = (None, None, None);
     if purchase {
@@ -323,8 +315,8 @@ fn refund(
         amount = row.decimal("final_amount").ok().and_then(Field::value);
         updated_at = row.timestamp("updated_at")?.value();
     }
-    let (ask_wallet, turned) = (turn == Turn::Unsure, before.is_some());
-    Ok(Refund { source, at, ask_wallet, turned, number, amount, updated_at })
+    let ask_wallet = turn == Turn::Unsure;
+    Ok(Refund { source, at, ask_wallet, number, amount, updated_at })
 }
 
 fn debit(

@@ -119,7 +119,6 @@ impl Scene {
             source: source("p"),
             at,
             ask_wallet: false,
-            turned: true,
             number: Some("N".to_owned()),
             amount: Some(BigDecimal::from(100)),
             updated_at,
