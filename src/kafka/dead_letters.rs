@@ -1,13 +1,14 @@
 //! The dead letter topic: records set aside for good reason, whole, with what went wrong.
 
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::types::RDKafkaErrorCode;
-use tokio::sync::OnceCell;
 
 use super::dead_letter_topic::DeadLetterTopic;
 use super::raw::owned_headers;
@@ -86,7 +87,7 @@ pub struct DeadLetters {
     client: ClientConfig,
     /// Made for the first letter: its polling thread costs about 1 % of a processor core from then
     /// on, and most processes never need it.
-    producer: OnceCell<FutureProducer>,
+    producer: Mutex<Option<FutureProducer>>,
 }
 
 impl DeadLetters {
@@ -94,7 +95,7 @@ impl DeadLetters {
     #[must_use]
     pub fn new(kafka: &Kafka, topic: &str) -> Self {
         let topic = DeadLetterTopic::new(topic, kafka.base());
-        Self { topic, client: Self::configure(kafka), producer: OnceCell::new() }
+        Self { topic, client: Self::configure(kafka), producer: Mutex::default() }
     }
 
     fn configure(kafka: &Kafka) -> ClientConfig {
@@ -191,14 +192,35 @@ impl DeadLetters {
         let mut record = FutureRecord::<[u8], [u8]>::to(self.topic.name()).headers(headers);
         record.key = letter.record.key().filter(|_| content != Content::PlaceAlone);
         record.payload = letter.record.value().filter(|_| content == Content::Whole);
-        let producer = self.producer.get_or_try_init(async || self.client.create()).await?;
-        producer.send(record, TIMEOUT).await.map_or_else(|(cause, _)| Err(cause), |_| Ok(()))
+        let producer = self.producer()?;
+        let Err((cause, _)) = producer.send(record, TIMEOUT).await else { return Ok(()) };
+        // That it has failed for good says less than why.
+        let why =
+            producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code));
+        Err(why.unwrap_or(cause))
+    }
+
+    /// One that may work. An idempotent producer fails for good where the account may not write any
+    /// topic, and would not hear of it when it may: the next letter gets another.
+    fn producer(&self) -> KafkaResult<FutureProducer> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failed) = producer.take_if(|made| made.client().fatal_error().is_some()) {
+            thread::spawn(move || drop(failed)); // it waits for its own thread
+        }
+        if let Some(made) = &*producer {
+            return Ok(made.clone());
+        }
+        Ok(producer.insert(self.client.create()?).clone())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use rdkafka::message::OwnedMessage;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
     use crate::config::{self, Environment};
@@ -216,10 +238,44 @@ mod tests {
         assert!(told(RDKafkaErrorCode::TopicAuthorizationFailed).contains("allow this account"));
     }
 
-    #[test]
-    fn what_is_given_by_an_alias_is_what_counts_at_every_start() {
+    #[tokio::test]
+    async fn a_letter_is_written_once_it_may_be() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("crm.dlq", 1, 1).expect("a topic");
+        // What a broker says to an account that may not write any topic.
+        let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refused]);
+        let brokers = cluster.bootstrap_servers();
+        let letters = DeadLetters::new(&Kafka::of(&settings(&brokers)), "crm.dlq");
+        let record = SavedRecord::copy(&OwnedMessage::new(
+            Some(b"whole".to_vec()),
+            None,
+            "orders".to_owned(),
+            rdkafka::Timestamp::NotAvailable,
+            0,
+            7,
+            None,
+        ));
+        let letter = Letter {
+            topic: "orders",
+            partition: 0,
+            offset: 7,
+            record: &record,
+            consumer: "marketplace",
+            kind: "invalid_json",
+            message: "spoilt",
+            attempts: 1,
+            first_at: Timestamp::UNIX_EPOCH,
+            last_at: Timestamp::UNIX_EPOCH,
+        };
+        let refused = letters.write(&letter).await.expect_err("it may not").to_string();
+        assert!(refused.contains("ClusterAuthorizationFailed"), "{refused}");
+        letters.write(&letter).await.expect("it may now");
+    }
+
+    fn settings(brokers: &str) -> Box<config::Settings> {
         let environment: Environment = [
-            ("KAFKA_BOOTSTRAP_SERVERS", "broker.invalid:9092"),
+            ("KAFKA_BOOTSTRAP_SERVERS", brokers),
             ("INNGEST_EVENT_KEY", "test"),
             ("REDIS_URL", "redis://unused.invalid"),
             ("CONSUMERS", "marketplace"),
@@ -227,8 +283,12 @@ mod tests {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
-        let settings = config::load(&environment, Path::new("")).settings.expect("settings");
-        let client = DeadLetters::configure(&Kafka::of(&settings));
+        config::load(&environment, Path::new("")).settings.expect("settings")
+    }
+
+    #[test]
+    fn what_is_given_by_an_alias_is_what_counts_at_every_start() {
+        let client = DeadLetters::configure(&Kafka::of(&settings("broker.invalid:9092")));
         for (name, value) in [
             ("compression.codec", Some("lz4")),
             ("compression.type", None),
