@@ -7,7 +7,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::decision::{again, named};
-use super::rules::{Source, Turn};
+use super::work::{Source, Turn};
 use super::{AWARD, CALCULATE, Currency, NOTHING};
 use crate::clients::inngest::Events;
 use crate::consumers::award_time::{self, MerchantSettings};

@@ -209,7 +209,7 @@ pub fn again(at: Moment) -> String {
 /// The name of a claim or the id of an event of one award.
 #[must_use]
 pub fn named(what: &str, kind: &str, id: &str, again: Option<&str>) -> String {
-    let mut name = super::rules::claim(what, kind, id);
+    let mut name = super::work::claim(what, kind, id);
     if let Some(again) = again {
         name.push_str(":again:");
         name.push_str(again);

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::rules::{Debit, Source};
+use super::work::{Debit, Source};
 use crate::cdc::word;
 use crate::consumers::call::Calls;
 use crate::engine::{Cx, Failure};

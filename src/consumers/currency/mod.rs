@@ -1,10 +1,13 @@
 //! Currency: awards for purchases, referrals and missions, cancels and reverses (contract section 3).
 
 mod award;
+mod debit;
 pub mod decision;
 pub mod ledger;
 mod refund;
+mod reverse;
 pub mod rules;
+pub mod work;
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -12,8 +15,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use self::ledger::Ledger;
-use self::refund::Cancel;
-use self::rules::{Settings, Source, Turn, Work, claim};
+use self::reverse::Cancel;
+use self::rules::Settings;
+use self::work::{Source, Turn, Work, claim};
 use super::call::{Calls, Sender, outcome};
 use super::merchants::Merchants;
 use crate::cdc::{Change, DecodeError};

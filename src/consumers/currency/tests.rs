@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use bigdecimal::BigDecimal;
 use serde_json::{Map, Value, json};
 
-use super::rules::{Debit, Refund};
+use super::work::{Debit, Refund};
 use super::*;
 use crate::clients::redis::Cache;
 use crate::consumers::testing::{ALL, Bench, LIMITS};
