@@ -32,6 +32,7 @@ impl<C: Consumer> Session<'_, C> {
             }
             Err(failure) => failure,
         };
+        job.attempts.served(&job.cx.take_served());
         self.keep_live(&mut job);
         if job.tickets.is_empty() || self.stopping.is_some() {
             self.lanes.finish(lane);
@@ -73,7 +74,7 @@ impl<C: Consumer> Session<'_, C> {
                 self.start(lane, job);
             }
             // Only what its partition gave up; what was merged into it from others goes on.
-            Next::GiveUp => self.park(lane, job, now),
+            Next::GiveUp { at } => self.park(lane, job, at),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::frontier::Stamp;
 use super::once::Accepted;
 use super::permits::{Permit, Permits, Urgency};
-use super::retry::{Attempts, Failure};
+use super::retry::{Attempts, Failure, Served};
 use super::{Consumer, Outcome};
 use crate::dedup::{Claims, StoreAway};
 use crate::kafka::SavedRecord;
@@ -108,6 +108,8 @@ pub struct Cx {
     drain: CancellationToken,
     pub(super) memo: Mutex<Memos>,
     pub(super) hold: Mutex<Option<Hold>>,
+    /// Answers that this record could use since it last failed.
+    served: Mutex<Served>,
 }
 
 /// What is known of the claims of one record; mostly it has one.
@@ -151,7 +153,18 @@ impl Cx {
             drain,
             memo: Mutex::default(),
             hold: Mutex::default(),
+            served: Mutex::default(),
         }
+    }
+
+    /// Tells that this record got an answer that it could use: it says nothing about others.
+    pub(crate) fn served(&self, breaker: &Arc<Breaker>, times: u64) {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).add(breaker, times);
+    }
+
+    /// What was told since this was asked last.
+    pub(super) fn take_served(&self) -> Served {
+        std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Tells which records were coalesced into this one by now, and when the partition of any of

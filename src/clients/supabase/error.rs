@@ -31,8 +31,9 @@ pub struct CallError {
     /// How long the request took; `None` when none was sent.
     pub latency: Option<Duration>,
     /// Whether this may be the record's doing after all, should it go on while others are answered:
-    /// a time-out, a broken connection, a 5xx with a code. What a gateway says, a rate limit, a
-    /// refused key or an answer in another shape never is (contract section 8.4).
+    /// a time-out, a connection that broke while it waited, a 5xx with a code of its own. What a
+    /// gateway says, a rate limit, a server that lacks connections or room, a refused connection or
+    /// key and an answer in another shape never are (contract section 8.4).
     pub telling: bool,
     kind: &'static str,
     message: String,
@@ -153,7 +154,7 @@ impl CallError {
             message.push_str(address);
             message.push(')');
         }
-        let telling = status >= 500 && code.is_some();
+        let telling = classify::may_be_the_records(status, code);
         let fault = match fault {
             Fault::Record => CallFault::Record,
             Fault::Transient | Fault::Setup => CallFault::Outage { retry_after },
@@ -286,6 +287,12 @@ mod tests {
         assert!(telling(500, &body("57014")) && telling(500, &body("XX000")));
         assert!(!telling(400, &body("0A000")) && !telling(401, &body("PGRST301")));
         assert!(!telling(429, &body("PGRST000")) && !telling(502, "<html>"));
+        for busy in ["PGRST000", "PGRST003", "53300", "08006", "57P01"] {
+            assert!(!telling(500, &body(busy)), "{busy} is nobody's doing");
+        }
+        for gateways in [502, 504, 520, 544] {
+            assert!(!telling(gateways, &body("XX000")), "{gateways}");
+        }
         assert!(CallError::transport("table t", true, "r").telling, "a time-out");
     }
 }
