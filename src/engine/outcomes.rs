@@ -6,7 +6,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::lanes::LaneId;
-use super::retry::{Attempts, Failure, Next};
+use super::retry::{Failure, Next};
 use super::session::Session;
 use super::task::Finished;
 use super::work::{Cx, Job, SetAside, Ticket, Waits, coalesce};
@@ -24,6 +24,7 @@ impl<C: Consumer> Session<'_, C> {
         let failure = match result {
             Ok(outcome) => {
                 self.progress = Instant::now();
+                self.handled(&job, outcome);
                 for ticket in &job.tickets {
                     self.complete(ticket, outcome);
                 }
@@ -70,7 +71,7 @@ impl<C: Consumer> Session<'_, C> {
                 self.park(lane, job, at);
             }
             Next::DeadLetter { kind, message } => {
-                job.set_aside = Some(SetAside { kind, message, at, attempts: Attempts::default() });
+                job.set_aside = Some(SetAside::new(kind, message, at));
                 self.start(lane, job);
             }
             // Only what its partition gave up; what was merged into it from others goes on.

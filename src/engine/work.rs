@@ -53,6 +53,25 @@ pub(crate) struct SetAside {
     pub(crate) at: Timestamp,
     /// Failed attempts at writing it.
     pub(crate) attempts: Attempts,
+    /// Whether it may go there, or is one of a flood.
+    pub(crate) stage: Stage,
+}
+
+/// How far a record that is set aside has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Not looked at yet.
+    New,
+    /// One of a flood of dead letters, and held.
+    Held,
+    /// On its way.
+    Going,
+}
+
+impl SetAside {
+    pub(crate) fn new(kind: &'static str, message: String, at: Timestamp) -> Self {
+        Self { kind, message, at, attempts: Attempts::default(), stage: Stage::New }
+    }
 }
 
 /// A piece of work in its lane.
@@ -69,8 +88,18 @@ pub(crate) struct Job<W> {
     /// When it first failed, in wall-clock time.
     pub(crate) failed_at: Option<Timestamp>,
     pub(crate) set_aside: Option<SetAside>,
+    /// The cause that held it, once it is tried again.
+    pub(crate) held_by: Option<&'static str>,
     /// What it waits for while parked.
     pub(crate) waits_for: Waits,
+}
+
+impl<W> Job<W> {
+    /// The cause that holds it, if it is one of a flood.
+    pub(crate) fn held(&self) -> Option<&'static str> {
+        let held = self.set_aside.as_ref().filter(|set_aside| set_aside.stage == Stage::Held);
+        held.map(|set_aside| set_aside.kind)
+    }
 }
 
 /// What a parked job waits for.
