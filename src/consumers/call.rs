@@ -19,6 +19,10 @@ use crate::engine::permits::{Sample, Urgency};
 use crate::engine::{Cx, Failure, Once, Outcome};
 use crate::outage::{Breaker, Breakers};
 
+/// What the names of functions' and tables' breakers begin with.
+const FUNCTIONS: &str = "supabase/rpc";
+const TABLES: &str = "supabase";
+
 /// Rows that are asked for at once: what Supabase answers with at most unless a project says
 /// otherwise.
 const PAGE: &str = "1000";
@@ -52,7 +56,7 @@ impl Calls {
     ) -> Result<T, Failure> {
         let request = || self.supabase.rpc_as(function, arguments, Answer::json::<T>);
         let answered = under_permit(cx, Urgency::One, request).await?;
-        self.take(cx, &format!("supabase/rpc/{function}"), answered).map(|(value, _)| value)
+        self.take(cx, (FUNCTIONS, function), answered).map(|(value, _)| value)
     }
 
     /// Reads the one row, or the few, that many records wait for at once; goes before the requests
@@ -124,8 +128,7 @@ impl Calls {
         query: &[(&str, &str)],
         by: &str,
     ) -> Result<Vec<T>, Failure> {
-        let dependency = format!("supabase/{table}");
-        let failure = |error| self.failure(&dependency, error);
+        let failure = |error| self.failure(&format!("{TABLES}/{table}"), error);
         let (mut rows, mut after) = (Vec::new(), None::<String>);
         while rows.len() < MAX_ROWS {
             let mut asked = query.to_vec();
@@ -134,7 +137,7 @@ impl Calls {
             asked.extend(after.as_deref().map(|after| (by, after)));
             let request = || self.supabase.page_as(table, &asked, Answer::json::<Vec<T>>);
             let answered = under_permit(cx, urgency, request).await?;
-            let (page, answer) = self.take(cx, &dependency, answered)?;
+            let (page, answer) = self.take(cx, (TABLES, table), answered)?;
             // A short page is no end: the server may cut earlier than was asked for.
             let whole = answer.total.is_some_and(|total| total <= page.len() as u64);
             let over = page.is_empty() || whole;
@@ -161,19 +164,24 @@ impl Calls {
     ) -> Result<Vec<T>, Failure> {
         let request = || self.supabase.select_as(table, query, Answer::json::<Vec<T>>);
         let answered = under_permit(cx, urgency, request).await?;
-        self.take(cx, &format!("supabase/{table}"), answered).map(|(rows, _)| rows)
+        self.take(cx, (TABLES, table), answered).map(|(rows, _)| rows)
     }
 
-    /// An answer that could be used, noted as this record's own; or the failure, as the engine's.
+    /// An answer that could be used, noted as this record's own; or the failure, as the engine's, of
+    /// the dependency of this kind and name.
     fn take<T>(
         &self,
         cx: &Cx,
-        dependency: &str,
-        answered: Result<T, CallError>,
-    ) -> Result<T, Failure> {
-        let value = answered.map_err(|error| self.failure(dependency, error))?;
-        cx.served(&self.breakers.get(dependency), 1);
-        Ok(value)
+        (kind, name): (&str, &str),
+        answered: Result<(T, Answer), CallError>,
+    ) -> Result<(T, Answer), Failure> {
+        match answered {
+            Ok((value, answer)) => {
+                cx.served(answer.breaker(), 1);
+                Ok((value, answer))
+            }
+            Err(error) => Err(self.failure(&format!("{kind}/{name}"), error)),
+        }
     }
 
     /// The breaker that stands for what is called `name`.

@@ -11,6 +11,8 @@
 
 pub mod classify;
 mod error;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +32,7 @@ pub use error::{CallError, CallFault};
 use super::hidden::Hidden;
 use super::http::{self, HttpConfig, ReadError, SetupError};
 use crate::measures;
-use crate::outage::Breakers;
+use crate::outage::{Breaker, Breakers};
 
 const SERVICE: &str = "supabase";
 const API_KEY: HeaderName = HeaderName::from_static("apikey");
@@ -62,6 +64,7 @@ impl SupabaseConfig {
 pub struct Answer {
     body: Bytes,
     what: Arc<str>,
+    breaker: Arc<Breaker>,
     /// How long the request took, for adaptive bounds and metrics.
     pub latency: Duration,
     /// How many rows there are in all, where that was asked for ([`Supabase::page`]).
@@ -73,6 +76,12 @@ impl Answer {
     #[must_use]
     pub fn body(&self) -> &Bytes {
         &self.body
+    }
+
+    /// The breaker of what was asked.
+    #[must_use]
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
     }
 
     /// Decodes the answer. `Box<serde_json::value::RawValue>` keeps it as it came.
@@ -265,7 +274,8 @@ impl Supabase {
         // Decoded before anybody is told that it went well: a function that answers in another shape
         // is away for everybody who asks it.
         let outcome = outcome.and_then(|(body, total)| {
-            let answer = Answer { body, what: what.into(), latency, total };
+            let breaker = Arc::clone(&breaker);
+            let answer = Answer { body, what: what.into(), breaker, latency, total };
             decode(&answer).map(|decoded| (decoded, answer))
         });
         measures::request(dependency, latency, outcome.is_ok());
@@ -364,35 +374,5 @@ fn key_headers(key: &SecretString) -> Result<HeaderMap, SetupError> {
             Ok(headers)
         }
         _ => Err(fault),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_legacy_key_goes_into_both_headers_and_a_new_one_into_apikey_alone() {
-        let legacy = key_headers(&SecretString::from("aaa.bbb.ccc")).expect("a key");
-        assert_eq!(legacy[API_KEY], "aaa.bbb.ccc");
-        assert_eq!(legacy[AUTHORIZATION], "Bearer aaa.bbb.ccc");
-        let new = key_headers(&SecretString::from("sb_secret_x")).expect("a key");
-        assert_eq!(new[API_KEY], "sb_secret_x");
-        assert!(!new.contains_key(AUTHORIZATION));
-        assert!(new[API_KEY].is_sensitive());
-    }
-
-    #[test]
-    fn an_unusable_key_or_address_is_named_without_its_value() {
-        let error = key_headers(&SecretString::from("a\nb")).expect_err("no header");
-        assert!(error.to_string().contains("SUPABASE_SERVICE_ROLE_KEY"), "{error}");
-        let breakers = Arc::new(Breakers::new(
-            3,
-            crate::outage::Backoff { base: Duration::ZERO, max: Duration::ZERO },
-        ));
-        let config = SupabaseConfig::new("postgres://u:hidden@h", SecretString::from("k"));
-        let error = Supabase::new(&config, breakers).expect_err("not http");
-        assert!(error.to_string().contains("SUPABASE_URL"), "{error}");
-        assert!(!error.to_string().contains("hidden"), "{error}");
     }
 }
