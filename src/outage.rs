@@ -55,6 +55,7 @@ pub struct Breaker {
     backoff: Backoff,
     state: Mutex<State>,
     successes: AtomicU64,
+    failures: AtomicU64,
     away: watch::Sender<Option<Arc<Away>>>,
     /// Counts the recoveries of all dependencies in the same registry.
     recoveries: watch::Sender<u64>,
@@ -71,6 +72,7 @@ impl Breaker {
             backoff,
             state: Mutex::new(State::Closed { failures: 0 }),
             successes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             away: watch::Sender::new(None),
             recoveries: watch::Sender::new(0),
         }
@@ -82,11 +84,18 @@ impl Breaker {
         &self.name
     }
 
-    /// How many requests were answered so far. Tells whether a dependency answered others
+    /// How many got an answer so far that could be used. Tells whether a dependency served others
     /// while one record kept failing (contract section 8.4).
     #[must_use]
     pub fn successes(&self) -> u64 {
         self.successes.load(Ordering::Relaxed)
+    }
+
+    /// How many requests failed so far through the dependency's fault. Where these are far more than
+    /// the successes, no record that fails is alone with it.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 
     /// The outage, while there is one.
@@ -130,9 +139,14 @@ impl Breaker {
         }
     }
 
-    /// Reports an answer: the dependency is well, whatever the answer said about the request.
+    /// Reports an answer that could be used: the dependency is well.
     pub fn succeeded(&self) {
-        self.successes.fetch_add(1, Ordering::Relaxed);
+        self.succeeded_for(1);
+    }
+
+    /// Reports one answer that `callers` could use.
+    pub fn succeeded_for(&self, callers: u64) {
+        self.successes.fetch_add(callers, Ordering::Relaxed);
         self.close();
     }
 
@@ -143,9 +157,13 @@ impl Breaker {
         }
         let was_open = matches!(*state, State::Open { .. });
         *state = State::Closed { failures: 0 };
+        if was_open {
+            // Under the lock, as below: two that report at once would else leave the word of the
+            // one that was overtaken, an outage without end or an open breaker that nobody sees.
+            self.away.send_replace(None);
+        }
         drop(state);
         if was_open {
-            self.away.send_replace(None);
             self.recoveries.send_modify(|count| *count += 1);
             tracing::info!(dependency = %self.name, "dependency answers again");
         }
@@ -154,6 +172,7 @@ impl Breaker {
     /// Reports a failure that is the dependency's. It is left alone for as long as it asked for with
     /// `retry_after`, but never for less than the backoff: some ask for nothing at all.
     pub fn failed(&self, now: Instant, retry_after: Option<Duration>, error: &str) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
         let mut state = self.lock();
         let (since, openings) = match &mut *state {
             State::Closed { failures } => {
@@ -170,11 +189,11 @@ impl Breaker {
         let wait = self.backoff.delay(openings, 0.5 + fastrand::f64() / 2.0);
         let until = now + retry_after.map_or(wait, |asked| asked.max(wait));
         *state = State::Open { since, until, openings, probing: false };
+        self.away.send_replace(Some(Arc::new(Away { since, until, error: error.to_owned() })));
         drop(state);
         if openings == 0 {
             tracing::warn!(dependency = %self.name, error, "dependency is away");
         }
-        self.away.send_replace(Some(Arc::new(Away { since, until, error: error.to_owned() })));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -191,13 +210,18 @@ pub struct Leave<'a> {
 }
 
 impl Leave<'_> {
-    /// The request was answered.
+    /// The request was answered, and the answer could be used.
     pub fn succeeded(self) {
         self.breaker.succeeded();
     }
 
-    /// The request was turned down at the door: the dependency can be reached, but whether it would
-    /// have done the work is not known, so that it does not count among the [`Breaker::successes`].
+    /// The request was answered, and `callers` could use the answer.
+    pub fn succeeded_for(self, callers: u64) {
+        self.breaker.succeeded_for(callers);
+    }
+
+    /// The request was turned down: the dependency can be reached, but nobody got what he asked for,
+    /// so that it does not count among the [`Breaker::successes`].
     pub fn turned_down(self) {
         self.breaker.close();
     }
@@ -324,6 +348,44 @@ mod tests {
         breaker.admit(until).expect("a probe").turned_down();
         assert!(breaker.away().is_none());
         assert_eq!(breaker.successes(), 0);
+    }
+
+    /// Whether `report` lets nobody see the new state before it is published: publishing waits for
+    /// whoever reads what was published last.
+    fn tells_under_the_lock(
+        breaker: &Breaker,
+        was_open: bool,
+        report: impl FnOnce() + Send,
+    ) -> bool {
+        let is_open = |state: &State| matches!(*state, State::Open { .. });
+        std::thread::scope(|scope| {
+            let reading = breaker.away.borrow();
+            let reporter = scope.spawn(report);
+            let mut blocked = 0;
+            let told = loop {
+                match breaker.state.try_lock() {
+                    Ok(state) if is_open(&state) != was_open => break false,
+                    Ok(_) => blocked = 0,
+                    Err(_) => blocked += 1,
+                }
+                if blocked > 20_000 {
+                    break true;
+                }
+                std::thread::yield_now();
+            };
+            drop(reading);
+            reporter.join().expect("it reports");
+            told
+        })
+    }
+
+    #[test]
+    fn what_is_published_is_what_is_true_whoever_reports_at_the_same_time() {
+        let breaker = Breaker::new("d", 1, BACKOFF);
+        let failed = || breaker.failed(Instant::now(), None, "refused");
+        assert!(tells_under_the_lock(&breaker, false, failed), "an outage");
+        assert!(tells_under_the_lock(&breaker, true, || breaker.succeeded()), "a recovery");
+        assert!(breaker.away().is_none());
     }
 
     #[test]

@@ -290,6 +290,7 @@ impl Launch for Daemon {
                     poison_attempts: engine.poison_attempts,
                     poison_after: engine.poison_after,
                 },
+                dlq_flood: engine.dlq_flood,
                 drain_deadline: engine.drain_deadline,
                 stop_deadline: engine.shutdown_grace.saturating_sub(STOP_RESERVE),
                 commit_interval: engine.commit_interval,

@@ -204,6 +204,7 @@ fn engine(reader: &mut Reader<'_>) -> Engine {
         drain_deadline: reader.read("engine.drain_deadline", value::positive_duration),
         poison_attempts: reader.read("engine.poison_attempts", value::count(1, 1_000_000)),
         poison_after: reader.read("engine.poison_after", value::duration),
+        dlq_flood: reader.read("engine.dlq_flood", value::count_or_off(1, 1_000_000)),
         breaker_threshold: reader.read("engine.breaker_threshold", value::count(1, 1_000_000)),
         backoff_base: reader.read("engine.backoff_base", value::positive_duration),
         backoff_max: reader.read("engine.backoff_max", value::positive_duration),

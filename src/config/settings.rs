@@ -312,6 +312,9 @@ pub struct Engine {
     pub poison_attempts: u32,
     /// Time over which they must lie (`POISON_AFTER`, default 10 min).
     pub poison_after: Duration,
+    /// Records of one cause within five minutes, and more than half of what a consumer handled, from
+    /// which on dead letters are held (`DLQ_FLOOD`, default 50; `None` is `off`).
+    pub dlq_flood: Option<u32>,
     /// Failures in a row that open a dependency's breaker (`BREAKER_THRESHOLD`, default 5).
     pub breaker_threshold: u32,
     /// Upper bound of the first retry pause (`BACKOFF_BASE`, default 500 ms).

@@ -72,7 +72,7 @@ fn example(path: &str) -> &'static str {
         "decimal_mode" => "precise",
         "numeric_scales" => "purchase_ledger.final_amount=4,codes.face_value=0",
         "tombstones" => "delete",
-        "numeric_scale" | "requests" | "poison_attempts" | "breaker_threshold" => "7",
+        "numeric_scale" | "requests" | "poison_attempts" | "breaker_threshold" | "dlq_flood" => "7",
         "batch_events" | "buffer_records" => "4999",
         "batch_bytes" | "max_event_bytes" | "buffer_bytes" => "2MiB",
         "concurrency" => "7..9",

@@ -96,6 +96,16 @@ where
     }
 }
 
+/// As [`count`], or the word `off`.
+pub(super) fn count_or_off(least: u32, most: u32) -> impl Fn(&str) -> Result<Option<u32>, String> {
+    move |text| {
+        if text.eq_ignore_ascii_case("off") {
+            return Ok(None);
+        }
+        count(least, most)(text).map(Some).map_err(|problem| format!("{problem}, nor off"))
+    }
+}
+
 /// One of a few words, whatever their case.
 fn choice<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
     words

@@ -129,6 +129,7 @@ pub static VARIABLES: &[Variable] = &[
     plain("engine.buffer_bytes", &["BUFFER_BYTES"], "a size such as 16MiB"),
     plain("engine.drain_deadline", &["DRAIN_DEADLINE"], "a duration such as 5s"),
     plain("engine.poison_attempts", &["POISON_ATTEMPTS"], "a number of attempts"),
+    plain("engine.dlq_flood", &["DLQ_FLOOD"], "a number of records, or off"),
     plain("engine.poison_after", &["POISON_AFTER"], "a duration such as 10m"),
     plain("engine.breaker_threshold", &["BREAKER_THRESHOLD"], "a number of failures"),
     plain("engine.backoff_base", &["BACKOFF_BASE"], "a duration such as 500ms"),

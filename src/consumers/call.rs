@@ -19,6 +19,10 @@ use crate::engine::permits::{Sample, Urgency};
 use crate::engine::{Cx, Failure, Once, Outcome};
 use crate::outage::{Breaker, Breakers};
 
+/// What the names of functions' and tables' breakers begin with.
+const FUNCTIONS: &str = "supabase/rpc";
+const TABLES: &str = "supabase";
+
 /// Rows that are asked for at once: what Supabase answers with at most unless a project says
 /// otherwise.
 const PAGE: &str = "1000";
@@ -50,11 +54,9 @@ impl Calls {
         function: &str,
         arguments: &(impl Serialize + Sync + ?Sized),
     ) -> Result<T, Failure> {
-        let request = || self.supabase.rpc(function, arguments);
-        let answer = under_permit(cx, Urgency::One, request).await?;
-        answer
-            .and_then(|answer| answer.json())
-            .map_err(|error| self.failure(&format!("supabase/rpc/{function}"), error))
+        let request = || self.supabase.rpc_as(function, arguments, Answer::json::<T>);
+        let answered = under_permit(cx, Urgency::One, request).await?;
+        self.take(cx, (FUNCTIONS, function), answered).map(|(value, _)| value)
     }
 
     /// Reads the one row, or the few, that many records wait for at once; goes before the requests
@@ -126,16 +128,16 @@ impl Calls {
         query: &[(&str, &str)],
         by: &str,
     ) -> Result<Vec<T>, Failure> {
-        let failure = |error| self.failure(&format!("supabase/{table}"), error);
+        let failure = |error| self.failure(&format!("{TABLES}/{table}"), error);
         let (mut rows, mut after) = (Vec::new(), None::<String>);
         while rows.len() < MAX_ROWS {
             let mut asked = query.to_vec();
             asked.extend([("order", by), ("limit", PAGE)]);
             // Not by an offset: a row that goes while this reads would take another with it.
             asked.extend(after.as_deref().map(|after| (by, after)));
-            let answer = under_permit(cx, urgency, || self.supabase.page(table, &asked)).await?;
-            let answer = answer.map_err(failure)?;
-            let page: Vec<T> = answer.json().map_err(failure)?;
+            let request = || self.supabase.page_as(table, &asked, Answer::json::<Vec<T>>);
+            let answered = under_permit(cx, urgency, request).await?;
+            let (page, answer) = self.take(cx, (TABLES, table), answered)?;
             // A short page is no end: the server may cut earlier than was asked for.
             let whole = answer.total.is_some_and(|total| total <= page.len() as u64);
             let over = page.is_empty() || whole;
@@ -160,10 +162,26 @@ impl Calls {
         table: &str,
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, Failure> {
-        let answer = under_permit(cx, urgency, || self.supabase.select(table, query)).await?;
-        answer
-            .and_then(|answer| answer.json())
-            .map_err(|error| self.failure(&format!("supabase/{table}"), error))
+        let request = || self.supabase.select_as(table, query, Answer::json::<Vec<T>>);
+        let answered = under_permit(cx, urgency, request).await?;
+        self.take(cx, (TABLES, table), answered).map(|(rows, _)| rows)
+    }
+
+    /// An answer that could be used, noted as this record's own; or the failure, as the engine's, of
+    /// the dependency of this kind and name.
+    fn take<T>(
+        &self,
+        cx: &Cx,
+        (kind, name): (&str, &str),
+        answered: Result<(T, Answer), CallError>,
+    ) -> Result<(T, Answer), Failure> {
+        match answered {
+            Ok((value, answer)) => {
+                cx.served(answer.breaker(), 1);
+                Ok((value, answer))
+            }
+            Err(error) => Err(self.failure(&format!("{kind}/{name}"), error)),
+        }
     }
 
     /// The breaker that stands for what is called `name`.
@@ -212,27 +230,30 @@ fn last(answer: &Answer, column: &str) -> Option<String> {
 }
 
 /// One request under one permit, which learns what the request met.
-async fn under_permit<F>(
+async fn under_permit<T, F>(
     cx: &Cx,
     urgency: Urgency,
     request: impl FnOnce() -> F,
-) -> Result<Result<Answer, CallError>, Failure>
+) -> Result<Result<(T, Answer), CallError>, Failure>
 where
-    F: Future<Output = Result<Answer, CallError>> + Send,
+    F: Future<Output = Result<(T, Answer), CallError>> + Send,
 {
     let permit = cx.permit(urgency).await?;
     // Thousands may wait for a permit: only a request that is under way takes a request's memory.
-    let answer = Box::pin(request()).await;
-    match &answer {
-        Ok(answer) => permit.report(Sample::Answered(answer.latency)),
-        Err(error) if error.overload => permit.report(Sample::Overloaded),
-        Err(error) => {
-            if let Some(latency) = error.latency {
-                permit.report(Sample::Answered(latency));
-            }
-        }
+    let answered = Box::pin(request()).await;
+    if let Some(sample) = sample(answered.as_ref().map(|(_, answer)| answer.latency)) {
+        permit.report(sample);
     }
-    Ok(answer)
+    Ok(answered)
+}
+
+/// What a request says about the load. A refusal or a missing function is answered in no time and
+/// says nothing about how long the work takes.
+fn sample(answered: Result<Duration, &CallError>) -> Option<Sample> {
+    match answered {
+        Ok(latency) => Some(Sample::Answered(latency)),
+        Err(error) => error.overload.then_some(Sample::Overloaded),
+    }
 }
 
 /// Inngest, as consumers send to it.
@@ -255,6 +276,8 @@ impl Sender {
     /// The send's failure, as the engine's.
     pub async fn send(&self, cx: &Cx, events: Events) -> Result<Timestamp, Failure> {
         let sent = cx.patiently(&self.breaker, self.inngest.send(events)).await?;
+        let served = sent.as_ref().map_or_else(SendError::served, |accepted| accepted.served);
+        cx.served(&self.breaker, served.into());
         accepted(sent, &self.breaker)
     }
 

@@ -1,6 +1,8 @@
 //! Claims in the process's own memory: for the demo and for tests.
 
 use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,31 @@ use super::{Op, Reply, Store, StoreAway, TakenBack};
 pub struct MemoryStore {
     window: Duration,
     entries: Mutex<HashMap<String, (State, Instant)>>,
+    sweeps: Sweeps,
+}
+
+/// When what has run out is looked for.
+#[derive(Debug)]
+struct Sweeps {
+    /// At so many entries.
+    at: AtomicUsize,
+    done: AtomicUsize,
+}
+
+/// Below this many entries those that have run out are not worth looking for.
+const SWEEP_FROM: usize = 1_000;
+
+impl Sweeps {
+    /// Drops what has run out once there is twice as much as the last time left, so that each entry
+    /// is looked at about once, however long the number stays where it is.
+    fn sweep<K: Eq + Hash, V>(&self, entries: &mut HashMap<K, (V, Instant)>, now: Instant) {
+        if entries.len() < self.at.load(Ordering::Relaxed) {
+            return;
+        }
+        entries.retain(|_, (_, until)| *until > now);
+        self.at.store((entries.len() * 2).max(SWEEP_FROM), Ordering::Relaxed);
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +56,8 @@ impl MemoryStore {
     /// An empty store whose entries live for `window`.
     #[must_use]
     pub fn new(window: Duration) -> Self {
-        Self { window, entries: Mutex::default() }
+        let sweeps = Sweeps { at: AtomicUsize::new(SWEEP_FROM), done: AtomicUsize::new(0) };
+        Self { window, entries: Mutex::default(), sweeps }
     }
 
     /// Forgets everything, as a Redis without persistence does on restart.
@@ -56,9 +84,7 @@ impl MemoryStore {
 
     fn apply(&self, op: &Op, now: Instant) -> Reply {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() > 1_000 && entries.len().is_power_of_two() {
-            entries.retain(|_, (_, until)| *until > now);
-        }
+        self.sweeps.sweep(&mut entries, now);
         let present = |key: &str| {
             entries.get(key).filter(|(_, until)| *until > now).map(|(state, _)| state.clone())
         };
@@ -232,5 +258,25 @@ mod tests {
         assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
         store.apply(&release("g/t/0/7"), now);
         assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Ours);
+    }
+
+    #[test]
+    fn what_has_run_out_is_looked_for_rarely_wherever_the_number_of_claims_stays() {
+        let store = MemoryStore::new(WINDOW);
+        let now = Instant::now();
+        let claim = |id: usize| Op::Claim { key: format!("k:{id}"), owner: "g/t/0/7".into() };
+        for id in 0..4_096 {
+            store.apply(&claim(id), now);
+            // The number stays at each of them for a while, powers of two among them.
+            for _ in 0..8 {
+                store.apply(&Op::Read { key: "k:0".into() }, now);
+            }
+        }
+        assert!(store.sweeps.done.load(Ordering::Relaxed) <= 3, "at 1,000, 2,000 and 4,000");
+        for id in 4_096..16_384 {
+            store.apply(&claim(id), now + WINDOW);
+        }
+        let entries = store.entries.lock().expect("not poisoned").len();
+        assert!(entries <= 16_384 - 4_096, "what had run out has gone: {entries}");
     }
 }

@@ -12,6 +12,9 @@ use crate::recording::Recorded;
 pub const OUTAGE: Duration = Duration::from_secs(3);
 /// How many awards Inngest refuses in [`Fault::InngestPartial`].
 const REFUSED: usize = 3;
+/// What Inngest says of an event that it never takes. Words that do not name the event would only
+/// make it suspect, which the demo is too short to be sure of.
+const REFUSAL: &str = "event name is reserved for internal use: inngest/demo";
 
 /// Something that goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -136,7 +139,7 @@ impl Fault {
     /// What the double must know before anything is fed.
     pub(super) fn prepare(self, double: &Double, allowance: &Allowance) {
         for id in &allowance.refused {
-            double.poison(id, Some(Poison::Refused("refused for the demo".to_owned())));
+            double.poison(id, Some(Poison::Refused(REFUSAL.to_owned())));
         }
     }
 

@@ -6,13 +6,15 @@
 //!
 //! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
 //! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
-//! [`lanes`], [`backpressure`], [`permits`] (its controller) and [`retry`].
+//! [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
 
 mod assignment;
 pub mod backpressure;
 mod ends;
 mod exclusive;
+mod flood;
 pub mod frontier;
+mod held;
 pub mod intake;
 mod known;
 pub mod lanes;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::lanes::LaneId;
-use super::retry::{Attempts, Failure, Next};
+use super::retry::{Failure, Next};
 use super::session::Session;
 use super::task::Finished;
 use super::work::{Cx, Job, SetAside, Ticket, Waits, coalesce};
@@ -24,6 +24,7 @@ impl<C: Consumer> Session<'_, C> {
         let failure = match result {
             Ok(outcome) => {
                 self.progress = Instant::now();
+                self.handled(&job, outcome);
                 for ticket in &job.tickets {
                     self.complete(ticket, outcome);
                 }
@@ -32,6 +33,7 @@ impl<C: Consumer> Session<'_, C> {
             }
             Err(failure) => failure,
         };
+        job.attempts.served(&job.cx.take_served());
         self.keep_live(&mut job);
         if job.tickets.is_empty() || self.stopping.is_some() {
             self.lanes.finish(lane);
@@ -69,11 +71,11 @@ impl<C: Consumer> Session<'_, C> {
                 self.park(lane, job, at);
             }
             Next::DeadLetter { kind, message } => {
-                job.set_aside = Some(SetAside { kind, message, at, attempts: Attempts::default() });
+                job.set_aside = Some(SetAside::new(kind, message, at));
                 self.start(lane, job);
             }
             // Only what its partition gave up; what was merged into it from others goes on.
-            Next::GiveUp => self.park(lane, job, now),
+            Next::GiveUp { at } => self.park(lane, job, at),
         }
     }
 

@@ -32,6 +32,9 @@ pub struct Settings {
     pub bounds: Bounds,
     /// When and how often to try again.
     pub retry: Policy,
+    /// How many records of one cause may be set aside before what follows is held; `None` never
+    /// holds any.
+    pub dlq_flood: Option<u32>,
     /// How long a revoked partition may finish what is in flight.
     pub drain_deadline: Duration,
     /// How long everything in flight may take to finish at a stop.

@@ -36,6 +36,7 @@ pub struct Controller {
     round: usize,
     sum: Duration,
     overloaded: bool,
+    used: bool,
     baseline: Option<Duration>,
 }
 
@@ -57,13 +58,16 @@ impl Controller {
             round: 0,
             sum: Duration::ZERO,
             overloaded: false,
+            used: false,
             baseline: None,
         }
     }
 
-    /// Takes in a sample and returns the bound from now on. A round is as many samples as the
-    /// bound, so that one slow request does not count for more than its share.
-    pub fn sample(&mut self, sample: Sample) -> usize {
+    /// Takes in a sample and returns the bound from now on; `used` tells whether as many requests
+    /// as it allows were under way. A round is as many samples as the bound, so that one slow request
+    /// does not count for more than its share.
+    pub fn sample(&mut self, sample: Sample, used: bool) -> usize {
+        self.used |= used;
         match sample {
             Sample::Answered(latency) => self.sum += latency,
             Sample::Overloaded => self.overloaded = true,
@@ -82,14 +86,17 @@ impl Controller {
             self.bound = self.bound * 7 / 10;
         } else if mean > baseline.mul_f64(RISES) {
             self.bound = self.bound * 9 / 10;
-        } else if mean <= baseline.mul_f64(HOLDS) {
+        } else if self.used && mean <= baseline.mul_f64(HOLDS) {
+            // What was not needed was not tried: latency that holds at five requests says nothing
+            // of sixty.
             self.bound += 1;
         }
         self.bound = self.bound.clamp(self.limits.min, self.limits.max);
         if !self.overloaded {
             self.baseline = Some(baseline.max(Duration::from_micros(1)));
         }
-        (self.round, self.sum, self.overloaded) = (0, Duration::ZERO, false);
+        (self.round, self.sum) = (0, Duration::ZERO);
+        (self.overloaded, self.used) = (false, false);
     }
 }
 
@@ -184,7 +191,11 @@ pub struct Permit {
 impl Permit {
     /// Tells what the request met; an adaptive bound learns from it.
     pub fn report(&self, sample: Sample) {
-        self.permits.lock().controller.sample(sample);
+        {
+            let mut state = self.permits.lock();
+            let used = state.in_use >= state.controller.bound;
+            state.controller.sample(sample, used);
+        }
         self.permits.grant();
     }
 }
@@ -207,7 +218,7 @@ mod tests {
     const FAST: Sample = Sample::Answered(Duration::from_millis(10));
 
     fn run(controller: &mut Controller, sample: Sample, times: usize) -> usize {
-        (0..times).map(|_| controller.sample(sample)).last().unwrap_or_default()
+        (0..times).map(|_| controller.sample(sample, true)).last().unwrap_or_default()
     }
 
     #[test]
@@ -215,6 +226,24 @@ mod tests {
         let mut controller = Controller::new(Limits { min: 5, max: 8 });
         assert_eq!(run(&mut controller, FAST, 5), 6);
         assert_eq!(run(&mut controller, FAST, 100), 8);
+    }
+
+    #[test]
+    fn what_is_not_used_does_not_grow() {
+        let mut controller = Controller::new(Limits { min: 5, max: 64 });
+        for _ in 0..1_000 {
+            assert_eq!(controller.sample(FAST, false), 5);
+        }
+        assert_eq!(run(&mut controller, FAST, 5), 6);
+    }
+
+    #[tokio::test]
+    async fn one_request_at_a_time_does_not_make_room_for_many() {
+        let permits = Permits::new(Limits { min: 2, max: 64 });
+        for _ in 0..100 {
+            permits.acquire(Urgency::One).await.report(FAST);
+        }
+        assert_eq!(free(&permits), 2);
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl<C: Consumer> Session<'_, C> {
             Some(away) => format!("{name}: {}", away.error),
             None => name.to_owned(),
         }));
+        waits_for.extend(self.floods.reasons());
         waits_for.extend(signals.brokers.away().map(|reason| format!("kafka: {reason}")));
         waits_for.extend(self.refused.map(|why| format!("kafka: {why}")));
         if self.unreadable.is_some() {

@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
+
 use crate::outage::{Backoff, Breaker};
 
 /// Why a record's work did not end.
@@ -23,12 +25,14 @@ pub enum Failure {
         message: String,
         /// What the dependency asked for; wins over the backoff.
         retry_after: Option<Duration>,
-        /// Whether this may be about the record. A breaker that let no request through, claims that
-        /// cannot be reached, a gateway's answer and a rate limit say nothing about it.
+        /// Whether this may be about the record: a time-out, a failure that the dependency itself
+        /// names. What says nothing about it, however often it comes: a breaker that let no request
+        /// through, a refused connection or key, a rate limit, a gateway's answer, an answer in
+        /// another shape.
         attempted: bool,
     },
     /// The dependency refused the record, but might have failed itself: poison only once it has
-    /// answered others since the first refusal.
+    /// refused it again and again, for a while, and served others in between.
     Suspect {
         /// Who refused.
         breaker: Arc<Breaker>,
@@ -67,35 +71,60 @@ pub enum Failure {
 /// What a record has been through.
 #[derive(Debug, Clone, Default)]
 pub struct Attempts {
-    /// Failed attempts; waits do not count.
+    /// Failed attempts; waits do not count, nor does what an open breaker kept from being asked.
     pub failures: u32,
-    /// Attempts that say nothing about the record: they count for the pause alone.
-    silent: u32,
     /// When the first attempt failed.
     pub first_at: Option<Instant>,
-    /// How often the failing dependency had answered anybody when this record last failed on it
-    /// as in an outage.
-    answered: Option<(String, u64)>,
-    /// The same when it was first refused without a clear reason.
-    refused: Option<(String, u64)>,
     /// When something that it names was first found missing.
     missing_since: Option<Instant>,
-    /// Failures before each of which the dependency had answered somebody else since the one
-    /// before, and when the first of them was. Failures of an outage say nothing about the record,
-    /// however many they were.
-    alone: u32,
-    alone_since: Option<Instant>,
+    /// How often it was given up although its partition stays.
+    given_up: u32,
+    evidence: Evidence,
 }
+
+/// What speaks against a record: one count, to which each failure adds its weight.
+#[derive(Debug, Clone, Default)]
+struct Evidence {
+    weight: u32,
+    /// Since when there is any.
+    since: Option<Instant>,
+    /// The dependencies that it failed on; mostly one, and none for the records that never fail.
+    others: Vec<Others>,
+}
+
+/// What became of other records at a dependency since this one first failed there.
+#[derive(Debug, Clone)]
+struct Others {
+    breaker: Arc<Breaker>,
+    /// The dependency's counts when this record first failed there, and what it did itself since.
+    successes: u64,
+    failures: u64,
+    /// How many others had been served when something was last counted against this record.
+    served: u64,
+}
+
+/// Others fail too where the dependency is unwell: from this many failures for each that was served
+/// on, no record is alone with it.
+const UNWELL: u64 = 4;
 
 /// When a record that fails like an outage is its own fault after all.
 #[derive(Debug, Clone, Copy)]
 pub struct Policy {
     /// Pauses between attempts.
     pub backoff: Backoff,
-    /// At least this many failed attempts.
+    /// At least this many failed attempts, each with others served since the one before.
     pub poison_attempts: u32,
     /// Over at least this long.
     pub poison_after: Duration,
+}
+
+/// How much a failure says about the record.
+#[derive(Debug, Clone, Copy)]
+struct Weight {
+    /// What it adds to the evidence, of which [`Policy::poison_attempts`] is enough.
+    adds: u32,
+    /// Over how long there must have been evidence.
+    over: Duration,
 }
 
 /// What happens next.
@@ -117,8 +146,12 @@ pub enum Next {
         /// One line for people.
         message: String,
     },
-    /// Leave it to whoever owns the partition next.
-    GiveUp,
+    /// Leave it to whoever owns the partition next; where that is still this process, try again at
+    /// this time.
+    GiveUp {
+        /// When.
+        at: Instant,
+    },
 }
 
 impl Policy {
@@ -131,7 +164,15 @@ impl Policy {
         random: f64,
     ) -> Next {
         match failure {
-            Failure::GivenUp => Next::GiveUp,
+            Failure::GivenUp => {
+                let pause = match attempts.given_up {
+                    // What was merged from a partition that stays goes on at once.
+                    0 => Duration::ZERO,
+                    again => self.backoff.delay(again - 1, random),
+                };
+                attempts.given_up = attempts.given_up.saturating_add(1);
+                Next::GiveUp { at: now + pause }
+            }
             Failure::Poison { kind, message } => {
                 attempts.count(now);
                 Next::DeadLetter { kind, message }
@@ -150,28 +191,67 @@ impl Policy {
                 Next::Retry { at, waits_for: None, reason: kind.into() }
             }
             Failure::Suspect { breaker, kind, message } => {
-                let answered = answered_since(&mut attempts.refused, &breaker);
                 let failures = attempts.count(now);
-                if answered {
+                if self.is_at_fault(attempts, &breaker, Some(self.refusal()), now) {
                     return Next::DeadLetter { kind, message };
                 }
                 self.retry(breaker, None, failures, now, random)
             }
-            Failure::Outage { breaker, retry_after, attempted: false, .. } => {
+            Failure::Outage { breaker, kind, message, retry_after, attempted } => {
+                // Who asks for a pause asks everybody.
+                let telling = attempted && retry_after.is_none();
                 // A breaker that is open says itself when the next one goes out.
-                attempts.silent += u32::from(breaker.away().is_none());
-                let failures = attempts.failures.max(attempts.silent).max(1);
-                self.retry(breaker, retry_after, failures, now, random)
-            }
-            Failure::Outage { breaker, kind, message, retry_after, attempted: true } => {
-                let (alone, since) = attempts.count_alone(&breaker, now);
-                let failures = attempts.count(now);
-                if alone >= self.poison_attempts && since >= self.poison_after {
+                if telling || breaker.away().is_none() {
+                    attempts.count(now);
+                }
+                let weight = telling.then_some(self.silence());
+                if self.is_at_fault(attempts, &breaker, weight, now) {
                     return Next::DeadLetter { kind, message };
                 }
-                self.retry(breaker, retry_after, failures, now, random)
+                self.retry(breaker, retry_after, attempts.failures.max(1), now, random)
             }
         }
+    }
+
+    /// A time-out, or a failure that the dependency itself names: mostly not the record's doing.
+    fn silence(&self) -> Weight {
+        Weight { adds: 1, over: self.poison_after }
+    }
+
+    /// A refusal that does not name the record: mostly its doing, but a server that fails for a
+    /// moment says the same, and one that fails for a minute is noticed by others.
+    fn refusal(&self) -> Weight {
+        Weight { adds: self.poison_attempts.div_ceil(3), over: self.poison_after / 10 }
+    }
+
+    /// Takes a failure at `breaker` in, and answers whether the record is at fault: there is enough
+    /// evidence, over long enough, and it is alone with it.
+    fn is_at_fault(
+        &self,
+        attempts: &mut Attempts,
+        breaker: &Arc<Breaker>,
+        weight: Option<Weight>,
+        now: Instant,
+    ) -> bool {
+        let evidence = &mut attempts.evidence;
+        let known = evidence.others.iter_mut().find(|others| Arc::ptr_eq(&others.breaker, breaker));
+        let (Some(others), Some(weight)) = (known, weight) else {
+            evidence.note(breaker);
+            return false;
+        };
+        // Its own failure, which the breaker has counted.
+        others.failures += 1;
+        let served = breaker.successes().saturating_sub(others.successes);
+        let failed = breaker.failures().saturating_sub(others.failures);
+        if served <= others.served {
+            return false;
+        }
+        others.served = served;
+        evidence.weight = evidence.weight.saturating_add(weight.adds);
+        let since = *evidence.since.get_or_insert(now);
+        evidence.weight >= self.poison_attempts
+            && now.saturating_duration_since(since) >= weight.over
+            && failed <= served.saturating_mul(UNWELL)
     }
 
     fn retry(
@@ -202,221 +282,52 @@ impl Attempts {
         self.failures
     }
 
-    /// Counts this failure against the record if the dependency has answered others since the one
-    /// before: how many such failures there were, and over what time.
-    fn count_alone(&mut self, breaker: &Breaker, now: Instant) -> (u32, Duration) {
-        if answered_since(&mut self.answered, breaker) {
-            self.alone = self.alone.saturating_add(1);
-            self.alone_since.get_or_insert(now);
-            self.answered = Some((breaker.name().to_owned(), breaker.successes()));
+    /// Takes in what this record itself was served since it last failed: that says nothing about
+    /// others.
+    pub(super) fn served(&mut self, own: &Served) {
+        for others in &mut self.evidence.others {
+            others.successes += own.of(&others.breaker);
         }
-        let since = self.alone_since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        (self.alone, since)
     }
 }
 
-/// Whether the dependency has answered anybody since it was noted in `then`; notes it where it was not.
-fn answered_since(then: &mut Option<(String, u64)>, breaker: &Breaker) -> bool {
-    let now = breaker.successes();
-    match then {
-        Some((name, then)) if name == breaker.name() => now > *then,
-        _ => {
-            *then = Some((breaker.name().to_owned(), now));
-            false
+impl Evidence {
+    /// Takes in a failure at `breaker` that says nothing about the record.
+    fn note(&mut self, breaker: &Arc<Breaker>) {
+        let known = self.others.iter_mut().find(|others| Arc::ptr_eq(&others.breaker, breaker));
+        if let Some(others) = known {
+            others.failures += 1;
+            return;
         }
+        self.others.push(Others {
+            successes: breaker.successes(),
+            failures: breaker.failures(),
+            breaker: Arc::clone(breaker),
+            served: 0,
+        });
+    }
+}
+
+/// How often a record was served by each dependency since it last failed.
+#[derive(Debug, Default)]
+pub(super) struct Served(SmallVec<[(usize, u64); 2]>);
+
+impl Served {
+    /// Counts answers that the record could use.
+    pub(super) fn add(&mut self, breaker: &Arc<Breaker>, times: u64) {
+        // Breakers live as long as the process, so that an address stands for one of them.
+        let id = Arc::as_ptr(breaker) as usize;
+        match self.0.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, count)) => *count += times,
+            None => self.0.push((id, times)),
+        }
+    }
+
+    fn of(&self, breaker: &Arc<Breaker>) -> u64 {
+        let id = Arc::as_ptr(breaker) as usize;
+        self.0.iter().find(|(known, _)| *known == id).map_or(0, |(_, count)| *count)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BACKOFF: Backoff =
-        Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) };
-    const POLICY: Policy =
-        Policy { backoff: BACKOFF, poison_attempts: 10, poison_after: Duration::from_secs(600) };
-
-    fn outage(breaker: &Arc<Breaker>) -> Failure {
-        Failure::Outage {
-            breaker: Arc::clone(breaker),
-            kind: "unavailable",
-            message: "503".into(),
-            retry_after: None,
-            attempted: true,
-        }
-    }
-
-    fn breaker() -> Arc<Breaker> {
-        Arc::new(Breaker::new("d", 1_000, BACKOFF))
-    }
-
-    #[test]
-    fn an_outage_is_retried_for_as_long_as_it_takes() {
-        let (breaker, mut attempts, mut now) = (breaker(), Attempts::default(), Instant::now());
-        for _ in 0..1_000 {
-            match POLICY.next(&mut attempts, outage(&breaker), now, 1.0) {
-                Next::Retry { at, .. } => now = at,
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(attempts.failures, 1_000);
-    }
-
-    #[test]
-    fn a_record_that_fails_while_others_are_answered_is_set_aside_in_the_end() {
-        let (breaker, mut attempts, start) = (breaker(), Attempts::default(), Instant::now());
-        let mut now = start;
-        loop {
-            breaker.succeeded();
-            match POLICY.next(&mut attempts, outage(&breaker), now, 1.0) {
-                Next::Retry { at, .. } => now = at,
-                Next::DeadLetter { kind, .. } => {
-                    assert_eq!(kind, "unavailable");
-                    break;
-                }
-                Next::GiveUp => panic!("not given up"),
-            }
-        }
-        assert!(attempts.failures >= 10 && now - start >= POLICY.poison_after);
-    }
-
-    #[test]
-    fn an_outage_that_let_no_request_through_never_speaks_against_the_record() {
-        let (breaker, mut attempts, mut now) = (breaker(), Attempts::default(), Instant::now());
-        for _ in 0..1_000 {
-            breaker.succeeded();
-            let failure = Failure::Outage {
-                breaker: Arc::clone(&breaker),
-                kind: "away",
-                message: "breaker open".into(),
-                retry_after: Some(Duration::from_secs(5)),
-                attempted: false,
-            };
-            match POLICY.next(&mut attempts, failure, now, 0.5) {
-                Next::Retry { at, .. } => now = at,
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(attempts.failures, 0);
-    }
-
-    #[test]
-    fn a_long_outage_says_nothing_about_the_record_that_fails_once_more_at_its_end() {
-        let (breaker, mut attempts, mut now) = (breaker(), Attempts::default(), Instant::now());
-        for failure in 0..1_000 {
-            if failure == 990 {
-                breaker.succeeded();
-            }
-            match POLICY.next(&mut attempts, outage(&breaker), now, 1.0) {
-                Next::Retry { at, .. } => now = at,
-                other => panic!("{other:?} at failure {failure}"),
-            }
-        }
-    }
-
-    #[test]
-    fn what_the_dependency_asks_for_wins() {
-        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
-        let failure = Failure::Outage {
-            breaker,
-            kind: "rate_limited",
-            message: "429".into(),
-            retry_after: Some(Duration::from_secs(77)),
-            attempted: true,
-        };
-        let Next::Retry { at, .. } = POLICY.next(&mut attempts, failure, now, 0.1) else {
-            panic!("retried")
-        };
-        assert_eq!(at, now + Duration::from_secs(77));
-    }
-
-    #[test]
-    fn a_suspect_is_poison_only_once_others_were_accepted() {
-        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
-        let suspect = || Failure::Suspect {
-            breaker: Arc::clone(&breaker),
-            kind: "refused",
-            message: "400".into(),
-        };
-        for _ in 0..50 {
-            assert!(matches!(POLICY.next(&mut attempts, suspect(), now, 0.5), Next::Retry { .. }));
-        }
-        breaker.succeeded();
-        assert!(matches!(POLICY.next(&mut attempts, suspect(), now, 0.5), Next::DeadLetter { .. }));
-    }
-
-    #[test]
-    fn what_is_not_there_yet_is_looked_for_until_patience_ends() {
-        let (mut attempts, mut now) = (Attempts::default(), Instant::now());
-        let start = now;
-        loop {
-            let failure = Failure::NotYet {
-                kind: "original_not_found",
-                message: "no such purchase".into(),
-                patience: Duration::from_secs(60),
-            };
-            match POLICY.next(&mut attempts, failure, now, 1.0) {
-                Next::Retry { at, .. } => {
-                    assert!(at > now && at <= start + Duration::from_secs(60));
-                    now = at;
-                }
-                Next::DeadLetter { .. } => break,
-                Next::GiveUp => panic!("not given up"),
-            }
-        }
-        assert_eq!(now, start + Duration::from_secs(60));
-    }
-
-    #[test]
-    fn an_outage_before_takes_nothing_from_the_patience_with_what_is_not_there_yet() {
-        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
-        POLICY.next(&mut attempts, outage(&breaker), now, 0.5);
-        let failure = Failure::NotYet {
-            kind: "original_not_found",
-            message: "no such purchase".into(),
-            patience: Duration::from_secs(60),
-        };
-        let later = now + Duration::from_secs(120);
-        assert!(matches!(POLICY.next(&mut attempts, failure, later, 0.5), Next::Retry { .. }));
-    }
-
-    #[test]
-    fn answers_to_others_count_from_the_first_refusal_and_not_from_an_outage_before() {
-        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
-        POLICY.next(&mut attempts, outage(&breaker), now, 0.5);
-        breaker.succeeded();
-        let suspect = || Failure::Suspect {
-            breaker: Arc::clone(&breaker),
-            kind: "refused",
-            message: "400".into(),
-        };
-        assert!(matches!(POLICY.next(&mut attempts, suspect(), now, 0.5), Next::Retry { .. }));
-        breaker.succeeded();
-        assert!(matches!(POLICY.next(&mut attempts, suspect(), now, 0.5), Next::DeadLetter { .. }));
-    }
-
-    #[test]
-    fn a_dependency_that_asks_for_no_pause_gets_the_usual_one() {
-        let (breaker, mut attempts, now) = (breaker(), Attempts::default(), Instant::now());
-        let failure = Failure::Outage {
-            breaker,
-            kind: "rate_limited",
-            message: "429".into(),
-            retry_after: Some(Duration::ZERO),
-            attempted: true,
-        };
-        let Next::Retry { at, .. } = POLICY.next(&mut attempts, failure, now, 1.0) else {
-            panic!("retried")
-        };
-        assert_eq!(at, now + BACKOFF.base);
-    }
-
-    #[test]
-    fn a_wait_is_no_failure() {
-        let (mut attempts, now) = (Attempts::default(), Instant::now());
-        let wait = Failure::Wait { until: now + Duration::from_secs(30), reason: "settle" };
-        let next = POLICY.next(&mut attempts, wait, now, 0.5);
-        assert!(matches!(next, Next::Retry { waits_for: None, .. }));
-        assert_eq!(attempts.failures, 0);
-    }
-}
+mod tests;

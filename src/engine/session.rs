@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::assignment::{Assignment, list};
 use super::backpressure::{Backpressure, Load};
 use super::ends::Ends;
+use super::flood::Guard;
 use super::intake::{Intake, Lane, Route, intake};
 use super::known::Known;
 use super::lanes::{LaneId, Lanes};
@@ -91,6 +92,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) refused: Option<&'static str>,
     /// A topic may not be read, and whether that is still so is looked at now and then.
     pub(super) unreadable: Option<Unreadable>,
+    /// Holds dead letters where there are too many of them.
+    pub(super) floods: Guard,
 }
 
 /// Snapshot rows that were skipped for their age since the last report.
@@ -137,6 +140,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             warned_of: HashSet::new(),
             refused: None,
             unreadable: None,
+            floods: Guard::new(engine.settings.dlq_flood, engine.settings.retry.backoff.max),
         }
     }
 
@@ -280,12 +284,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             }
             Ok(Route::Process { work, lane }) => (lane, Some(work), None),
             Err(error) => {
-                let set_aside = SetAside {
-                    kind: error.kind(),
-                    message: error.to_string(),
-                    at: Timestamp::now(),
-                    attempts: Attempts::default(),
-                };
+                let set_aside = SetAside::new(error.kind(), error.to_string(), Timestamp::now());
                 (Lane::in_partition(record.key), None, Some(set_aside))
             }
         };
@@ -306,6 +305,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             attempts: Attempts::default(),
             failed_at: None,
             set_aside,
+            held_by: None,
             waits_for: Waits::default(),
         });
         self.lanes.push(lane.id(id), job, |waiting, newer| coalesce(consumer, waiting, newer));
@@ -329,8 +329,9 @@ impl<'a, C: Consumer> Session<'a, C> {
         }
     }
 
-    pub(super) fn start(&mut self, lane: LaneId, mut job: Box<Job<C::Work>>) {
+    pub(super) fn start(&mut self, lane: LaneId, job: Box<Job<C::Work>>) {
         let mut kill = None;
+        let Some(mut job) = self.past_floods(lane, job) else { return };
         self.tell_merged(&mut job);
         for ticket in &job.tickets {
             if let Some(partition) = self.partitions.get_mut(&ticket.partition) {
@@ -387,6 +388,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             self.adopt_orphans();
             self.catch_up_with_group(now, signals);
             self.look_at_topics(now);
+            self.try_held(now);
         }
         if now >= self.commit_at {
             self.commit_at = now + self.engine.settings.commit_interval;

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::frontier::Stamp;
 use super::permits::{Permit, Permits, Urgency};
-use super::retry::{Attempts, Failure};
+use super::retry::{Attempts, Failure, Served};
 use super::{Consumer, Outcome};
 use crate::dedup::{Claims, StoreAway};
 use crate::kafka::SavedRecord;
@@ -52,6 +52,25 @@ pub(crate) struct SetAside {
     pub(crate) at: Timestamp,
     /// Failed attempts at writing it.
     pub(crate) attempts: Attempts,
+    /// Whether it may go there, or is one of a flood.
+    pub(crate) stage: Stage,
+}
+
+/// How far a record that is set aside has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Not looked at yet.
+    New,
+    /// One of a flood of dead letters, and held.
+    Held,
+    /// On its way.
+    Going,
+}
+
+impl SetAside {
+    pub(crate) fn new(kind: &'static str, message: String, at: Timestamp) -> Self {
+        Self { kind, message, at, attempts: Attempts::default(), stage: Stage::New }
+    }
 }
 
 /// A piece of work in its lane.
@@ -68,8 +87,18 @@ pub(crate) struct Job<W> {
     /// When it first failed, in wall-clock time.
     pub(crate) failed_at: Option<Timestamp>,
     pub(crate) set_aside: Option<SetAside>,
+    /// The cause that held it, once it is tried again.
+    pub(crate) held_by: Option<&'static str>,
     /// What it waits for while parked.
     pub(crate) waits_for: Waits,
+}
+
+impl<W> Job<W> {
+    /// The cause that holds it, if it is one of a flood.
+    pub(crate) fn held(&self) -> Option<&'static str> {
+        let held = self.set_aside.as_ref().filter(|set_aside| set_aside.stage == Stage::Held);
+        held.map(|set_aside| set_aside.kind)
+    }
 }
 
 /// What a parked job waits for.
@@ -107,6 +136,8 @@ pub struct Cx {
     drain: CancellationToken,
     pub(super) memo: Mutex<Memos>,
     pub(super) hold: Mutex<Option<Hold>>,
+    /// Answers that this record could use since it last failed.
+    served: Mutex<Served>,
 }
 
 /// What became of the work of a step.
@@ -165,7 +196,18 @@ impl Cx {
             drain,
             memo: Mutex::default(),
             hold: Mutex::default(),
+            served: Mutex::default(),
         }
+    }
+
+    /// Tells that this record got an answer that it could use: it says nothing about others.
+    pub(crate) fn served(&self, breaker: &Arc<Breaker>, times: u64) {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).add(breaker, times);
+    }
+
+    /// What was told since this was asked last.
+    pub(super) fn take_served(&self) -> Served {
+        std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Tells which records were coalesced into this one by now, and when the partition of any of

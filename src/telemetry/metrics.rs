@@ -257,6 +257,7 @@ mod tests {
             counted.observe("currency", &remarked);
             counted.observe("currency", &Observed::Rebalanced { assigned: 2, revoked: 0 });
             request("inngest", std::time::Duration::from_millis(5), true);
+            gauge!(HELD).set(1.0);
             counter!(UNKNOWN_ZONES).increment(1);
             counter!(BROADCASTS_LOST).increment(1);
             histogram!(BATCH).record(3.0);

@@ -28,6 +28,9 @@ use crate::writer;
 
 /// `SHUTDOWN_GRACE`.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// What Inngest says of an event that it never takes. Words that do not name the event would only
+/// make it suspect, and a run ends before there is evidence enough.
+const REFUSAL: &str = "event name is reserved for internal use: inngest/x";
 
 /// What a run is to be.
 pub(crate) struct Spec {
@@ -180,7 +183,7 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
 fn prepare(double: &Double, spec: &Spec) {
     let Load { refused, originals, merchants, .. } = &spec.load;
     for id in refused {
-        double.poison(id, Some(Poison::Refused("refused for good reason".to_owned())));
+        double.poison(id, Some(Poison::Refused(REFUSAL.to_owned())));
     }
     double.fill("purchase_ledger", originals.clone());
     double.fill("wallet_ledger", Vec::new());

@@ -1,20 +1,15 @@
 //! Which events go into a request, and where each goes after its answer. No I/O, no clock.
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answer::{Cause, Says, Verdict};
 use super::event::Events;
+use super::limits::Limits;
 use super::{Accepted, SendError};
-
-/// How large a request may become.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) events: usize,
-    pub(super) bytes: usize,
-}
 
 /// One caller's events on their way: those from `next` on are not accepted yet.
 #[derive(Debug)]
@@ -25,6 +20,8 @@ pub(super) struct Submission {
     base: usize,
     ends: SmallVec<[u32; 4]>,
     next: usize,
+    /// Requests in which some of them were accepted.
+    served: u32,
     reply: oneshot::Sender<Result<Accepted, SendError>>,
     pub(super) arrived: Instant,
 }
@@ -35,7 +32,8 @@ impl Submission {
         reply: oneshot::Sender<Result<Accepted, SendError>>,
         arrived: Instant,
     ) -> Self {
-        Self { json: events.json.into(), base: 0, ends: events.ends, next: 0, reply, arrived }
+        let Events { json, ends } = events;
+        Self { json: json.into(), base: 0, ends, next: 0, served: 0, reply, arrived }
     }
 
     /// Whether the caller has gone.
@@ -75,17 +73,53 @@ impl Submission {
             .unwrap_or(1)
     }
 
-    fn finish(self, outcome: Result<Accepted, SendError>) {
+    /// The next `take` events, each alone.
+    pub(super) fn each(&self, take: usize) -> impl Iterator<Item = &[u8]> {
+        (self.next..self.next + take).map(|index| {
+            let start = index.checked_sub(1).map_or(0, |before| self.ends[before] as usize + 1);
+            &self.json[start - self.base..self.ends[index] as usize - self.base]
+        })
+    }
+
+    fn finish(self, outcome: Result<Timestamp, Fault>) {
+        let served = self.served;
+        let outcome = match outcome {
+            Ok(at) => Ok(Accepted { at, served }),
+            Err(Fault::Refused { certain, message }) => {
+                Err(SendError::Refused { message, certain, served })
+            }
+            Err(Fault::Outage { message }) => {
+                Err(SendError::Outage { message, retry_after: None, served })
+            }
+        };
         // A caller that has gone wants no answer.
         drop(self.reply.send(outcome));
     }
 }
 
+/// Why a caller's events were not accepted.
+enum Fault {
+    Refused { certain: bool, message: String },
+    Outage { message: String },
+}
+
 /// A caller's share of a batch: its next `take` events.
 #[derive(Debug)]
-struct Part {
+pub(super) struct Part {
     submission: Submission,
-    take: usize,
+    pub(super) take: usize,
+}
+
+impl Part {
+    /// All events of a caller, or as many as a request takes.
+    pub(super) fn of(submission: Submission, limits: Limits) -> Self {
+        let take = submission.fitting(limits);
+        Self { submission, take }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.submission.slice(self.take).len()
+    }
 }
 
 /// The events of one request, of one or more callers, with the bytes that go on the wire.
@@ -108,6 +142,8 @@ pub(super) struct Batch {
     maybe_taken: bool,
     /// Whether it ever had no whole answer.
     pub(super) met_silence: bool,
+    /// Whether it is a part of a batch that failed: its size says nothing of what a request takes.
+    pub(super) is_part: bool,
     /// Not to be sent before this.
     pub(super) due: Instant,
 }
@@ -122,8 +158,8 @@ pub(super) struct Leftover {
 }
 
 impl Batch {
-    fn new(mut parts: Vec<Part>) -> Self {
-        let size: usize = parts.iter().map(|part| part.submission.slice(part.take).len() + 1).sum();
+    pub(super) fn new(mut parts: Vec<Part>) -> Self {
+        let size: usize = parts.iter().map(|part| part.bytes() + 1).sum();
         let mut body = Vec::with_capacity(size + 1);
         for part in &parts {
             body.push(if body.is_empty() { b'[' } else { b',' });
@@ -155,9 +191,15 @@ impl Batch {
             accepted_before: None,
             maybe_taken: false,
             met_silence: false,
+            is_part: false,
             // What waited longest goes first; a batch of nobody is never sent.
             due: due.unwrap_or_else(Instant::now),
         }
+    }
+
+    /// A part of a batch that failed.
+    fn part(parts: Vec<Part>) -> Self {
+        Self { is_part: true, ..Self::new(parts) }
     }
 
     /// The request's body.
@@ -173,6 +215,22 @@ impl Batch {
     /// Whether it holds events of more than one caller.
     pub(super) fn is_shared(&self) -> bool {
         self.parts.len() > 1
+    }
+
+    /// How many callers have any of the first `count` events.
+    pub(super) fn callers(&self, count: usize) -> u64 {
+        let mut before = 0;
+        let has = |part: &&Part| {
+            let has = before < count;
+            before += part.take;
+            has
+        };
+        self.parts.iter().take_while(has).count() as u64
+    }
+
+    /// Its events, each alone.
+    pub(super) fn each(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().flat_map(|part| part.submission.each(part.take))
     }
 
     /// Counts a failure against it, where that says anything: `accepted` batches were accepted so
@@ -205,9 +263,9 @@ impl Batch {
             return Some(self);
         }
         self.parts.retain(|part| !gone(part));
-        let Self { attempts, answers, strikes, accepted_before, due, .. } = self;
+        let Self { attempts, answers, strikes, accepted_before, is_part, due, .. } = self;
         let rest = Self::new(self.parts);
-        Some(Self { attempts, answers, strikes, accepted_before, due, ..rest })
+        Some(Self { attempts, answers, strikes, accepted_before, is_part, due, ..rest })
     }
 
     /// Whether every caller has gone.
@@ -217,7 +275,7 @@ impl Batch {
 
     /// Hands every event on after an answer at time `at`. A [`Verdict::Retry`] is the batch itself
     /// again.
-    pub(super) fn settle(self, verdict: Verdict, at: Accepted) -> Leftover {
+    pub(super) fn settle(self, verdict: Verdict, at: Timestamp) -> Leftover {
         let alone = self.events == 1;
         let mut left = Leftover::default();
         match verdict {
@@ -235,7 +293,7 @@ impl Batch {
                     refuse(parts, certain, message);
                 } else if cause != Cause::TooMany {
                     let suspect = parts.remove(0).submission;
-                    left.batches.push(Self::new(vec![Part { submission: suspect, take: 1 }]));
+                    left.batches.push(Self::part(vec![Part { submission: suspect, take: 1 }]));
                     left.rest.extend(parts.into_iter().map(|part| part.submission));
                 } else if accepted == 0 {
                     left.batches.extend(halves(parts));
@@ -257,20 +315,20 @@ impl Batch {
             return halves(self.parts);
         }
         for part in self.parts {
-            let outage = SendError::Outage { message: message.clone(), retry_after: None };
-            part.submission.finish(Err(outage));
+            part.submission.finish(Err(Fault::Outage { message: message.clone() }));
         }
         Vec::new()
     }
 
     /// Marks the first `count` events as accepted; returns the parts that are not, in order.
-    fn accept(self, mut count: usize, at: Accepted, left: &mut Leftover) -> Vec<Part> {
+    fn accept(self, mut count: usize, at: Timestamp, left: &mut Leftover) -> Vec<Part> {
         let mut open = Vec::new();
         for mut part in self.parts {
             let taken = part.take.min(count);
             count -= taken;
             part.take -= taken;
             part.submission.next += taken;
+            part.submission.served += u32::from(taken > 0);
             if part.submission.events() == 0 {
                 part.submission.finish(Ok(at));
             } else if part.take == 0 {
@@ -285,8 +343,7 @@ impl Batch {
 
 fn refuse(parts: Vec<Part>, certain: bool, message: String) {
     for part in parts {
-        let refused = SendError::Refused { message: message.clone(), certain };
-        part.submission.finish(Err(refused));
+        part.submission.finish(Err(Fault::Refused { certain, message: message.clone() }));
     }
 }
 
@@ -297,91 +354,10 @@ fn halves(mut parts: Vec<Part>) -> Vec<Batch> {
         for part in &mut parts {
             part.take = part.take.div_ceil(2);
         }
-        return vec![Batch::new(parts)];
+        return vec![Batch::part(parts)];
     }
     let second = parts.split_off(parts.len() / 2);
-    vec![Batch::new(parts), Batch::new(second)]
-}
-
-/// Events that wait for the next request, first come first served.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    waiting: std::collections::VecDeque<Submission>,
-    events: usize,
-    bytes: usize,
-    sweep_at: usize,
-}
-
-/// Below this many submissions the abandoned ones are not worth looking for.
-const SWEEP_FROM: usize = 1024;
-
-impl Queue {
-    pub(super) fn push(&mut self, submission: Submission) {
-        self.count(&submission);
-        self.waiting.push_back(submission);
-        // Callers may come and go while nothing can be sent: what they leave must not pile up.
-        if self.waiting.len() > self.sweep_at.max(SWEEP_FROM) {
-            let all = std::mem::take(&mut self.waiting);
-            (self.events, self.bytes) = (0, 0);
-            for submission in all.into_iter().filter(|submission| !submission.is_abandoned()) {
-                self.count(&submission);
-                self.waiting.push_back(submission);
-            }
-            self.sweep_at = self.waiting.len() * 2;
-        }
-    }
-
-    /// Puts submissions before all others, keeping their order.
-    pub(super) fn push_front(&mut self, submissions: Vec<Submission>) {
-        for submission in submissions.into_iter().rev() {
-            self.count(&submission);
-            self.waiting.push_front(submission);
-        }
-    }
-
-    fn count(&mut self, submission: &Submission) {
-        self.events += submission.events();
-        self.bytes += submission.bytes() + 1;
-    }
-
-    /// When the one that waits longest came.
-    pub(super) fn oldest(&self) -> Option<Instant> {
-        self.waiting.front().map(|submission| submission.arrived)
-    }
-
-    /// Whether a request is full.
-    pub(super) fn is_full(&self, limits: Limits) -> bool {
-        self.events >= limits.events || self.bytes >= limits.bytes
-    }
-
-    /// The next request, without those whose caller has gone; `None` when nobody is left.
-    /// A caller's events stay together unless they exceed a whole request.
-    pub(super) fn take(&mut self, limits: Limits) -> Option<Batch> {
-        let mut parts = Vec::new();
-        // A body is the opening bracket and, for each event, its bytes and a comma or bracket.
-        let (mut events, mut bytes) = (0, 1);
-        while let Some(first) = self.waiting.front() {
-            let fits =
-                events + first.events() <= limits.events && bytes + first.bytes() < limits.bytes;
-            if !fits && !parts.is_empty() && !first.is_abandoned() {
-                break;
-            }
-            let Some(submission) = self.waiting.pop_front() else { break };
-            self.events -= submission.events();
-            self.bytes -= submission.bytes() + 1;
-            if submission.is_abandoned() {
-                continue;
-            }
-            let take = if fits { submission.events() } else { submission.fitting(limits) };
-            events += take;
-            bytes += submission.slice(take).len() + 1;
-            parts.push(Part { submission, take });
-            if !fits {
-                break;
-            }
-        }
-        (!parts.is_empty()).then(|| Batch::new(parts))
-    }
+    vec![Batch::part(parts), Batch::part(second)]
 }
 
 #[cfg(test)]

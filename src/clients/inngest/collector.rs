@@ -12,8 +12,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::answer::{self, Cause, Says, Verdict};
-use super::batch::{Batch, Limits, Queue, Submission};
-use super::{Accepted, InngestConfig, SERVICE};
+use super::batch::{Batch, Part, Submission};
+use super::limits::{Limits, Sizes, Suspects};
+use super::queue::Queue;
+use super::{InngestConfig, SERVICE};
 use crate::clients::hidden::Hidden;
 use crate::clients::http::{self, ReadError};
 use crate::measures;
@@ -47,7 +49,8 @@ pub(super) struct Collector {
     /// Batches to be sent as they are: repeats, suspects and halves. They hold no request slot
     /// while they wait, so that a few bad batches cannot keep the good ones out.
     waiting: Vec<Batch>,
-    limits: Limits,
+    sizes: Sizes,
+    suspects: Suspects,
     max_wait: Duration,
     requests: usize,
     backoff: Backoff,
@@ -72,7 +75,8 @@ impl Collector {
             incoming,
             queue: Queue::default(),
             waiting: Vec::new(),
-            limits,
+            sizes: Sizes::new(limits),
+            suspects: Suspects::default(),
             max_wait: config.max_wait,
             requests: config.requests.max(1),
             backoff: config.backoff,
@@ -100,7 +104,7 @@ impl Collector {
                 };
                 let batch = match next {
                     Next::Waiting(index) => Some(self.waiting.swap_remove(index)),
-                    Next::Fresh => self.queue.take(self.limits),
+                    Next::Fresh => self.queue.take(self.sizes.limits()),
                 };
                 if let Some(mut batch) = batch.and_then(Batch::without_abandoned) {
                     batch.seed.get_or_insert_with(new_seed);
@@ -116,7 +120,7 @@ impl Collector {
                         return;
                     }
                     for submission in arrivals.drain(..) {
-                        self.queue.push(submission);
+                        self.take_in(submission);
                     }
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
@@ -124,14 +128,22 @@ impl Collector {
         }
     }
 
+    fn take_in(&mut self, submission: Submission) {
+        if self.suspects.has(&submission, Instant::now()) {
+            let part = Part::of(submission, self.sizes.limits());
+            self.waiting.push(Batch::new(vec![part]));
+        } else {
+            self.queue.push(submission);
+        }
+    }
+
     /// What waits longest of all that may be sent now.
     fn next(&self, now: Instant) -> Option<Next> {
         let waiting = self.waiting.iter().enumerate().filter(|(_, batch)| batch.due <= now);
         let waiting = waiting.min_by_key(|(_, batch)| batch.due).map(|(i, batch)| (i, batch.due));
-        let oldest = self
-            .queue
-            .oldest()
-            .filter(|oldest| *oldest + self.max_wait <= now || self.queue.is_full(self.limits));
+        let oldest = self.queue.oldest().filter(|oldest| {
+            *oldest + self.max_wait <= now || self.queue.is_full(self.sizes.limits())
+        });
         match (waiting, oldest) {
             (Some((_, due)), Some(oldest)) if oldest < due => Some(Next::Fresh),
             (Some((index, _)), _) => Some(Next::Waiting(index)),
@@ -148,7 +160,7 @@ impl Collector {
     }
 
     fn settle(&mut self, mut batch: Batch, verdict: Verdict, breaker: &Breaker) {
-        let at = Accepted { at: jiff::Timestamp::now() };
+        let at = jiff::Timestamp::now();
         match verdict {
             Verdict::Retry { says, retry_after, message } => {
                 batch.failed(says, self.accepted);
@@ -159,6 +171,9 @@ impl Collector {
                         error = message,
                         "a batch keeps failing: it is taken apart to find the event at fault"
                     );
+                    if !batch.is_shared() {
+                        self.suspects.note(&batch, Instant::now());
+                    }
                     let wait = if batch.met_silence { self.settle } else { Duration::ZERO };
                     let apart = batch.take_apart(message).into_iter().map(|mut part| {
                         part.due = part.due.max(Instant::now() + wait);
@@ -181,13 +196,12 @@ impl Collector {
             }
             verdict => {
                 match &verdict {
-                    Verdict::Accepted => self.accepted += 1,
-                    Verdict::Stopped { accepted: 1.., .. } => self.accepted += 1,
-                    Verdict::TooLarge { .. } if batch.events() > 1 => {
-                        self.limits.bytes = self.limits.bytes.min(batch.body().len() / 2);
-                        let bytes = self.limits.bytes;
-                        tracing::warn!(bytes, "inngest takes smaller requests than configured");
+                    Verdict::Accepted => {
+                        self.accepted += 1;
+                        self.sizes.accepted();
                     }
+                    Verdict::Stopped { accepted: 1.., .. } => self.accepted += 1,
+                    Verdict::TooLarge { .. } if batch.events() > 1 => self.sizes.too_large(&batch),
                     _ => {}
                 }
                 let left = batch.settle(verdict, at);
@@ -216,7 +230,10 @@ async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
                 leave.failed(Instant::now().into_std(), None, message);
             }
         }
-        Verdict::Accepted | Verdict::Stopped { accepted: 1.., .. } => leave.succeeded(),
+        Verdict::Accepted => leave.succeeded_for(batch.callers(batch.events())),
+        Verdict::Stopped { accepted: accepted @ 1.., .. } => {
+            leave.succeeded_for(batch.callers(*accepted));
+        }
         // Decided before Inngest's queue is asked: that may be down all the same, and who waits for
         // it must not look like the only one that fails.
         Verdict::Stopped { accepted: 0, .. } | Verdict::TooLarge { .. } => leave.turned_down(),

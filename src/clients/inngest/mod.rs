@@ -12,7 +12,8 @@
 //! - A batch that keeps failing with answers, or in any way while others are accepted, is halved
 //!   until the caller at fault is alone, after a settle time where no answer came, since halves come
 //!   under other ids; when others were accepted meanwhile, that caller gets an
-//!   [`SendError::Outage`] to count.
+//!   [`SendError::Outage`] to count, and goes alone when it comes again. A gateway's answer (502, 503,
+//!   504, 408), a rate limit and an answer in another shape never take a batch apart.
 //!
 //! What the caller of a pending `send` should know: an outage is not an error but a longer wait.
 //! While the breaker handed to [`Inngest::start`] is away, a pending `send` *waits* and is not in
@@ -25,6 +26,10 @@ mod answer;
 mod batch;
 mod collector;
 mod event;
+mod limits;
+mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +41,9 @@ use tokio::time::Instant;
 
 pub use event::{Events, InvalidEvent};
 
-use self::batch::{Limits, Submission};
+use self::batch::Submission;
 use self::collector::{Collector, Wire};
+use self::limits::Limits;
 use super::hidden::Hidden;
 use super::http::{self, HttpConfig, SetupError};
 use crate::outage::{Backoff, Breaker};
@@ -100,6 +106,9 @@ pub struct Accepted {
     /// When the answer for the last of them came: not before they were taken in, so that a settle
     /// time counted from here is long enough (contract section 3).
     pub at: jiff::Timestamp,
+    /// Requests in which some of them were accepted: what Inngest did for this caller, and no sign
+    /// that it did anything for others.
+    pub served: u32,
 }
 
 /// Events were not accepted. The ones before the event at fault may have been.
@@ -113,6 +122,8 @@ pub enum SendError {
         /// Whether it is the event's fault beyond doubt. If not, the server's own failure is
         /// possible: the engine counts attempts.
         certain: bool,
+        /// As [`Accepted::served`].
+        served: u32,
     },
     /// The request of these events alone keeps failing while others are accepted: an outage to
     /// count (contract section 8.4). What fails for everybody is retried inside `send`.
@@ -122,6 +133,8 @@ pub enum SendError {
         message: String,
         /// How long to wait at least.
         retry_after: Option<Duration>,
+        /// As [`Accepted::served`].
+        served: u32,
     },
     /// The collector has ended, since the process is stopping.
     #[error("the inngest client has stopped")]
@@ -129,6 +142,15 @@ pub enum SendError {
 }
 
 impl SendError {
+    /// As [`Accepted::served`].
+    #[must_use]
+    pub fn served(&self) -> u32 {
+        match self {
+            Self::Refused { served, .. } | Self::Outage { served, .. } => *served,
+            Self::Closed => 0,
+        }
+    }
+
     /// A stable label, for metrics and `dlq.error.kind`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -143,7 +165,7 @@ impl SendError {
 
 impl From<InvalidEvent> for SendError {
     fn from(invalid: InvalidEvent) -> Self {
-        Self::Refused { message: invalid.to_string(), certain: true }
+        Self::Refused { message: invalid.to_string(), certain: true, served: 0 }
     }
 }
 
@@ -180,12 +202,12 @@ impl Inngest {
     /// events' own.
     pub async fn send(&self, events: Events) -> Result<Accepted, SendError> {
         if events.is_empty() {
-            return Ok(Accepted { at: jiff::Timestamp::now() });
+            return Ok(Accepted { at: jiff::Timestamp::now(), served: 0 });
         }
         let (largest, most) = (events.largest(), self.max_event_bytes);
         if largest > most {
             let message = format!("an event of {largest} bytes is over the limit of {most} bytes");
-            return Err(SendError::Refused { message, certain: true });
+            return Err(SendError::Refused { message, certain: true, served: 0 });
         }
         let (reply, outcome) = oneshot::channel();
         let submission = Submission::new(events, reply, Instant::now());

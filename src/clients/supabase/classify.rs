@@ -20,7 +20,7 @@ pub enum Fault {
 /// you" is believed whatever the code. What is not known to be about the record is not its fault.
 #[must_use]
 pub fn classify(status: u16, code: Option<&str>, message: &str) -> Fault {
-    if matches!(status, 429 | 502 | 503 | 504 | 520..=524 | 544) {
+    if is_of_the_way(status) {
         return Fault::Transient;
     }
     if matches!(status, 401..=403) || lacks_role(code, message) {
@@ -37,6 +37,23 @@ pub fn classify(status: u16, code: Option<&str>, message: &str) -> Fault {
     }
 }
 
+/// Statuses that say "too much" or "nobody there", whoever answers.
+fn is_of_the_way(status: u16) -> bool {
+    matches!(status, 429 | 502 | 503 | 504 | 520..=524 | 544)
+}
+
+/// Whether an outage's answer may be the doing of the record that asked: an error that the database
+/// met while it worked for it, and not one of its connections, its room or its restart.
+pub(super) fn may_be_the_records(status: u16, code: Option<&str>) -> bool {
+    status >= 500 && !is_of_the_way(status) && code.is_some_and(|code| !is_unwell(code))
+}
+
+/// No connection, no room, a restart: what everybody meets.
+fn is_unwell(code: &str) -> bool {
+    matches!(code, "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003")
+        || ["53", "08", "57P0"].iter().any(|prefix| code.starts_with(prefix))
+}
+
 /// The role that the key names is not there: 22023 like a wrong argument, and a 400 like one from
 /// an older PostgREST.
 pub(super) fn lacks_role(code: Option<&str>, message: &str) -> bool {
@@ -45,10 +62,7 @@ pub(super) fn lacks_role(code: Option<&str>, message: &str) -> bool {
 
 fn by_code(code: &str) -> Fault {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| code.starts_with(prefix));
-    if matches!(code, "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003") {
-        return Fault::Transient;
-    }
-    if matches!(code, "40001" | "40P01" | "55P03" | "57014") || starts(&["53", "08", "57P0"]) {
+    if is_unwell(code) || matches!(code, "40001" | "40P01" | "55P03" | "57014") {
         return Fault::Transient;
     }
     // The whole list: data that do not fit (cardinality, values, constraints), and what a function

@@ -154,7 +154,7 @@ impl CallError {
             message.push_str(address);
             message.push(')');
         }
-        let telling = status >= 500 && code.is_some();
+        let telling = classify::may_be_the_records(status, code);
         let fault = match fault {
             Fault::Record => CallFault::Record,
             Fault::Transient | Fault::Setup => CallFault::Outage { retry_after },
@@ -287,6 +287,12 @@ mod tests {
         assert!(telling(500, &body("57014")) && telling(500, &body("XX000")));
         assert!(!telling(400, &body("0A000")) && !telling(401, &body("PGRST301")));
         assert!(!telling(429, &body("PGRST000")) && !telling(502, "<html>"));
+        for busy in ["PGRST000", "PGRST003", "53300", "08006", "57P01"] {
+            assert!(!telling(500, &body(busy)), "{busy} is nobody's doing");
+        }
+        for gateways in [502, 504, 520, 544] {
+            assert!(!telling(gateways, &body("XX000")), "{gateways}");
+        }
         assert!(CallError::transport("table t", true, "r").telling, "a time-out");
         assert!(!CallError::transport("table t", false, "r").telling, "nobody there");
     }

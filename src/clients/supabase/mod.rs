@@ -11,6 +11,8 @@
 
 pub mod classify;
 mod error;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +32,7 @@ pub use error::{CallError, CallFault};
 use super::hidden::Hidden;
 use super::http::{self, HttpConfig, ReadError, SetupError};
 use crate::measures;
-use crate::outage::Breakers;
+use crate::outage::{Breaker, Breakers};
 
 const SERVICE: &str = "supabase";
 const API_KEY: HeaderName = HeaderName::from_static("apikey");
@@ -62,6 +64,7 @@ impl SupabaseConfig {
 pub struct Answer {
     body: Bytes,
     what: Arc<str>,
+    breaker: Arc<Breaker>,
     /// How long the request took, for adaptive bounds and metrics.
     pub latency: Duration,
     /// How many rows there are in all, where that was asked for ([`Supabase::page`]).
@@ -73,6 +76,12 @@ impl Answer {
     #[must_use]
     pub fn body(&self) -> &Bytes {
         &self.body
+    }
+
+    /// The breaker of what was asked.
+    #[must_use]
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
     }
 
     /// Decodes the answer. `Box<serde_json::value::RawValue>` keeps it as it came.
@@ -141,44 +150,81 @@ impl Supabase {
         function: &str,
         arguments: &(impl Serialize + ?Sized),
     ) -> Result<Answer, CallError> {
+        let answered = self.rpc_as(function, arguments, |_| Ok(())).await;
+        answered.map(|((), answer)| answer)
+    }
+
+    /// As [`Supabase::rpc`], and decodes the answer: one that cannot be decoded is an outage of this
+    /// function, which its breaker is told.
+    ///
+    /// # Errors
+    /// As [`Supabase::rpc`], and what `decode` says.
+    pub async fn rpc_as<T>(
+        &self,
+        function: &str,
+        arguments: &(impl Serialize + ?Sized),
+        decode: impl FnOnce(&Answer) -> Result<T, CallError> + Send,
+    ) -> Result<(T, Answer), CallError> {
         let what = format!("function {function}");
         let body = serde_json::to_vec(arguments)
             .map_err(|error| CallError::arguments(&what, &error.to_string()))?;
         let url = self.endpoint(&what, &["rest", "v1", "rpc", function])?;
         let request =
             self.shared.http.post(url).header(CONTENT_TYPE, "application/json").body(body);
-        self.call(&format!("supabase/rpc/{function}"), what, request).await
+        self.call(&format!("supabase/rpc/{function}"), what, request, decode).await
     }
 
     /// Reads rows of a table or view: an array. `query` is PostgREST's, such as
     /// `[("id", "eq.5"), ("select", "a,b")]`; values are encoded here. The server answers with the
-    /// first thousand rows, and does not say so: what may be more is read by [`Supabase::page`].
+    /// first thousand rows, and does not say so: what may be more is read by [`Supabase::page_as`].
     ///
     /// # Errors
     /// An outage or the record's fault, see [`CallError`].
     pub async fn select(&self, table: &str, query: &[(&str, &str)]) -> Result<Answer, CallError> {
-        self.read(table, query, |request| request).await
+        self.select_as(table, query, |_| Ok(())).await.map(|((), answer)| answer)
     }
 
-    /// As [`Supabase::select`], and has the server count all rows ([`Answer::total`]), since a
+    /// As [`Supabase::select`], and decodes the answer: one that cannot be decoded is an outage of
+    /// this table, which its breaker is told.
+    ///
+    /// # Errors
+    /// As [`Supabase::select`], and what `decode` says.
+    pub async fn select_as<T>(
+        &self,
+        table: &str,
+        query: &[(&str, &str)],
+        decode: impl FnOnce(&Answer) -> Result<T, CallError> + Send,
+    ) -> Result<(T, Answer), CallError> {
+        self.read(table, query, |request| request, decode).await
+    }
+
+    /// As [`Supabase::select_as`], and has the server count all rows ([`Answer::total`]), since a
     /// project may cut earlier than the caller knows.
     ///
     /// # Errors
-    /// As [`Supabase::select`].
-    pub async fn page(&self, table: &str, query: &[(&str, &str)]) -> Result<Answer, CallError> {
-        self.read(table, query, |request| request.header(PREFER, "count=exact")).await
+    /// As [`Supabase::select_as`].
+    pub async fn page_as<T>(
+        &self,
+        table: &str,
+        query: &[(&str, &str)],
+        decode: impl FnOnce(&Answer) -> Result<T, CallError> + Send,
+    ) -> Result<(T, Answer), CallError> {
+        let counted = |request: RequestBuilder| request.header(PREFER, "count=exact");
+        self.read(table, query, counted, decode).await
     }
 
-    async fn read(
+    async fn read<T>(
         &self,
         table: &str,
         query: &[(&str, &str)],
         more: impl FnOnce(RequestBuilder) -> RequestBuilder + Send,
-    ) -> Result<Answer, CallError> {
+        decode: impl FnOnce(&Answer) -> Result<T, CallError> + Send,
+    ) -> Result<(T, Answer), CallError> {
         let what = format!("table {table}");
         let mut url = self.endpoint(&what, &["rest", "v1", table])?;
         url.query_pairs_mut().extend_pairs(query);
-        self.call(&format!("supabase/{table}"), what, more(self.shared.http.get(url))).await
+        let request = more(self.shared.http.get(url));
+        self.call(&format!("supabase/{table}"), what, request, decode).await
     }
 
     /// Tells the listeners of realtime topics: one request, without a breaker, since nothing waits
@@ -210,12 +256,13 @@ impl Supabase {
             .ok_or_else(|| CallError::arguments(what, "its name cannot be part of an address"))
     }
 
-    async fn call(
+    async fn call<T>(
         &self,
         dependency: &str,
         what: String,
         request: RequestBuilder,
-    ) -> Result<Answer, CallError> {
+        decode: impl FnOnce(&Answer) -> Result<T, CallError> + Send,
+    ) -> Result<(T, Answer), CallError> {
         let breaker = self.shared.breakers.get(dependency);
         let start = Instant::now();
         let leave = breaker.admit(start.into_std()).map_err(|until| {
@@ -224,16 +271,23 @@ impl Supabase {
         })?;
         let outcome = self.exchange(&what, request).await;
         let latency = start.elapsed();
+        // Decoded before anybody is told that it went well: a function that answers in another shape
+        // is away for everybody who asks it.
+        let outcome = outcome.and_then(|(body, total)| {
+            let breaker = Arc::clone(&breaker);
+            let answer = Answer { body, what: what.into(), breaker, latency, total };
+            decode(&answer).map(|decoded| (decoded, answer))
+        });
         measures::request(dependency, latency, outcome.is_ok());
         match outcome {
-            Ok((body, total)) => {
+            Ok(answered) => {
                 leave.succeeded();
-                Ok(Answer { body, what: what.into(), latency, total })
+                Ok(answered)
             }
             Err(mut error) => {
                 error.latency = Some(latency);
                 match error.fault {
-                    CallFault::Record => leave.succeeded(),
+                    CallFault::Record => leave.turned_down(),
                     CallFault::Outage { retry_after } => {
                         leave.failed(Instant::now().into_std(), retry_after, &error.to_string());
                     }
@@ -319,35 +373,5 @@ fn key_headers(key: &SecretString) -> Result<HeaderMap, SetupError> {
             Ok(headers)
         }
         _ => Err(fault),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_legacy_key_goes_into_both_headers_and_a_new_one_into_apikey_alone() {
-        let legacy = key_headers(&SecretString::from("aaa.bbb.ccc")).expect("a key");
-        assert_eq!(legacy[API_KEY], "aaa.bbb.ccc");
-        assert_eq!(legacy[AUTHORIZATION], "Bearer aaa.bbb.ccc");
-        let new = key_headers(&SecretString::from("sb_secret_x")).expect("a key");
-        assert_eq!(new[API_KEY], "sb_secret_x");
-        assert!(!new.contains_key(AUTHORIZATION));
-        assert!(new[API_KEY].is_sensitive());
-    }
-
-    #[test]
-    fn an_unusable_key_or_address_is_named_without_its_value() {
-        let error = key_headers(&SecretString::from("a\nb")).expect_err("no header");
-        assert!(error.to_string().contains("SUPABASE_SERVICE_ROLE_KEY"), "{error}");
-        let breakers = Arc::new(Breakers::new(
-            3,
-            crate::outage::Backoff { base: Duration::ZERO, max: Duration::ZERO },
-        ));
-        let config = SupabaseConfig::new("postgres://u:hidden@h", SecretString::from("k"));
-        let error = Supabase::new(&config, breakers).expect_err("not http");
-        assert!(error.to_string().contains("SUPABASE_URL"), "{error}");
-        assert!(!error.to_string().contains("hidden"), "{error}");
     }
 }

@@ -103,3 +103,59 @@ async fn all_rows_or_an_outage_and_never_a_part_of_them() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_answer_in_another_shape_is_an_outage_that_is_named_and_no_sign_of_life() {
+    fn odd(_: bool) -> Reply {
+        Reply::json(&json!({ "rows": "none" }))
+    }
+    let bench = Bench::start().await;
+    bench.double.delegate(Server(odd));
+    let dependency = bench.calls.breaker(&format!("supabase/{TABLE}"));
+    for _ in 0..1_000 {
+        let rows = bench.calls.select::<Row>(&bench.cx(1), TABLE, &[]).await;
+        let Err(Failure::Outage { kind: "supabase_answer", attempted, .. }) = rows else {
+            panic!("{rows:?}");
+        };
+        assert!(!attempted, "it says nothing about the record");
+    }
+    assert_eq!(dependency.successes(), 0);
+    assert!(dependency.away().is_some_and(|away| away.error.contains("another shape")));
+}
+
+#[tokio::test]
+async fn a_refusal_is_no_sign_that_others_are_served() {
+    fn refuses(_: bool) -> Reply {
+        Reply::error(400, "22P02", "no such thing")
+    }
+    let bench = Bench::start().await;
+    bench.double.delegate(Server(refuses));
+    let rows = bench.calls.select::<Row>(&bench.cx(1), TABLE, &[]).await;
+    assert!(matches!(rows, Err(Failure::Poison { .. })), "{rows:?}");
+    assert_eq!(bench.calls.breaker(&format!("supabase/{TABLE}")).successes(), 0);
+}
+
+#[tokio::test]
+async fn a_refused_connection_says_nothing_about_the_record() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", nobody.local_addr().expect("an address"));
+    drop(nobody);
+    let backoff = crate::outage::Backoff { base: Duration::ZERO, max: Duration::ZERO };
+    let breakers = Arc::new(Breakers::new(1_000, backoff));
+    let config = crate::clients::supabase::SupabaseConfig::new(address, "k".to_owned().into());
+    let supabase = Supabase::new(&config, Arc::clone(&breakers)).expect("a usable address");
+    let bench = Bench::start().await;
+    let rows = Calls::new(supabase, breakers).select::<Row>(&bench.cx(1), TABLE, &[]).await;
+    let Err(Failure::Outage { attempted, .. }) = rows else { panic!("{rows:?}") };
+    assert!(!attempted);
+}
+
+#[test]
+fn a_fast_failure_is_no_good_latency() {
+    let mut error = CallError::too_many_rows("t", 1);
+    assert_eq!(sample(Err(&error)), None);
+    error.overload = true;
+    assert_eq!(sample(Err(&error)), Some(Sample::Overloaded));
+    let latency = Duration::from_millis(7);
+    assert_eq!(sample(Ok(latency)), Some(Sample::Answered(latency)));
+}

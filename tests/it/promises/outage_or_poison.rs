@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crm_event_processors::engine::{Failure, Outcome};
@@ -11,7 +12,7 @@ use rdkafka::Message;
 use rdkafka::message::{Header, Headers, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::FutureRecord;
 
-use super::stage::{Call, Stage};
+use super::stage::{Call, Seen, Stage};
 use crate::support::kafka::{create_topic, produce, read_topic};
 
 #[tokio::test]
@@ -107,6 +108,44 @@ fn headers_of(letter: &OwnedMessage) -> BTreeMap<String, Option<String>> {
     let headers = letter.headers().expect("headers");
     let text = |value: &[u8]| String::from_utf8(value.to_vec()).expect("text");
     headers.iter().map(|header| (header.key.to_owned(), header.value.map(text))).collect()
+}
+
+#[tokio::test]
+async fn a_flood_of_dead_letters_is_held_and_goes_on_when_one_of_it_passes() {
+    let mut stage = Stage::new(1).await;
+    stage.settings.dlq_flood = Some(5);
+    let keys: Vec<String> = (0..20).map(|key| format!("k-{key}")).collect();
+    let records: Vec<(i32, &str, &str)> = keys.iter().map(|key| (0, &**key, "bad")).collect();
+    stage.send(&records).await;
+    let mended = Arc::new(AtomicBool::new(false));
+    let script = Arc::clone(&mended);
+    let member = stage.start(move |_| {
+        let mended = script.load(Ordering::Relaxed);
+        async move {
+            if mended {
+                return Ok(Outcome::Sent);
+            }
+            Err(Failure::Poison { kind: "refused", message: "no such function".to_owned() })
+        }
+    });
+    let seen = member.until_outcomes(5).await;
+    assert_eq!(seen.count(Outcome::DeadLettered("refused")), 5);
+    crate::support::until("the flood in readiness", async || {
+        let waits_for = member.pulse().read().waits_for;
+        let named = |reason: &String| reason.contains("refused") && reason.contains("DLQ_FLOOD");
+        waits_for.iter().any(named).then_some(())
+    })
+    .await;
+    // Tried again and again in vain, none of them is set aside.
+    let held = |seen: &Seen| seen.retries.iter().filter(|r| r.2 == "dead_letters_held").count();
+    member.until("some that were tried", |seen| held(seen) > 20).await;
+    mended.store(true, Ordering::Relaxed);
+    let seen = member.until_outcomes(20).await;
+    assert_eq!(seen.count(Outcome::DeadLettered("refused")), 5);
+    assert_eq!(seen.count(Outcome::Sent), 15);
+    stage.until_committed(0, 20).await;
+    assert_eq!(read_topic(&stage.kafka.bootstrap, &stage.kafka.dlq_topic).await.len(), 5);
+    member.stop().await;
 }
 
 #[tokio::test]

@@ -282,6 +282,7 @@ impl Stage {
                 properties: Properties::default(),
                 decode: cdc::Options::default(),
                 bounds: Bounds { records: 1_000, bytes: 1 << 20, span: 10_000 },
+                dlq_flood: Some(50),
                 retry: Policy {
                     backoff: BACKOFF,
                     poison_attempts: 10,

@@ -7,11 +7,12 @@ use proptest::prelude::*;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::super::queue::{Queue, SWEEP_FROM};
 use super::*;
 
 type Outcome = oneshot::Receiver<Result<Accepted, SendError>>;
 
-const AT: Accepted = Accepted { at: jiff::Timestamp::UNIX_EPOCH };
+const AT: Timestamp = Timestamp::UNIX_EPOCH;
 const LIMITS: Limits = Limits { events: 5, bytes: 1000 };
 
 fn submission(ids: &[u32]) -> (Submission, Outcome) {
@@ -130,7 +131,7 @@ fn after_a_partial_400_the_suspect_is_alone_and_the_rest_goes_on_in_order() {
     let (c, mut c_outcome) = submission(&[4]);
     let batch = queue([a, b, c]).take(LIMITS).expect("a batch");
     let mut left = batch.settle(stopped(2, Cause::Event), AT);
-    assert_eq!(a_outcome.try_recv().expect("an outcome").expect("accepted"), AT);
+    assert_eq!(a_outcome.try_recv().expect("an outcome").expect("accepted").at, AT);
     assert!(b_outcome.try_recv().is_err() && c_outcome.try_recv().is_err(), "not known yet");
     assert_eq!(all_ids(&left.batches), [[3]]);
     assert_eq!(ids(&queue(left.rest).take(LIMITS).expect("the rest").body()), [4]);

@@ -1,0 +1,97 @@
+//! How large requests become, and which events go alone. No I/O, no clock.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::batch::{Batch, Submission};
+
+/// How large a request may become.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+/// The limits of requests, as the server was last found to take them.
+#[derive(Debug)]
+pub(super) struct Sizes {
+    configured: Limits,
+    now: Limits,
+    /// Batches accepted since the limit was last changed.
+    calm: u32,
+}
+
+/// So many batches are accepted before larger ones are tried again.
+const CALM: u32 = 32;
+
+impl Sizes {
+    pub(super) fn new(configured: Limits) -> Self {
+        Self { configured, now: configured, calm: 0 }
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.now
+    }
+
+    /// A batch of several events was too large. Its parts, which may be so too because of one event
+    /// alone, say nothing of the size that the server takes.
+    pub(super) fn too_large(&mut self, batch: &Batch) {
+        if batch.is_part {
+            return;
+        }
+        self.calm = 0;
+        self.now.bytes = self.now.bytes.min(batch.body().len() / 2);
+        let bytes = self.now.bytes;
+        tracing::warn!(bytes, "inngest takes smaller requests than configured");
+    }
+
+    /// A batch was accepted: after a while larger ones are tried again, since whatever stood in
+    /// between may have gone.
+    pub(super) fn accepted(&mut self) {
+        if self.now.bytes >= self.configured.bytes {
+            return;
+        }
+        self.calm += 1;
+        if self.calm >= CALM {
+            self.calm = 0;
+            self.now.bytes = (self.now.bytes + self.now.bytes / 2 + 1).min(self.configured.bytes);
+        }
+    }
+}
+
+/// Events that were found to fail alone, known by their bytes: where they come again they go alone,
+/// and take no neighbours through being halved with them.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    hasher: RandomState,
+    until: HashMap<u64, Instant>,
+}
+
+/// How long a suspect is remembered: longer than any pause between two attempts.
+const REMEMBERED: Duration = Duration::from_secs(600);
+/// So many at most.
+const MOST: usize = 1024;
+
+impl Suspects {
+    /// Notes the events of a batch that failed with one caller.
+    pub(super) fn note(&mut self, batch: &Batch, now: Instant) {
+        self.until.retain(|_, until| *until > now);
+        for event in batch.each() {
+            if self.until.len() < MOST {
+                self.until.insert(self.hasher.hash_one(event), now + REMEMBERED);
+            }
+        }
+    }
+
+    /// Whether any of these events is one.
+    pub(super) fn has(&self, submission: &Submission, now: Instant) -> bool {
+        let is = |event: &[u8]| {
+            self.until.get(&self.hasher.hash_one(event)).is_some_and(|until| *until > now)
+        };
+        // Mostly there is none, and nothing is hashed.
+        !self.until.is_empty() && submission.each(submission.events()).any(is)
+    }
+}
