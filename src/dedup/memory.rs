@@ -110,8 +110,10 @@ impl MemoryStore {
                 (key, Some(state), Reply::Ours)
             }
             Op::Keep { key, text, lock, owner, .. } => match present(lock) {
-                Some(State::Acquired { holder, .. }) if holder != *owner => return Reply::Held,
-                _ => (key, Some(State::Text(text.clone())), Reply::Ours),
+                Some(State::Acquired { holder, .. }) if holder == *owner => {
+                    (key, Some(State::Text(text.clone())), Reply::Ours)
+                }
+                _ => return Reply::Held,
             },
             Op::Recall { key } => {
                 return Reply::Kept(match present(key) {

@@ -33,7 +33,7 @@ pub enum Op {
         /// How long the mark lives, in whole seconds.
         keep: Duration,
     },
-    /// Keep a text, unless another record than `owner` holds `lock` by now.
+    /// Keep a text, if `owner` still holds `lock`.
     Keep {
         /// Where.
         key: String,

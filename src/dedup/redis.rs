@@ -23,10 +23,10 @@ if not at then at, due = string.match(v, '^taken:(%d*):(%d*):') end \
 redis.call('SET', KEYS[1], 'taken:' .. (at or '') .. ':' .. (due or '') .. ':' .. ARGV[1], \
 'EX', ARGV[2]) return 1";
 
-/// Keeps a text unless somebody else holds the lock.
+/// Keeps a text if the asker holds the lock: without it another decision may have been kept meanwhile.
 const KEEP: &str = "local v = redis.call('GET', KEYS[2]) \
 local holder = v and string.match(v, '^held:%d+:(.*)$') \
-if holder and holder ~= ARGV[1] then return 0 end \
+if not holder or holder ~= ARGV[1] then return 0 end \
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) return 1";
 
 /// Keeps a time for good where there is none.

@@ -67,7 +67,7 @@ pub struct Answer {
     breaker: Arc<Breaker>,
     /// How long the request took, for adaptive bounds and metrics.
     pub latency: Duration,
-    /// How many rows there are in all, where that was asked for ([`Supabase::page`]).
+    /// How many rows there are in all, where that was asked for ([`Supabase::page_as`]).
     pub total: Option<u64>,
 }
 

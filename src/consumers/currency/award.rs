@@ -64,7 +64,12 @@ impl Currency {
     ) -> Result<Outcome, Failure> {
         self.noted.note(cx).await?;
         let name = source.claim("award");
-        if turn != Turn::Here && !(turn == Turn::Young && self.claims_tell(cx, at).await?) {
+        let believed = match turn {
+            Turn::Here => true,
+            Turn::Young => !is_late(at) && self.claims_tell(cx, at).await?,
+            Turn::Again | Turn::Unsure => false,
+        };
+        if !believed {
             match cx.claim_state(&name).await? {
                 ClaimState::Done(_) => return Ok(Outcome::Duplicate),
                 ClaimState::TakenBack(by, _) => {
@@ -154,7 +159,7 @@ impl Currency {
                 return Ok(Next::Over(Outcome::Duplicate));
             }
             // A delete stops an award that sleeps, and takes back none that was credited.
-            let kept = by.deleted && self.ledger.wallet_has(cx, source.kind, &source.id).await?;
+            let kept = by.deleted && self.ledger.wallet(cx, source).await?.holds_award();
             if kept {
                 return Ok(Next::Over(Outcome::Skipped("awarded_before")));
             }
@@ -164,10 +169,9 @@ impl Currency {
         let before = decision.again.clone();
         let not_before = self.after_reverse(cx, source, decision.reversed_ms, before.as_deref());
         let not_before = not_before.await?;
-        let again = again(at);
-        decision.begin(again.clone());
+        decision.begin(at);
         self.keep(lock, source.kind, &source.id, &decision).await?;
-        Ok(Next::Award(Some(again), not_before))
+        Ok(Next::Award(decision.again, not_before))
     }
 
     /// Whether a source of which claims know nothing may have been awarded and taken back before they
@@ -274,6 +278,13 @@ impl Currency {
 
 /// Nobody can tell whether an award sleeps: its record is set aside, never guessed at.
 pub(super) const AWARD_STATE_UNKNOWN: &str = "award_state_unknown";
+
+/// Whether a change is handled so late that Inngest may have forgotten the id that was used when its row
+/// was still young.
+fn is_late(at: Moment) -> bool {
+    let young = SignedDuration::try_from(YOUNG).unwrap_or(IDS_KNOWN);
+    Timestamp::now().duration_since(committed(at)) > IDS_KNOWN - young
+}
 
 /// When a change was committed.
 fn committed(at: Moment) -> Timestamp {

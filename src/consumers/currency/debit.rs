@@ -45,7 +45,8 @@ impl Currency {
         if share.is_nothing() {
             return Ok(Outcome::Skipped("original_reversed"));
         }
-        if share.is_all() {
+        // One of an award that is over must not cancel the present one.
+        if share.is_all() && !share.earlier {
             self.cancel(cx, Cancel::of(&original_source, again.as_deref())).await?;
         }
         let id = source.claim(REVERSE);
@@ -99,7 +100,10 @@ impl Currency {
         if !remembered {
             self.count_earlier(cx, &mut decision, debit, original).await?;
         }
-        let decided = decision.debit(id).cloned();
+        let mut decided = decision.debit(id).cloned();
+        if let Some(share) = &mut decided {
+            share.earlier = decision.is_earlier(id);
+        }
         match &decided {
             Some(share) if share.by == Some(debit.at) => {
                 return Ok(Decided::Share(share.clone(), decision.again));

@@ -18,6 +18,10 @@ pub struct Decision {
     /// What tells the present award from the first: the end of its ids and claims.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub again: Option<String>,
+    /// The change that called for the present award, where that is not the first: what took back the
+    /// award before it is not about this one when it comes again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Moment>,
     /// The original's `final_amount` when the first debit of this award was decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     amount: Option<String>,
@@ -49,6 +53,9 @@ pub struct Share {
     /// The change that it was decided for; none while only the whole has counted it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<Moment>,
+    /// It is of an award before the present one. Not kept.
+    #[serde(skip)]
+    pub earlier: bool,
     /// When its reverse is to run, in milliseconds since 1970, where that lay ahead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ts: Option<i64>,
@@ -93,6 +100,12 @@ impl Decision {
     #[must_use]
     pub fn debit(&self, id: &str) -> Option<&Share> {
         self.debits.get(id).or_else(|| self.earlier.get(id))
+    }
+
+    /// Whether a change lies before the one that called for the present award.
+    #[must_use]
+    pub fn is_over(&self, at: Moment) -> bool {
+        self.since.is_some_and(|since| at < since)
     }
 
     /// Whether a debit is of an award before the present one.
@@ -167,14 +180,19 @@ impl Decision {
 
     /// The source counts once more: what was decided holds for the award before. A debit that has not
     /// been handled by now must not take from the next award what was never credited of that one.
-    pub fn begin(&mut self, again: String) {
+    pub fn begin(&mut self, at: Moment) {
         let mut earlier = std::mem::take(&mut self.earlier);
         for share in self.debits.values_mut().filter(|share| self.asleep && share.by.is_none()) {
             *share = Share::nothing();
         }
         earlier.append(&mut self.debits);
-        *self =
-            Self { again: Some(again), earlier, reversed_ms: self.reversed_ms, ..Self::default() };
+        *self = Self {
+            again: Some(again(at)),
+            since: Some(at),
+            earlier,
+            reversed_ms: self.reversed_ms,
+            ..Self::default()
+        };
     }
 
     fn amount_left(&self, original: &BigDecimal) -> BigDecimal {
@@ -281,14 +299,14 @@ mod tests {
     fn debits_count_for_their_own_award_only() {
         let (mut decision, _) = play("100", &["-25"]);
         decision.whole = Some(decision.rest());
-        decision.begin("77".to_owned());
+        decision.begin(Moment { commit_ms: 7, lsn: Some(77) });
         assert_eq!(decision.rest().percent, "100");
         assert_eq!(decision.debit("0").expect("known").percent, "25", "and stays known");
         assert!(decision.whole.is_none());
         // One that nobody has handled yet takes nothing of an award that was never credited.
         let (mut decision, _) = play("100", &["-25"]);
         (decision.whole, decision.asleep) = (Some(decision.rest()), true);
-        decision.begin("77".to_owned());
+        decision.begin(Moment { commit_ms: 7, lsn: Some(77) });
         assert!(decision.is_earlier("0") && decision.debit("0").expect("known").is_nothing());
         assert_eq!(
             named("award", "purchase", "p", decision.again.as_deref()),

@@ -20,6 +20,9 @@ const WALLET: &str = "wallet_ledger";
 const COLUMNS: &str =
     "id,user_id,status,record_type,earn_currency,final_amount,created_at,updated_at";
 
+/// Ids in one question: gateways refuse long addresses.
+const IDS_AT_ONCE: usize = 100;
+
 /// A row of `purchase_ledger`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Purchase {
@@ -229,7 +232,8 @@ impl Ledger {
         if debits.is_empty() {
             return Ok(debits);
         }
-        let numbered = self.numbered(cx, merchant, number).await?;
+        let mut numbered = self.numbered(cx, merchant, number).await?;
+        numbered.retain(|row| !row.is_debit());
         debits.retain(|row| match original(&row.id, row.created_at, &numbered) {
             Original::Is(original) => original.id == purchase.id,
             Original::Missing | Original::Ambiguous => false,
@@ -277,12 +281,16 @@ impl Ledger {
         struct Entry {
             source_id: String,
         }
-        let ids: Vec<&str> = debits.iter().map(|row| &*row.id).collect();
-        let ids = format!("in.({})", ids.join(","));
-        let query =
-            [("source_type", "eq.purchase"), ("source_id", &*ids), ("select", "id,source_id")];
-        let entries: Vec<Entry> = self.calls.select_all(cx, WALLET, &query, "id").await?;
-        Ok(entries.into_iter().map(|entry| entry.source_id).collect())
+        let mut reversed = BTreeSet::new();
+        for some in debits.chunks(IDS_AT_ONCE) {
+            let ids: Vec<&str> = some.iter().map(|row| &*row.id).collect();
+            let ids = format!("in.({})", ids.join(","));
+            let query =
+                [("source_type", "eq.purchase"), ("source_id", &*ids), ("select", "id,source_id")];
+            let entries: Vec<Entry> = self.calls.select_all(cx, WALLET, &query, "id").await?;
+            reversed.extend(entries.into_iter().map(|entry| entry.source_id));
+        }
+        Ok(reversed)
     }
 
     async fn purchases(

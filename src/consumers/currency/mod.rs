@@ -108,6 +108,9 @@ impl Consumer for Currency {
             Work::Debit(debit) => Box::pin(self.debited(cx, debit)).await,
             Work::Delete { kind, id, user_id, merchant_id, at } => {
                 let decision = self.decision(cx, kind, id).await?;
+                if decision.as_ref().is_some_and(|decision| decision.is_over(*at)) {
+                    return Ok(Outcome::Duplicate);
+                }
                 let again = decision.and_then(|decision| decision.again);
                 let cancel = Cancel {
                     kind,

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::decision::{Decision, Share, again, named};
+use super::decision::{Decision, Share, named};
 use super::ledger::Purchase;
 use super::reverse::Cancel;
 use super::work::{Refund, claim};
@@ -24,7 +24,7 @@ impl Currency {
     pub(super) async fn refunded(&self, cx: &Cx, refund: &Refund) -> Result<Outcome, Failure> {
         let source = &refund.source;
         let lock = source.lock();
-        let (share, again) =
+        let (mut share, again) =
             match cx.locked(&lock, |lock| self.decide_whole(cx, lock, refund)).await? {
                 Decided::Over(outcome) => return Ok(outcome),
                 Decided::Share(share, again) => (share, again),
@@ -37,6 +37,16 @@ impl Currency {
         }
         let name = named("reverse", source.kind, &source.id, again);
         let id = named(REVERSE, source.kind, &source.id, again);
+        // The cancel may have waited until its award woke.
+        if share.ts.is_none()
+            && let ClaimState::TakenBack(_, award) =
+                cx.claim_state(&named("award", source.kind, &source.id, again)).await?
+            && let Some(due) = award.due
+            && due <= self.settled_at(Timestamp::now())
+            && Timestamp::now() <= self.settled_at(due)
+        {
+            share.ts = Some(self.settled_at(due).as_millisecond());
+        }
         let reverse = || self.reverse(cx, source, &id, None, &share);
         let reversed = cx.once(&name, reverse).await?;
         Ok(outcome(&[cancelled, reversed], NOTHING))
@@ -63,7 +73,10 @@ impl Currency {
         let mut decision = known.unwrap_or_default();
         // Memory was emptied since it was awarded again: the ids of the first award were used.
         if forgotten {
-            decision.begin(again(refund.at));
+            decision.begin(refund.at);
+        }
+        if !forgotten && decision.is_over(refund.at) {
+            return Ok(Decided::Over(Outcome::Duplicate));
         }
         if let Some(share) = &decision.whole {
             let same = share.by == Some(refund.at);

@@ -70,16 +70,24 @@ impl Currency {
             user_id: cancel.user_id,
             merchant_id: cancel.merchant_id,
         };
+        let first = || again.map(|_| named("award", kind, id, None));
         let work = || async {
             self.settle(cx, &award).await?;
             let events = Events::one(CANCELLED, None, &data).map_err(unwritable)?;
             let accepted = self.sender.send(cx, events).await?;
             if let Some(by) = mark {
-                self.mark(cx, &award, again.map(|_| named("award", kind, id, None)), by).await?;
+                self.mark(cx, &award, first(), by).await?;
             }
             Ok(Some(accepted))
         };
-        cx.once(&named("cancel", kind, id, again), work).await
+        let cancelled = cx.once(&named("cancel", kind, id, again), work).await?;
+        // A debit of all of it has cancelled the award, and has not marked it.
+        if cancelled == Once::Duplicate
+            && let Some(by) = mark
+        {
+            self.mark(cx, &award, first(), by).await?;
+        }
+        Ok(cancelled)
     }
 
     /// Marks an award as taken back, and the first one of its source, which is asked for first.

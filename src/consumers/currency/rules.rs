@@ -290,6 +290,8 @@ fn standing_after(
         Some(status) if settings.taken_back.iter().any(|word| **word == *status) => {
             Standing::TakenBack
         }
+        // A word that no rule knows: it may have counted before.
+        Some(status) if !OPEN.contains(&&*status) => Standing::Other,
         _ => Standing::Open,
     })
 }

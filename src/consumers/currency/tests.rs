@@ -472,6 +472,76 @@ async fn a_young_row_whose_claims_were_emptied_goes_by_the_wallet() {
 }
 
 #[tokio::test]
+async fn a_refund_or_delete_that_comes_again_does_not_take_back_the_award_after_it() {
+    let scene = Scene::start().await;
+    scene.done(&scene.award(Turn::Here)).await;
+    let refund = scene.refund();
+    let (id, at) = ("p".to_owned(), scene.at());
+    let delete = Work::Delete { kind: "purchase", id, user_id: None, merchant_id: None, at };
+    scene.done(&refund).await;
+    scene.row("p", json!({}));
+    let again = scene.award(Turn::Again);
+    scene.done(&again).await;
+    let sent = scene.bench.events().len();
+    for claim in ["cancel:purchase:p", "reverse:purchase:p"] {
+        scene.bench.forget(claim);
+    }
+    assert_eq!(scene.done(&refund).await, Outcome::Duplicate);
+    assert_eq!(scene.done(&delete).await, Outcome::Duplicate);
+    assert_eq!(scene.done(&again).await, Outcome::Duplicate);
+    assert_eq!(scene.bench.events().len(), sent);
+}
+
+#[tokio::test]
+async fn a_debit_of_all_of_an_award_that_is_over_does_not_cancel_the_next() {
+    let scene = Scene::start().await;
+    scene.done(&scene.award(Turn::Here)).await;
+    let debit = scene.debit("d1", -100);
+    scene.done(&scene.refund()).await;
+    scene.row("p", json!({}));
+    scene.done(&scene.award(Turn::Again)).await;
+    let cancels = scene.cancels();
+    assert_eq!(scene.done(&debit).await, Outcome::Sent);
+    assert_eq!(scene.cancels(), cancels, "its own award was cancelled with the whole");
+}
+
+#[tokio::test]
+async fn a_whole_after_a_debit_of_all_of_it_lets_the_purchase_be_awarded_again() {
+    let scene = Scene::start().await;
+    scene.merchant(json!({"currency_award_delay_minutes": 60}));
+    scene.done(&scene.award(Turn::Here)).await;
+    scene.done(&scene.debit("d1", -100)).await;
+    scene.done(&scene.refund()).await;
+    scene.row("p", json!({}));
+    assert_eq!(scene.done(&scene.award(Turn::Again)).await, Outcome::Sent);
+}
+
+#[tokio::test]
+async fn a_row_that_was_taken_back_deleted_and_inserted_again_is_awarded() {
+    let scene = Scene::start().await;
+    scene.done(&scene.award(Turn::Here)).await;
+    scene.done(&scene.refund()).await;
+    for component in ["base", "reversal"] {
+        scene.credited("p", component);
+    }
+    let (id, at) = ("p".to_owned(), scene.at());
+    let delete = Work::Delete { kind: "purchase", id, user_id: None, merchant_id: None, at };
+    scene.done(&delete).await;
+    assert_eq!(scene.done(&scene.award(Turn::Here)).await, Outcome::Sent);
+}
+
+#[tokio::test]
+async fn a_young_row_that_is_handled_a_day_late_goes_by_the_wallet() {
+    let scene = Scene::start().await;
+    scene.bench.kept_since(Timestamp::now() - jiff::SignedDuration::from_hours(24 * 30));
+    scene.credited("p", "base");
+    let late = Timestamp::now() - jiff::SignedDuration::from_hours(6);
+    let at = Moment { commit_ms: late.as_millisecond(), lsn: Some(1) };
+    let award = Work::Award { source: source("p"), at, turn: Turn::Young };
+    assert_eq!(scene.done(&award).await, Outcome::Skipped("awarded_before"));
+}
+
+#[tokio::test]
 async fn a_purchase_that_was_cancelled_before_it_counted_is_awarded_as_any_other() {
     let scene = Scene::start().await;
     scene.bench.kept_since(Timestamp::now() - jiff::SignedDuration::from_hours(48));
