@@ -297,7 +297,10 @@ async fn offsets_of_a_group_with_another_name_are_moved_as_the_readme_says() {
 fn move_offsets(brokers: &str, old: &str, new: &str) {
     const README: &str = include_str!("../../../README.md");
     const TOOL: &str = "kafka-consumer-groups.sh";
-    let commands: Vec<&str> = README.lines().filter(|line| line.starts_with(TOOL)).collect();
+    let moves = |line: &&str| {
+        line.starts_with(TOOL) && (line.contains("$OLD_GROUP") || line.contains("$NEW_GROUP"))
+    };
+    let commands: Vec<&str> = README.lines().filter(moves).collect();
     assert_eq!(commands.len(), 2, "out of the old group, and into the new one");
     let script = format!(
         "set -euo pipefail\n\
