@@ -1,9 +1,10 @@
 //! Lives of purchases, through the real daemon, Kafka and Redis, with both replica identities: the
 //! outcomes are those of `life/expected.json`, no more and no less.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crm_event_processors::double::{Double, Log, Options, Reply};
+use crm_event_processors::recording::Recorded;
 use serde_json::{Map, Value, json};
 
 use crate::support::daemon::Environment;
@@ -24,6 +25,27 @@ pub(crate) fn purchases() -> Vec<Map<String, Value>> {
         .lines()
         .map(|line| serde_json::from_str(line).expect("a row"))
         .collect()
+}
+
+/// The same rows with the times of the database that a recording was made of: the two were not played
+/// at the same moment, and refunds of one purchase are told apart by their times.
+fn as_of(records: &[Recorded], mut purchases: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
+    let mut times = BTreeMap::new();
+    for record in records {
+        let change = record.value.as_deref().and_then(|value| serde_json::from_slice(value).ok());
+        let row = change.map(|mut change: Value| change["after"].take()).unwrap_or_default();
+        if let Some(id) = row["id"].as_str() {
+            times.insert(id.to_owned(), [row["created_at"].clone(), row["updated_at"].clone()]);
+        }
+    }
+    for purchase in &mut purchases {
+        let id = purchase["id"].as_str().expect("an id");
+        if let Some([created, updated]) = times.remove(id) {
+            purchase.insert("created_at".to_owned(), created);
+            purchase.insert("updated_at".to_owned(), updated);
+        }
+    }
+    purchases
 }
 
 fn strings(value: &Value) -> BTreeSet<String> {
@@ -59,12 +81,12 @@ async fn live(recording: &str) {
     let redis = services::Redis::own();
     let double =
         Double::start(Options { keep_data: true, ..Options::default() }).await.expect("a double");
-    double.fill("purchase_ledger", purchases());
+    let records: Vec<_> = recorded(recording).collect();
+    double.fill("purchase_ledger", as_of(&records, purchases()));
     // Every source earns here, as the expectations assume.
     double.define("calc_currency_for_source", |_| {
         Reply::json(&json!([{"currency_type": "points", "component": "base", "amount": 7}]))
     });
-    let records: Vec<_> = recorded(recording).collect();
     feed::produce(brokers, &prefix, PARTITIONS, &records).await;
     let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
         .with("INNGEST_CANCEL_SETTLE", "1s")

@@ -191,7 +191,7 @@ fn check(
 }
 
 /// Statuses of a row that has not counted yet.
-const OPEN: [&str; 2] = ["pending", "processing"];
+const OPEN: [&str; 3] = ["pending", "processing", "claimed"];
 
 fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refund, DecodeError> {
     let purchase = source.kind == PURCHASE;
@@ -290,8 +290,6 @@ fn standing_after(
         Some(status) if settings.taken_back.iter().any(|word| **word == *status) => {
             Standing::TakenBack
         }
-        // A word that no rule knows: it may have counted before.
-        Some(status) if !OPEN.contains(&&*status) => Standing::Other,
         _ => Standing::Open,
     })
 }

@@ -164,9 +164,8 @@ fn a_referral_or_a_claim_that_leaves_its_counting_status_is_taken_back() {
             let never = routed_in(table, "u", row("pending"), row(status));
             assert_eq!(never, Err("never_counted"), "{table} {status}");
         }
-        // A word that no rule knows may have come after one that counted.
-        assert_eq!(refunds(routed_in(table, "u", row("on_hold"), row("revoked"))), Ok(false));
-        assert_eq!(awards(routed_in(table, "u", row("on_hold"), row(counts))), Ok(Turn::Young));
+        let other = routed_in(table, "u", row("claimed"), row("revoked"));
+        assert_eq!(other, Err("never_counted"), "{table}: it leaves no counting status");
         let other = routed_in(table, "u", row(counts), row("pending"));
         assert_eq!(other, Err("does_not_count"), "{table}");
         let again = routed_in(table, "u", row("revoked"), row(counts));
