@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+
 /// One step of the protocol, as a store carries it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -110,6 +112,20 @@ pub struct Moment {
     pub commit_ms: i64,
     /// LSN of the change; `None` where it is not known.
     pub lsn: Option<u64>,
+}
+
+impl Moment {
+    /// The commit time.
+    #[must_use]
+    pub fn commit_time(self) -> Timestamp {
+        Timestamp::from_millisecond(self.commit_ms).unwrap_or_default()
+    }
+
+    /// So long before the commit; the beginning of time where that lies before it.
+    #[must_use]
+    pub fn before(self, by: SignedDuration) -> Timestamp {
+        self.commit_time().saturating_sub(by).unwrap_or(Timestamp::MIN)
+    }
 }
 
 /// What took back that which was done under a claim.

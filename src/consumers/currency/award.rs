@@ -99,7 +99,7 @@ impl Currency {
     /// Whether claims have been kept for as long as a young row can have existed, so that they know
     /// everything that was awarded for it and taken back.
     async fn claims_tell(&self, cx: &Cx, at: Moment) -> Result<bool, Failure> {
-        let created = committed(at) - SignedDuration::try_from(YOUNG).unwrap_or(IDS_KNOWN);
+        let created = at.before(SignedDuration::try_from(YOUNG).unwrap_or(IDS_KNOWN));
         Ok(cx.claims_since().await?.is_some_and(|since| since <= created))
     }
 
@@ -182,7 +182,7 @@ impl Currency {
         source: &Source,
         at: Moment,
     ) -> Result<bool, Failure> {
-        let day_before = committed(at) - IDS_KNOWN;
+        let day_before = at.before(IDS_KNOWN);
         let known = cx.claims_since().await?.is_some_and(|since| since <= day_before);
         Ok(!known || self.ledger.wallet_has(cx, source.kind, &source.id).await?)
     }
@@ -211,7 +211,7 @@ impl Currency {
         if award.unsure {
             self.check_never_awarded(cx, &award, settings.as_deref()).await?;
         }
-        let committed_at = committed(award.at);
+        let committed_at = award.at.commit_time();
         let due = due(settings.as_deref(), committed_at);
         let due = award.not_before.map_or(due, |not_before| due.max(not_before));
         let data = Data {
@@ -258,7 +258,7 @@ impl Currency {
         if delay.is_zero() {
             return Ok(());
         }
-        let before = committed(award.at).saturating_sub(delay).unwrap_or(Timestamp::MIN);
+        let before = award.at.before(delay);
         let since = cx.claims_since().await?;
         if since.is_some_and(|since| since <= before) {
             return Ok(());
@@ -283,12 +283,7 @@ pub(super) const AWARD_STATE_UNKNOWN: &str = "award_state_unknown";
 /// was still young.
 fn is_late(at: Moment) -> bool {
     let young = SignedDuration::try_from(YOUNG).unwrap_or(IDS_KNOWN);
-    Timestamp::now().duration_since(committed(at)) > IDS_KNOWN - young
-}
-
-/// When a change was committed.
-fn committed(at: Moment) -> Timestamp {
-    Timestamp::from_millisecond(at.commit_ms).unwrap_or_default()
+    Timestamp::now().duration_since(at.commit_time()) > IDS_KNOWN - young
 }
 
 /// When the award is due, by its merchant's settings. An unknown zone was logged when they were read.

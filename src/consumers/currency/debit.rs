@@ -14,7 +14,6 @@ use super::work::{Debit, Source};
 use super::{Currency, NOTHING, REVERSE};
 use crate::consumers::award_time;
 use crate::consumers::call::outcome;
-use crate::dedup::Moment;
 use crate::engine::{ClaimState, Cx, Failure, Locked, Outcome};
 
 /// How soon to look again for an award that is not known (yet).
@@ -148,7 +147,7 @@ impl Currency {
     ) -> Result<Share, Failure> {
         let came_at = came_at(debit);
         if let Some(whole) = &decision.whole {
-            let after_whole = whole.by.is_none_or(|by| came_at > committed(by));
+            let after_whole = whole.by.is_none_or(|by| came_at > Some(by.commit_time()));
             // The purchase counts once more, and the debit is of that award, which is still to come.
             if !original.is_taken_back() && original.is_before(came_at) && after_whole {
                 self.wait_for(cx, "again")?;
@@ -230,9 +229,4 @@ impl Currency {
         }
         self.wait_for(cx, "award")
     }
-}
-
-/// When a change was committed.
-fn committed(at: Moment) -> Option<Timestamp> {
-    Timestamp::from_millisecond(at.commit_ms).ok()
 }

@@ -531,6 +531,16 @@ async fn a_row_that_was_taken_back_deleted_and_inserted_again_is_awarded() {
 }
 
 #[tokio::test]
+async fn a_commit_at_the_beginning_of_time_ends_nothing() {
+    for turn in [Turn::Here, Turn::Young, Turn::Again, Turn::Unsure] {
+        let scene = Scene::start().await;
+        let at = Moment { commit_ms: Timestamp::MIN.as_millisecond(), lsn: Some(1) };
+        let award = Work::Award { source: source("p"), at, turn };
+        assert_eq!(scene.done(&award).await, Outcome::Sent, "{turn:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_young_row_that_is_handled_a_day_late_goes_by_the_wallet() {
     let scene = Scene::start().await;
     scene.bench.kept_since(Timestamp::now() - jiff::SignedDuration::from_hours(24 * 30));
