@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::backpressure::Load;
+use super::backpressure::{Load, Pace};
 use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata;
 use super::offsets::{Admission, Offsets};
@@ -51,6 +51,8 @@ pub(crate) struct Partition {
     frontier: Frontier,
     finished: Finished,
     bytes: usize,
+    /// How fast it finishes what it holds.
+    pub(super) pace: Pace,
     stored: Option<i64>,
     /// The highest offset that this client has committed, whatever the topic was then.
     remembered: i64,
@@ -113,6 +115,7 @@ impl Partition {
             frontier,
             finished: Finished::default(),
             bytes: 0,
+            pace: Pace::new(Instant::now()),
             stored: None,
             remembered,
             rewound: start.offset < remembered,
@@ -175,6 +178,7 @@ impl Partition {
             self.finished.insert(stamp);
         }
         self.bytes = self.bytes.saturating_sub(bytes);
+        self.pace.finished();
         self.uncommitted += 1;
         self.advance();
         true

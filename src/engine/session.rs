@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, list};
-use super::backpressure::{Backpressure, Load};
+use super::backpressure::{Load, View};
 use super::ends::Ends;
 use super::flood::Guard;
 use super::intake::{Intake, Lane, Route, intake};
@@ -71,10 +71,11 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) shared: Arc<Shared>,
     tasks: Arc<TaskContext<C>>,
     finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
-    backpressure: Backpressure,
     pub(super) total: Load,
     /// Whether to ask for records; off for a moment when too many are held.
     polling: bool,
+    /// Whether any partition is paused.
+    pausing: bool,
     pub(super) stopping: Option<Instant>,
     pub(super) began: Instant,
     pub(super) progress: Instant,
@@ -126,9 +127,9 @@ impl<'a, C: Consumer> Session<'a, C> {
             next_id: 0,
             shared,
             finished,
-            backpressure: Backpressure::new(engine.settings.bounds),
             total: Load::default(),
             polling: true,
+            pausing: false,
             stopping: None,
             began: now,
             progress: now,
@@ -215,7 +216,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             }
             self.dispatch();
             self.finish_revoke();
-            if !self.polling {
+            if !self.polling || self.pausing {
                 self.relieve();
             }
             if self.may_end() {
@@ -268,7 +269,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         if !remarks.is_empty() {
             self.note(&remarks, &topic, number, offset);
         }
-        if !self.backpressure.admits(self.total, load, count) {
+        if !self.engine.settings.bounds.admit(self.total, load, count) {
             self.polling = false;
         }
         let (lane, work, set_aside) = match route {
@@ -344,11 +345,22 @@ impl<'a, C: Consumer> Session<'a, C> {
 
     /// Looks whether records may be asked for again, and pauses or resumes partitions.
     fn relieve(&mut self) {
-        let loads = self.partitions.iter().map(|(id, p)| (*id, p.load(), p.paused));
-        let decision = self.backpressure.decide(Instant::now(), loads);
+        let now = Instant::now();
+        for partition in self.partitions.values_mut() {
+            let open = partition.load().records;
+            partition.pace.look(now, open);
+        }
+        let views = self.partitions.iter().map(|(id, partition)| View {
+            partition: *id,
+            load: partition.load(),
+            paused: partition.paused,
+            slow: partition.pace.is_slow(),
+        });
+        let decision = self.engine.settings.bounds.decide(views);
         self.polling = decision.poll;
         self.pause(&decision.pause, true);
         self.pause(&decision.resume, false);
+        self.pausing = self.partitions.values().any(|partition| partition.paused);
     }
 
     pub(super) fn pause(&mut self, ids: &[u32], pause: bool) {

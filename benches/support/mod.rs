@@ -1,0 +1,96 @@
+//! What the benchmarks with real services share: filling a topic, and running a daemon over it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use crm_event_processors::clients::redis::{Cache, connect};
+use crm_event_processors::config::{self, Environment};
+use crm_event_processors::dedup::RedisStore;
+use crm_event_processors::double::Double;
+use crm_event_processors::supervisor::{Daemon, Memory, breakers};
+use crm_event_processors::telemetry::metrics::Recorder;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use tokio::sync::mpsc;
+
+/// The services that `tests/services/up` started.
+pub(crate) struct Services {
+    pub(crate) brokers: String,
+    pub(crate) redis: String,
+}
+
+impl Services {
+    pub(crate) fn from_environment() -> anyhow::Result<Self> {
+        let var = |name: &str| {
+            std::env::var(name).with_context(|| format!("{name} is not set: run tests/services/up"))
+        };
+        Ok(Self { brokers: var("TEST_KAFKA")?, redis: var("TEST_REDIS")? })
+    }
+
+    /// Makes a topic and fills it with keys and values.
+    pub(crate) async fn fill(
+        &self,
+        topic: &str,
+        partitions: i32,
+        records: impl Iterator<Item = (String, String)>,
+    ) -> anyhow::Result<()> {
+        let mut client = ClientConfig::new();
+        client
+            .set("bootstrap.servers", &self.brokers)
+            .set("queue.buffering.max.messages", "1000000");
+        let admin: AdminClient<DefaultClientContext> = client.create()?;
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+        admin.create_topics([&new], &AdminOptions::new()).await?;
+        let producer: ThreadedProducer<_> = client.create()?;
+        for (key, value) in records {
+            producer
+                .send(BaseRecord::to(topic).key(&key).payload(&value))
+                .map_err(|(error, _)| error)?;
+        }
+        producer.flush(Duration::from_secs(60))?;
+        Ok(())
+    }
+
+    /// Runs a daemon until `double` has `events`, and answers how many came in a second.
+    pub(crate) async fn run(
+        &self,
+        double: &Double,
+        cache: Cache,
+        events: usize,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<f64> {
+        let environment: Environment = [
+            ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
+            ("KAFKA_BOOTSTRAP_SERVERS", &self.brokers),
+            ("REDIS_URL", &self.redis),
+            ("INNGEST_EVENT_API_BASE_URL", double.url()),
+            ("INNGEST_EVENT_KEY", "bench"),
+        ]
+        .iter()
+        .chain(variables)
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+        let settings = *config::load(&environment, Path::new("")).settings?;
+        let breakers = breakers(&settings);
+        let claims = RedisStore::new(connect(&self.redis)?, settings.dedup.window);
+        let memory = Memory { claims: Box::new(claims), cache };
+        let daemon = Daemon::new(settings, breakers, memory, Arc::new(Recorder::default()))?;
+        let (stop, signals) = mpsc::channel(1);
+        let running = tokio::spawn(daemon.run(signals));
+        double.until(|log| log.events.len() >= events).await;
+        let (took, count) = double.inspect(|log| {
+            // Joining the group is not what is measured.
+            let first = log.events.first().map(|event| event.at).unwrap_or_default();
+            let last = log.events.last().map(|event| event.at).unwrap_or_default();
+            (last - first, log.events.len())
+        });
+        stop.send(()).await?;
+        running.await??;
+        ensure!(count == events, "each event once: {events}, not {count}");
+        Ok(events as f64 / took.as_secs_f64())
+    }
+}
