@@ -168,6 +168,14 @@ impl<'a> Row<'a> {
         Ok(self.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
     }
 
+    /// As [`Row::filled`], of a column that a rule cannot do without.
+    ///
+    /// # Errors
+    /// As [`Row::needed`].
+    pub fn needed_filled(&self, column: &str) -> Result<Option<String>, DecodeError> {
+        Ok(self.needed(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
+    }
+
     /// A boolean.
     ///
     /// # Errors

@@ -338,7 +338,7 @@ pub fn route(
     if event_types.is_empty() {
         return Ok(Route::Skip(skip));
     }
-    let Some(row_id) = row.filled("id")? else { return Ok(Route::Skip("no_id")) };
+    let Some(row_id) = row.needed_filled("id")? else { return Ok(Route::Skip("no_id")) };
     let Some((user_id, merchant_id)) = owner(row, user)? else {
         return Ok(Route::Skip("anonymous"));
     };

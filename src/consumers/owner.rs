@@ -11,9 +11,7 @@ const MERCHANT: &str = "merchant_id";
 /// # Errors
 /// When one of them cannot be decoded, or the row does not have its column.
 pub fn owner(row: &Row<'_>, user: &str) -> Result<Option<(String, String)>, DecodeError> {
-    let filled = |column| row.needed(column).map(|field| field.value().filter(|id| !id.is_empty()));
-    let (user, merchant) = (filled(user)?, filled(MERCHANT)?);
-    Ok(user.map(Into::into).zip(merchant.map(Into::into)))
+    Ok(row.needed_filled(user)?.zip(row.needed_filled(MERCHANT)?))
 }
 
 /// Whether a row is known to have belonged to nobody: whatever its state, it called for nothing.

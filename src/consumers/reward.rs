@@ -294,7 +294,7 @@ pub fn route_code(
         }
         Some(_) | None => {}
     }
-    let Some(id) = row.filled("id")? else { return Ok(Route::Skip("no_id")) };
+    let Some(id) = row.needed_filled("id")? else { return Ok(Route::Skip("no_id")) };
     let user_id = match row.filled("user_id")? {
         Some(user) => Some(user),
         None => row.filled("assigned_to")?,

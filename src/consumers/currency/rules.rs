@@ -111,12 +111,11 @@ pub fn route(
     if after != Standing::Debits && has_negative_amount(table, row)? {
         return Ok(Route::Skip("negative_amount"));
     }
-    let id = row.needed("id")?.value().filter(|id| !id.is_empty());
-    let Some(id) = id else { return Ok(Route::Skip("no_id")) };
+    let Some(id) = row.needed_filled("id")? else { return Ok(Route::Skip("no_id")) };
     let Some((user_id, merchant_id)) = owner(row, table.user)? else {
         return Ok(Route::Skip("anonymous"));
     };
-    let source = Source { kind: table.kind, id: id.into(), user_id, merchant_id };
+    let source = Source { kind: table.kind, id, user_id, merchant_id };
     let lane = Lane::in_partition((source.kind, &source.id));
     let at = moment(change);
     let work = match after {
@@ -214,11 +213,11 @@ fn debit(
     turns: bool,
 ) -> Result<Debit, DecodeError> {
     row.needed("final_amount")?;
-    let original = row.needed("external_ref")?.value().filter(|number| !number.is_empty());
+    let original = row.needed_filled("external_ref")?;
     Ok(Debit {
         source,
         at,
-        original: original.map(Into::into),
+        original,
         amount: row.decimal("final_amount")?.value(),
         ask_wallet: turn == Turn::Unsure,
         created_at: row.timestamp("created_at")?.value(),

@@ -106,6 +106,16 @@ fn the_recorded_load_advances_what_its_rows_say() {
 }
 
 #[test]
+fn a_row_without_an_id_column_is_set_aside_and_names_it() {
+    let row = json!({"merchant_id": "m", "user_id": "u", "status": "completed"});
+    let envelope = envelope("c", Value::Null, row, Timestamp::now());
+    let error = with_change("form_submissions", &envelope, |change| {
+        route(change, &ALL, Timestamp::now()).expect_err("no id").to_string()
+    });
+    assert!(error.contains("column form_submissions.id is not there"), "{error}");
+}
+
+#[test]
 fn a_purchase_counts_when_it_becomes_completed_and_is_no_debit() {
     let row = json!({"id": "p", "merchant_id": "m", "user_id": "u", "status": "completed",
         "record_type": "credit"});

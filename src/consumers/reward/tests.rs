@@ -243,6 +243,16 @@ fn code(op: &str, before: Value, after: Value) -> Result<Code, &'static str> {
 }
 
 #[test]
+fn a_code_without_an_id_column_is_set_aside_and_names_it() {
+    let envelope = json!({"op": "c", "before": null, "after": {"merchant_id": "m", "status": "redeemed"},
+        "ts_ms": 1_795_405_012_468_i64, "source": {"ts_ms": 1_795_405_012_468_i64}});
+    let error = with_change(TABLE, &envelope, |change| {
+        route_code(change, &ALL, Timestamp::now()).expect_err("no id").to_string()
+    });
+    assert!(error.contains(&format!("column {TABLE}.id is not there")), "{error}");
+}
+
+#[test]
 fn recorded_codes_are_told_exactly_when_they_were_redeemed() {
     let expected: Value =
         serde_json::from_str(include_str!("../../../tests/fixtures/life/expected.json"))
