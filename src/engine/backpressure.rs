@@ -210,7 +210,10 @@ mod tests {
     fn a_partition_that_is_alone_uses_the_whole_bound_and_is_waited_for_until_it_is_slow() {
         assert!(BOUNDS.admit(load(99), load(99), 1));
         assert!(!BOUNDS.admit(load(100), load(100), 1));
-        assert_eq!(decide(&[fast(0, 100)]), Decision { poll: false, pause: vec![], resume: vec![] });
+        assert_eq!(
+            decide(&[fast(0, 100)]),
+            Decision { poll: false, pause: vec![], resume: vec![] }
+        );
         let decision = decide(&[slow(0, 100)]);
         assert_eq!((decision.poll, decision.pause), (true, vec![0]));
         assert!(decide(&[paused(0, 51)]).resume.is_empty());
@@ -252,9 +255,10 @@ mod tests {
     fn where_little_is_left_nobody_is_waited_for() {
         // Six that are stuck have taken what was free; a fast one has its own share, and is paused
         // when that is used, because the others would have to wait with it.
-        let stuck = [38, 19, 9, 5, 2, 2].into_iter().enumerate().map(|(n, records)| {
-            paused(i32::try_from(n).expect("small"), records)
-        });
+        let stuck = [38, 19, 9, 5, 2, 2]
+            .into_iter()
+            .enumerate()
+            .map(|(n, records)| paused(i32::try_from(n).expect("small"), records));
         let decision = BOUNDS.decide(stuck.chain([fast(6, 3), fast(7, 2)]));
         assert_eq!((decision.poll, decision.pause), (true, vec![6]));
     }

@@ -1,5 +1,7 @@
 //! A connector that has lost its place for good: the log that it should go on with is gone.
 
+use std::time::Duration;
+
 use rdkafka::Message as _;
 use serde_json::Value;
 
@@ -7,7 +9,10 @@ use super::connector::Connector;
 use super::database;
 use crate::support::feed;
 use crate::support::kafka::{create_topic, read_topic};
-use crate::support::{services, unique, until};
+use crate::support::{services, unique, until, until_within};
+
+/// A connector starts, and Connect gives it a task, while other tests take the processors.
+const SNAPSHOT: Duration = Duration::from_secs(240);
 
 /// How many rows of a snapshot, and how many of them with this status, a topic holds.
 async fn snapshot_rows(topic: &str, status: &str) -> (usize, usize) {
@@ -39,7 +44,7 @@ async fn a_connector_whose_log_is_gone_reads_the_tables_again() {
         let found = snapshot_rows(&topic, "cancelled").await;
         (found == (times * rows, voided)).then_some(())
     };
-    until("the first snapshot", async || read(1, 0).await).await;
+    until_within(SNAPSHOT, "the first snapshot", async || read(1, 0).await).await;
     connector.remove().await;
 
     until("the slot to go", async || {
@@ -50,6 +55,6 @@ async fn a_connector_whose_log_is_gone_reads_the_tables_again() {
     crm.batch_execute("UPDATE purchase_ledger SET status = 'cancelled'").await.expect("an update");
 
     let connector = Connector::start_with(&database, &prefix, &settings).await;
-    until("the second snapshot", async || read(2, rows).await).await;
+    until_within(SNAPSHOT, "the second snapshot", async || read(2, rows).await).await;
     connector.remove().await;
 }
