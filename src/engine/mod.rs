@@ -34,6 +34,8 @@ mod run;
 mod session;
 mod start;
 mod task;
+#[cfg(test)]
+mod testing;
 mod topics;
 pub mod vitals;
 mod work;

@@ -8,10 +8,13 @@ use jiff::Timestamp;
 
 use super::retry::Failure;
 use super::work::{Accepted, Cx, Memo, Memos};
-use crate::dedup::{Reply, TakenBack};
+use crate::dedup::{Reply, StoreAway, TakenBack};
 
 /// How soon to look again at a claim that another record holds.
 const HELD_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long claims may take to answer about what is done, once its record is given up.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// What claims tell about a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl Cx {
     ///
     /// # Errors
     /// What `work` returned; or that claims cannot be reached, or that another record holds this
-    /// one.
+    /// one. Once `work` is done it fails no more, but for what sleeps: see [`Accepted::due`].
     pub async fn once<F, A>(
         &self,
         name: &str,
@@ -72,12 +75,51 @@ impl Cx {
                 accepted
             }
         };
-        let [accepted_ms, due_ms] =
-            [accepted.at, accepted.due].map(|at| at.map_or(0, Timestamp::as_millisecond));
-        let confirm = self.claims().confirm(self.key(name), accepted_ms, due_ms);
-        confirm.await.map_err(|away| self.claims_away(&away))?;
+        self.confirm(name, accepted).await?;
         self.remember(name, Memo::Confirmed(accepted));
         Ok(Once::Ran(accepted.at))
+    }
+
+    /// Marks `name` done. Of a record that is given up meanwhile only what sleeps must be marked: no
+    /// id would know it as long as its claim does. It is sent once more under its id.
+    async fn confirm(&self, name: &str, accepted: Accepted) -> Result<(), Failure> {
+        let [accepted_ms, due_ms] =
+            [accepted.at, accepted.due].map(|at| at.map_or(0, Timestamp::as_millisecond));
+        let confirm = || self.claims().confirm(self.key(name), accepted_ms, due_ms);
+        let confirmed = self.second_phase(confirm).await;
+        if confirmed || accepted.due.is_none() { Ok(()) } else { Err(Failure::GivenUp) }
+    }
+
+    /// Carries out the second phase of a claim whose work is done, for as long as claims are away:
+    /// what would begin again could only do the work twice. Answers whether claims know of it: a
+    /// record that is given up ends without, and its claim runs out by itself.
+    pub(super) async fn second_phase<F>(&self, phase: impl Fn() -> F + Send) -> bool
+    where
+        F: Future<Output = Result<(), StoreAway>> + Send,
+    {
+        let late = async {
+            self.drain().cancelled().await;
+            tokio::time::sleep(LAST_WORD).await;
+        };
+        tokio::pin!(late);
+        loop {
+            let away = tokio::select! {
+                biased;
+                done = phase() => match done {
+                    Ok(()) => return true,
+                    Err(away) => away,
+                },
+                () = &mut late => StoreAway::new("no answer"),
+            };
+            if self.drained() {
+                tracing::warn!(error = %away, "done, and its claim does not say so: it runs out by itself");
+                return false;
+            }
+            tokio::select! {
+                () = self.drain().cancelled() => {}
+                () = tokio::time::sleep(HELD_PAUSE) => {}
+            }
+        }
     }
 
     /// Claims `name`; how it ended, when it is done already.
@@ -160,8 +202,8 @@ impl Cx {
         for name in held {
             self.claims().release(self.key(&name), self.owner()).await;
         }
-        if self.free().await.is_err() {
-            tracing::debug!("claim not given back");
+        if let Err(error) = self.free().await {
+            tracing::debug!(%error, "claim not given back");
         }
     }
 
@@ -191,3 +233,6 @@ fn time(ms: i64) -> Option<Timestamp> {
 pub(super) fn claim_held() -> Failure {
     Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
+use super::Consumer;
 use super::frontier::Stamp;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure, Served};
-use super::{Consumer, Outcome};
 use crate::dedup::{Claims, StoreAway};
 use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
@@ -145,7 +145,8 @@ pub struct Cx {
 pub struct Accepted {
     /// When its event was accepted; `None` when it found nothing to send.
     pub at: Option<Timestamp>,
-    /// Until when that sleeps; its claim lives until a day after.
+    /// Until when that sleeps; its claim lives until a day after, and must: where it cannot be
+    /// marked, the record comes again.
     pub due: Option<Timestamp>,
 }
 
@@ -177,8 +178,6 @@ pub(super) struct Hold {
     pub(super) accepted_at: Option<Timestamp>,
     /// A send was begun; set for good when it was dropped half-way.
     pub(super) sending: bool,
-    /// How the work ended, for the record and all that are merged into it.
-    pub(super) ended: Option<Outcome>,
 }
 
 impl Cx {
@@ -213,12 +212,6 @@ impl Cx {
     /// Tells which records were coalesced into this one by now, and when the partition of any of
     /// them was assigned last.
     pub(crate) fn covers(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
-        // What has ended covers only the records that it was done for.
-        if self.merged != merged
-            && let Ok(Some(hold)) = self.hold.get_mut()
-        {
-            hold.ended = None;
-        }
         self.merged = merged;
         self.assigned_at = assigned_at;
     }
@@ -306,6 +299,11 @@ impl Cx {
 
     pub(super) fn drained(&self) -> bool {
         self.drain.is_cancelled()
+    }
+
+    /// Cancelled when the record is given up: what merely waits ends.
+    pub(super) fn drain(&self) -> &CancellationToken {
+        &self.drain
     }
 
     pub(super) fn claims_away(&self, away: &StoreAway) -> Failure {
