@@ -63,6 +63,12 @@ impl Bench {
         self.store.forget(&format!("{PREFIX}{name}"));
     }
 
+    /// Has a claim say that its event was accepted at `at`, by whatever clock.
+    pub(crate) async fn accepted(&self, name: &str, at: Timestamp) {
+        let confirm = self.claims.confirm(format!("{PREFIX}{name}"), at.as_millisecond(), 0);
+        confirm.await.expect("claims in memory are there");
+    }
+
     /// How long a claim lives from now.
     pub(crate) fn lives(&self, name: &str) -> Duration {
         self.store.lives(&format!("{PREFIX}{name}"))

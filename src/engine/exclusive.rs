@@ -129,6 +129,7 @@ impl Cx {
         resumed: bool,
         taken_over: bool,
     ) {
+        let told = accepted_ms.and_then(|ms| self.accepted_by_now(name, ms));
         let mut guard = self.hold();
         // A holder that is gone may have sent something just before its partitions came here, and
         // where nothing is known anybody may have.
@@ -139,8 +140,6 @@ impl Cx {
             accepted_at: None,
             sending: false,
         });
-        let told = accepted_ms.filter(|ms| *ms > 0);
-        let told = told.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         let assigned = unknown.then(|| self.assigned_at());
         let cut_off = std::mem::take(&mut hold.sending).then(Timestamp::now);
         hold.accepted_at = hold.accepted_at.max(told).max(assigned).max(cut_off);

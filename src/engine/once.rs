@@ -156,8 +156,8 @@ impl Cx {
         }
     }
 
-    /// When the event behind the claim `name` was accepted: `Some(None)` when that needed no
-    /// event, `None` when no claim can tell.
+    /// When the event behind the claim `name` was accepted, never later than now: `Some(None)` when
+    /// that needed no event, `None` when no claim can tell.
     ///
     /// # Errors
     /// A wait, while another record is at it.
@@ -168,7 +168,7 @@ impl Cx {
             Some(Reply::Held) => return Err(claim_held()),
             _ => None,
         };
-        Ok(accepted_ms.map(time))
+        Ok(accepted_ms.map(|ms| self.accepted_by_now(name, ms)))
     }
 
     /// What claims tell about the step `name`.
@@ -179,14 +179,32 @@ impl Cx {
         let state = self.claims().look(self.key(name), self.owner()).await;
         match state.map_err(|away| self.claims_away(&away))? {
             Reply::Done { accepted_ms, due_ms } => {
-                Ok(ClaimState::Done(Accepted { at: time(accepted_ms), due: time(due_ms) }))
+                let at = self.accepted_by_now(name, accepted_ms);
+                Ok(ClaimState::Done(Accepted { at, due: time(due_ms) }))
             }
             Reply::TakenBack { accepted_ms, due_ms, by } => {
-                let accepted = Accepted { at: accepted_ms.and_then(time), due: time(due_ms) };
-                Ok(ClaimState::TakenBack(by, accepted))
+                let at = accepted_ms.and_then(|ms| self.accepted_by_now(name, ms));
+                Ok(ClaimState::TakenBack(by, Accepted { at, due: time(due_ms) }))
             }
             Reply::Held => Err(claim_held()),
             _ => Ok(ClaimState::Nothing),
+        }
+    }
+
+    /// A time of acceptance that stands with the claim `name`. Another instance's clock may be ahead:
+    /// what was accepted was so before this record learnt of it, however often it asks.
+    pub(super) fn accepted_by_now(&self, name: &str, ms: i64) -> Option<Timestamp> {
+        let (told, now) = (time(ms)?, Timestamp::now());
+        match self.recall(name) {
+            Some(Memo::Ahead { ms: known, learnt }) if known == ms => Some(learnt),
+            // What this record knows of its own claim is worth more.
+            Some(Memo::Claimed(_) | Memo::Accepted(_) | Memo::Confirmed(_)) => Some(told.min(now)),
+            _ => {
+                if told > now {
+                    self.remember(name, Memo::Ahead { ms, learnt: now });
+                }
+                Some(told.min(now))
+            }
         }
     }
 

@@ -167,6 +167,11 @@ pub(super) enum Memo {
     Confirmed(Accepted),
     /// Not a claim: since when something has been waited for.
     Awaited(Instant),
+    /// A claim of others, accepted at a time that lay ahead when this record learnt of it.
+    Ahead {
+        ms: i64,
+        learnt: Timestamp,
+    },
 }
 
 /// What is known of the claim that a record holds alone, across attempts at it.

@@ -83,6 +83,30 @@ async fn every_process_knows_when_an_event_was_last_accepted() {
 }
 
 #[tokio::test]
+async fn a_time_of_acceptance_that_lies_ahead_is_when_its_record_learnt_of_it_however_often_it_asks()
+ {
+    let scene = Scene::new(Duration::from_secs(300));
+    let (sender, cx) = (scene.process(), record(&scene.process(), 2, 100));
+    let ahead = Timestamp::now() + jiff::SignedDuration::from_hours(5);
+    send(&record(&sender, 1, 100), ahead.as_second()).await;
+    let accepted = || async { Ok(Some(at(ahead.as_second()))) };
+    record(&sender, 1, 100).once("award", accepted).await.expect("it runs");
+    let waits = || Failure::Wait { until: std::time::Instant::now(), reason: "settle" };
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let tell = async |held| {
+            told.push(when(held).await);
+            Err(waits())
+        };
+        cx.alone(NAME, tell).await.expect_err("it waits, and holds its claim");
+        let of_step = cx.accepted_at("award").await.expect("it was done");
+        told.push(of_step.expect("a claim tells"));
+    }
+    assert!(told.iter().all(|at| at.is_some_and(|at| at <= Timestamp::now())), "{told:?}");
+    assert_eq!(told[..2], told[2..], "a wait that is counted from then ends");
+}
+
+#[tokio::test]
 async fn a_claim_that_a_crash_left_is_known_by_its_own_record_alone() {
     let scene = Scene::new(Duration::from_secs(300));
     crash(&record(&scene.process(), 1, 100)).await;
