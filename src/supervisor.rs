@@ -21,8 +21,8 @@ use crate::consumers::registry::{self, Launch, Parts, Registered};
 use crate::dedup::{Claims, OnOutage, RedisStore, Store};
 use crate::engine::backpressure::Bounds;
 use crate::engine::retry::Policy;
-use crate::engine::vitals::Pulse;
-use crate::engine::{self, Engine, EngineError, Observer};
+use crate::engine::vitals::{AtWork, Pulse};
+use crate::engine::{self, Engine, EngineError, Observer, Origin};
 use crate::kafka::{DeadLetters, Kafka};
 use crate::outage::{Backoff, Breakers};
 
@@ -67,12 +67,14 @@ pub enum RunError {
     #[error("a consumer's task panicked; see the log")]
     Panicked,
     /// A consumer has work and makes no progress.
-    #[error("consumer {consumer} has made no progress for {seconds} s while it has work")]
+    #[error("consumer {consumer} has made no progress for {seconds} s while it has work{hangs}")]
     Stalled {
         /// Which consumer.
         consumer: &'static str,
         /// `STALL_TIMEOUT`, in seconds.
         seconds: u64,
+        /// The record that hangs, where it is one; after a colon.
+        hangs: String,
     },
 }
 
@@ -248,10 +250,16 @@ impl Daemon {
 
     fn stalled(&self) -> Option<RunError> {
         let (now, timeout) = (Instant::now(), self.settings.engine.stall_timeout);
-        let stalled = self.consumers.iter().find(|(_, pulse)| pulse.read().stalled(now, timeout));
-        stalled.map(|(consumer, _)| RunError::Stalled {
+        let mut vitals = self.consumers.iter().map(|(consumer, pulse)| (consumer, pulse.read()));
+        let (consumer, vitals) = vitals.find(|(_, vitals)| vitals.stalled(now, timeout))?;
+        let hangs = vitals.hangs(now, timeout).map(|AtWork { origin, .. }| {
+            let Origin { topic, partition, offset } = origin;
+            format!(": the record at offset {offset} of {topic} [{partition}] hangs")
+        });
+        Some(RunError::Stalled {
             consumer: consumer.name(),
             seconds: timeout.as_secs(),
+            hangs: hangs.unwrap_or_default(),
         })
     }
 }

@@ -174,7 +174,8 @@ impl Missions {
         event_type: &str,
     ) -> Result<Arc<[String]>, Failure> {
         let key = key(merchant, event_type);
-        self.known.get(&key, || self.load(cx, &key, merchant, event_type)).await
+        let load = || cx.for_all(self.load(cx, &key, merchant, event_type));
+        cx.in_turn(self.known.get(&key, load)).await
     }
 
     async fn load(

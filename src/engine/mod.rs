@@ -18,6 +18,7 @@ mod held;
 pub mod intake;
 mod known;
 pub mod lanes;
+mod life;
 pub mod metadata;
 pub mod offsets;
 mod once;

@@ -102,6 +102,7 @@ impl Cx {
             tokio::time::sleep(LAST_WORD).await;
         };
         tokio::pin!(late);
+        let _waits = self.life().waits_for(self.claims().breaker());
         loop {
             let away = tokio::select! {
                 biased;

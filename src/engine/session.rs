@@ -26,13 +26,14 @@ use super::flood::Guard;
 use super::intake::{Intake, Lane, Route, intake};
 use super::known::Known;
 use super::lanes::{LaneId, Lanes};
+use super::life::Life;
 use super::offsets::Admission;
 use super::partition::Partition;
 use super::parts::{Engine, EngineError};
 use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
-use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits, coalesce};
+use super::work::{Cx, Job, Origin, SetAside, Shared, Ticket, Waits, coalesce};
 use super::{Consumer, Outcome};
 use crate::cdc::{Header, Record, Remark};
 use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
@@ -65,6 +66,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     /// By topic and partition number.
     pub(super) index: HashMap<Arc<str>, HashMap<i32, u32>>,
     pub(super) lanes: Lanes<Box<Job<C::Work>>>,
+    /// Of the jobs in flight, by their lanes: where each comes from, and its life.
+    pub(super) lives: HashMap<LaneId, (Origin, Arc<Life>)>,
     pub(super) assignment: Assignment,
     pub(super) stop: &'a CancellationToken,
     pub(super) next_id: u32,
@@ -121,6 +124,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             partitions: HashMap::new(),
             index: HashMap::new(),
             lanes: Lanes::default(),
+            lives: HashMap::new(),
             assignment: Assignment::default(),
             stop,
             next_id: 0,
@@ -339,6 +343,8 @@ impl<'a, C: Consumer> Session<'a, C> {
                 kill.get_or_insert_with(|| partition.kill.clone());
             }
         }
+        job.cx.life().begin();
+        self.lives.insert(lane, (job.cx.origin().clone(), Arc::clone(job.cx.life())));
         tokio::spawn(Arc::clone(&self.tasks).run(lane, job, kill.unwrap_or_default()));
     }
 

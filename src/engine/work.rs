@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
 use super::frontier::Stamp;
+use super::life::Life;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure, Served};
 use crate::dedup::{Claims, StoreAway};
@@ -134,6 +135,7 @@ pub struct Cx {
     merged: Vec<Origin>,
     assigned_at: Timestamp,
     drain: CancellationToken,
+    life: Arc<Life>,
     pub(super) memo: Mutex<Memos>,
     pub(super) hold: Mutex<Option<Hold>>,
     /// Answers that this record could use since it last failed.
@@ -198,6 +200,7 @@ impl Cx {
             merged: Vec::new(),
             assigned_at,
             drain,
+            life: Arc::default(),
             memo: Mutex::default(),
             hold: Mutex::default(),
             served: Mutex::default(),
@@ -219,6 +222,11 @@ impl Cx {
     pub(crate) fn covers(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
         self.merged = merged;
         self.assigned_at = assigned_at;
+    }
+
+    /// What it is at while it is in flight.
+    pub(super) fn life(&self) -> &Arc<Life> {
+        &self.life
     }
 
     /// The records that were coalesced into this one.
@@ -259,11 +267,25 @@ impl Cx {
     /// [`Failure::GivenUp`] when the partition is being given up: what merely waits is not in
     /// flight.
     pub async fn permit(&self, urgency: Urgency) -> Result<Permit, Failure> {
+        let _turn = self.life.in_turn();
         tokio::select! {
             biased;
             permit = self.shared.permits.acquire(urgency) => Ok(permit),
             () = self.drain.cancelled() => Err(Failure::GivenUp),
         }
+    }
+
+    /// Awaits what another record may be asking for already: a mere wait for that one. The record
+    /// that asks for all of them does so in [`Cx::for_all`].
+    pub async fn in_turn<T>(&self, shared: impl Future<Output = T> + Send) -> T {
+        let _turn = self.life.in_turn();
+        shared.await
+    }
+
+    /// Asks for what others wait for in [`Cx::in_turn`].
+    pub async fn for_all<T>(&self, asked: impl Future<Output = T> + Send) -> T {
+        let _works = self.life.works();
+        asked.await
     }
 
     /// Awaits a request that its client repeats by itself while the dependency of `breaker` is
@@ -286,9 +308,10 @@ impl Cx {
     /// As [`Cx::patiently`].
     pub(super) async fn unless_given_up<T>(
         &self,
-        breaker: &Breaker,
+        breaker: &Arc<Breaker>,
         request: impl Future<Output = T> + Send,
     ) -> Result<T, Failure> {
+        let _waits = self.life.waits_for(breaker);
         tokio::select! {
             biased;
             answer = request => Ok(answer),
