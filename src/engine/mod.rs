@@ -8,6 +8,7 @@
 //! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
 //! [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
 
+mod anew;
 mod assignment;
 pub mod backpressure;
 mod ends;

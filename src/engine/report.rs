@@ -191,7 +191,7 @@ impl<C: Consumer> Session<'_, C> {
         if code == RDKafkaErrorCode::UnreleasedInstanceId
             || (code == RDKafkaErrorCode::FencedInstanceId && by_itself())
         {
-            return Ok(End::Anew(code));
+            return Ok(End::Anew(format!("the broker does not accept it for now ({code})")));
         }
         let advice = match code {
             RDKafkaErrorCode::FencedInstanceId => {

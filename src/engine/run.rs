@@ -14,7 +14,7 @@ use super::session::{End, Session};
 use super::work::Shared;
 use crate::kafka::{self, Context};
 
-/// How long to wait before a client that the broker refuses is made anew.
+/// How long to wait before a client is made anew.
 const ANEW: Duration = Duration::from_secs(3);
 
 /// Says, when dropped, that nobody answers rebalances any more.
@@ -60,9 +60,9 @@ impl<C: Consumer> Engine<C> {
         loop {
             match self.session(&shared, &stop).await? {
                 End::Stopped => return Ok(()),
-                End::Anew(code) => {
-                    tracing::warn!(messaging.consumer.group.name = %self.settings.group, %code,
-                        "broker refuses this client for now, making it anew");
+                End::Anew(reason) => {
+                    tracing::warn!(messaging.consumer.group.name = %self.settings.group, reason,
+                        "making the kafka client anew");
                     tokio::select! {
                         () = tokio::time::sleep(ANEW) => {}
                         () = stop.cancelled() => return Ok(()),

@@ -14,7 +14,6 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::types::RDKafkaErrorCode;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -54,8 +53,8 @@ const IDLE_TICK: Duration = Duration::from_secs(1);
 pub(crate) enum End {
     /// As asked: everything is committed.
     Stopped,
-    /// The broker does not accept this client for now.
-    Anew(RDKafkaErrorCode),
+    /// This client is of no use any more, for this reason; another one may be.
+    Anew(String),
 }
 
 pub(crate) struct Session<'a, C: Consumer> {
@@ -73,7 +72,7 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) next_id: u32,
     pub(super) shared: Arc<Shared>,
     tasks: Arc<TaskContext<C>>,
-    finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
+    pub(super) finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
     backpressure: Backpressure,
     pub(super) total: Load,
     /// Whether to ask for records; off for a moment when too many are held.
@@ -93,6 +92,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) warned_of: HashSet<(Arc<str>, Remark)>,
     /// Why the group does not take this member in, and what to do.
     pub(super) refused: Option<&'static str>,
+    /// How the client came to have other partitions than is believed here.
+    pub(super) disagreement: Option<String>,
     /// A topic may not be read, and whether that is still so is looked at now and then.
     pub(super) unreadable: Option<Unreadable>,
     /// Holds dead letters where there are too many of them.
@@ -143,6 +144,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             joined_anew: None,
             warned_of: HashSet::new(),
             refused: None,
+            disagreement: None,
             unreadable: None,
             floods: Guard::new(engine.settings.dlq_flood, engine.settings.retry.backoff.max),
         }
@@ -221,6 +223,10 @@ impl<'a, C: Consumer> Session<'a, C> {
             self.finish_revoke();
             if !self.polling {
                 self.relieve();
+            }
+            if let Some(how) = self.disagreement.take() {
+                self.wind_up().await;
+                return Ok(End::Anew(how));
             }
             if self.may_end() {
                 self.commit_for_good(&signals).await;
@@ -409,20 +415,6 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.lanes.retain(|_| false);
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
             in_flight = self.lanes.running(), "stopping, finishing what is in flight");
-    }
-
-    /// Ends what is in flight, unfinished: the next client gets these records again, and must not
-    /// work on them beside this one.
-    async fn abandon(&mut self) {
-        for partition in self.partitions.values() {
-            partition.drain.cancel();
-            partition.kill.cancel();
-        }
-        while self.lanes.running() > 0
-            && let Some(finished) = self.finished.recv().await
-        {
-            self.finish(finished);
-        }
     }
 
     fn may_end(&self) -> bool {
