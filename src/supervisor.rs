@@ -15,7 +15,7 @@ use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::redis::{Cache, connect};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::clients::{HttpConfig, SetupError};
-use crate::config::{DedupOutage, Settings};
+use crate::config::{self, DedupOutage, Settings};
 use crate::consumers::call::{Calls, Sender};
 use crate::consumers::registry::{self, Launch, Parts, Registered};
 use crate::dedup::{Claims, OnOutage, RedisStore, Store};
@@ -290,7 +290,7 @@ impl Launch for Daemon {
                 decode: cdc.clone(),
                 bounds: Bounds {
                     records: engine.buffer_records / shares,
-                    bytes: engine.buffer_bytes / shares,
+                    bytes: (engine.buffer_bytes - written_bytes(engine)) / shares,
                     span: engine.buffer_records.saturating_mul(SPAN_PER_RECORD) / shares,
                 },
                 retry: Policy {
@@ -311,6 +311,11 @@ impl Launch for Daemon {
             pulse: pulse.map(|(_, pulse)| Arc::clone(pulse)).unwrap_or_default(),
         }
     }
+}
+
+/// Bytes of the bound that events have, of all consumers: they are written and on their way.
+fn written_bytes(engine: &config::Engine) -> usize {
+    engine.buffer_bytes / 4
 }
 
 fn http(settings: &Settings) -> HttpConfig {
@@ -348,6 +353,7 @@ pub fn sender(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Sender, S
         max_events: inngest.batch_events,
         max_bytes: inngest.batch_bytes,
         max_event_bytes: inngest.max_event_bytes,
+        max_written_bytes: written_bytes(&settings.engine),
         requests: inngest.requests,
         settle: inngest.cancel_settle,
         backoff: Backoff { base: settings.engine.backoff_base, max: settings.engine.backoff_max },

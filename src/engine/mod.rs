@@ -104,6 +104,12 @@ pub trait Consumer: Send + Sync + 'static {
     /// What `process` would do, for `explain`.
     fn plan(&self, work: &Self::Work) -> Plan;
 
+    /// Bytes that a piece of work keeps besides its record, a few short strings apart.
+    fn kept(&self, work: &Self::Work) -> usize {
+        let _ = work;
+        0
+    }
+
     /// Does the work.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use super::permits::Permits;
 use super::session::{End, Session};
 use super::work::Shared;
 use crate::kafka::{self, Context};
+use crate::room::Room;
 
 /// How long to wait before a client is made anew.
 const ANEW: Duration = Duration::from_secs(3);
@@ -55,6 +56,7 @@ impl<C: Consumer> Engine<C> {
             claim_prefix: self.settings.claim_prefix.clone(),
             claims: self.claims.clone(),
             permits: Permits::new(self.consumer.limits()),
+            answers: Room::new(self.settings.bounds.answers()),
             patience: OnceLock::new(),
         });
         loop {

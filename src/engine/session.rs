@@ -131,7 +131,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             next_id: 0,
             shared,
             finished,
-            backpressure: Backpressure::new(engine.settings.bounds),
+            backpressure: Backpressure::new(engine.settings.bounds.of_records()),
             total: Load::default(),
             polling: true,
             stopping: None,
@@ -260,7 +260,11 @@ impl<'a, C: Consumer> Session<'a, C> {
         let Intake { stamp, committed_at, snapshot, remarks, route } =
             intake(consumer, &record, decode, Timestamp::now());
 
-        let bytes = kafka::size(message) + BOOKKEEPING;
+        let kept = match &route {
+            Ok(Route::Process { work, .. }) => consumer.kept(work),
+            _ => 0,
+        };
+        let bytes = kafka::size(message) + BOOKKEEPING + kept;
         let ticket = Ticket { partition: id, offset, bytes, committed_at };
         let count = self.partitions.len();
         let Some(partition) = self.partitions.get_mut(&id) else { return };

@@ -100,6 +100,7 @@ impl Scene {
             claim_prefix: "g:".to_owned(),
             claims,
             permits,
+            answers: crate::room::Room::new(usize::MAX),
             patience: Default::default(),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use super::retry::{Attempts, Failure, Served};
 use crate::dedup::{Claims, StoreAway};
 use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
+use crate::room::{Charge, Room};
 
 /// Where a record came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) claim_prefix: String,
     pub(crate) claims: Claims,
     pub(crate) permits: Arc<Permits>,
+    /// For answers that work keeps while it waits.
+    pub(crate) answers: Arc<Room>,
     /// The dependency whose client repeats by itself while work in flight waits for it.
     pub(crate) patience: OnceLock<Arc<Breaker>>,
 }
@@ -140,6 +143,8 @@ pub struct Cx {
     pub(super) hold: Mutex<Option<Hold>>,
     /// Answers that this record could use since it last failed.
     served: Mutex<Served>,
+    /// What its answers take of the room for them, in this attempt.
+    kept: Mutex<Option<Charge>>,
 }
 
 /// What became of the work of a step.
@@ -204,6 +209,7 @@ impl Cx {
             memo: Mutex::default(),
             hold: Mutex::default(),
             served: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
@@ -242,6 +248,7 @@ impl Cx {
             claim_prefix: "crm:test".to_owned(),
             claims,
             permits: Permits::new(limits),
+            answers: Room::new(usize::MAX),
             patience: OnceLock::new(),
         };
         let origin = Origin { topic: "topic".into(), partition: 0, offset };
@@ -261,16 +268,54 @@ impl Cx {
         self.assigned_at
     }
 
-    /// Waits for one of the consumer's permits, held during one request.
+    /// Waits for one of the consumer's permits, held during one request. A record that keeps no answer
+    /// yet waits for room for one too; one that does goes on, so that it ends and makes room. What
+    /// many records wait for goes before all.
     ///
     /// # Errors
     /// [`Failure::GivenUp`] when the partition is being given up: what merely waits is not in
     /// flight.
     pub async fn permit(&self, urgency: Urgency) -> Result<Permit, Failure> {
+        let Shared { permits, answers, .. } = &*self.shared;
+        self.unless_drained(async {
+            let begins = urgency == Urgency::One && self.kept().is_none();
+            let turn = if begins { Some(answers.enter().await) } else { None };
+            let permit = permits.acquire(urgency).await;
+            drop(turn);
+            permit
+        })
+        .await
+    }
+
+    /// Notes that an answer of so many bytes is kept until this attempt ends.
+    pub fn produced(&self, bytes: usize) {
+        match &mut *self.kept() {
+            Some(kept) => kept.grow(bytes),
+            kept => *kept = Some(self.shared.answers.charge(bytes)),
+        }
+    }
+
+    /// The attempt has ended, and what it produced is gone.
+    pub(super) fn keep_nothing(&self) {
+        *self.kept() = None;
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Charge>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A mere wait behind other records.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up.
+    pub async fn unless_drained<T>(
+        &self,
+        wait: impl Future<Output = T> + Send,
+    ) -> Result<T, Failure> {
         let _turn = self.life.in_turn();
         tokio::select! {
             biased;
-            permit = self.shared.permits.acquire(urgency) => Ok(permit),
+            waited = wait => Ok(waited),
             () = self.drain.cancelled() => Err(Failure::GivenUp),
         }
     }
@@ -388,3 +433,6 @@ pub(super) fn coalesce<C: Consumer>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

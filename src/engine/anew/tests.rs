@@ -117,6 +117,7 @@ async fn ended(
         claim_prefix: String::new(),
         claims: engine.claims.clone(),
         permits: Permits::new(Limits { min: 1, max: 1 }),
+        answers: crate::room::Room::new(usize::MAX),
         patience: OnceLock::new(),
     });
     let (context, mut signals) = Context::new("g");

@@ -30,6 +30,9 @@ use crate::support::kafka::{committed, create_topic, produce};
 use crate::support::services::kafka;
 use crate::support::{PATIENCE, unique};
 
+/// Bytes that the work of a value which begins with `keeps` keeps.
+pub(super) const KEPT: usize = 10_000;
+
 /// A time that no test lives to see.
 pub(super) const NEVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -104,6 +107,10 @@ impl Consumer for Scripted {
 
     fn plan(&self, work: &Work) -> Plan {
         Plan { lane: work.key.clone(), claim: work.value.clone(), steps: Vec::new() }
+    }
+
+    fn kept(&self, work: &Work) -> usize {
+        if work.value.starts_with("keeps") { KEPT } else { 0 }
     }
 
     async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
