@@ -85,6 +85,7 @@ pub mod kafka;
 pub mod measures;
 pub mod outage;
 pub mod recording;
+pub mod room;
 pub mod supervisor;
 pub mod telemetry;
 

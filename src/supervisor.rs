@@ -15,14 +15,14 @@ use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::redis::{Cache, connect};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::clients::{HttpConfig, SetupError};
-use crate::config::{DedupOutage, Settings};
+use crate::config::{self, DedupOutage, Settings};
 use crate::consumers::call::{Calls, Sender};
 use crate::consumers::registry::{self, Launch, Parts, Registered};
 use crate::dedup::{Claims, OnOutage, RedisStore, Store};
 use crate::engine::backpressure::Bounds;
 use crate::engine::retry::Policy;
-use crate::engine::vitals::Pulse;
-use crate::engine::{self, Engine, EngineError, Observer};
+use crate::engine::vitals::{AtWork, Pulse};
+use crate::engine::{self, Engine, EngineError, Observer, Origin};
 use crate::kafka::{DeadLetters, Kafka};
 use crate::outage::{Backoff, Breakers};
 
@@ -67,12 +67,14 @@ pub enum RunError {
     #[error("a consumer's task panicked; see the log")]
     Panicked,
     /// A consumer has work and makes no progress.
-    #[error("consumer {consumer} has made no progress for {seconds} s while it has work")]
+    #[error("consumer {consumer} has made no progress for {seconds} s while it has work{hangs}")]
     Stalled {
         /// Which consumer.
         consumer: &'static str,
         /// `STALL_TIMEOUT`, in seconds.
         seconds: u64,
+        /// The record that hangs, where it is one; after a colon.
+        hangs: String,
     },
 }
 
@@ -248,10 +250,16 @@ impl Daemon {
 
     fn stalled(&self) -> Option<RunError> {
         let (now, timeout) = (Instant::now(), self.settings.engine.stall_timeout);
-        let stalled = self.consumers.iter().find(|(_, pulse)| pulse.read().stalled(now, timeout));
-        stalled.map(|(consumer, _)| RunError::Stalled {
+        let mut vitals = self.consumers.iter().map(|(consumer, pulse)| (consumer, pulse.read()));
+        let (consumer, vitals) = vitals.find(|(_, vitals)| vitals.stalled(now, timeout))?;
+        let hangs = vitals.hangs(now, timeout).map(|AtWork { origin, .. }| {
+            let Origin { topic, partition, offset } = origin;
+            format!(": the record at offset {offset} of {topic} [{partition}] hangs")
+        });
+        Some(RunError::Stalled {
             consumer: consumer.name(),
             seconds: timeout.as_secs(),
+            hangs: hangs.unwrap_or_default(),
         })
     }
 }
@@ -282,7 +290,7 @@ impl Launch for Daemon {
                 decode: cdc.clone(),
                 bounds: Bounds {
                     records: engine.buffer_records / shares,
-                    bytes: engine.buffer_bytes / shares,
+                    bytes: (engine.buffer_bytes - written_bytes(engine)) / shares,
                     span: engine.buffer_records.saturating_mul(SPAN_PER_RECORD) / shares,
                 },
                 retry: Policy {
@@ -303,6 +311,11 @@ impl Launch for Daemon {
             pulse: pulse.map(|(_, pulse)| Arc::clone(pulse)).unwrap_or_default(),
         }
     }
+}
+
+/// Bytes of the bound that events have, of all consumers: they are written and on their way.
+fn written_bytes(engine: &config::Engine) -> usize {
+    engine.buffer_bytes / 4
 }
 
 fn http(settings: &Settings) -> HttpConfig {
@@ -340,6 +353,7 @@ pub fn sender(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Sender, S
         max_events: inngest.batch_events,
         max_bytes: inngest.batch_bytes,
         max_event_bytes: inngest.max_event_bytes,
+        max_written_bytes: written_bytes(&settings.engine),
         requests: inngest.requests,
         settle: inngest.cancel_settle,
         backoff: Backoff { base: settings.engine.backoff_base, max: settings.engine.backoff_max },

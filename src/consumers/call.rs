@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::clients::inngest::{Accepted, Events, Inngest, SendError};
+use crate::clients::inngest::{Accepted, Events, Inngest, InvalidEvent, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::permits::{Sample, Urgency};
 use crate::engine::{Cx, Failure, Once, Outcome};
@@ -178,6 +178,7 @@ impl Calls {
         match answered {
             Ok((value, answer)) => {
                 cx.served(answer.breaker(), 1);
+                cx.produced(answer.body().len());
                 Ok((value, answer))
             }
             Err(error) => Err(self.failure(&format!("{kind}/{name}"), error)),
@@ -270,12 +271,36 @@ impl Sender {
         Self { inngest, breaker }
     }
 
-    /// Sends events in their order. Returns when they were accepted.
+    /// Sends events in their order, which are written once there is room for them: while Inngest
+    /// hangs only what they are made of is kept. Returns when they were accepted.
+    ///
+    /// # Errors
+    /// The send's failure, as the engine's; an event that cannot be written is the record's fault.
+    pub async fn send_with(
+        &self,
+        cx: &Cx,
+        write: impl FnOnce() -> Result<Events, InvalidEvent> + Send,
+    ) -> Result<Timestamp, Failure> {
+        let turn = cx.unless_drained(self.inngest.room()).await?;
+        let sending = self.inngest.submit(write().map_err(unwritable)?);
+        drop(turn);
+        self.sent(cx, sending).await
+    }
+
+    /// Sends a few events in their order that are written already. Returns when they were accepted.
     ///
     /// # Errors
     /// The send's failure, as the engine's.
     pub async fn send(&self, cx: &Cx, events: Events) -> Result<Timestamp, Failure> {
-        let sent = cx.patiently(&self.breaker, self.inngest.send(events)).await?;
+        self.sent(cx, self.inngest.submit(events)).await
+    }
+
+    async fn sent(
+        &self,
+        cx: &Cx,
+        sending: impl Future<Output = Result<Accepted, SendError>> + Send,
+    ) -> Result<Timestamp, Failure> {
+        let sent = cx.patiently(&self.breaker, sending).await?;
         let served = sent.as_ref().map_or_else(SendError::served, |accepted| accepted.served);
         cx.served(&self.breaker, served.into());
         accepted(sent, &self.breaker)
@@ -289,6 +314,11 @@ impl Sender {
     ) -> impl Future<Output = Result<Timestamp, Failure>> + Send + use<> {
         let Self { inngest, breaker } = self.clone();
         async move { accepted(inngest.send(events).await, &breaker) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn written_bytes(&self) -> usize {
+        self.inngest.written_bytes()
     }
 
     /// The breaker that stands for Inngest.

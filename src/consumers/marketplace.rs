@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 
-use super::call::{Sender, outcome, unwritable};
+use super::call::{Sender, outcome};
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
 use crate::engine::permits::Limits;
@@ -118,8 +118,8 @@ impl Consumer for Marketplace {
 
     async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
         let send = || async {
-            let events = Events::one(RECEIVED, Some(work.id()), &work.received());
-            self.sender.send(cx, events.map_err(unwritable)?).await.map(Some)
+            let write = || Events::one(RECEIVED, Some(work.id()), &work.received());
+            self.sender.send_with(cx, write).await.map(Some)
         };
         Ok(outcome(&[cx.once(work.id(), send).await?], "nothing_to_send"))
     }

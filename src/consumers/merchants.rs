@@ -66,7 +66,8 @@ impl Merchants {
         cx: &Cx,
         merchant: &str,
     ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
-        let problem = match self.known.get(merchant, || self.load(cx, merchant)).await? {
+        let load = || cx.for_all(self.load(cx, merchant));
+        let problem = match cx.in_turn(self.known.get(merchant, load)).await? {
             Known::Settings(settings) => return Ok(settings),
             Known::Unreadable(problem) => problem,
         };

@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use super::call::{Calls, Sender, outcome, unwritable};
+use super::call::{Calls, Sender, outcome};
 use super::owner::{owner, was_anonymous};
 use super::remembered::Remembered;
 use super::snapshot;
 use super::words::{self, is};
 use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
-use crate::clients::inngest::Events;
+use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
 use crate::config::Snapshot;
 use crate::engine::permits::Limits;
@@ -22,6 +22,11 @@ use crate::engine::{Consumer, Cx, Failure, Lane, Once, Outcome, Plan, Route, SNA
 
 const EVALUATE: &str = "mission/evaluate";
 const CONDITIONS: &str = "mv_mission_conditions_expanded";
+
+/// Bytes of events that are written at a time for one row, unless one alone has more.
+const PART_BYTES: usize = 1 << 20;
+/// What an event has besides the row, about.
+const EVENT_BYTES: usize = 512;
 
 /// How long a merchant's missions stay in the cache Redis (contract section 5).
 const CACHED: Duration = Duration::from_secs(300);
@@ -105,6 +110,10 @@ impl Consumer for Mission {
         }
     }
 
+    fn kept(&self, work: &Work) -> usize {
+        work.event_data.get().len()
+    }
+
     async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
         let mut steps: SmallVec<[Once; 2]> = SmallVec::new();
         for event_type in &work.event_types {
@@ -116,7 +125,7 @@ impl Consumer for Mission {
 }
 
 impl Mission {
-    /// Sends one event for each active mission, all in one send.
+    /// Sends one event for each active mission, all in one send unless they are large.
     async fn evaluate(
         &self,
         cx: &Cx,
@@ -124,24 +133,33 @@ impl Mission {
         event_type: &'static str,
     ) -> Result<Option<Timestamp>, Failure> {
         let missions = self.missions.active(cx, &work.merchant_id, event_type).await?;
-        let mut events = Events::default();
-        for mission_id in missions.iter() {
-            let data = Evaluate {
-                user_id: &work.user_id,
-                merchant_id: &work.merchant_id,
-                mission_id,
-                event_type,
-                event_data: &work.event_data,
-                trigger_id: &work.row_id,
-            };
-            let id = format!("{EVALUATE}:{mission_id}:{event_type}:{}", work.row_id);
-            events.push(EVALUATE, Some(&id), &data).map_err(unwritable)?;
+        let mut accepted = None;
+        // The row goes out once a mission: what many missions make of a large one goes in parts.
+        let part = (PART_BYTES / (work.event_data.get().len() + EVENT_BYTES)).max(1);
+        for missions in missions.chunks(part) {
+            let write = || written(work, event_type, missions);
+            accepted = Some(self.sender.send_with(cx, write).await?);
         }
-        if events.is_empty() {
-            return Ok(None);
-        }
-        self.sender.send(cx, events).await.map(Some)
+        Ok(accepted)
     }
+}
+
+/// The events of one row for these missions.
+fn written(work: &Work, event_type: &str, missions: &[String]) -> Result<Events, InvalidEvent> {
+    let mut events = Events::default();
+    for mission_id in missions {
+        let data = Evaluate {
+            user_id: &work.user_id,
+            merchant_id: &work.merchant_id,
+            mission_id,
+            event_type,
+            event_data: &work.event_data,
+            trigger_id: &work.row_id,
+        };
+        let id = format!("{EVALUATE}:{mission_id}:{event_type}:{}", work.row_id);
+        events.push(EVALUATE, Some(&id), &data)?;
+    }
+    Ok(events)
 }
 
 /// Looks up active missions: in the process, in the cache Redis, in the database.
@@ -174,7 +192,8 @@ impl Missions {
         event_type: &str,
     ) -> Result<Arc<[String]>, Failure> {
         let key = key(merchant, event_type);
-        self.known.get(&key, || self.load(cx, &key, merchant, event_type)).await
+        let load = || cx.for_all(self.load(cx, &key, merchant, event_type));
+        cx.in_turn(self.known.get(&key, load)).await
     }
 
     async fn load(

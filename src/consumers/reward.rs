@@ -7,7 +7,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::broadcast::Broadcasts;
-use super::call::{Calls, Sender, outcome, unwritable};
+use super::call::{Calls, Sender, outcome};
 use super::snapshot;
 use super::words::is;
 use crate::cdc::{self, Change, DecodeError, Record, Row};
@@ -175,8 +175,8 @@ impl Consumer for Reward {
             Work::Code(code) => {
                 let send = || async {
                     let id = format!("{CODE_REDEEMED}:{}", code.id);
-                    let events = Events::one(CODE_REDEEMED, Some(&id), code);
-                    self.sender.send(cx, events.map_err(unwritable)?).await.map(Some)
+                    let write = || Events::one(CODE_REDEEMED, Some(&id), code);
+                    self.sender.send_with(cx, write).await.map(Some)
                 };
                 cx.once(&format!("code:{}", code.id), send).await?
             }
@@ -198,8 +198,8 @@ impl Reward {
         let name = if verdict.success { REDEEMED } else { FAILED };
         let id = format!("{name}:{}", redemption.event_id);
         let data = Redeemed { redemption, result: &raw };
-        let events = Events::one(name, Some(&id), &data).map_err(unwritable)?;
-        let accepted = self.sender.send(cx, events).await?;
+        let write = || Events::one(name, Some(&id), &data);
+        let accepted = self.sender.send_with(cx, write).await?;
         // After the event, so that an attempt which is repeated does not tell the screen twice.
         if !verdict.success {
             self.tell_screen(redemption, &verdict);

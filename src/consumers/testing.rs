@@ -36,6 +36,11 @@ const PREFIX: &str = "crm:test";
 
 impl Bench {
     pub(crate) async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// The same, with another way to Inngest.
+    pub(crate) async fn with(change: impl FnOnce(&mut InngestConfig)) -> Self {
         let options = Options { keep_data: true, ..Options::default() };
         let double = Double::start(options).await.expect("the double starts");
         let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(5) };
@@ -44,7 +49,8 @@ impl Bench {
         let supabase =
             Supabase::new(&SupabaseConfig::new(double.url(), key()), Arc::clone(&breakers));
         let calls = Calls::new(supabase.expect("a usable address"), Arc::clone(&breakers));
-        let config = InngestConfig { backoff, ..InngestConfig::new(double.url(), key()) };
+        let mut config = InngestConfig { backoff, ..InngestConfig::new(double.url(), key()) };
+        change(&mut config);
         let breaker = breakers.get("inngest");
         let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a usable address");
         let store = Arc::new(MemoryStore::new(WINDOW));
@@ -61,6 +67,12 @@ impl Bench {
     /// Forgets a claim, as if its window had ended.
     pub(crate) fn forget(&self, name: &str) {
         self.store.forget(&format!("{PREFIX}{name}"));
+    }
+
+    /// Has a claim say that its event was accepted at `at`, by whatever clock.
+    pub(crate) async fn accepted(&self, name: &str, at: Timestamp) {
+        let confirm = self.claims.confirm(format!("{PREFIX}{name}"), at.as_millisecond(), 0);
+        confirm.await.expect("claims in memory are there");
     }
 
     /// How long a claim lives from now.

@@ -313,8 +313,10 @@ async fn pipeline(store: impl Store, requests: mpsc::Receiver<Request>, breaker:
 }
 
 async fn answer(store: &impl Store, batch: Vec<Request>, breaker: &Breaker) {
-    // A caller that has gone needs no claim; one that must be kept is claimed again.
-    let living = batch.into_iter().filter(|request| !request.reply.is_closed());
+    // A caller that has gone needs no claim; one that must be kept is claimed again. What he has
+    // done is noted all the same.
+    let wanted = |request: &Request| request.op.is_second_phase() || !request.reply.is_closed();
+    let living = batch.into_iter().filter(wanted);
     let (ops, replies): (Vec<Op>, Vec<_>) = living.map(|Request { op, reply }| (op, reply)).unzip();
     let answer = execute(store, &ops, breaker).await;
     for (at, reply) in replies.into_iter().enumerate() {
@@ -395,59 +397,4 @@ impl Recent {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::outage::Backoff;
-
-    const BACKOFF: Backoff =
-        Backoff { base: Duration::from_millis(1), max: Duration::from_millis(2) };
-
-    struct Away;
-
-    impl Store for Away {
-        fn execute<'a>(&'a self, _: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
-            Box::pin(async { Err(StoreAway::new("connection refused")) })
-        }
-    }
-
-    fn claims(store: impl Store, on_outage: OnOutage) -> Claims {
-        let breaker = Arc::new(Breaker::new("redis", 1, BACKOFF));
-        Claims::start(store, breaker, on_outage, Duration::from_secs(300), Duration::from_secs(30))
-    }
-
-    #[tokio::test]
-    async fn while_the_store_is_away_the_consumer_waits_or_goes_on_as_configured() {
-        let owner: Arc<str> = "g/t/0/1".into();
-        let waiting = claims(Away, OnOutage::Wait);
-        let error = waiting.claim("k".into(), Arc::clone(&owner)).await.expect_err("away");
-        assert!(error.to_string().contains("connection refused"), "{error}");
-        assert!(waiting.breaker().away().is_some());
-        let proceeding = claims(Away, OnOutage::Proceed);
-        assert_eq!(proceeding.claim("k".into(), owner).await.expect("goes on"), Reply::Ours);
-        proceeding.confirm("k".into(), 5, 0).await.expect("goes on");
-    }
-
-    #[tokio::test]
-    async fn an_acceptance_is_remembered_when_the_store_forgets() {
-        let claims = claims(Away, OnOutage::Proceed);
-        assert_eq!(claims.read("award".into()).await, None);
-        claims.confirm("award".into(), 1_000, 0).await.expect("goes on");
-        assert_eq!(
-            claims.read("award".into()).await,
-            Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 })
-        );
-    }
-
-    #[test]
-    fn memory_of_acceptances_is_bounded_in_time_and_number() {
-        let recent = Recent::new(Duration::from_secs(30));
-        recent.note("old", 1_000);
-        recent.note("new", 40_000);
-        assert_eq!((recent.find("old"), recent.find("new")), (None, Some(40_000)));
-        for number in 0..RECENT_MAX + 10 {
-            recent.note(&number.to_string(), 40_000);
-        }
-        assert_eq!(recent.find("new"), None);
-        assert_eq!(recent.known.lock().expect("not poisoned").1.len(), RECENT_MAX);
-    }
-}
+mod tests;

@@ -103,6 +103,13 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Whether it notes what has happened already, whoever still wants to know.
+    pub(super) fn is_second_phase(&self) -> bool {
+        matches!(self, Self::Confirm { .. } | Self::TakeBack { .. } | Self::Free { .. })
+    }
+}
+
 /// When a change was committed. The log position tells changes of one transaction apart.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,

@@ -17,11 +17,25 @@ pub const PATIENCE: Duration = Duration::from_millis(250);
 pub struct Bounds {
     /// Records without an outcome.
     pub records: usize,
-    /// Their keys, values and headers.
+    /// Their keys, values and headers, and what their work keeps while it waits.
     pub bytes: usize,
     /// Delivered offsets that watermarks have not passed, with an outcome or without: bookkeeping
     /// that grows while one record waits and the rest flows on.
     pub span: usize,
+}
+
+impl Bounds {
+    /// Bytes of answers that work may keep while it waits: a part of the whole.
+    #[must_use]
+    pub fn answers(self) -> usize {
+        self.bytes / 4
+    }
+
+    /// What is left for records.
+    #[must_use]
+    pub fn of_records(self) -> Self {
+        Self { bytes: self.bytes - self.answers(), ..self }
+    }
 }
 
 /// What one partition holds.

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::once::claim_held;
 use super::work::{Cx, Hold};
 use super::{Failure, Outcome};
-use crate::dedup::Reply;
+use crate::dedup::{Reply, StoreAway};
 use crate::outage::Breaker;
 
 /// The claim while it is held.
@@ -66,12 +66,9 @@ impl Cx {
     /// time of the last acceptance. A claim that a crash left is known by its own record, also
     /// when that was merged into another; else it runs out with the lease.
     ///
-    /// `work` runs again when it ended and records were merged since, because giving the claim
-    /// back had failed: those were not covered by it.
-    ///
     /// # Errors
     /// What `work` returned; or that claims cannot be reached; or a wait, when another record
-    /// holds the claim or has come to hold it.
+    /// holds the claim or has come to hold it. Once `work` is done it fails no more.
     pub async fn alone<'a, F>(
         &'a self,
         name: &str,
@@ -80,35 +77,26 @@ impl Cx {
     where
         F: Future<Output = Result<Outcome, Failure>> + Send,
     {
-        let ended = self.hold().as_ref().and_then(|hold| hold.ended);
-        let outcome = match ended {
-            Some(outcome) => outcome,
-            None => {
-                self.acquire(name).await?;
-                let outcome = tokio::select! {
-                    biased;
-                    outcome = Box::pin(work(Held(self))) => outcome?,
-                    lost = self.keep(name) => return Err(lost),
-                };
-                if let Some(hold) = self.hold().as_mut() {
-                    hold.ended = Some(outcome);
-                }
-                outcome
-            }
+        self.acquire(name).await?;
+        let outcome = tokio::select! {
+            biased;
+            outcome = Box::pin(work(Held(self))) => outcome?,
+            lost = self.keep(name) => return Err(lost),
         };
-        self.free().await?;
+        self.second_phase(|| self.free()).await;
         Ok(outcome)
     }
 
     /// Gives back the claim that is held alone, if any.
-    pub(super) async fn free(&self) -> Result<(), Failure> {
+    pub(super) async fn free(&self) -> Result<(), StoreAway> {
         let held = self.hold().as_ref().map(|hold| {
             let accepted_ms = hold.accepted_at.map_or(0, Timestamp::as_millisecond);
             (self.key(&hold.name), Arc::clone(&hold.owner), accepted_ms)
         });
-        let Some((key, owner, accepted_ms)) = held else { return Ok(()) };
-        let freed = self.claims().free(key, owner, accepted_ms);
-        freed.await.map_err(|away| self.claims_away(&away))
+        match held {
+            Some((key, owner, accepted_ms)) => self.claims().free(key, owner, accepted_ms).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes the claim, or renews it.
@@ -141,6 +129,7 @@ impl Cx {
         resumed: bool,
         taken_over: bool,
     ) {
+        let told = accepted_ms.and_then(|ms| self.accepted_by_now(name, ms));
         let mut guard = self.hold();
         // A holder that is gone may have sent something just before its partitions came here, and
         // where nothing is known anybody may have.
@@ -150,14 +139,10 @@ impl Cx {
             owner,
             accepted_at: None,
             sending: false,
-            ended: None,
         });
-        let told = accepted_ms.filter(|ms| *ms > 0);
-        let told = told.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         let assigned = unknown.then(|| self.assigned_at());
         let cut_off = std::mem::take(&mut hold.sending).then(Timestamp::now);
         hold.accepted_at = hold.accepted_at.max(told).max(assigned).max(cut_off);
-        hold.ended = None;
     }
 
     /// Keeps the claim from running out while its work takes long. Ends when another record has

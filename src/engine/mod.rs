@@ -8,6 +8,7 @@
 //! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
 //! [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
 
+mod anew;
 mod assignment;
 pub mod backpressure;
 mod ends;
@@ -18,6 +19,7 @@ mod held;
 pub mod intake;
 mod known;
 pub mod lanes;
+mod life;
 pub mod metadata;
 pub mod offsets;
 mod once;
@@ -34,6 +36,8 @@ mod run;
 mod session;
 mod start;
 mod task;
+#[cfg(test)]
+mod testing;
 mod topics;
 pub mod vitals;
 mod work;
@@ -99,6 +103,12 @@ pub trait Consumer: Send + Sync + 'static {
 
     /// What `process` would do, for `explain`.
     fn plan(&self, work: &Self::Work) -> Plan;
+
+    /// Bytes that a piece of work keeps besides its record, a few short strings apart.
+    fn kept(&self, work: &Self::Work) -> usize {
+        let _ = work;
+        0
+    }
 
     /// Does the work.
     ///

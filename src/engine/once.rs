@@ -8,10 +8,13 @@ use jiff::Timestamp;
 
 use super::retry::Failure;
 use super::work::{Accepted, Cx, Memo, Memos};
-use crate::dedup::{Reply, TakenBack};
+use crate::dedup::{Reply, StoreAway, TakenBack};
 
 /// How soon to look again at a claim that another record holds.
 const HELD_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long claims may take to answer about what is done, once its record is given up.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// What claims tell about a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl Cx {
     ///
     /// # Errors
     /// What `work` returned; or that claims cannot be reached, or that another record holds this
-    /// one.
+    /// one. Once `work` is done it fails no more, but for what sleeps: see [`Accepted::due`].
     pub async fn once<F, A>(
         &self,
         name: &str,
@@ -72,12 +75,52 @@ impl Cx {
                 accepted
             }
         };
-        let [accepted_ms, due_ms] =
-            [accepted.at, accepted.due].map(|at| at.map_or(0, Timestamp::as_millisecond));
-        let confirm = self.claims().confirm(self.key(name), accepted_ms, due_ms);
-        confirm.await.map_err(|away| self.claims_away(&away))?;
+        self.confirm(name, accepted).await?;
         self.remember(name, Memo::Confirmed(accepted));
         Ok(Once::Ran(accepted.at))
+    }
+
+    /// Marks `name` done. Of a record that is given up meanwhile only what sleeps must be marked: no
+    /// id would know it as long as its claim does. It is sent once more under its id.
+    async fn confirm(&self, name: &str, accepted: Accepted) -> Result<(), Failure> {
+        let [accepted_ms, due_ms] =
+            [accepted.at, accepted.due].map(|at| at.map_or(0, Timestamp::as_millisecond));
+        let confirm = || self.claims().confirm(self.key(name), accepted_ms, due_ms);
+        let confirmed = self.second_phase(confirm).await;
+        if confirmed || accepted.due.is_none() { Ok(()) } else { Err(Failure::GivenUp) }
+    }
+
+    /// Carries out the second phase of a claim whose work is done, for as long as claims are away:
+    /// what would begin again could only do the work twice. Answers whether claims know of it: a
+    /// record that is given up ends without, and its claim runs out by itself.
+    pub(super) async fn second_phase<F>(&self, phase: impl Fn() -> F + Send) -> bool
+    where
+        F: Future<Output = Result<(), StoreAway>> + Send,
+    {
+        let late = async {
+            self.drain().cancelled().await;
+            tokio::time::sleep(LAST_WORD).await;
+        };
+        tokio::pin!(late);
+        let _waits = self.life().waits_for(self.claims().breaker());
+        loop {
+            let away = tokio::select! {
+                biased;
+                done = phase() => match done {
+                    Ok(()) => return true,
+                    Err(away) => away,
+                },
+                () = &mut late => StoreAway::new("no answer"),
+            };
+            if self.drained() {
+                tracing::warn!(error = %away, "done, and its claim does not say so: it runs out by itself");
+                return false;
+            }
+            tokio::select! {
+                () = self.drain().cancelled() => {}
+                () = tokio::time::sleep(HELD_PAUSE) => {}
+            }
+        }
     }
 
     /// Claims `name`; how it ended, when it is done already.
@@ -114,8 +157,8 @@ impl Cx {
         }
     }
 
-    /// When the event behind the claim `name` was accepted: `Some(None)` when that needed no
-    /// event, `None` when no claim can tell.
+    /// When the event behind the claim `name` was accepted, never later than now: `Some(None)` when
+    /// that needed no event, `None` when no claim can tell.
     ///
     /// # Errors
     /// A wait, while another record is at it.
@@ -126,7 +169,7 @@ impl Cx {
             Some(Reply::Held) => return Err(claim_held()),
             _ => None,
         };
-        Ok(accepted_ms.map(time))
+        Ok(accepted_ms.map(|ms| self.accepted_by_now(name, ms)))
     }
 
     /// What claims tell about the step `name`.
@@ -137,14 +180,32 @@ impl Cx {
         let state = self.claims().look(self.key(name), self.owner()).await;
         match state.map_err(|away| self.claims_away(&away))? {
             Reply::Done { accepted_ms, due_ms } => {
-                Ok(ClaimState::Done(Accepted { at: time(accepted_ms), due: time(due_ms) }))
+                let at = self.accepted_by_now(name, accepted_ms);
+                Ok(ClaimState::Done(Accepted { at, due: time(due_ms) }))
             }
             Reply::TakenBack { accepted_ms, due_ms, by } => {
-                let accepted = Accepted { at: accepted_ms.and_then(time), due: time(due_ms) };
-                Ok(ClaimState::TakenBack(by, accepted))
+                let at = accepted_ms.and_then(|ms| self.accepted_by_now(name, ms));
+                Ok(ClaimState::TakenBack(by, Accepted { at, due: time(due_ms) }))
             }
             Reply::Held => Err(claim_held()),
             _ => Ok(ClaimState::Nothing),
+        }
+    }
+
+    /// A time of acceptance that stands with the claim `name`. Another instance's clock may be ahead:
+    /// what was accepted was so before this record learnt of it, however often it asks.
+    pub(super) fn accepted_by_now(&self, name: &str, ms: i64) -> Option<Timestamp> {
+        let (told, now) = (time(ms)?, Timestamp::now());
+        match self.recall(name) {
+            Some(Memo::Ahead { ms: known, learnt }) if known == ms => Some(learnt),
+            // What this record knows of its own claim is worth more.
+            Some(Memo::Claimed(_) | Memo::Accepted(_) | Memo::Confirmed(_)) => Some(told.min(now)),
+            _ => {
+                if told > now {
+                    self.remember(name, Memo::Ahead { ms, learnt: now });
+                }
+                Some(told.min(now))
+            }
         }
     }
 
@@ -160,8 +221,8 @@ impl Cx {
         for name in held {
             self.claims().release(self.key(&name), self.owner()).await;
         }
-        if self.free().await.is_err() {
-            tracing::debug!("claim not given back");
+        if let Err(error) = self.free().await {
+            tracing::debug!(%error, "claim not given back");
         }
     }
 
@@ -191,3 +252,6 @@ fn time(ms: i64) -> Option<Timestamp> {
 pub(super) fn claim_held() -> Failure {
     Failure::Wait { until: Instant::now() + HELD_PAUSE, reason: "claim_held" }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ impl<C: Consumer> Session<'_, C> {
     /// Takes in what a task has done.
     pub(super) fn finish(&mut self, finished: Finished<C::Work>) {
         let Finished { lane, mut job, result } = finished;
+        self.lives.remove(&lane);
         for ticket in &job.tickets {
             if let Some(partition) = self.partitions.get_mut(&ticket.partition) {
                 partition.running -= 1;

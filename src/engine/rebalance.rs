@@ -74,6 +74,9 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Takes in what a callback has noted.
     pub(super) fn rebalanced(&mut self, rebalance: Rebalance, signals: &Signals) {
+        if let Rebalance::Refused(error) = rebalance {
+            return self.disagree("give up", error);
+        }
         if let Rebalance::Lost(names) = rebalance {
             tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                 partitions = names.len(), "partitions lost, another member may have them already");
@@ -95,7 +98,7 @@ impl<C: Consumer> Session<'_, C> {
             match self.assignment.waiting.pop_front() {
                 Some(Rebalance::Assign(names)) => self.plan(names, Duration::ZERO),
                 Some(Rebalance::Revoke(names)) => self.begin_revoke(&names),
-                Some(Rebalance::Lost(_)) | None => return,
+                Some(Rebalance::Lost(_) | Rebalance::Refused(_)) | None => return,
             }
         }
     }
@@ -143,22 +146,21 @@ impl<C: Consumer> Session<'_, C> {
             self.warn_on_error("assign", added);
         }
         let assigned = starts.len();
-        let result = self.client.incremental_assign(&list);
-        let accepted = result.is_ok();
-        self.warn_on_error("assign", result);
-        if accepted {
-            for start in starts {
-                if let Some(loss) = start.lost {
-                    self.report_loss(&start.topic, start.partition, loss);
-                }
-                self.add(start);
-            }
-            tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
-                assigned, partitions = self.partitions.len(), "partitions assigned");
-            self.joined();
-            let observed = Observed::Rebalanced { assigned, revoked: 0 };
-            self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        if let Err(error) = self.client.incremental_assign(&list) {
+            self.disagree("take", error);
+            return Ok(());
         }
+        for start in starts {
+            if let Some(loss) = start.lost {
+                self.report_loss(&start.topic, start.partition, loss);
+            }
+            self.add(start);
+        }
+        tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
+            assigned, partitions = self.partitions.len(), "partitions assigned");
+        self.joined();
+        let observed = Observed::Rebalanced { assigned, revoked: 0 };
+        self.engine.observer.observe(self.engine.consumer.name(), &observed);
         self.next_rebalance();
         Ok(())
     }
@@ -243,7 +245,9 @@ impl<C: Consumer> Session<'_, C> {
             let list = list(ids.iter().filter_map(|id| self.partitions.get(id)));
             self.client.incremental_unassign(&list)
         };
-        self.warn_on_error("unassign", result);
+        if let Err(error) = result {
+            return self.disagree("give up", error);
+        }
         self.tell_given_up(&ids);
         self.forget(&ids);
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
@@ -307,7 +311,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Stores the watermarks of these partitions, and commits them right away if asked.
-    fn store(&mut self, ids: &[u32], commit: bool) {
+    pub(super) fn store(&mut self, ids: &[u32], commit: bool) {
         let commits = self.commits(ids);
         if commits.is_empty() {
             return;

@@ -186,7 +186,7 @@ impl<C: Consumer> Session<'_, C> {
             self.client.incremental_assign(&list)
         };
         if let Err(error) = again() {
-            return self.warn_on_error("read on", Err(error));
+            return self.disagree("give up and take again", error);
         }
         partition.set_paused(false);
         if recreated {

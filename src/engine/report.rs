@@ -12,7 +12,7 @@ use super::parts::EngineError;
 use super::session::{End, Session, SnapshotCount};
 use super::start::Loss;
 use super::topics::Unreadable;
-use super::vitals::{PartitionVitals, Vitals};
+use super::vitals::{AtWork, PartitionVitals, Vitals};
 use super::work::Waits;
 use super::{Consumer, Observed};
 use crate::cdc::Remarks;
@@ -39,7 +39,16 @@ impl<C: Consumer> Session<'_, C> {
             open,
             lag,
             waits_for,
+            longest: self.longest(now),
         });
+    }
+
+    /// The record in flight that has been at its work for longest, as far as nothing explains it.
+    fn longest(&self, now: Instant) -> Option<AtWork> {
+        let still = self.lives.values();
+        let still = still.filter_map(|(origin, life)| Some((life.still_since(now)?, origin)));
+        let (since, origin) = still.min_by_key(|(since, _)| *since)?;
+        Some(AtWork { origin: origin.clone(), since })
     }
 
     /// What explains that records do not end: only what this consumer's own work waits for, or
@@ -182,7 +191,7 @@ impl<C: Consumer> Session<'_, C> {
         if code == RDKafkaErrorCode::UnreleasedInstanceId
             || (code == RDKafkaErrorCode::FencedInstanceId && by_itself())
         {
-            return Ok(End::Anew(code));
+            return Ok(End::Anew(format!("the broker does not accept it for now ({code})")));
         }
         let advice = match code {
             RDKafkaErrorCode::FencedInstanceId => {

@@ -13,8 +13,9 @@ use super::permits::Permits;
 use super::session::{End, Session};
 use super::work::Shared;
 use crate::kafka::{self, Context};
+use crate::room::Room;
 
-/// How long to wait before a client that the broker refuses is made anew.
+/// How long to wait before a client is made anew.
 const ANEW: Duration = Duration::from_secs(3);
 
 /// Says, when dropped, that nobody answers rebalances any more.
@@ -55,14 +56,15 @@ impl<C: Consumer> Engine<C> {
             claim_prefix: self.settings.claim_prefix.clone(),
             claims: self.claims.clone(),
             permits: Permits::new(self.consumer.limits()),
+            answers: Room::new(self.settings.bounds.answers()),
             patience: OnceLock::new(),
         });
         loop {
             match self.session(&shared, &stop).await? {
                 End::Stopped => return Ok(()),
-                End::Anew(code) => {
-                    tracing::warn!(messaging.consumer.group.name = %self.settings.group, %code,
-                        "broker refuses this client for now, making it anew");
+                End::Anew(reason) => {
+                    tracing::warn!(messaging.consumer.group.name = %self.settings.group, reason,
+                        "making the kafka client anew");
                     tokio::select! {
                         () = tokio::time::sleep(ANEW) => {}
                         () = stop.cancelled() => return Ok(()),

@@ -14,25 +14,25 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::types::RDKafkaErrorCode;
 use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, list};
-use super::backpressure::{Load, View};
+use super::backpressure::{Bounds, Load, View};
 use super::ends::Ends;
 use super::flood::Guard;
 use super::intake::{Intake, Lane, Route, intake};
 use super::known::Known;
 use super::lanes::{LaneId, Lanes};
+use super::life::Life;
 use super::offsets::Admission;
 use super::partition::Partition;
 use super::parts::{Engine, EngineError};
 use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
-use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits, coalesce};
+use super::work::{Cx, Job, Origin, SetAside, Shared, Ticket, Waits, coalesce};
 use super::{Consumer, Outcome};
 use crate::cdc::{Header, Record, Remark};
 use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
@@ -53,8 +53,8 @@ const IDLE_TICK: Duration = Duration::from_secs(1);
 pub(crate) enum End {
     /// As asked: everything is committed.
     Stopped,
-    /// The broker does not accept this client for now.
-    Anew(RDKafkaErrorCode),
+    /// This client is of no use any more, for this reason; another one may be.
+    Anew(String),
 }
 
 pub(crate) struct Session<'a, C: Consumer> {
@@ -65,12 +65,15 @@ pub(crate) struct Session<'a, C: Consumer> {
     /// By topic and partition number.
     pub(super) index: HashMap<Arc<str>, HashMap<i32, u32>>,
     pub(super) lanes: Lanes<Box<Job<C::Work>>>,
+    /// Of the jobs in flight, by their lanes: where each comes from, and its life.
+    pub(super) lives: HashMap<LaneId, (Origin, Arc<Life>)>,
     pub(super) assignment: Assignment,
     pub(super) stop: &'a CancellationToken,
     pub(super) next_id: u32,
     pub(super) shared: Arc<Shared>,
     tasks: Arc<TaskContext<C>>,
-    finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
+    pub(super) finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
+    bounds: Bounds,
     pub(super) total: Load,
     /// Whether to ask for records; off for a moment when too many are held.
     polling: bool,
@@ -91,6 +94,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) warned_of: HashSet<(Arc<str>, Remark)>,
     /// Why the group does not take this member in, and what to do.
     pub(super) refused: Option<&'static str>,
+    /// How the client came to have other partitions than is believed here.
+    pub(super) disagreement: Option<String>,
     /// A topic may not be read, and whether that is still so is looked at now and then.
     pub(super) unreadable: Option<Unreadable>,
     /// Holds dead letters where there are too many of them.
@@ -122,11 +127,13 @@ impl<'a, C: Consumer> Session<'a, C> {
             partitions: HashMap::new(),
             index: HashMap::new(),
             lanes: Lanes::default(),
+            lives: HashMap::new(),
             assignment: Assignment::default(),
             stop,
             next_id: 0,
             shared,
             finished,
+            bounds: engine.settings.bounds.of_records(),
             total: Load::default(),
             polling: true,
             pausing: false,
@@ -140,6 +147,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             joined_anew: None,
             warned_of: HashSet::new(),
             refused: None,
+            disagreement: None,
             unreadable: None,
             floods: Guard::new(engine.settings.dlq_flood, engine.settings.retry.backoff.max),
         }
@@ -219,6 +227,10 @@ impl<'a, C: Consumer> Session<'a, C> {
             if !self.polling || self.pausing {
                 self.relieve();
             }
+            if let Some(how) = self.disagreement.take() {
+                self.wind_up().await;
+                return Ok(End::Anew(how));
+            }
             if self.may_end() {
                 self.commit_for_good(&signals).await;
                 return Ok(End::Stopped);
@@ -251,7 +263,11 @@ impl<'a, C: Consumer> Session<'a, C> {
         let Intake { stamp, committed_at, snapshot, remarks, route } =
             intake(consumer, &record, decode, Timestamp::now());
 
-        let bytes = kafka::size(message) + BOOKKEEPING;
+        let kept = match &route {
+            Ok(Route::Process { work, .. }) => consumer.kept(work),
+            _ => 0,
+        };
+        let bytes = kafka::size(message) + BOOKKEEPING + kept;
         let ticket = Ticket { partition: id, offset, bytes, committed_at };
         let count = self.partitions.len();
         let Some(partition) = self.partitions.get_mut(&id) else { return };
@@ -269,7 +285,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         if !remarks.is_empty() {
             self.note(&remarks, &topic, number, offset);
         }
-        if !self.engine.settings.bounds.admit(self.total, load, count) {
+        if !self.bounds.admit(self.total, load, count) {
             self.polling = false;
         }
         let (lane, work, set_aside) = match route {
@@ -340,6 +356,8 @@ impl<'a, C: Consumer> Session<'a, C> {
                 kill.get_or_insert_with(|| partition.kill.clone());
             }
         }
+        job.cx.life().begin();
+        self.lives.insert(lane, (job.cx.origin().clone(), Arc::clone(job.cx.life())));
         tokio::spawn(Arc::clone(&self.tasks).run(lane, job, kill.unwrap_or_default()));
     }
 
@@ -356,7 +374,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             paused: partition.paused,
             slow: partition.pace.is_slow(),
         });
-        let decision = self.engine.settings.bounds.decide(views);
+        let decision = self.bounds.decide(views);
         self.polling = decision.poll;
         self.pause(&decision.pause, true);
         self.pause(&decision.resume, false);
@@ -415,20 +433,6 @@ impl<'a, C: Consumer> Session<'a, C> {
         self.lanes.retain(|_| false);
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
             in_flight = self.lanes.running(), "stopping, finishing what is in flight");
-    }
-
-    /// Ends what is in flight, unfinished: the next client gets these records again, and must not
-    /// work on them beside this one.
-    async fn abandon(&mut self) {
-        for partition in self.partitions.values() {
-            partition.drain.cancel();
-            partition.kill.cancel();
-        }
-        while self.lanes.running() > 0
-            && let Some(finished) = self.finished.recv().await
-        {
-            self.finish(finished);
-        }
     }
 
     fn may_end(&self) -> bool {

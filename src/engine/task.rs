@@ -65,6 +65,7 @@ impl<C: Consumer> TaskContext<C> {
             }
             () = kill.cancelled() => Err(Failure::GivenUp),
         };
+        job.cx.keep_nothing();
         // The session may have ended meanwhile.
         drop(self.finished.send(Finished { lane, job, result }));
     }

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::Origin;
+
 /// What a consumer is doing, as of its last look at itself.
 #[derive(Debug, Clone)]
 pub struct Vitals {
@@ -18,6 +20,17 @@ pub struct Vitals {
     pub lag: i64,
     /// What it waits for, if anything: not a stall, but degraded.
     pub waits_for: Vec<String>,
+    /// The record in flight that has been at its work for longest.
+    pub longest: Option<AtWork>,
+}
+
+/// A record in flight of which nothing explains that it has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AtWork {
+    /// The record.
+    pub origin: Origin,
+    /// Since when: a step of its work ended then, or a wait that was explained.
+    pub since: Instant,
 }
 
 /// The same of one partition.
@@ -34,14 +47,23 @@ pub struct PartitionVitals {
 }
 
 impl Vitals {
-    /// Whether the consumer has work, makes no progress, and waits for nothing that explains it
-    /// (contract section 8.8).
+    /// Whether the consumer has work, makes no progress, and waits for nothing that explains it; or a
+    /// record in flight hangs, whatever others do or wait for (contract section 8.8).
     #[must_use]
     pub fn stalled(&self, now: Instant, timeout: Duration) -> bool {
         let stands_still = now.saturating_duration_since(self.beat) > timeout;
         let idle = self.open == 0 && self.lag <= 0;
         let no_progress = now.saturating_duration_since(self.progress) > timeout;
-        stands_still || (!idle && no_progress && self.waits_for.is_empty())
+        stands_still
+            || (!idle && no_progress && self.waits_for.is_empty())
+            || self.hangs(now, timeout).is_some()
+    }
+
+    /// The record in flight that hangs.
+    #[must_use]
+    pub fn hangs(&self, now: Instant, timeout: Duration) -> Option<&AtWork> {
+        let longest = self.longest.as_ref();
+        longest.filter(|longest| now.saturating_duration_since(longest.since) > timeout)
     }
 }
 
@@ -59,6 +81,7 @@ impl Default for Pulse {
             open: 0,
             lag: 0,
             waits_for: Vec::new(),
+            longest: None,
         }))
     }
 }
@@ -94,6 +117,7 @@ mod tests {
             open: 1,
             lag: 0,
             waits_for: Vec::new(),
+            longest: None,
         }
     }
 
@@ -115,6 +139,21 @@ mod tests {
         assert!(!idle.stalled(late, TIMEOUT));
         let waiting = Vitals { beat: late, waits_for: vec!["inngest".into()], ..vitals(now) };
         assert!(!waiting.stalled(late, TIMEOUT));
+    }
+
+    #[test]
+    fn a_record_that_hangs_is_a_stall_whatever_others_wait_for() {
+        let now = Instant::now();
+        let late = now + TIMEOUT * 2;
+        let origin = Origin { topic: "t".into(), partition: 0, offset: 7 };
+        let waits_for = vec!["inngest".into()];
+        let waiting = Vitals { beat: late, progress: late, waits_for, ..vitals(now) };
+        let at_work = |since| Vitals {
+            longest: Some(AtWork { origin: origin.clone(), since }),
+            ..waiting.clone()
+        };
+        assert!(at_work(now).stalled(late, TIMEOUT));
+        assert!(!at_work(now + TIMEOUT).stalled(late, TIMEOUT));
     }
 
     #[test]

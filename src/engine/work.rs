@@ -2,20 +2,22 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
 use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
+use super::Consumer;
 use super::frontier::Stamp;
+use super::life::Life;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure, Served};
-use super::{Consumer, Outcome};
 use crate::dedup::{Claims, StoreAway};
 use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
+use crate::room::{Charge, Room};
 
 /// Where a record came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) claim_prefix: String,
     pub(crate) claims: Claims,
     pub(crate) permits: Arc<Permits>,
+    /// For answers that work keeps while it waits.
+    pub(crate) answers: Arc<Room>,
     /// The dependency whose client repeats by itself while work in flight waits for it.
     pub(crate) patience: OnceLock<Arc<Breaker>>,
 }
@@ -134,10 +138,13 @@ pub struct Cx {
     merged: Vec<Origin>,
     assigned_at: Timestamp,
     drain: CancellationToken,
+    life: Arc<Life>,
     pub(super) memo: Mutex<Memos>,
     pub(super) hold: Mutex<Option<Hold>>,
     /// Answers that this record could use since it last failed.
     served: Mutex<Served>,
+    /// What its answers take of the room for them, in this attempt.
+    kept: Mutex<Option<Charge>>,
 }
 
 /// What became of the work of a step.
@@ -145,7 +152,8 @@ pub struct Cx {
 pub struct Accepted {
     /// When its event was accepted; `None` when it found nothing to send.
     pub at: Option<Timestamp>,
-    /// Until when that sleeps; its claim lives until a day after.
+    /// Until when that sleeps; its claim lives until a day after, and must: where it cannot be
+    /// marked, the record comes again.
     pub due: Option<Timestamp>,
 }
 
@@ -166,6 +174,11 @@ pub(super) enum Memo {
     Confirmed(Accepted),
     /// Not a claim: since when something has been waited for.
     Awaited(Instant),
+    /// A claim of others, accepted at a time that lay ahead when this record learnt of it.
+    Ahead {
+        ms: i64,
+        learnt: Timestamp,
+    },
 }
 
 /// What is known of the claim that a record holds alone, across attempts at it.
@@ -177,8 +190,6 @@ pub(super) struct Hold {
     pub(super) accepted_at: Option<Timestamp>,
     /// A send was begun; set for good when it was dropped half-way.
     pub(super) sending: bool,
-    /// How the work ended, for the record and all that are merged into it.
-    pub(super) ended: Option<Outcome>,
 }
 
 impl Cx {
@@ -194,9 +205,11 @@ impl Cx {
             merged: Vec::new(),
             assigned_at,
             drain,
+            life: Arc::default(),
             memo: Mutex::default(),
             hold: Mutex::default(),
             served: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
@@ -213,14 +226,13 @@ impl Cx {
     /// Tells which records were coalesced into this one by now, and when the partition of any of
     /// them was assigned last.
     pub(crate) fn covers(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
-        // What has ended covers only the records that it was done for.
-        if self.merged != merged
-            && let Ok(Some(hold)) = self.hold.get_mut()
-        {
-            hold.ended = None;
-        }
         self.merged = merged;
         self.assigned_at = assigned_at;
+    }
+
+    /// What it is at while it is in flight.
+    pub(super) fn life(&self) -> &Arc<Life> {
+        &self.life
     }
 
     /// The records that were coalesced into this one.
@@ -236,6 +248,7 @@ impl Cx {
             claim_prefix: "crm:test".to_owned(),
             claims,
             permits: Permits::new(limits),
+            answers: Room::new(usize::MAX),
             patience: OnceLock::new(),
         };
         let origin = Origin { topic: "topic".into(), partition: 0, offset };
@@ -255,17 +268,69 @@ impl Cx {
         self.assigned_at
     }
 
-    /// Waits for one of the consumer's permits, held during one request.
+    /// Waits for one of the consumer's permits, held during one request. A record that keeps no answer
+    /// yet waits for room for one too; one that does goes on, so that it ends and makes room. What
+    /// many records wait for goes before all.
     ///
     /// # Errors
     /// [`Failure::GivenUp`] when the partition is being given up: what merely waits is not in
     /// flight.
     pub async fn permit(&self, urgency: Urgency) -> Result<Permit, Failure> {
+        let Shared { permits, answers, .. } = &*self.shared;
+        self.unless_drained(async {
+            let begins = urgency == Urgency::One && self.kept().is_none();
+            let turn = if begins { Some(answers.enter().await) } else { None };
+            let permit = permits.acquire(urgency).await;
+            drop(turn);
+            permit
+        })
+        .await
+    }
+
+    /// Notes that an answer of so many bytes is kept until this attempt ends.
+    pub fn produced(&self, bytes: usize) {
+        match &mut *self.kept() {
+            Some(kept) => kept.grow(bytes),
+            kept => *kept = Some(self.shared.answers.charge(bytes)),
+        }
+    }
+
+    /// The attempt has ended, and what it produced is gone.
+    pub(super) fn keep_nothing(&self) {
+        *self.kept() = None;
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Charge>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A mere wait behind other records.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up.
+    pub async fn unless_drained<T>(
+        &self,
+        wait: impl Future<Output = T> + Send,
+    ) -> Result<T, Failure> {
+        let _turn = self.life.in_turn();
         tokio::select! {
             biased;
-            permit = self.shared.permits.acquire(urgency) => Ok(permit),
+            waited = wait => Ok(waited),
             () = self.drain.cancelled() => Err(Failure::GivenUp),
         }
+    }
+
+    /// Awaits what another record may be asking for already: a mere wait for that one. The record
+    /// that asks for all of them does so in [`Cx::for_all`].
+    pub async fn in_turn<T>(&self, shared: impl Future<Output = T> + Send) -> T {
+        let _turn = self.life.in_turn();
+        shared.await
+    }
+
+    /// Asks for what others wait for in [`Cx::in_turn`].
+    pub async fn for_all<T>(&self, asked: impl Future<Output = T> + Send) -> T {
+        let _works = self.life.works();
+        asked.await
     }
 
     /// Awaits a request that its client repeats by itself while the dependency of `breaker` is
@@ -288,9 +353,10 @@ impl Cx {
     /// As [`Cx::patiently`].
     pub(super) async fn unless_given_up<T>(
         &self,
-        breaker: &Breaker,
+        breaker: &Arc<Breaker>,
         request: impl Future<Output = T> + Send,
     ) -> Result<T, Failure> {
+        let _waits = self.life.waits_for(breaker);
         tokio::select! {
             biased;
             answer = request => Ok(answer),
@@ -306,6 +372,11 @@ impl Cx {
 
     pub(super) fn drained(&self) -> bool {
         self.drain.is_cancelled()
+    }
+
+    /// Cancelled when the record is given up: what merely waits ends.
+    pub(super) fn drain(&self) -> &CancellationToken {
+        &self.drain
     }
 
     pub(super) fn claims_away(&self, away: &StoreAway) -> Failure {
@@ -362,3 +433,6 @@ pub(super) fn coalesce<C: Consumer>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

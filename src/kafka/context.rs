@@ -27,6 +27,8 @@ pub(crate) enum Rebalance {
     Revoke(Vec<(String, i32)>),
     /// These are gone already.
     Lost(Vec<(String, i32)>),
+    /// The client does not let partitions go that it has lost.
+    Refused(KafkaError),
 }
 
 /// How long a commit may be under way: librdkafka's default of `socket.timeout.ms`.
@@ -172,7 +174,8 @@ impl ConsumerContext for Context {
             // Nobody waits for a drain: the partitions have another owner, or the engine drained
             // and committed before it closed the client.
             if let Err(error) = consumer.incremental_unassign(partitions) {
-                tracing::warn!(messaging.consumer.group.name = %self.group, %error, "lost partitions not unassigned");
+                // Nobody hears it while the client closes.
+                self.rebalances.send(Rebalance::Refused(error)).ok();
             }
             Rebalance::Lost(names)
         } else {

@@ -15,6 +15,7 @@ mod double;
 mod explain;
 mod explain_cases;
 mod full_path;
+mod hanging;
 mod inngest;
 mod life;
 mod load;

@@ -10,6 +10,7 @@ use super::answer::{Cause, Says, Verdict};
 use super::event::Events;
 use super::limits::Limits;
 use super::{Accepted, SendError};
+use crate::room::Charge;
 
 /// One caller's events on their way: those from `next` on are not accepted yet.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) struct Submission {
     next: usize,
     /// Requests in which some of them were accepted.
     served: u32,
+    /// What its bytes take of the room, until it ends.
+    _charge: Charge,
     reply: oneshot::Sender<Result<Accepted, SendError>>,
     pub(super) arrived: Instant,
 }
@@ -29,11 +32,13 @@ pub(super) struct Submission {
 impl Submission {
     pub(super) fn new(
         events: Events,
+        charge: Charge,
         reply: oneshot::Sender<Result<Accepted, SendError>>,
         arrived: Instant,
     ) -> Self {
         let Events { json, ends } = events;
-        Self { json: json.into(), base: 0, ends, next: 0, served: 0, reply, arrived }
+        let json = json.into();
+        Self { json, base: 0, ends, next: 0, served: 0, _charge: charge, reply, arrived }
     }
 
     /// Whether the caller has gone.

@@ -47,6 +47,7 @@ use self::limits::Limits;
 use super::hidden::Hidden;
 use super::http::{self, HttpConfig, SetupError};
 use crate::outage::{Backoff, Breaker};
+use crate::room::{Room, Turn};
 
 const SERVICE: &str = "inngest";
 const ENVIRONMENT: HeaderName = HeaderName::from_static("x-inngest-env");
@@ -69,6 +70,9 @@ pub struct InngestConfig {
     /// Bytes of an event, at most; a larger one is refused without asking. Default 3 MiB, the most
     /// that Inngest takes on any plan.
     pub max_event_bytes: usize,
+    /// Bytes of events that are written and not accepted yet, at most, unless one send alone has more:
+    /// for those who ask with [`Inngest::room`]. Default 16 MiB.
+    pub max_written_bytes: usize,
     /// Requests under way at a time. Default 4.
     pub requests: usize,
     /// Pause before a request is repeated. Default 100 ms to 30 s.
@@ -92,6 +96,7 @@ impl InngestConfig {
             max_events: 5_000,
             max_bytes: 4 << 20,
             max_event_bytes: 3 << 20,
+            max_written_bytes: 16 << 20,
             requests: 4,
             backoff: Backoff { base: Duration::from_millis(100), max: Duration::from_secs(30) },
             settle: Duration::from_secs(30),
@@ -172,10 +177,10 @@ impl From<InvalidEvent> for SendError {
 /// The process's way to Inngest. Cheap to clone; the collector ends when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Inngest {
-    // Unbounded: each caller has one submission here at most, so the engine's budget of records and
-    // bytes is the bound, and waiting for room would only be a second queue.
+    // Unbounded: each caller has one submission here at most, and the room bounds their bytes.
     submissions: mpsc::UnboundedSender<Submission>,
     max_event_bytes: usize,
+    room: Arc<Room>,
 }
 
 impl Inngest {
@@ -190,7 +195,8 @@ impl Inngest {
         let limits = Limits { events: config.max_events.max(1), bytes: config.max_bytes };
         let collector = Collector::new(config, limits, incoming);
         tokio::spawn(async move { collector.run(&wire, &breaker).await });
-        Ok(Self { submissions, max_event_bytes: config.max_event_bytes })
+        let room = Room::new(config.max_written_bytes);
+        Ok(Self { submissions, max_event_bytes: config.max_event_bytes, room })
     }
 
     /// Sends events in their order, within one request unless they exceed a whole one. Resolves when
@@ -201,8 +207,39 @@ impl Inngest {
     /// (see the module's documentation), so there is no error for it but the one that is the
     /// events' own.
     pub async fn send(&self, events: Events) -> Result<Accepted, SendError> {
+        self.submit(events).await
+    }
+
+    /// As [`Inngest::send`], but hands the events over before what is answered is awaited.
+    pub fn submit(
+        &self,
+        events: Events,
+    ) -> impl Future<Output = Result<Accepted, SendError>> + Send + use<> {
+        let submitted = self.hand_over(events);
+        async move {
+            match submitted? {
+                Some(outcome) => outcome.await.map_err(|_| SendError::Closed)?,
+                None => Ok(Accepted { at: jiff::Timestamp::now(), served: 0 }),
+            }
+        }
+    }
+
+    /// Waits until so few events are written and not accepted that more may be: whoever writes many
+    /// does so then, and keeps what they are made of until then.
+    pub async fn room(&self) -> Turn<'_> {
+        self.room.enter().await
+    }
+
+    /// Bytes of events that are written and not accepted yet.
+    #[cfg(test)]
+    pub(crate) fn written_bytes(&self) -> usize {
+        self.room.held()
+    }
+
+    /// `None` where there is nothing to send.
+    fn hand_over(&self, events: Events) -> Result<Option<Outcome>, SendError> {
         if events.is_empty() {
-            return Ok(Accepted { at: jiff::Timestamp::now(), served: 0 });
+            return Ok(None);
         }
         let (largest, most) = (events.largest(), self.max_event_bytes);
         if largest > most {
@@ -210,11 +247,15 @@ impl Inngest {
             return Err(SendError::Refused { message, certain: true, served: 0 });
         }
         let (reply, outcome) = oneshot::channel();
-        let submission = Submission::new(events, reply, Instant::now());
+        let charge = self.room.charge(events.bytes());
+        let submission = Submission::new(events, charge, reply, Instant::now());
         self.submissions.send(submission).map_err(|_| SendError::Closed)?;
-        outcome.await.map_err(|_| SendError::Closed)?
+        Ok(Some(outcome))
     }
 }
+
+/// What becomes of a caller's events.
+type Outcome = oneshot::Receiver<Result<Accepted, SendError>>;
 
 impl Wire {
     fn new(config: &InngestConfig) -> Result<Self, SetupError> {

@@ -11,7 +11,7 @@ use super::work::{Source, Turn};
 use super::{AWARD, CALCULATE, Currency, NOTHING};
 use crate::clients::inngest::Events;
 use crate::consumers::award_time::{self, MerchantSettings};
-use crate::consumers::call::{outcome, unwritable};
+use crate::consumers::call::outcome;
 use crate::consumers::snapshot::YOUNG;
 use crate::dedup::{Moment, TakenBack};
 use crate::engine::{Accepted, ClaimState, Cx, Failure, Locked, Once, Outcome};
@@ -224,8 +224,8 @@ impl Currency {
             is_delayed: due > committed_at,
         };
         let id = named(AWARD, source.kind, &source.id, again);
-        let events = Events::one(AWARD, Some(&id), &data).map_err(unwritable)?;
-        let accepted = self.sender.send(cx, events).await?;
+        let write = || Events::one(AWARD, Some(&id), &data);
+        let accepted = self.sender.send_with(cx, write).await?;
         Ok(Accepted { at: Some(accepted), due: Some(due).filter(|due| *due > accepted) })
     }
 

@@ -70,22 +70,17 @@ impl Currency {
             user_id: cancel.user_id,
             merchant_id: cancel.merchant_id,
         };
-        let first = || again.map(|_| named("award", kind, id, None));
+        let first = again.map(|_| named("award", kind, id, None));
         let work = || async {
             self.settle(cx, &award).await?;
-            let events = Events::one(CANCELLED, None, &data).map_err(unwritable)?;
-            let accepted = self.sender.send(cx, events).await?;
-            if let Some(by) = mark {
-                self.mark(cx, &award, first(), by).await?;
-            }
-            Ok(Some(accepted))
+            let write = || Events::one(CANCELLED, None, &data);
+            self.sender.send_with(cx, write).await.map(Some)
         };
         let cancelled = cx.once(&named("cancel", kind, id, again), work).await?;
-        // A debit of all of it has cancelled the award, and has not marked it.
-        if cancelled == Once::Duplicate
-            && let Some(by) = mark
-        {
-            self.mark(cx, &award, first(), by).await?;
+        // After that, so that a mark which cannot be written does not cancel once more; and also where
+        // a debit of all of it has cancelled the award, which marks nothing.
+        if let Some(by) = mark {
+            self.mark(cx, &award, first, by).await?;
         }
         Ok(cancelled)
     }
@@ -140,8 +135,8 @@ impl Currency {
             refund_percentage: percent.map_err(unwritable)?,
         };
         let ts = share.ts.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-        let events = Events::one_at(REVERSE, Some(id), ts, &data).map_err(unwritable)?;
-        let accepted = self.sender.send(cx, events).await?;
+        let write = || Events::one_at(REVERSE, Some(id), ts, &data);
+        let accepted = self.sender.send_with(cx, write).await?;
         Ok(Accepted { at: Some(accepted), due: ts })
     }
 }

@@ -369,6 +369,22 @@ async fn a_debit_while_the_award_sleeps_runs_after_it() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_ahead_elsewhere_delays_a_refund_by_the_settle_time_at_most() {
+    let mut scene = Scene::start().await;
+    scene.currency.settle = SETTLE;
+    let ahead = Timestamp::now() + jiff::SignedDuration::from_hours(5);
+    scene.bench.accepted("award:purchase:p", ahead).await;
+    let refund = scene.refund();
+    let Err(Failure::Wait { until, reason: "cancel_settle" }) = scene.handle(&refund).await else {
+        panic!("its cancel waits");
+    };
+    assert!(until <= std::time::Instant::now() + SETTLE);
+    scene.done(&scene.debit("d1", -25)).await;
+    let latest = (Timestamp::now() + jiff::SignedDuration::from_secs(30)).as_millisecond();
+    assert!(scene.bench.times().iter().all(|ts| ts.is_some_and(|ts| ts <= latest)));
+}
+
+#[tokio::test]
 async fn an_award_that_may_sleep_unknown_to_claims_is_not_guessed() {
     let scene = Scene::start().await;
     scene.merchant(json!({"currency_award_delay_days": 3}));

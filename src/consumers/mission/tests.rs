@@ -296,6 +296,73 @@ async fn each_active_mission_gets_one_event_and_all_go_in_one_request() {
     assert_eq!(bench.events().len(), 3);
 }
 
+/// So many active missions of merchant `m` for purchases.
+fn activate(bench: &Bench, count: usize) {
+    let row = |number| {
+        let mission = format!("mission-{number:03}");
+        let row = json!({"mission_id": mission, "merchant_id": "m", "condition_type": "purchase"});
+        row.as_object().expect("an object").clone()
+    };
+    bench.double.fill(CONDITIONS, (0..count).map(row).collect());
+}
+
+/// A row of so many bytes.
+fn sized(row: &str, bytes: usize) -> Work {
+    let data = json!({"id": row, "note": "n".repeat(bytes)}).to_string();
+    let event_data = RawValue::from_string(data).expect("json");
+    Work { event_data, ..work("m", row, &["purchase"]) }
+}
+
+fn all_once(bench: &Bench, count: usize) {
+    let ids: BTreeSet<String> = bench.events().into_iter().map(|(id, _)| id).collect();
+    assert_eq!((ids.len(), bench.events().len()), (count, count), "all of them, each once");
+}
+
+#[tokio::test]
+async fn while_inngest_hangs_events_are_written_only_as_far_as_there_is_room() {
+    const ROOM: usize = 256 << 10;
+    let bench = Bench::with(|config| {
+        config.max_written_bytes = ROOM;
+        config.http.timeout = Duration::from_millis(500);
+    })
+    .await;
+    activate(&bench, 20);
+    bench.double.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
+    let mission = mission(&bench, Cache::none());
+    let all = join_all((0..2_000).map(|row| {
+        let (mission, cx) = (&mission, bench.cx(row));
+        async move { mission.process(&cx, &sized(&row.to_string(), 512)).await }
+    }));
+    // What hangs is sent once more after its time-out: whatever can be written by then is.
+    let hung = bench.double.until(|log| log.requests(Endpoint::Post).faults >= 8);
+    let mut all = Box::pin(all);
+    tokio::select! {
+        _ = &mut all => panic!("nothing is answered"),
+        _ = hung => {}
+    }
+    let written = bench.sender.written_bytes();
+    let one = 20 * 1_024;
+    assert!((ROOM..ROOM + one).contains(&written), "{written} bytes are written");
+    bench.double.heal(Endpoint::Post);
+    assert!(all.await.iter().all(|done| matches!(done, Ok(Outcome::Sent))));
+    all_once(&bench, 40_000);
+    assert_eq!(bench.sender.written_bytes(), 0);
+}
+
+#[tokio::test]
+async fn what_many_missions_make_of_a_large_row_is_written_in_parts() {
+    let bench = Bench::start().await;
+    activate(&bench, 20);
+    let mission = mission(&bench, Cache::none());
+    let work = sized("p", 300_000);
+    assert!(mission.kept(&work) > 300_000, "the row is kept besides its record");
+    assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
+    all_once(&bench, 20);
+    bench.double.inspect(|log| {
+        assert!(log.posts.iter().all(|post| post.bytes < PART_BYTES + 64));
+    });
+}
+
 #[tokio::test]
 async fn a_row_that_calls_for_two_types_has_two_claims() {
     let bench = Bench::start().await;

@@ -1,100 +1,14 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Store, StoreAway};
-use crate::engine::Once;
-use crate::engine::permits::{Limits, Permits};
-use crate::engine::work::{Origin, Shared};
-use crate::outage::{Backoff, Breaker};
+use crate::dedup::{Op, Store};
+use crate::engine::testing::{SENT, Scene, at, origin, record};
+use crate::outage::Backoff;
 
 const NAME: &str = "tier:u:m";
-const SENT: Outcome = Outcome::Sent;
-
-/// A store that counts what it is asked, and refuses one kind of request while told to.
-#[derive(Default)]
-struct Watched {
-    taken: Mutex<usize>,
-    asked: Notify,
-    refuse_free: Mutex<bool>,
-}
-
-#[derive(Clone)]
-struct WatchedStore(Arc<MemoryStore>, Arc<Watched>);
-
-impl Store for WatchedStore {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
-        let watched = &self.1;
-        for op in ops {
-            match op {
-                Op::Acquire { .. } | Op::Claim { .. } => {
-                    *watched.taken.lock().expect("not poisoned") += 1;
-                    watched.asked.notify_one();
-                }
-                Op::Free { .. } if *watched.refuse_free.lock().expect("not poisoned") => {
-                    return Box::pin(async { Err(StoreAway::new("connection refused")) });
-                }
-                _ => {}
-            }
-        }
-        self.0.execute(ops)
-    }
-}
-
-/// The processes of a group that share a store.
-struct Scene {
-    store: WatchedStore,
-    window: Duration,
-}
-
-impl Scene {
-    fn new(window: Duration) -> Self {
-        let store = WatchedStore(Arc::new(MemoryStore::new(window)), Arc::default());
-        Self { store, window }
-    }
-
-    /// Waits until claims were asked for so many times.
-    async fn until_taken(&self, times: usize) {
-        while *self.store.1.taken.lock().expect("not poisoned") < times {
-            self.store.1.asked.notified().await;
-        }
-    }
-
-    /// One process.
-    fn process(&self) -> Arc<Shared> {
-        let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
-        let breaker = Arc::new(Breaker::new("redis", 1_000, backoff));
-        let settle = Duration::from_secs(30);
-        let claims =
-            Claims::start(self.store.clone(), breaker, OnOutage::Wait, self.window, settle);
-        let permits = Permits::new(Limits { min: 1, max: 1 });
-        Arc::new(Shared {
-            group: "g".to_owned(),
-            claim_prefix: "g:".to_owned(),
-            claims,
-            permits,
-            patience: Default::default(),
-        })
-    }
-}
-
-fn origin(offset: i64) -> Origin {
-    Origin { topic: "t".into(), partition: 0, offset }
-}
-
-fn at(second: i64) -> Timestamp {
-    Timestamp::from_second(second).expect("a time")
-}
-
-/// A record whose partition was assigned at that second.
-fn record(process: &Arc<Shared>, offset: i64, assigned_at: i64) -> Cx {
-    let drain = CancellationToken::new();
-    Cx::new(Arc::clone(process), origin(offset), at(assigned_at), drain)
-}
 
 /// Of whoever takes what is sent.
 fn breaker() -> Arc<Breaker> {
@@ -169,6 +83,30 @@ async fn every_process_knows_when_an_event_was_last_accepted() {
 }
 
 #[tokio::test]
+async fn a_time_of_acceptance_that_lies_ahead_is_when_its_record_learnt_of_it_however_often_it_asks()
+ {
+    let scene = Scene::new(Duration::from_secs(300));
+    let (sender, cx) = (scene.process(), record(&scene.process(), 2, 100));
+    let ahead = Timestamp::now() + jiff::SignedDuration::from_hours(5);
+    send(&record(&sender, 1, 100), ahead.as_second()).await;
+    let accepted = || async { Ok(Some(at(ahead.as_second()))) };
+    record(&sender, 1, 100).once("award", accepted).await.expect("it runs");
+    let waits = || Failure::Wait { until: std::time::Instant::now(), reason: "settle" };
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let tell = async |held| {
+            told.push(when(held).await);
+            Err(waits())
+        };
+        cx.alone(NAME, tell).await.expect_err("it waits, and holds its claim");
+        let of_step = cx.accepted_at("award").await.expect("it was done");
+        told.push(of_step.expect("a claim tells"));
+    }
+    assert!(told.iter().all(|at| at.is_some_and(|at| at <= Timestamp::now())), "{told:?}");
+    assert_eq!(told[..2], told[2..], "a wait that is counted from then ends");
+}
+
+#[tokio::test]
 async fn a_claim_that_a_crash_left_is_known_by_its_own_record_alone() {
     let scene = Scene::new(Duration::from_secs(300));
     crash(&record(&scene.process(), 1, 100)).await;
@@ -193,27 +131,6 @@ async fn a_claim_that_a_crash_left_is_known_by_its_record_when_that_was_merged()
 }
 
 #[tokio::test]
-async fn what_was_merged_after_the_work_ended_is_not_covered_by_it() {
-    let scene = Scene::new(Duration::from_secs(300));
-    let mut cx = record(&scene.process(), 1, 100);
-    let runs = Mutex::new(0);
-    let work = async || {
-        *runs.lock().expect("not poisoned") += 1;
-        Ok(SENT)
-    };
-    *scene.store.1.refuse_free.lock().expect("not poisoned") = true;
-    for _ in 0..2 {
-        let refused = cx.alone(NAME, |_| work()).await;
-        assert!(matches!(refused, Err(Failure::Outage { kind: "claims_away", .. })));
-    }
-    assert_eq!(*runs.lock().expect("not poisoned"), 1, "only giving back is repeated");
-    cx.covers(vec![origin(2)], at(100));
-    *scene.store.1.refuse_free.lock().expect("not poisoned") = false;
-    assert_eq!(cx.alone(NAME, |_| work()).await.expect("it runs"), SENT);
-    assert_eq!(*runs.lock().expect("not poisoned"), 2);
-}
-
-#[tokio::test]
 async fn a_claim_is_renewed_while_its_work_takes_long() {
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
@@ -222,62 +139,6 @@ async fn a_claim_is_renewed_while_its_work_takes_long() {
         Ok(SENT)
     };
     assert_eq!(cx.alone(NAME, |_| renewed).await.expect("it ends"), SENT);
-}
-
-#[tokio::test]
-async fn a_claim_of_a_step_is_renewed_while_its_event_waits_for_an_outage() {
-    let scene = Scene::new(Duration::from_millis(30));
-    let cx = record(&scene.process(), 1, 100);
-    let renewed = || async {
-        scene.until_taken(4).await;
-        Ok(Some(at(500)))
-    };
-    assert_eq!(
-        cx.once("award:purchase:1", renewed).await.expect("it ends"),
-        Once::Ran(Some(at(500)))
-    );
-}
-
-#[tokio::test]
-async fn a_step_whose_claim_another_record_took_is_broken_off_and_asks_again() {
-    let scene = Scene::new(Duration::from_millis(30));
-    let cx = record(&scene.process(), 1, 100);
-    let store = &scene.store.0;
-    let thief = Op::Confirm {
-        key: "g:award".to_owned(),
-        accepted_ms: 500_000,
-        due_ms: 0,
-        keep: Duration::from_secs(300),
-    };
-    let work = || async {
-        store.execute(std::slice::from_ref(&thief)).await.expect("answered");
-        std::future::pending::<Result<Option<Timestamp>, Failure>>().await
-    };
-    let lost = cx.once("award", work).await;
-    assert!(matches!(lost, Err(Failure::Wait { reason: "claim_held", .. })), "{lost:?}");
-    store.execute(std::slice::from_ref(&thief)).await.expect("answered");
-    let never = || async { panic!("it was done") };
-    let again = cx.once::<_, Option<Timestamp>>("award", never).await;
-    assert_eq!(again.expect("answered"), Once::Duplicate);
-}
-
-#[tokio::test]
-async fn what_was_merged_in_place_of_another_record_is_not_covered_either() {
-    let scene = Scene::new(Duration::from_secs(300));
-    let mut cx = record(&scene.process(), 1, 100);
-    cx.covers(vec![origin(2)], at(100));
-    let runs = Mutex::new(0);
-    let work = async || {
-        *runs.lock().expect("not poisoned") += 1;
-        Ok(SENT)
-    };
-    *scene.store.1.refuse_free.lock().expect("not poisoned") = true;
-    assert!(cx.alone(NAME, |_| work()).await.is_err(), "it cannot be given back");
-    // The partition of the one is revoked, and a new change takes its place.
-    cx.covers(vec![origin(3)], at(100));
-    *scene.store.1.refuse_free.lock().expect("not poisoned") = false;
-    assert_eq!(cx.alone(NAME, |_| work()).await.expect("it runs"), SENT);
-    assert_eq!(*runs.lock().expect("not poisoned"), 2);
 }
 
 #[tokio::test]

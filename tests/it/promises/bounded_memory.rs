@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crm_event_processors::engine::Outcome;
 
-use super::stage::{Gate, Seen, Stage};
+use super::stage::{Gate, KEPT, Seen, Stage};
 
 #[tokio::test]
 async fn a_stuck_consumer_holds_no_more_than_its_bound() {
@@ -35,6 +35,39 @@ async fn a_stuck_consumer_holds_no_more_than_its_bound() {
     })
     .await;
     assert!(most <= 40, "held {most} records");
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn what_work_keeps_besides_its_record_counts_too() {
+    let mut stage = Stage::new(1).await;
+    stage.settings.bounds.bytes = 20 * KEPT;
+    stage.send(&vec![(0, "key", "keeps"); 100]).await;
+    let gate = Gate::closed();
+    let script = gate.clone();
+    let member = stage.start(move |_| {
+        let gate = script.clone();
+        async move {
+            gate.pass().await;
+            Ok(Outcome::Sent)
+        }
+    });
+    gate.until_waiting(1).await;
+    // The lag is told once the bound is reached and nothing more is fetched.
+    let mut most = 0;
+    crate::support::until("the bound to be reached", async || {
+        let vitals = member.pulse().read();
+        most = most.max(vitals.open);
+        (vitals.open > 10 && vitals.lag > 0).then_some(())
+    })
+    .await;
+    gate.open();
+    crate::support::until("all records", async || {
+        most = most.max(member.pulse().read().open);
+        (member.seen().outcomes.len() == 100).then_some(())
+    })
+    .await;
+    assert!(most <= 20, "held {most} records of {KEPT} bytes each");
     member.stop().await;
 }
 

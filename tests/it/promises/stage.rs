@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crm_event_processors::cdc::{self, Change, DecodeError, Record};
 use crm_event_processors::config::{self, GroupProtocol, OffsetReset, Properties};
-use crm_event_processors::dedup::{Claims, MemoryStore, OnOutage};
+use crm_event_processors::dedup::{Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreAway};
 use crm_event_processors::engine::backpressure::Bounds;
 use crm_event_processors::engine::permits::Limits;
 use crm_event_processors::engine::retry::Policy;
@@ -29,6 +29,9 @@ use tokio_util::sync::CancellationToken;
 use crate::support::kafka::{committed, create_topic, produce};
 use crate::support::services::kafka;
 use crate::support::{PATIENCE, unique};
+
+/// Bytes that the work of a value which begins with `keeps` keeps.
+pub(super) const KEPT: usize = 10_000;
 
 /// A time that no test lives to see.
 pub(super) const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -104,6 +107,10 @@ impl Consumer for Scripted {
 
     fn plan(&self, work: &Work) -> Plan {
         Plan { lane: work.key.clone(), claim: work.value.clone(), steps: Vec::new() }
+    }
+
+    fn kept(&self, work: &Work) -> usize {
+        if work.value.starts_with("keeps") { KEPT } else { 0 }
     }
 
     async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
@@ -183,6 +190,43 @@ pub(super) async fn patiently<T>(what: &str, future: impl Future<Output = T>) ->
     }
 }
 
+/// Claims in memory, which say nothing to what would mark one done, while told to.
+#[derive(Clone)]
+pub(super) struct Silent {
+    claims: Arc<MemoryStore>,
+    silent: watch::Sender<bool>,
+    asked: watch::Sender<usize>,
+}
+
+impl Silent {
+    pub(super) fn say_nothing(&self, silent: bool) {
+        self.silent.send_replace(silent);
+    }
+
+    /// Waits until so many would have been marked.
+    pub(super) async fn until_asked(&self, times: usize) {
+        let mut asked = self.asked.subscribe();
+        let all = asked.wait_for(|asked| *asked >= times);
+        patiently("claims to be marked", all).await.expect("the store is there");
+    }
+}
+
+impl Store for Silent {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+        let marks = ops.iter().filter(|op| matches!(op, Op::Confirm { .. })).count();
+        self.asked.send_modify(|asked| *asked += marks);
+        let answer = self.claims.execute(ops);
+        let mut silent = self.silent.subscribe();
+        async move {
+            if marks > 0 {
+                silent.wait_for(|silent| !silent).await.expect("the store is there");
+            }
+            answer.await
+        }
+        .boxed()
+    }
+}
+
 /// What an engine told its observer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
@@ -241,7 +285,7 @@ pub(super) struct Stage {
     pub(super) limits: Limits,
     /// Whether each value is worked on under a claim of its name.
     pub(super) claiming: bool,
-    pub(super) claims: Arc<MemoryStore>,
+    pub(super) store: Silent,
     pub(super) breakers: Arc<Breakers>,
 }
 
@@ -261,6 +305,11 @@ impl Stage {
     /// Names on the cluster at `bootstrap`; no topic is made.
     pub(super) fn bare(bootstrap: &str) -> Self {
         let topic = unique("stage");
+        let store = Silent {
+            claims: Arc::new(MemoryStore::new(Duration::from_secs(300))),
+            silent: watch::Sender::default(),
+            asked: watch::Sender::default(),
+        };
         Self {
             kafka: config::Kafka {
                 bootstrap: bootstrap.to_owned(),
@@ -295,7 +344,7 @@ impl Stage {
             topic,
             limits: Limits { min: 5, max: 5 },
             claiming: false,
-            claims: Arc::new(MemoryStore::new(Duration::from_secs(300))),
+            store,
             breakers: Arc::new(Breakers::new(1, BACKOFF)),
         }
     }
@@ -355,7 +404,7 @@ impl Stage {
             away,
         });
         let claims = Claims::start(
-            Arc::clone(&self.claims),
+            self.store.clone(),
             self.breakers.get("redis"),
             OnOutage::Wait,
             Duration::from_secs(300),

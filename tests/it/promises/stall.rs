@@ -78,6 +78,24 @@ async fn waiting_for_a_dependency_or_a_settle_time_is_none_and_readiness_names_i
 }
 
 #[tokio::test]
+async fn one_record_that_waits_and_others_that_end_hide_none_that_hangs() {
+    let stage = Stage::new(1).await;
+    stage.send(&[(0, "a", "settles"), (0, "b", "waits"), (0, "c", "hangs")]).await;
+    let member = stage.start(async |call| match &*call.value {
+        "settles" => Err(Failure::Wait { until: Instant::now() + NEVER, reason: "settle" }),
+        "ends" => Ok(Outcome::Sent),
+        _ => std::future::pending().await,
+    });
+    let hanging = || member.pulse().read().longest.map(|longest| longest.origin.offset);
+    until("the one that hangs", async || (hanging() == Some(2)).then_some(())).await;
+    stage.send(&[(0, "d", "ends")]).await;
+    member.until_outcomes(1).await;
+    assert!(!member.pulse().read().waits_for.is_empty(), "the others are named");
+    assert!(would_stall(member.pulse()));
+    member.abort();
+}
+
+#[tokio::test]
 async fn a_dead_letter_before_it_does_not_hide_what_work_in_flight_waits_for() {
     let stage = Stage::new(1).await;
     stage.send(&[(0, "a", "malformed")]).await;

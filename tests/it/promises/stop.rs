@@ -103,6 +103,39 @@ async fn so_it_is_under_kip_848() {
 }
 
 #[tokio::test]
+async fn what_is_done_and_only_lacks_the_word_of_its_claim_is_committed_at_a_stop() {
+    let mut stage = Stage::new(1).await;
+    stage.claiming = true;
+    stage.store.say_nothing(true);
+    stage.send(&[(0, "a", "one"), (0, "b", "two")]).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    stage.store.until_asked(2).await;
+    assert!(member.seen().outcomes.is_empty(), "it is not done before its claim says so");
+    let seen = member.stop().await;
+    assert_eq!(seen.count(Outcome::Sent), 2);
+    assert_eq!(stage.committed().await[&0].0, 2, "nothing of it comes again");
+}
+
+#[tokio::test]
+async fn what_is_done_and_only_lacks_the_word_of_its_claim_is_committed_at_a_revoke() {
+    let mut stage = Stage::new(2).await;
+    stage.claiming = true;
+    stage.store.say_nothing(true);
+    stage.send(&[(0, "a", "one"), (1, "b", "two")]).await;
+    let first = stage.start(async |_| Ok(Outcome::Sent));
+    stage.store.until_asked(2).await;
+    let second = stage.start(async |_| Ok(Outcome::Sent));
+    let seen = first.until("a partition to be given up", |seen| seen.revoked > 0).await;
+    assert_eq!(seen.count(Outcome::Sent), seen.revoked, "what was given up was done");
+    second.until("partitions to arrive", |seen| seen.assigned > 0).await;
+    stage.store.say_nothing(false);
+    first.until_outcomes(2).await;
+    let (_, second) = (first.stop().await, second.stop().await);
+    assert!(second.outcomes.is_empty(), "nothing of it came again: {:?}", second.outcomes);
+    assert!(stage.committed().await.values().all(|(next, _)| *next == 1));
+}
+
+#[tokio::test]
 async fn an_engine_that_is_dropped_midway_leaves_its_group() {
     let mut stage = Stage::new(1).await;
     // Longer than the test waits: the second must not have to sit the first one's session out.

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::super::queue::{Queue, SWEEP_FROM};
 use super::*;
+use crate::room::Room;
 
 type Outcome = oneshot::Receiver<Result<Accepted, SendError>>;
 
@@ -21,7 +22,7 @@ fn submission(ids: &[u32]) -> (Submission, Outcome) {
         events.push("n", Some(&id.to_string()), &json!({ "x": id })).expect("valid");
     }
     let (reply, outcome) = oneshot::channel();
-    (Submission::new(events, reply, Instant::now()), outcome)
+    (Submission::new(events, Room::new(usize::MAX).charge(0), reply, Instant::now()), outcome)
 }
 
 /// The ids in a request's body, in order.
