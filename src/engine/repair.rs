@@ -219,6 +219,7 @@ impl<C: Consumer> Session<'_, C> {
             lost: Some(Loss::Recreated),
             committed: None,
             unknown: false,
+            metadata_of: None,
         };
         self.report_loss(&start.topic, start.partition, Loss::Recreated);
         self.mark_draining(&[id]);

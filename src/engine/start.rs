@@ -13,7 +13,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use super::frontier::Frontier;
-use super::metadata;
+use super::metadata::{self, Untold};
 use super::offsets::OffsetMap;
 use crate::config::OffsetReset;
 use crate::kafka::{self, GroupConsumer};
@@ -45,6 +45,8 @@ pub(super) struct Start {
     pub(super) unknown: bool,
     /// Set when committed records are gone: how many, where that can be known.
     pub(super) lost: Option<Loss>,
+    /// The offset that the committed metadata was made for, where that is another.
+    pub(super) metadata_of: Option<i64>,
 }
 
 /// Records that are gone although the group had not read them.
@@ -112,7 +114,21 @@ pub(super) fn plan(
         });
         starts.push(start(topic, *partition, known, log.ok()));
     }
+    warn_of_moved(group, &starts);
     Ok(starts)
+}
+
+/// Says once that offsets were committed by a tool, beside metadata that was made for others.
+fn warn_of_moved(group: &str, starts: &[Start]) {
+    let moved = starts.iter().filter_map(|start| Some((start, start.metadata_of?)));
+    let partitions = moved.clone().count();
+    let Some((start, made_for)) = { moved }.next() else { return };
+    tracing::warn!(messaging.consumer.group.name = group, partitions,
+        messaging.destination.name = %start.topic,
+        messaging.destination.partition.id = start.partition,
+        messaging.kafka.offset = start.offset, made_for,
+        "committed metadata was made for another offset, as a tool leaves it that mirrors or moves offsets: \
+         it is ignored, so what was finished there is known only from claims and event ids");
 }
 
 /// What the log of a partition holds whose next offset should be `next`. Blocks.
@@ -148,7 +164,12 @@ fn start(
     let low = log.map_or(0, |(low, _)| low);
     // Without a commit in a group that has some, the partition is new: all of it is to be read.
     let (committed, text) = known.map_or((low, ""), |(offset, text)| (*offset, text));
-    let (frontier, completed) = metadata::decode(committed, text).unwrap_or_default();
+    let told = metadata::decode(committed, text);
+    let metadata_of = match told {
+        Err(Untold::OfOffset(offset)) => Some(offset),
+        _ => None,
+    };
+    let (frontier, completed) = told.unwrap_or_default();
     let (offset, completed, lost) = match log {
         Some((low, _)) if committed < low => {
             let gone = low - committed - completed.count_in(committed, low);
@@ -160,7 +181,7 @@ fn start(
     let unknown = log.is_none() && known.is_none();
     let topic = topic.to_owned();
     let committed = known.map(|(offset, _)| *offset);
-    Start { topic, partition, offset, frontier, completed, lost, committed, unknown }
+    Start { topic, partition, offset, frontier, completed, lost, committed, unknown, metadata_of }
 }
 
 /// For a group that has no commit anywhere, decides where it begins and commits that for every
@@ -234,6 +255,8 @@ fn committed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cdc::Position;
+    use crate::engine::frontier::Stamp;
 
     #[test]
     fn a_partition_goes_on_where_it_was_committed_with_what_was_finished_above() {
@@ -241,6 +264,19 @@ mod tests {
         let text = metadata::encode(10, &Frontier::default(), &completed);
         let start = start("t", 0, Some(&(10, text)), Some((0, 100)));
         assert_eq!((start.offset, start.completed, start.lost), (10, completed, None));
+    }
+
+    #[test]
+    fn what_was_finished_above_another_offset_says_nothing() {
+        // A mirror's group stands at 4, where the original stood at 10.
+        let completed = OffsetMap::from_ascending([12, 13]);
+        let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
+        let mut frontier = Frontier::default();
+        frontier.pass(&Stamp { source: 1, position, tie: 0 });
+        let text = metadata::encode(10, &frontier, &completed);
+        let start = start("t", 0, Some(&(4, text)), Some((0, 100)));
+        assert_eq!((start.offset, start.metadata_of), (4, Some(10)));
+        assert_eq!((start.frontier, start.completed), (Frontier::default(), OffsetMap::default()));
     }
 
     #[test]
