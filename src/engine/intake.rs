@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::Consumer;
 use super::frontier::Stamp;
 use super::lanes::LaneId;
+use super::recognition::set_aside_by;
 use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record, Remarks};
 
 /// What a consumer wants done about a record.
@@ -91,10 +92,10 @@ pub fn intake<C: Consumer>(
     now: Timestamp,
 ) -> Intake<C::Work> {
     if consumer.takes_commands(record.topic) {
-        return Intake::plain(consumer.route_command(record));
+        return Intake::plain(unless_of_another(consumer.route_command(record), consumer, record));
     }
     match cdc::decode(record, options) {
-        Err(error) => Intake::plain(Err(error)),
+        Err(error) => Intake::plain(unless_of_another(Err(error), consumer, record)),
         Ok(Decoded::Nothing(nothing)) => Intake::plain(Ok(Route::Skip(nothing.as_str()))),
         Ok(Decoded::Change(change)) => {
             let route = route(consumer, &change, now);
@@ -106,6 +107,22 @@ pub fn intake<C: Consumer>(
                 route,
             }
         }
+    }
+}
+
+/// A dead letter without its value concerns only the consumer that set it aside.
+fn unless_of_another<C: Consumer>(
+    route: Result<Route<C::Work>, DecodeError>,
+    consumer: &C,
+    record: &Record<'_>,
+) -> Result<Route<C::Work>, DecodeError> {
+    match route {
+        Err(DecodeError::LeftOut)
+            if set_aside_by(record.headers) != Some(consumer.name().as_bytes()) =>
+        {
+            Ok(Route::Skip(super::DEAD_LETTER_OF_ANOTHER))
+        }
+        route => route,
     }
 }
 

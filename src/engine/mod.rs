@@ -6,7 +6,7 @@
 //!
 //! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
 //! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
-//! [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
+//! [`recognition`], [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
 
 mod assignment;
 pub mod backpressure;
@@ -26,6 +26,7 @@ mod partition;
 mod parts;
 pub mod permits;
 mod rebalance;
+pub mod recognition;
 mod remember;
 mod repair;
 mod report;
@@ -58,6 +59,9 @@ pub const SNAPSHOT_SKIPPED: &str = "snapshot_policy";
 
 /// Skip reason of the halves of a changed primary key (contract section 2).
 const KEY_CHANGE: &str = "key_change";
+
+/// Skip reason of a dead letter without its value that another consumer set aside.
+const DEAD_LETTER_OF_ANOTHER: &str = "dead_letter_of_another";
 
 /// What a consumer brings to the engine.
 ///

@@ -29,6 +29,7 @@ use super::lanes::{LaneId, Lanes};
 use super::offsets::Admission;
 use super::partition::Partition;
 use super::parts::{Engine, EngineError};
+use super::recognition::Recognition;
 use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
@@ -249,6 +250,8 @@ impl<'a, C: Consumer> Session<'a, C> {
         let decode = &self.engine.settings.decode;
         let Intake { stamp, committed_at, snapshot, remarks, route } =
             intake(consumer, &record, decode, Timestamp::now());
+        let Recognition { compared, counted } =
+            Recognition::new(stamp, record.headers, consumer.name());
 
         let bytes = kafka::size(message) + BOOKKEEPING;
         let ticket = Ticket { partition: id, offset, bytes, committed_at };
@@ -257,12 +260,12 @@ impl<'a, C: Consumer> Session<'a, C> {
         if partition.draining {
             return;
         }
-        if partition.admit(offset, stamp, bytes) != Admission::Fresh {
+        if partition.admit(offset, counted, bytes) != Admission::Fresh {
             return;
         }
         let load = partition.load();
         let topic = Arc::clone(&partition.topic);
-        let replayed = stamp.is_some_and(|stamp| partition.is_replay(&stamp));
+        let replayed = compared.is_some_and(|stamp| partition.is_replay(&stamp));
         self.total.records += 1;
         self.total.bytes += bytes;
         if !remarks.is_empty() {
@@ -301,7 +304,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             records: smallvec![SavedRecord::copy(message)],
             cx,
             tickets: smallvec![ticket],
-            stamp,
+            stamp: compared,
             attempts: Attempts::default(),
             failed_at: None,
             set_aside,

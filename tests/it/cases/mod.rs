@@ -2,4 +2,6 @@
 
 mod anew;
 mod bytes;
+mod dead_letters;
 mod large;
+mod purchases;
