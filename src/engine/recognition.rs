@@ -6,6 +6,7 @@
 
 use super::frontier::Stamp;
 use crate::cdc::Header;
+use crate::config::ReplayRecognition;
 
 /// The header that names the consumer which set a record aside.
 const CONSUMER: &str = "dlq.consumer";
@@ -20,13 +21,20 @@ pub struct Recognition {
 }
 
 impl Recognition {
-    /// Of a record with this stamp and these headers, for the consumer `name`.
+    /// Of a record with this stamp and these headers, for the consumer `name`, where changes are held
+    /// against what is finished as `of` says.
     #[must_use]
-    pub fn new(stamp: Option<Stamp>, headers: &[Header<'_>], name: &str) -> Self {
+    pub fn new(
+        stamp: Option<Stamp>,
+        headers: &[Header<'_>],
+        name: &str,
+        of: ReplayRecognition,
+    ) -> Self {
+        let compared = stamp.filter(|stamp| of.compares(stamp.position.commit_us));
         match set_aside_by(headers) {
-            None => Self { compared: stamp, counted: stamp },
+            None => Self { compared, counted: stamp },
             Some(by) if by == name.as_bytes() => Self::default(),
-            Some(_) => Self { compared: stamp, counted: None },
+            Some(_) => Self { compared, counted: None },
         }
     }
 }
@@ -39,6 +47,8 @@ pub(super) fn set_aside_by<'a>(headers: &[Header<'a>]) -> Option<&'a [u8]> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
     use crate::cdc::Position;
 
@@ -53,7 +63,21 @@ mod tests {
             .iter()
             .map(|(name, value)| Header { name, value: Some(value.as_bytes()) })
             .collect();
-        Recognition::new(Some(STAMP), &headers, "currency")
+        Recognition::new(Some(STAMP), &headers, "currency", ReplayRecognition::On)
+    }
+
+    #[test]
+    fn a_change_that_is_left_out_of_the_comparison_counts_all_the_same() {
+        let time = |us| Timestamp::from_microsecond(us).expect("a time");
+        let span = |from, until| ReplayRecognition::Except { from: time(from), until: time(until) };
+        let compared = |of| {
+            let told = Recognition::new(Some(STAMP), &[], "currency", of);
+            assert_eq!(told.counted, Some(STAMP));
+            told.compared
+        };
+        assert_eq!(compared(ReplayRecognition::Off), None);
+        assert_eq!(compared(span(4, 5)), None);
+        assert_eq!([compared(span(3, 4)), compared(span(5, 6))], [Some(STAMP); 2]);
     }
 
     #[test]

@@ -250,8 +250,9 @@ impl<'a, C: Consumer> Session<'a, C> {
         let decode = &self.engine.settings.decode;
         let Intake { stamp, committed_at, snapshot, remarks, route } =
             intake(consumer, &record, decode, Timestamp::now());
+        let of = self.engine.settings.replay_recognition;
         let Recognition { compared, counted } =
-            Recognition::new(stamp, record.headers, consumer.name());
+            Recognition::new(stamp, record.headers, consumer.name(), of);
 
         let bytes = kafka::size(message) + BOOKKEEPING;
         let ticket = Ticket { partition: id, offset, bytes, committed_at };

@@ -4,4 +4,5 @@ mod anew;
 mod bytes;
 mod dead_letters;
 mod large;
+mod late;
 mod purchases;

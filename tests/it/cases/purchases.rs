@@ -8,9 +8,14 @@ use serde_json::json;
 
 use crate::support::{kafka, services, until};
 
+/// When the purchase at `lsn` was committed, in microseconds.
+pub(super) fn commit_us(lsn: u64) -> i64 {
+    1_795_405_012_000_000 + i64::try_from(lsn).expect("a small number")
+}
+
 /// A purchase that counts, as a connector writes it into the log at `lsn`; a replay repeats it.
 pub(super) fn purchase(lsn: u64) -> (String, String) {
-    let at = 1_795_405_012_000_000 + lsn;
+    let at = commit_us(lsn);
     let row = json!({"id": format!("p{lsn}"), "user_id": format!("u{lsn}"), "merchant_id": "m",
         "status": "completed", "record_type": "credit", "earn_currency": true, "final_amount": "10.00"});
     let source = json!({"name": "crm", "db": "crm", "schema": "public", "table": "purchase_ledger",
