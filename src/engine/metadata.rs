@@ -1,7 +1,7 @@
 //! What travels with a committed offset: the frontier and the completed offsets above the watermark.
 //!
 //! Pure. One version character, then base64 of variable-length integers: the offset that it was made
-//! for, the frontier, and the offset map. Tools that move a group to another cluster commit an offset
+//! for and the log that this is an offset of, the frontier, and the offset map. Tools that move a group to another cluster commit an offset
 //! of their own beside the metadata of the old one; what was completed above the old offset says
 //! nothing about the records there, so metadata is worth nothing beside another offset.
 //!
@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use super::frontier::{Entry, Frontier, Source};
 use super::offsets::OffsetMap;
 use crate::cdc::Position;
+use crate::kafka::TopicId;
 
 /// The most that a broker takes with its default `offset.metadata.max.bytes`.
 pub const MAX_BYTES: usize = 4096;
@@ -29,6 +30,26 @@ const MAX_RAW: usize = (MAX_BYTES - VERSION.len_utf8()) / 4 * 3;
 const FRONTIER_SIZES: [(usize, usize); 5] =
     [(usize::MAX, 256), (usize::MAX, 16), (3, 16), (1, 16), (1, 0)];
 
+/// What a commit tells besides its offset.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The log that the offset is of.
+    pub log: Log,
+    /// The changes that the watermark has passed.
+    pub frontier: Frontier,
+    /// What is completed above the watermark.
+    pub completed: OffsetMap,
+}
+
+/// What tells one log from another of the same name, and one that was cut back from what it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Log {
+    /// The topic that the name stood for.
+    pub topic: Option<TopicId>,
+    /// The timestamp of the newest record that the watermark has passed, in milliseconds since 1970.
+    pub newest_ms: Option<i64>,
+}
+
 /// Why metadata tells nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Untold {
@@ -42,9 +63,10 @@ pub enum Untold {
 
 /// Encodes what a restart needs, at most [`MAX_BYTES`] ASCII characters.
 #[must_use]
-pub fn encode(watermark: i64, frontier: &Frontier, completed: &OffsetMap) -> String {
+pub fn encode(watermark: i64, log: Log, frontier: &Frontier, completed: &OffsetMap) -> String {
     let mut raw = Vec::with_capacity(128);
     put(&mut raw, watermark.max(0).unsigned_abs());
+    put_log(&mut raw, log);
     let start = raw.len();
     for (entries, ties) in FRONTIER_SIZES {
         raw.truncate(start);
@@ -69,7 +91,7 @@ pub fn encode(watermark: i64, frontier: &Frontier, completed: &OffsetMap) -> Str
 ///
 /// # Errors
 /// [`Untold`], when nothing is known then, which is safe: it costs repeats.
-pub fn decode(watermark: i64, text: &str) -> Result<(Frontier, OffsetMap), Untold> {
+pub fn decode(watermark: i64, text: &str) -> Result<Kept, Untold> {
     let (named, text) = match text.strip_prefix(VERSION) {
         Some(text) => (true, text),
         None => (false, text.strip_prefix(WITHOUT_OFFSET).ok_or(Untold::Foreign)?),
@@ -78,15 +100,49 @@ pub fn decode(watermark: i64, text: &str) -> Result<(Frontier, OffsetMap), Untol
     let mut input = raw.as_slice();
     if !named {
         let frontier = take_frontier(&mut input).ok_or(Untold::Foreign)?;
-        return Ok((frontier, OffsetMap::default()));
+        return Ok(Kept { frontier, ..Kept::default() });
     }
     let of = take(&mut input).and_then(|of| i64::try_from(of).ok()).ok_or(Untold::Foreign)?;
     if of != watermark {
         return Err(Untold::OfOffset(of));
     }
-    let frontier = take_frontier(&mut input).ok_or(Untold::Foreign)?;
-    let completed = take_map(&mut input, watermark).ok_or(Untold::Foreign)?;
-    Ok((frontier, completed))
+    take_kept(&mut input, watermark).ok_or(Untold::Foreign)
+}
+
+fn take_kept(input: &mut &[u8], watermark: i64) -> Option<Kept> {
+    Some(Kept {
+        log: take_log(input)?,
+        frontier: take_frontier(input)?,
+        completed: take_map(input, watermark)?,
+    })
+}
+
+fn put_log(raw: &mut Vec<u8>, log: Log) {
+    put_option(raw, log.newest_ms.map(|ms| ms.max(0).unsigned_abs()));
+    put(raw, u64::from(log.topic.is_some()));
+    if let Some(topic) = log.topic {
+        raw.extend_from_slice(&topic.cluster.to_le_bytes());
+        raw.extend_from_slice(&topic.id.0.to_le_bytes());
+        raw.extend_from_slice(&topic.id.1.to_le_bytes());
+    }
+}
+
+fn take_log(input: &mut &[u8]) -> Option<Log> {
+    let newest_ms = match take_option(input)? {
+        Some(ms) => Some(i64::try_from(ms).ok()?),
+        None => None,
+    };
+    if take(input)? == 0 {
+        return Some(Log { topic: None, newest_ms });
+    }
+    let cluster = take_u32(input)?;
+    let mut half = || {
+        let (bytes, rest) = input.split_first_chunk::<8>()?;
+        *input = rest;
+        Some(i64::from_le_bytes(*bytes))
+    };
+    let id = (half()?, half()?);
+    Some(Log { topic: Some(TopicId { cluster, id }), newest_ms })
 }
 
 /// The newest `entries` of each source, with so many `ties` each.
@@ -266,17 +322,25 @@ mod tests {
         })
     }
 
+    fn log() -> impl Strategy<Value = Log> {
+        let id = (any::<u32>(), any::<(i64, i64)>());
+        let topic = prop::option::of(id.prop_map(|(cluster, id)| TopicId { cluster, id }));
+        let newest_ms = prop::option::of(0..i64::MAX);
+        (topic, newest_ms).prop_map(|(topic, newest_ms)| Log { topic, newest_ms })
+    }
+
     proptest! {
         #[test]
         fn what_is_committed_comes_back(
+            log in log(),
             frontier in frontier(),
             watermark in 0_i64..1_000_000,
             done in prop::collection::btree_set(1_i64..3_000, 0..500),
         ) {
             let map = OffsetMap::from_ascending(done.iter().map(|offset| watermark + offset));
-            let text = encode(watermark, &frontier, &map);
+            let text = encode(watermark, log, &frontier, &map);
             prop_assert!(text.len() <= MAX_BYTES && text.is_ascii());
-            prop_assert_eq!(decode(watermark, &text), Ok((frontier, map)));
+            prop_assert_eq!(decode(watermark, &text), Ok(Kept { log, frontier, completed: map }));
         }
 
         #[test]
@@ -288,7 +352,7 @@ mod tests {
         ) {
             prop_assume!(made_for != beside);
             let map = OffsetMap::from_ascending(done.iter().map(|offset| made_for + offset));
-            let text = encode(made_for, &frontier, &map);
+            let text = encode(made_for, Log::default(), &frontier, &map);
             prop_assert_eq!(decode(beside, &text), Err(Untold::OfOffset(made_for)));
         }
 
@@ -297,9 +361,9 @@ mod tests {
             done in prop::collection::btree_set(1_i64..200_000, 0..40_000),
         ) {
             let map = OffsetMap::from_ascending(done.iter().copied());
-            let text = encode(0, &Frontier::default(), &map);
+            let text = encode(0, Log::default(), &Frontier::default(), &map);
             prop_assert!(text.len() <= MAX_BYTES);
-            let (_, kept) = decode(0, &text).expect("own encoding");
+            let kept = decode(0, &text).expect("own encoding").completed;
             let last = kept.runs().last().map_or(0, |(_, end)| *end);
             for offset in &done {
                 prop_assert_eq!(kept.contains(*offset), *offset < last);
@@ -315,7 +379,7 @@ mod tests {
     #[test]
     fn ten_thousand_in_flight_fit_easily() {
         let map = OffsetMap::from_ascending((1..10_000).filter(|offset| offset % 3 == 0));
-        assert!(encode(0, &Frontier::default(), &map).len() <= 1_700);
+        assert!(encode(0, Log::default(), &Frontier::default(), &map).len() <= 1_700);
     }
 
     #[test]
@@ -325,7 +389,7 @@ mod tests {
         let position = Position { first: Some(200), lsn: 205, tx_id: Some(9), commit_us: 1_000 };
         let mut frontier = Frontier::default();
         frontier.pass(&Stamp { source: 1, position, tie: 2 });
-        assert_eq!(decode(7, text), Ok((frontier, OffsetMap::default())));
+        assert_eq!(decode(7, text), Ok(Kept { frontier, ..Kept::default() }));
     }
 
     #[test]
@@ -335,7 +399,7 @@ mod tests {
             let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
             frontier.pass(&Stamp { source: 1, position, tie });
         }
-        assert!(encode(0, &frontier, &OffsetMap::default()).len() <= MAX_BYTES);
+        assert!(encode(0, Log::default(), &frontier, &OffsetMap::default()).len() <= MAX_BYTES);
     }
 
     #[test]
@@ -345,9 +409,9 @@ mod tests {
             let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
             frontier.pass(&Stamp { source, position, tie });
         }
-        let text = encode(0, &frontier, &OffsetMap::default());
+        let text = encode(0, Log::default(), &frontier, &OffsetMap::default());
         assert!(text.len() <= MAX_BYTES);
-        let (kept, _) = decode(0, &text).expect("own encoding");
+        let kept = decode(0, &text).expect("own encoding").frontier;
         let before = Position { first: Some(1), lsn: 1, tx_id: Some(3), commit_us: 4 };
         assert!((0..20).all(|source| kept.covers(&Stamp { source, position: before, tie: 0 })));
     }

@@ -10,6 +10,7 @@
 
 mod assignment;
 pub mod backpressure;
+mod confirmed;
 mod ends;
 mod exclusive;
 mod flood;

@@ -27,7 +27,7 @@ use super::intake::{Intake, Lane, Route, intake};
 use super::known::Known;
 use super::lanes::{LaneId, Lanes};
 use super::offsets::Admission;
-use super::partition::Partition;
+use super::partition::{Partition, Passed};
 use super::parts::{Engine, EngineError};
 use super::recognition::Recognition;
 use super::retry::Attempts;
@@ -248,8 +248,9 @@ impl<'a, C: Consumer> Session<'a, C> {
         };
         let consumer = &*self.engine.consumer;
         let decode = &self.engine.settings.decode;
+        let now = Timestamp::now();
         let Intake { stamp, committed_at, snapshot, remarks, route } =
-            intake(consumer, &record, decode, Timestamp::now());
+            intake(consumer, &record, decode, now);
         let of = self.engine.settings.replay_recognition;
         let Recognition { compared, counted } =
             Recognition::new(stamp, record.headers, consumer.name(), of);
@@ -261,7 +262,9 @@ impl<'a, C: Consumer> Session<'a, C> {
         if partition.draining {
             return;
         }
-        if partition.admit(offset, counted, bytes) != Admission::Fresh {
+        let written = record.timestamp_ms.map(|ms| (ms.min(now.as_millisecond()), offset));
+        let passed = Passed { stamp: counted, written };
+        if partition.admit(offset, passed, bytes) != Admission::Fresh {
             return;
         }
         let load = partition.load();
@@ -288,7 +291,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             }
             Ok(Route::Process { work, lane }) => (lane, Some(work), None),
             Err(error) => {
-                let set_aside = SetAside::new(error.kind(), error.to_string(), Timestamp::now());
+                let set_aside = SetAside::new(error.kind(), error.to_string(), now);
                 (Lane::in_partition(record.key), None, Some(set_aside))
             }
         };

@@ -418,8 +418,8 @@ fn whatever_stands_in_a_commits_metadata_is_read_or_ignored() {
         rng.fill(&mut bytes);
         // Its own beginning, so that more than the first look is taken.
         let watermark = rng.i64(0..1 << 62);
-        let (frontier, completed) = Default::default();
-        let own = metadata::encode(watermark, &frontier, &completed);
+        let (log, frontier, completed) = Default::default();
+        let own = metadata::encode(watermark, log, &frontier, &completed);
         let text =
             format!("{}{}", &own[..own.len().min(rng.usize(..=own.len()))], BASE64.encode(&bytes));
         check_metadata(watermark, &text);
@@ -431,8 +431,8 @@ fn whatever_stands_in_a_commits_metadata_is_read_or_ignored() {
 
 /// What is read is written as something that can be read.
 fn check_metadata(watermark: i64, text: &str) {
-    if let Ok((frontier, completed)) = metadata::decode(watermark, text) {
-        let again = metadata::encode(watermark, &frontier, &completed);
+    if let Ok(kept) = metadata::decode(watermark, text) {
+        let again = metadata::encode(watermark, kept.log, &kept.frontier, &kept.completed);
         assert!(again.len() <= metadata::MAX_BYTES && metadata::decode(watermark, &again).is_ok());
     }
 }
