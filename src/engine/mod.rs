@@ -182,13 +182,13 @@ pub enum Observed<'a> {
         /// Why, as a stable label.
         reason: &'a str,
     },
-    /// Records are gone: retention passed the committed offset, or the topic was made anew.
+    /// Records are gone: retention passed the committed offset, or the log was cut back or made anew.
     Lost {
         /// Topic.
         topic: &'a str,
         /// Partition.
         partition: i32,
-        /// How many; unknown where the topic was made anew.
+        /// How many; unknown where the log was cut back or made anew.
         records: Option<i64>,
     },
     /// Something is unusual about a change, which is handled all the same.
