@@ -288,6 +288,7 @@ impl Launch for Daemon {
                     .map(|own| self.settings.consumer(*own).kafka_properties.clone())
                     .unwrap_or_default(),
                 decode: cdc.clone(),
+                replay_recognition: self.settings.dedup.replay_recognition,
                 bounds: Bounds {
                     records: engine.buffer_records / shares,
                     bytes: (engine.buffer_bytes - written_bytes(engine)) / shares,

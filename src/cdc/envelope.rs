@@ -25,7 +25,7 @@ const ENVELOPE: &[&str] =
 /// The record is no change in any form of contract section 2; the error says what it is instead.
 pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>, DecodeError> {
     let parts = Parts { record, options, key: key(record) };
-    let Some(bytes) = record.value else { return parts.tombstone() };
+    let Some(bytes) = wire::value(record)? else { return parts.tombstone() };
     let text = wire::text(bytes, Part::Value)?;
     let Some(mut top) = wire::object(text, Part::Value)? else {
         return if text == "null" {

@@ -119,6 +119,11 @@ pub enum DecodeError {
         /// `NaN`, `Infinity` or `-Infinity`.
         value: &'static str,
     },
+    /// A dead letter that was produced to its topic again without the value that it lacks.
+    #[error(
+        "value was left out of this dead letter for its size: produce the record that lies at dlq.topic, dlq.partition and dlq.offset"
+    )]
+    LeftOut,
     /// A command lacks a field, or one has the wrong type.
     #[error("value is no such command: {problem}")]
     Command {
@@ -143,6 +148,7 @@ impl DecodeError {
             Self::MissingColumn { .. } => "missing_column",
             Self::Column { .. } => "column",
             Self::NotFinite { .. } => "not_finite",
+            Self::LeftOut => "left_out",
             Self::Command { .. } => "command",
         }
     }

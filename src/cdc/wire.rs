@@ -97,13 +97,28 @@ fn syntax(error: &serde_json::Error, part: Part) -> DecodeError {
     DecodeError::Json { part, problem, line: error.line(), column: error.column() }
 }
 
+/// The header that names what of a record its dead letter lacks.
+const LEFT_OUT: &str = "dlq.left_out";
+
+/// The value's bytes; `None` is a tombstone.
+///
+/// # Errors
+/// It is missing because it was left out of a dead letter: nobody can tell what the record was.
+pub(super) fn value<'a>(record: &Record<'a>) -> Result<Option<&'a [u8]>, DecodeError> {
+    let left_out = || record.headers.iter().any(|header| header.name == LEFT_OUT);
+    if record.value.is_none() && left_out() {
+        return Err(DecodeError::LeftOut);
+    }
+    Ok(record.value)
+}
+
 /// Reads a command: the plain JSON of `reward_redemptions` and of the marketplace orders (contract
 /// sections 6 and 7), also behind the wire prefix. `None` is a tombstone, which commands nothing.
 ///
 /// # Errors
 /// The value is not JSON (or not the JSON of a `T`).
 pub fn command<'a, T: Deserialize<'a>>(record: &Record<'a>) -> Result<Option<T>, DecodeError> {
-    let Some(bytes) = record.value else { return Ok(None) };
+    let Some(bytes) = value(record)? else { return Ok(None) };
     let text = text(bytes, Part::Value)?;
     serde_json::from_str(text).map(Some).map_err(|error| {
         if error.classify() != Category::Data {

@@ -12,7 +12,7 @@ use super::properties::Properties;
 use super::redact;
 use super::settings::{
     Clients, Consumer, ConsumerName, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka,
-    KafkaCredentials, Log, Redis, Settings, Snapshot, Supabase,
+    KafkaCredentials, Log, Redis, ReplayRecognition, Settings, Snapshot, Supabase,
 };
 use super::value;
 use super::variables::Kind;
@@ -44,6 +44,7 @@ pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
         dedup: Dedup {
             window: reader.read("dedup.window", value::positive_duration),
             on_outage: reader.read("dedup.on_outage", value::dedup_outage),
+            replay_recognition: reader.read("dedup.replay_recognition", value::replay_recognition),
         },
         supabase: supabase(&mut reader, &consumers),
         inngest: inngest(&mut reader, &consumers, &mut derived),
@@ -263,6 +264,13 @@ fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
         warnings.push(
             "SNAPSHOT_MAX_AGE reaches beyond Inngest's 24-hour idempotency window: a snapshot \
              would award rows again"
+                .to_owned(),
+        );
+    }
+    if settings.dedup.replay_recognition == ReplayRecognition::Off {
+        warnings.push(
+            "REPLAY_RECOGNITION is off: a connector that sends changes of more than a day ago again \
+             has them awarded again; name the span of commit times that it is needed for"
                 .to_owned(),
         );
     }

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use secrecy::SecretString;
 
 use super::bound::Bound;
@@ -226,6 +227,41 @@ pub struct Dedup {
     pub window: Duration,
     /// What happens while Redis is away (`DEDUP_ON_OUTAGE`, default wait).
     pub on_outage: DedupOutage,
+    /// Which changes are held against what is finished (`REPLAY_RECOGNITION`, default all).
+    pub replay_recognition: ReplayRecognition,
+}
+
+/// Which changes are taken for replays when they lie before what is finished. A change that comes for
+/// the first time after what followed it was finished, because the broker refused it until then, looks
+/// just like one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReplayRecognition {
+    /// All.
+    #[default]
+    On,
+    /// None: claims and event ids stand alone.
+    Off,
+    /// All but those that were committed at `from` or later and before `until`.
+    Except {
+        /// First commit time.
+        from: Timestamp,
+        /// The commit time after the last.
+        until: Timestamp,
+    },
+}
+
+impl ReplayRecognition {
+    /// Whether a change is compared that was committed at this time, in microseconds since 1970.
+    #[must_use]
+    pub fn compares(self, commit_us: i64) -> bool {
+        match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Except { from, until } => {
+                !(from.as_microsecond()..until.as_microsecond()).contains(&commit_us)
+            }
+        }
+    }
 }
 
 /// What happens while Redis is away.

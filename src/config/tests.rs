@@ -66,6 +66,7 @@ fn example(path: &str) -> &'static str {
         "cache_url" => "rediss://cache:6379",
         "ca_file" => concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
         "on_outage" => "proceed",
+        "replay_recognition" => "off",
         "url" | "event_api_base_url" | "base_url" => "https://other.example",
         "dev" => "http://localhost:8289",
         "policy" => "all",
@@ -332,6 +333,7 @@ fn settings_that_contradict_each_other_are_told() {
     warned(&[("KAFKA_SESSION_TIMEOUT", "20s")], "KAFKA_SESSION_TIMEOUT");
     warned(&[("SNAPSHOT_MAX_AGE", "24h")], "SNAPSHOT_MAX_AGE");
     warned(&[("DRAIN_DEADLINE", "26s")], "DRAIN_DEADLINE");
+    warned(&[("REPLAY_RECOGNITION", "off")], "REPLAY_RECOGNITION");
 }
 
 #[test]

@@ -7,12 +7,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use secrecy::SecretString;
 use url::Url;
 
 use super::address;
 use super::settings::{
-    ConsumerName, DedupOutage, GroupProtocol, LogFormat, OffsetReset, SnapshotPolicy,
+    ConsumerName, DedupOutage, GroupProtocol, LogFormat, OffsetReset, ReplayRecognition,
+    SnapshotPolicy,
 };
 
 /// `250ms`, `30s`, `5m`, `20h`, `1d`. A number without a unit is refused: half of those who write
@@ -128,6 +130,26 @@ pub(super) fn offset_reset(text: &str) -> Result<OffsetReset, String> {
 
 pub(super) fn dedup_outage(text: &str) -> Result<DedupOutage, String> {
     choice(text, &[("wait", DedupOutage::Wait), ("proceed", DedupOutage::Proceed)])
+}
+
+/// `on`, `off`, or a span `<first commit time>..<end>` of RFC 3339 times.
+pub(super) fn replay_recognition(text: &str) -> Result<ReplayRecognition, String> {
+    let wrong = || {
+        "is neither on, off nor a span of commit times \
+         (2026-01-05T10:00:00Z..2026-01-05T10:05:00Z)"
+            .to_owned()
+    };
+    let words = [("on", ReplayRecognition::On), ("off", ReplayRecognition::Off)];
+    if let Ok(word) = choice(text, &words) {
+        return Ok(word);
+    }
+    let (from, until) = text.split_once("..").ok_or_else(wrong)?;
+    let time = |text: &str| text.trim().parse::<Timestamp>().map_err(|_| wrong());
+    let (from, until) = (time(from)?, time(until)?);
+    if from >= until {
+        return Err("is a span that ends before it begins".to_owned());
+    }
+    Ok(ReplayRecognition::Except { from, until })
 }
 
 pub(super) fn snapshot_policy(text: &str) -> Result<SnapshotPolicy, String> {
@@ -407,6 +429,28 @@ mod tests {
         assert_eq!(log_level("info,rdkafka=DEBUG"), Ok("info,rdkafka=debug".to_owned()));
         for wrong in ["", ",", "loud", "info,rdkafka=loud"] {
             assert!(log_level(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn replays_are_recognised_always_never_or_but_for_a_span() {
+        assert_eq!(replay_recognition("On"), Ok(ReplayRecognition::On));
+        assert_eq!(replay_recognition("off"), Ok(ReplayRecognition::Off));
+        let span = replay_recognition("2026-01-05T10:00:00Z .. 2026-01-05T13:05:00+03:00");
+        let span = span.expect("five minutes");
+        let at = |time: &str| time.parse::<Timestamp>().expect("a time").as_microsecond();
+        assert!(span.compares(at("2026-01-05T09:59:59.999999Z")));
+        assert!(!span.compares(at("2026-01-05T10:00:00Z")));
+        assert!(!span.compares(at("2026-01-05T10:04:59.999999Z")));
+        assert!(span.compares(at("2026-01-05T10:05:00Z")));
+        for wrong in [
+            "",
+            "no",
+            "2026-01-05T10:00:00Z",
+            "2026-01-05..2026-01-06",
+            "2026-01-05T10:00:00Z..2026-01-05T10:00:00Z",
+        ] {
+            assert!(replay_recognition(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -100,6 +100,11 @@ pub static VARIABLES: &[Variable] = &[
     plain("redis.key_prefix", &["REDIS_KEY_PREFIX"], "what every claim's key begins with"),
     plain("dedup.window", &["DEDUP_WINDOW"], "a duration such as 300s"),
     plain("dedup.on_outage", &["DEDUP_ON_OUTAGE"], "wait or proceed"),
+    plain(
+        "dedup.replay_recognition",
+        &["REPLAY_RECOGNITION"],
+        "on, off, or a span of commit times that are left out",
+    ),
     plain("supabase.url", &["SUPABASE_URL"], "the project's address, https://..."),
     secret(
         "supabase.service_role_key",

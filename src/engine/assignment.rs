@@ -9,8 +9,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 
 use super::partition::{Commit, Partition};
-use super::start::{PlanError, Start};
-use crate::kafka::Rebalance;
+use super::start::{Bounds, PlanError, Start};
+use crate::kafka::{Rebalance, TopicId};
 
 type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
 /// A look into a partition's log.
@@ -20,8 +20,8 @@ pub(super) struct Repair {
     pub(super) next: i64,
     /// Whether its topic is another one by now.
     pub(super) anew: bool,
-    /// What the log holds.
-    pub(super) log: JoinHandle<KafkaResult<(i64, i64)>>,
+    /// What the log holds, and of which topic it is where that was asked.
+    pub(super) log: JoinHandle<KafkaResult<(Bounds, Option<TopicId>)>>,
 }
 
 /// What is under way, and what comes after it.

@@ -2,21 +2,32 @@
 //!
 //! Pure. A connector that loses its place sends days of changes again, long after every claim has
 //! expired. What the group has finished is therefore kept with its commits: per partition and
-//! source table a *frontier*, the log position and commit time of the last change that the
-//! watermark passed (contract section 8.2). A change that lies before it in position **and** in
-//! time is a replay. Position and time stay paired, entry by entry: as two separate maxima they
-//! would take true changes of a restored database for replays.
+//! source table a *frontier*, pairs of log position and commit time that the watermark has passed
+//! (contract section 8.2). A change that lies before one of them in position **and** in time is a
+//! replay. Position and time stay paired, entry by entry: as two separate maxima they would take true
+//! changes of a restored database for replays.
+//!
+//! An entry goes only when a later one lies beyond it in both. So a restored or moved database, whose
+//! positions are smaller and whose times are later, opens another entry, and so does the same log
+//! when its server's clock steps back: its positions grow and its times are earlier. What was known
+//! before stays known either way.
 
 use std::collections::HashMap;
 
 use crate::cdc::Position;
 
-/// Logs that one table can have come from: a restored or moved database starts another one.
-const LOGS_KEPT: usize = 3;
+/// Entries that are kept of one table: of logs that it came from, and of times at which a clock
+/// stepped back. Transactions that commit at the same moment also get times that are not quite in the
+/// order of their positions, and each such pair is two entries until the next change.
+const ENTRIES_KEPT: usize = 8;
 
 /// A change without a known predecessor is a replay only when it is this much older, in
 /// microseconds, than what was finished.
 const UNSEQUENCED_MARGIN_US: i64 = 1_000_000;
+
+/// What two commits of the same moment can differ in the wrong direction, in microseconds; more is a
+/// clock that stepped back.
+const SAME_MOMENT_US: i64 = 1_000_000;
 
 /// Where a change stands in its source's log, and which of the changes at that position it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +40,7 @@ pub struct Stamp {
     pub tie: u32,
 }
 
-/// The last change of one log that the watermark passed.
+/// A change that the watermark passed, and beyond which no later one lies in both position and time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Its position.
@@ -65,6 +76,12 @@ impl Entry {
         not_later && (theirs < mine || (theirs == mine && self.has_tie(stamp.tie)))
     }
 
+    /// Whether it is the log of `earlier` going on with a clock that has stepped back.
+    fn steps_back_from(&self, earlier: &Self) -> bool {
+        order(&self.position) > order(&earlier.position)
+            && self.position.commit_us < earlier.position.commit_us
+    }
+
     /// Rule 3: without a predecessor, a change of the entry's own transaction is compared within
     /// it, and any other must be clearly older.
     fn covers_unsequenced(&self, stamp: &Stamp) -> bool {
@@ -83,7 +100,7 @@ fn order(position: &Position) -> (Option<u64>, u64) {
 /// What is finished of one source table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Source {
-    /// One entry a log, the newest last.
+    /// In the order in which they were passed, the newest last.
     pub logs: Vec<Entry>,
     /// The last finished change that had no predecessor. Kept apart: it says nothing about order
     /// against sequenced changes, so it never moves their entry.
@@ -93,10 +110,14 @@ pub struct Source {
 impl Source {
     fn covers(&self, stamp: &Stamp) -> bool {
         if stamp.position.first.is_some() {
-            self.logs.iter().any(|entry| entry.covers_sequenced(stamp))
-        } else {
-            self.logs.iter().chain(&self.unsequenced).any(|entry| entry.covers_unsequenced(stamp))
+            return self.logs.iter().any(|entry| entry.covers_sequenced(stamp));
         }
+        // Times from before a step back say nothing about a change whose order is not known.
+        let comparable = self.logs.iter().enumerate().filter(|(at, entry)| {
+            !self.logs[at + 1..].iter().any(|later| later.steps_back_from(entry))
+        });
+        let mut comparable = comparable.map(|(_, entry)| entry).chain(&self.unsequenced);
+        comparable.any(|entry| entry.covers_unsequenced(stamp))
     }
 
     fn pass(&mut self, stamp: &Stamp) {
@@ -104,26 +125,33 @@ impl Source {
             self.pass_unsequenced(stamp);
             return;
         }
-        // A replay says nothing new, and one of an older log must not take the newest one's place.
-        if self.logs.iter().any(|entry| entry.covers_sequenced(stamp)) {
+        // A replay says nothing new.
+        if self.covers(stamp) {
             return;
         }
-        let Some(newest) = self.logs.last_mut() else {
-            self.logs.push(Entry::new(stamp));
+        let (at, time) = (order(&stamp.position), stamp.position.commit_us);
+        let same =
+            |entry: &&mut Entry| order(&entry.position) == at && entry.position.commit_us == time;
+        if let Some(entry) = self.logs.iter_mut().find(same) {
+            entry.add_tie(stamp.tie);
             return;
+        }
+        // Rule 2: a smaller position with a later time is another log; and a clock may step back.
+        self.logs.retain(|entry| order(&entry.position) >= at || entry.position.commit_us > time);
+        self.logs.push(Entry::new(stamp));
+        if self.logs.len() > ENTRIES_KEPT {
+            self.logs.remove(self.least());
+        }
+    }
+
+    /// The entry without which the least is forgotten: one that the next differs from by a moment, else
+    /// the oldest.
+    fn least(&self) -> usize {
+        let a_moment = |pair: &[Entry]| {
+            let gap = pair[0].position.commit_us.saturating_sub(pair[1].position.commit_us);
+            pair[1].steps_back_from(&pair[0]) && gap < SAME_MOMENT_US
         };
-        let (mine, theirs) = (order(&newest.position), order(&stamp.position));
-        if theirs > mine {
-            *newest = Entry::new(stamp);
-        } else if stamp.position.commit_us > newest.position.commit_us {
-            // Rule 2: a smaller position with a later commit time is another log.
-            self.logs.push(Entry::new(stamp));
-            if self.logs.len() > LOGS_KEPT {
-                self.logs.remove(0);
-            }
-        } else if theirs == mine {
-            newest.add_tie(stamp.tie);
-        }
+        self.logs.windows(2).position(a_moment).unwrap_or(0)
     }
 
     fn pass_unsequenced(&mut self, stamp: &Stamp) {
@@ -207,107 +235,4 @@ impl Finished {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stamp(first: Option<u64>, lsn: u64, tx_id: u64, commit_us: i64, tie: u32) -> Stamp {
-        Stamp { source: 1, position: Position { first, lsn, tx_id: Some(tx_id), commit_us }, tie }
-    }
-
-    fn after(passed: &[Stamp]) -> Frontier {
-        let mut frontier = Frontier::default();
-        for stamp in passed {
-            frontier.pass(stamp);
-        }
-        frontier
-    }
-
-    #[test]
-    fn what_lies_before_in_position_and_time_is_a_replay() {
-        let frontier =
-            after(&[stamp(Some(100), 105, 7, 1_000, 1), stamp(Some(200), 150, 8, 2_000, 2)]);
-        assert!(frontier.covers(&stamp(Some(100), 105, 7, 1_000, 1)));
-        assert!(frontier.covers(&stamp(Some(200), 150, 8, 2_000, 2)));
-        assert!(!frontier.covers(&stamp(Some(200), 160, 8, 2_000, 3)), "later in the transaction");
-        assert!(
-            !frontier.covers(&stamp(Some(300), 120, 9, 2_000, 4)),
-            "a later commit, smaller lsn"
-        );
-    }
-
-    #[test]
-    fn changes_at_one_position_are_told_apart_by_key_and_operation() {
-        let frontier =
-            after(&[stamp(Some(100), 105, 7, 1_000, 1), stamp(Some(100), 105, 7, 1_000, 2)]);
-        assert!(frontier.covers(&stamp(Some(100), 105, 7, 1_000, 1)));
-        assert!(frontier.covers(&stamp(Some(100), 105, 7, 1_000, 2)));
-        assert!(!frontier.covers(&stamp(Some(100), 105, 7, 1_000, 3)));
-    }
-
-    #[test]
-    fn a_restored_database_is_handled_and_replays_of_both_logs_are_still_known() {
-        let mut frontier = after(&[stamp(Some(900), 905, 7, 1_000, 1)]);
-        let restored = stamp(Some(10), 15, 3, 2_000, 2);
-        assert!(!frontier.covers(&restored));
-        frontier.pass(&restored);
-        assert!(frontier.covers(&restored));
-        assert!(frontier.covers(&stamp(Some(800), 805, 6, 900, 3)), "the old log, again");
-        assert!(!frontier.covers(&stamp(Some(20), 25, 4, 2_100, 4)), "the new log goes on");
-        assert!(!frontier.covers(&stamp(Some(20), 25, 4, 1_500, 4)), "beyond the new log's end");
-    }
-
-    #[test]
-    fn a_replay_of_the_old_log_takes_nothing_from_what_is_known_of_the_new_one() {
-        let (old, new) = (stamp(Some(900), 905, 7, 1_000, 1), stamp(Some(10), 15, 3, 2_000, 2));
-        let mut frontier = after(&[old, new]);
-        for number in 0..10 {
-            frontier.pass(&stamp(Some(800 + number), 805 + number, 6, 900, 3));
-            let live = stamp(Some(20 + number), 25 + number, 4, 2_100 + number as i64, 4);
-            assert!(!frontier.covers(&live));
-            frontier.pass(&live);
-            assert!(frontier.covers(&live) && frontier.covers(&new) && frontier.covers(&old));
-        }
-    }
-
-    #[test]
-    fn a_change_without_predecessor_must_be_clearly_older_or_of_the_same_transaction() {
-        let frontier = after(&[stamp(Some(100), 500, 7, 10_000_000, 1)]);
-        assert!(!frontier.covers(&stamp(None, 600, 9, 11_000_000, 2)), "new after a restart");
-        assert!(!frontier.covers(&stamp(None, 400, 6, 9_500_000, 2)), "not clearly older");
-        assert!(frontier.covers(&stamp(None, 400, 5, 8_000_000, 2)));
-        assert!(frontier.covers(&stamp(None, 450, 7, 10_000_000, 2)), "earlier in its transaction");
-        assert!(!frontier.covers(&stamp(None, 550, 7, 10_000_000, 2)), "later in its transaction");
-    }
-
-    #[test]
-    fn a_first_start_is_recognised_when_it_is_sent_again() {
-        let first_run = [
-            stamp(None, 100, 7, 1_000_000, 1),
-            stamp(None, 110, 7, 1_000_000, 2),
-            stamp(None, 90, 6, 5_000_000, 3),
-        ];
-        let frontier = after(&first_run);
-        assert!(frontier.covers(&first_run[2]));
-        assert!(!frontier.covers(&stamp(None, 95, 8, 5_000_001, 4)), "a new change right after");
-    }
-
-    #[test]
-    fn other_tables_have_a_frontier_of_their_own() {
-        let frontier = after(&[stamp(Some(100), 105, 7, 1_000, 1)]);
-        let other = Stamp { source: 2, ..stamp(Some(50), 55, 6, 500, 1) };
-        assert!(!frontier.covers(&other));
-    }
-
-    #[test]
-    fn a_finished_change_is_known_until_the_watermark_passes_each_copy() {
-        let mut finished = Finished::default();
-        let change = stamp(Some(1), 2, 3, 4, 5);
-        finished.insert(&change);
-        finished.insert(&change);
-        finished.remove(&change);
-        assert!(finished.contains(&change));
-        finished.remove(&change);
-        assert!(!finished.contains(&change));
-        finished.remove(&change);
-    }
-}
+mod tests;

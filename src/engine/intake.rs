@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::Consumer;
 use super::frontier::Stamp;
 use super::lanes::LaneId;
+use super::recognition::set_aside_by;
 use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record, Remarks};
 
 /// What a consumer wants done about a record.
@@ -91,10 +92,10 @@ pub fn intake<C: Consumer>(
     now: Timestamp,
 ) -> Intake<C::Work> {
     if consumer.takes_commands(record.topic) {
-        return Intake::plain(consumer.route_command(record));
+        return Intake::plain(unless_of_another(consumer.route_command(record), consumer, record));
     }
     match cdc::decode(record, options) {
-        Err(error) => Intake::plain(Err(error)),
+        Err(error) => Intake::plain(unless_of_another(Err(error), consumer, record)),
         Ok(Decoded::Nothing(nothing)) => Intake::plain(Ok(Route::Skip(nothing.as_str()))),
         Ok(Decoded::Change(change)) => {
             let route = route(consumer, &change, now);
@@ -106,6 +107,22 @@ pub fn intake<C: Consumer>(
                 route,
             }
         }
+    }
+}
+
+/// A dead letter without its value concerns only the consumer that set it aside.
+fn unless_of_another<C: Consumer>(
+    route: Result<Route<C::Work>, DecodeError>,
+    consumer: &C,
+    record: &Record<'_>,
+) -> Result<Route<C::Work>, DecodeError> {
+    match route {
+        Err(DecodeError::LeftOut)
+            if set_aside_by(record.headers) != Some(consumer.name().as_bytes()) =>
+        {
+            Ok(Route::Skip(super::DEAD_LETTER_OF_ANOTHER))
+        }
+        route => route,
     }
 }
 
@@ -148,4 +165,59 @@ pub fn stamp(change: &Change<'_>, key: Option<&[u8]>) -> Option<Stamp> {
         Op::Read => b"r",
     });
     Some(Stamp { source: source.finalize(), position: change.position?, tie: tie.finalize() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::engine::frontier::Frontier;
+
+    /// The stamp of a change of row `id`.
+    fn stamp_of(value: &Value, id: u64) -> Stamp {
+        let (key, value) = (json!({"id": id}).to_string(), value.to_string());
+        let record = Record {
+            topic: "crm.public.purchase_ledger",
+            partition: 0,
+            offset: 0,
+            timestamp_ms: Some(0),
+            key: Some(key.as_bytes()),
+            value: Some(value.as_bytes()),
+            headers: &[],
+        };
+        let Ok(Decoded::Change(change)) = cdc::decode(&record, &cdc::Options::default()) else {
+            panic!("a change: {value}");
+        };
+        stamp(&change, record.key).expect("a position")
+    }
+
+    fn envelope(name: &str, db: &str, at: u64) -> Value {
+        json!({"op": "c", "before": null, "after": {"id": at}, "source": {"name": name, "db": db,
+            "schema": "public", "table": "purchase_ledger", "snapshot": "false", "txId": at, "lsn": at,
+            "sequence": format!("[\"{at}\",\"{at}\"]"), "ts_ms": at, "ts_us": at * 1_000}})
+    }
+
+    fn flattened(name: &str, db: &str, at: u64) -> Value {
+        json!({"id": at, "__op": "c", "__source_name": name, "__source_db": db, "__source_txId": at,
+            "__source_sequence": format!("[\"{at}\",\"{at}\"]"), "__source_ts_us": at * 1_000,
+            "__source_table": "purchase_ledger", "__source_schema": "public"})
+    }
+
+    #[test]
+    fn databases_and_connectors_that_share_a_topic_are_told_apart() {
+        for form in [envelope, flattened] {
+            let mut frontier = Frontier::default();
+            frontier.pass(&stamp_of(&form("shop", "one", 900), 900));
+            assert!(frontier.covers(&stamp_of(&form("shop", "one", 800), 800)), "a replay");
+            assert!(
+                !frontier.covers(&stamp_of(&form("shop", "two", 800), 800)),
+                "another database"
+            );
+            assert!(
+                !frontier.covers(&stamp_of(&form("web", "one", 800), 800)),
+                "another connector"
+            );
+        }
+    }
 }

@@ -36,8 +36,12 @@ pub(super) struct Known {
 impl Known {
     /// Keeps what is known of a partition that is given up.
     pub(super) fn keep(&mut self, partition: &Partition) {
-        let name = (Arc::clone(&partition.topic), partition.number);
-        self.left.insert(name, partition.left());
+        self.keep_as(&partition.topic, partition.number, partition.left());
+    }
+
+    /// Keeps this of a partition that is given up.
+    pub(super) fn keep_as(&mut self, topic: &str, number: i32, left: Left) {
+        self.left.insert((Arc::from(topic), number), left);
     }
 
     /// What is known of a partition that is assigned again.
@@ -77,7 +81,7 @@ impl Known {
         }
         self.next = Some(now + LOOK);
         for partition in partitions.values_mut() {
-            partition.note_frontier();
+            partition.ask_for_topic();
         }
         let topics: HashSet<&Arc<str>> = partitions.values().map(|p| &p.topic).collect();
         let topics: Vec<String> = topics.into_iter().map(ToString::to_string).collect();

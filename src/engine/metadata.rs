@@ -1,9 +1,13 @@
 //! What travels with a committed offset: the frontier and the completed offsets above the watermark.
 //!
-//! Pure. One version character, then base64 of variable-length integers. The broker refuses
-//! metadata above 4,096 bytes and librdkafka then silently never commits that partition again, so
-//! the size is bounded here: the frontier comes first, the offset map gets what is left and loses
-//! its far end first, which costs repeats and loses nothing.
+//! Pure. One version character, then base64 of variable-length integers: the offset that it was made
+//! for and the log that this is an offset of, the frontier, and the offset map. Tools that move a group to another cluster commit an offset
+//! of their own beside the metadata of the old one; what was completed above the old offset says
+//! nothing about the records there, so metadata is worth nothing beside another offset.
+//!
+//! The broker refuses metadata above 4,096 bytes and librdkafka then silently never commits that
+//! partition again, so the size is bounded here: the frontier comes first, the offset map gets what is
+//! left and loses its far end first, which costs repeats and loses nothing.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -11,24 +15,70 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use super::frontier::{Entry, Frontier, Source};
 use super::offsets::OffsetMap;
 use crate::cdc::Position;
+use crate::kafka::TopicId;
 
 /// The most that a broker takes with its default `offset.metadata.max.bytes`.
 pub const MAX_BYTES: usize = 4096;
 
-const VERSION: char = '1';
+const VERSION: char = '2';
+/// Metadata that does not name its offset. Its frontier is taken, since positions in the database's log
+/// are true wherever the group stands; its offset map is not, since nobody can tell which records it means.
+const WITHOUT_OFFSET: char = '1';
 const MAX_RAW: usize = (MAX_BYTES - VERSION.len_utf8()) / 4 * 3;
-/// Ties kept per entry: a COPY can put a thousand rows at one position.
-const MAX_TIES: usize = 256;
+/// How much of a frontier is kept, by how much of it fits: entries a source, and ties an entry (a COPY can
+/// put a thousand rows at one position). What is left out is handled again when it comes again.
+const FRONTIER_SIZES: [(usize, usize); 5] =
+    [(usize::MAX, 256), (usize::MAX, 16), (3, 16), (1, 16), (1, 0)];
+
+/// What a commit tells besides its offset.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The log that the offset is of.
+    pub log: Log,
+    /// The changes that the watermark has passed.
+    pub frontier: Frontier,
+    /// What is completed above the watermark.
+    pub completed: OffsetMap,
+}
+
+/// What tells one log from another of the same name, and one that was cut back from what it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Log {
+    /// The topic that the name stood for.
+    pub topic: Option<TopicId>,
+    /// The timestamp of the newest record that the watermark has passed, in milliseconds since 1970.
+    pub newest_ms: Option<i64>,
+}
+
+/// Why metadata tells nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Untold {
+    /// There is none, or another client wrote it.
+    #[error("it was not written by this daemon")]
+    Foreign,
+    /// It was made for a commit of this offset.
+    #[error("it was made for offset {0}")]
+    OfOffset(i64),
+}
 
 /// Encodes what a restart needs, at most [`MAX_BYTES`] ASCII characters.
 #[must_use]
-pub fn encode(watermark: i64, frontier: &Frontier, completed: &OffsetMap) -> String {
+pub fn encode(watermark: i64, log: Log, frontier: &Frontier, completed: &OffsetMap) -> String {
     let mut raw = Vec::with_capacity(128);
-    put_frontier(&mut raw, frontier);
+    put(&mut raw, watermark.max(0).unsigned_abs());
+    put_log(&mut raw, log);
+    let start = raw.len();
+    for (entries, ties) in FRONTIER_SIZES {
+        raw.truncate(start);
+        put_frontier(&mut raw, frontier, entries, ties);
+        if raw.len() <= MAX_RAW {
+            break;
+        }
+    }
     if raw.len() > MAX_RAW {
         // More tables in one topic than fit: without a frontier, claims and ids stand alone.
-        raw.clear();
-        put_frontier(&mut raw, &Frontier::default());
+        raw.truncate(start);
+        put_frontier(&mut raw, &Frontier::default(), 0, 0);
     }
     put_map(&mut raw, watermark, completed);
     let mut text = String::with_capacity(1 + raw.len().div_ceil(3) * 4);
@@ -37,28 +87,77 @@ pub fn encode(watermark: i64, frontier: &Frontier, completed: &OffsetMap) -> Str
     text
 }
 
-/// Reads what [`encode`] wrote for a commit of `watermark`. Anything else, such as what another
-/// client left in the group, is `None`: nothing is known then, which is safe.
-#[must_use]
-pub fn decode(watermark: i64, text: &str) -> Option<(Frontier, OffsetMap)> {
-    let raw = BASE64.decode(text.strip_prefix(VERSION)?).ok()?;
+/// Reads what [`encode`] wrote for a commit of `watermark`.
+///
+/// # Errors
+/// [`Untold`], when nothing is known then, which is safe: it costs repeats.
+pub fn decode(watermark: i64, text: &str) -> Result<Kept, Untold> {
+    let (named, text) = match text.strip_prefix(VERSION) {
+        Some(text) => (true, text),
+        None => (false, text.strip_prefix(WITHOUT_OFFSET).ok_or(Untold::Foreign)?),
+    };
+    let raw = BASE64.decode(text).map_err(|_| Untold::Foreign)?;
     let mut input = raw.as_slice();
-    let frontier = take_frontier(&mut input)?;
-    let completed = take_map(&mut input, watermark)?;
-    Some((frontier, completed))
+    if !named {
+        let frontier = take_frontier(&mut input).ok_or(Untold::Foreign)?;
+        return Ok(Kept { frontier, ..Kept::default() });
+    }
+    let of = take(&mut input).and_then(|of| i64::try_from(of).ok()).ok_or(Untold::Foreign)?;
+    if of != watermark {
+        return Err(Untold::OfOffset(of));
+    }
+    take_kept(&mut input, watermark).ok_or(Untold::Foreign)
 }
 
-fn put_frontier(raw: &mut Vec<u8>, frontier: &Frontier) {
+fn take_kept(input: &mut &[u8], watermark: i64) -> Option<Kept> {
+    Some(Kept {
+        log: take_log(input)?,
+        frontier: take_frontier(input)?,
+        completed: take_map(input, watermark)?,
+    })
+}
+
+fn put_log(raw: &mut Vec<u8>, log: Log) {
+    put_option(raw, log.newest_ms.map(|ms| ms.max(0).unsigned_abs()));
+    put(raw, u64::from(log.topic.is_some()));
+    if let Some(topic) = log.topic {
+        raw.extend_from_slice(&topic.cluster.to_le_bytes());
+        raw.extend_from_slice(&topic.id.0.to_le_bytes());
+        raw.extend_from_slice(&topic.id.1.to_le_bytes());
+    }
+}
+
+fn take_log(input: &mut &[u8]) -> Option<Log> {
+    let newest_ms = match take_option(input)? {
+        Some(ms) => Some(i64::try_from(ms).ok()?),
+        None => None,
+    };
+    if take(input)? == 0 {
+        return Some(Log { topic: None, newest_ms });
+    }
+    let cluster = take_u32(input)?;
+    let mut half = || {
+        let (bytes, rest) = input.split_first_chunk::<8>()?;
+        *input = rest;
+        Some(i64::from_le_bytes(*bytes))
+    };
+    let id = (half()?, half()?);
+    Some(Log { topic: Some(TopicId { cluster, id }), newest_ms })
+}
+
+/// The newest `entries` of each source, with so many `ties` each.
+fn put_frontier(raw: &mut Vec<u8>, frontier: &Frontier, entries: usize, ties: usize) {
     put(raw, frontier.sources.len() as u64);
     for (source, kept) in &frontier.sources {
         raw.extend_from_slice(&source.to_le_bytes());
-        put(raw, kept.logs.len() as u64 * 2 + u64::from(kept.unsequenced.is_some()));
-        for entry in kept.logs.iter().chain(&kept.unsequenced) {
+        let logs = &kept.logs[kept.logs.len().saturating_sub(entries)..];
+        put(raw, logs.len() as u64 * 2 + u64::from(kept.unsequenced.is_some()));
+        for entry in logs.iter().chain(&kept.unsequenced) {
             put_option(raw, entry.position.first);
             put(raw, entry.position.lsn);
             put_option(raw, entry.position.tx_id);
             put(raw, entry.position.commit_us.max(0).unsigned_abs());
-            let ties = &entry.ties[..entry.ties.len().min(MAX_TIES)];
+            let ties = &entry.ties[..entry.ties.len().min(ties)];
             put(raw, ties.len() as u64);
             for tie in ties {
                 raw.extend_from_slice(&tie.to_le_bytes());
@@ -223,17 +322,38 @@ mod tests {
         })
     }
 
+    fn log() -> impl Strategy<Value = Log> {
+        let id = (any::<u32>(), any::<(i64, i64)>());
+        let topic = prop::option::of(id.prop_map(|(cluster, id)| TopicId { cluster, id }));
+        let newest_ms = prop::option::of(0..i64::MAX);
+        (topic, newest_ms).prop_map(|(topic, newest_ms)| Log { topic, newest_ms })
+    }
+
     proptest! {
         #[test]
         fn what_is_committed_comes_back(
+            log in log(),
             frontier in frontier(),
             watermark in 0_i64..1_000_000,
             done in prop::collection::btree_set(1_i64..3_000, 0..500),
         ) {
             let map = OffsetMap::from_ascending(done.iter().map(|offset| watermark + offset));
-            let text = encode(watermark, &frontier, &map);
+            let text = encode(watermark, log, &frontier, &map);
             prop_assert!(text.len() <= MAX_BYTES && text.is_ascii());
-            prop_assert_eq!(decode(watermark, &text), Some((frontier, map)));
+            prop_assert_eq!(decode(watermark, &text), Ok(Kept { log, frontier, completed: map }));
+        }
+
+        #[test]
+        fn beside_another_offset_it_is_worth_nothing(
+            frontier in frontier(),
+            made_for in 0_i64..1_000,
+            beside in 0_i64..1_000,
+            done in prop::collection::btree_set(1_i64..100, 0..50),
+        ) {
+            prop_assume!(made_for != beside);
+            let map = OffsetMap::from_ascending(done.iter().map(|offset| made_for + offset));
+            let text = encode(made_for, Log::default(), &frontier, &map);
+            prop_assert_eq!(decode(beside, &text), Err(Untold::OfOffset(made_for)));
         }
 
         #[test]
@@ -241,9 +361,9 @@ mod tests {
             done in prop::collection::btree_set(1_i64..200_000, 0..40_000),
         ) {
             let map = OffsetMap::from_ascending(done.iter().copied());
-            let text = encode(0, &Frontier::default(), &map);
+            let text = encode(0, Log::default(), &Frontier::default(), &map);
             prop_assert!(text.len() <= MAX_BYTES);
-            let (_, kept) = decode(0, &text).expect("own encoding");
+            let kept = decode(0, &text).expect("own encoding").completed;
             let last = kept.runs().last().map_or(0, |(_, end)| *end);
             for offset in &done {
                 prop_assert_eq!(kept.contains(*offset), *offset < last);
@@ -259,7 +379,17 @@ mod tests {
     #[test]
     fn ten_thousand_in_flight_fit_easily() {
         let map = OffsetMap::from_ascending((1..10_000).filter(|offset| offset % 3 == 0));
-        assert!(encode(0, &Frontier::default(), &map).len() <= 1_700);
+        assert!(encode(0, Log::default(), &Frontier::default(), &map).len() <= 1_700);
+    }
+
+    #[test]
+    fn of_metadata_that_does_not_name_its_offset_only_the_positions_count() {
+        // Written for offset 7, with 9 and 10 completed.
+        let text = "1AQEAAAACAcgBzQEBCegHAQIAAAAAAgI";
+        let position = Position { first: Some(200), lsn: 205, tx_id: Some(9), commit_us: 1_000 };
+        let mut frontier = Frontier::default();
+        frontier.pass(&Stamp { source: 1, position, tie: 2 });
+        assert_eq!(decode(7, text), Ok(Kept { frontier, ..Kept::default() }));
     }
 
     #[test]
@@ -269,6 +399,20 @@ mod tests {
             let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
             frontier.pass(&Stamp { source: 1, position, tie });
         }
-        assert!(encode(0, &frontier, &OffsetMap::default()).len() <= MAX_BYTES);
+        assert!(encode(0, Log::default(), &frontier, &OffsetMap::default()).len() <= MAX_BYTES);
+    }
+
+    #[test]
+    fn of_many_tables_with_many_changes_at_one_position_the_last_position_is_kept() {
+        let mut frontier = Frontier::default();
+        for (source, tie) in (0..20).flat_map(|source| (0..300).map(move |tie| (source, tie))) {
+            let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
+            frontier.pass(&Stamp { source, position, tie });
+        }
+        let text = encode(0, Log::default(), &frontier, &OffsetMap::default());
+        assert!(text.len() <= MAX_BYTES);
+        let kept = decode(0, &text).expect("own encoding").frontier;
+        let before = Position { first: Some(1), lsn: 1, tx_id: Some(3), commit_us: 4 };
+        assert!((0..20).all(|source| kept.covers(&Stamp { source, position: before, tie: 0 })));
     }
 }

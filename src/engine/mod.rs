@@ -6,11 +6,12 @@
 //!
 //! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
 //! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
-//! [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
+//! [`recognition`], [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
 
 mod anew;
 mod assignment;
 pub mod backpressure;
+mod confirmed;
 mod ends;
 mod exclusive;
 mod flood;
@@ -28,6 +29,7 @@ mod partition;
 mod parts;
 pub mod permits;
 mod rebalance;
+pub mod recognition;
 mod remember;
 mod repair;
 mod report;
@@ -62,6 +64,9 @@ pub const SNAPSHOT_SKIPPED: &str = "snapshot_policy";
 
 /// Skip reason of the halves of a changed primary key (contract section 2).
 const KEY_CHANGE: &str = "key_change";
+
+/// Skip reason of a dead letter without its value that another consumer set aside.
+const DEAD_LETTER_OF_ANOTHER: &str = "dead_letter_of_another";
 
 /// What a consumer brings to the engine.
 ///
@@ -187,13 +192,13 @@ pub enum Observed<'a> {
         /// Why, as a stable label.
         reason: &'a str,
     },
-    /// Records are gone: retention passed the committed offset, or the topic was made anew.
+    /// Records are gone: retention passed the committed offset, or the log was cut back or made anew.
     Lost {
         /// Topic.
         topic: &'a str,
         /// Partition.
         partition: i32,
-        /// How many; unknown where the topic was made anew.
+        /// How many; unknown where the log was cut back or made anew.
         records: Option<i64>,
     },
     /// Something is unusual about a change, which is handled all the same.

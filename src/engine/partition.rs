@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::backpressure::{Load, Pace};
+use super::confirmed::Confirmed;
 use super::frontier::{Finished, Frontier, Stamp};
-use super::metadata;
+use super::metadata::{self, Log};
 use super::offsets::{Admission, Offsets};
 use super::start::Start;
 use super::work::Origin;
@@ -28,8 +29,19 @@ pub(super) struct Left {
     pub(super) committed: i64,
     /// What was finished.
     pub(super) frontier: Frontier,
+    /// Changes that were finished behind others that may not be.
+    pub(super) finished: Vec<Stamp>,
     /// The topic that it belonged to, where that is known.
     pub(super) topic_id: Option<TopicId>,
+}
+
+/// What is known of a delivered record when the watermark passes it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    /// Its place in the database's log.
+    pub(crate) stamp: Option<Stamp>,
+    /// Its timestamp in milliseconds since 1970, not later than when it was delivered, and its offset.
+    pub(crate) written: Option<(i64, i64)>,
 }
 
 /// One assignment of one partition. A partition that comes back is a new one, so that a late
@@ -47,7 +59,7 @@ pub(crate) struct Partition {
     pub(crate) draining: bool,
     /// Jobs in flight with an offset of this partition.
     pub(crate) running: usize,
-    offsets: Offsets<Option<Stamp>>,
+    offsets: Offsets<Passed>,
     frontier: Frontier,
     finished: Finished,
     bytes: usize,
@@ -60,9 +72,11 @@ pub(crate) struct Partition {
     rewound: bool,
     /// What was last committed for that reason, and how often it will be again.
     repeats: Option<(i64, u8)>,
-    /// The topic that the name stood for, and what was finished when that was last asked.
-    topic_id: Option<TopicId>,
-    noted: Option<Frontier>,
+    /// The topic that the name stands for, and what is finished of that for sure.
+    confirmed: Confirmed,
+    /// The timestamp of the newest record that the watermark has passed, and its offset where it was
+    /// delivered here.
+    newest: (Option<i64>, Option<i64>),
     /// Outcomes above the watermark since the last commit that carried them.
     uncommitted: usize,
     /// Where its log ends, as far as was asked while it is paused.
@@ -97,11 +111,17 @@ impl Partition {
         // One that goes on where the group is may still be taken for the topic that it was.
         let goes_on = start.committed == Some(start.offset);
         let topic_id = left.as_ref().filter(|_| goes_on).and_then(|left| left.topic_id);
+        let topic_id = topic_id.or(start.log.topic);
         // The group's own word goes before what is remembered here.
+        let mut finished = Finished::default();
         let frontier = match left {
-            Some(left) if start.committed.is_none() => left.frontier,
+            Some(left) if start.committed.is_none() => {
+                left.finished.iter().for_each(|stamp| finished.insert(stamp));
+                left.frontier
+            }
             _ => start.frontier,
         };
+        let confirmed = Confirmed::new(topic_id, frontier.clone());
         Self {
             topic: start.topic.into(),
             number: start.partition,
@@ -113,15 +133,15 @@ impl Partition {
             running: 0,
             offsets: Offsets::new(start.offset, start.completed),
             frontier,
-            finished: Finished::default(),
+            finished,
             bytes: 0,
             pace: Pace::new(Instant::now()),
             stored: None,
             remembered,
             rewound: start.offset < remembered,
             repeats: None,
-            topic_id,
-            noted: None,
+            confirmed,
+            newest: (start.log.newest_ms, None),
             uncommitted: 0,
             end: None,
             unknown: start.unknown,
@@ -147,16 +167,16 @@ impl Partition {
         now.saturating_duration_since(self.oldest_since)
     }
 
-    pub(crate) fn admit(&mut self, offset: i64, stamp: Option<Stamp>, bytes: usize) -> Admission {
+    pub(crate) fn admit(&mut self, offset: i64, passed: Passed, bytes: usize) -> Admission {
         if self.offsets.open() == 0 {
             self.oldest_since = Instant::now();
         }
-        let admission = self.offsets.admit(offset, stamp);
+        let admission = self.offsets.admit(offset, passed);
         match admission {
             Admission::Fresh => self.bytes += bytes,
             Admission::Completed => {
                 // Its copies must still be recognised, although it is not worked on again.
-                if let Some(stamp) = &stamp {
+                if let Some(stamp) = &passed.stamp {
                     self.finished.insert(stamp);
                 }
                 self.advance();
@@ -173,8 +193,8 @@ impl Partition {
 
     /// Records an outcome; `false` when the offset is not open.
     pub(crate) fn complete(&mut self, offset: i64, bytes: usize) -> bool {
-        let Some(stamp) = self.offsets.complete(offset) else { return false };
-        if let Some(stamp) = stamp {
+        let Some(passed) = self.offsets.complete(offset) else { return false };
+        if let Some(stamp) = &passed.stamp {
             self.finished.insert(stamp);
         }
         self.bytes = self.bytes.saturating_sub(bytes);
@@ -185,11 +205,15 @@ impl Partition {
     }
 
     fn advance(&mut self) {
-        let Self { offsets, frontier, finished, .. } = self;
-        let moved = offsets.advance(|stamp| {
+        let Self { offsets, frontier, finished, confirmed, newest, .. } = self;
+        let moved = offsets.advance(|Passed { stamp, written }| {
+            if let Some((ms, offset)) = written.filter(|(ms, _)| Some(*ms) > newest.0) {
+                *newest = (Some(ms), Some(offset));
+            }
             if let Some(stamp) = stamp {
                 finished.remove(&stamp);
                 frontier.pass(&stamp);
+                confirmed.pass(stamp);
             }
         });
         if moved {
@@ -202,25 +226,43 @@ impl Partition {
         Left {
             committed: self.remembered,
             frontier: self.frontier.clone(),
-            topic_id: self.topic_id,
+            finished: Vec::new(),
+            topic_id: self.confirmed.topic(),
         }
     }
 
-    /// Notes what is finished now, of the topic that its name stands for now.
-    pub(crate) fn note_frontier(&mut self) {
-        self.noted = Some(self.frontier.clone());
+    /// What is kept of it when its name stands for another topic: what was finished of the old one for
+    /// sure, and what may have been of the new one, which says nothing of what lies before it.
+    pub(super) fn left_of_old_topic(&mut self) -> Left {
+        let (frontier, finished) = self.confirmed.take();
+        Left { committed: self.remembered, frontier, finished, topic_id: None }
     }
 
-    /// Forgets what was finished since that was last noted.
-    pub(crate) fn back_to_noted_frontier(&mut self) {
-        if let Some(noted) = self.noted.take() {
-            self.frontier = noted;
-        }
+    /// A look begins for the topic that its name stands for.
+    pub(crate) fn ask_for_topic(&mut self) {
+        self.confirmed.ask(&self.frontier);
     }
 
     /// Whether its name stands for another topic, `id`, than before.
     pub(crate) fn is_of_another(&mut self, id: TopicId) -> bool {
-        *self.topic_id.get_or_insert(id) != id
+        self.confirmed.is_another(id)
+    }
+
+    /// Whether topic `id` was made in the place of the one that its name stood for.
+    pub(crate) fn is_replaced_by(&self, id: TopicId) -> bool {
+        self.confirmed.is_replaced_by(id)
+    }
+
+    /// The log that it reads, as a commit tells it.
+    pub(crate) fn log(&self) -> Log {
+        Log { topic: self.confirmed.topic(), newest_ms: self.newest.0 }
+    }
+
+    /// Whether its log was cut back, when the first record there that is not older than the newest
+    /// finished one is at `resume`: what comes next lies beyond its end, or another record has the
+    /// newest one's place by now.
+    pub(crate) fn was_cut_back(&self, high: i64, resume: i64) -> bool {
+        self.next_offset() > high || self.newest.1.is_some_and(|newest| resume < newest)
     }
 
     /// Whether its watermark is to be committed by itself.
@@ -236,11 +278,6 @@ impl Partition {
         };
         self.repeats = Some((watermark, left.saturating_sub(1)));
         left > 0
-    }
-
-    /// What was finished of each source table.
-    pub(crate) fn frontier(&self) -> &Frontier {
-        &self.frontier
     }
 
     /// Goes on at `offset`; answers how many records before it are gone.
@@ -316,7 +353,70 @@ impl Partition {
             topic: Arc::clone(&self.topic),
             partition: self.number,
             offset: watermark,
-            metadata: metadata::encode(watermark, &self.frontier, &self.offsets.completed()),
+            metadata: metadata::encode(
+                watermark,
+                self.log(),
+                &self.frontier,
+                &self.offsets.completed(),
+            ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::metadata::Kept;
+
+    fn partition(start: Start) -> Partition {
+        Partition::new(start, None, &CancellationToken::new(), Timestamp::UNIX_EPOCH)
+    }
+
+    fn start(offset: i64) -> Start {
+        let text =
+            metadata::encode(offset, Log::default(), &Frontier::default(), &Default::default());
+        let Kept { log, frontier, completed } = metadata::decode(offset, &text).expect("its own");
+        Start {
+            topic: "t".to_owned(),
+            partition: 0,
+            offset,
+            frontier,
+            log,
+            completed,
+            committed: Some(offset),
+            unknown: false,
+            lost: None,
+            metadata_of: None,
+        }
+    }
+
+    fn handle(partition: &mut Partition, offset: i64, written_ms: i64) {
+        let passed = Passed { stamp: None, written: Some((written_ms, offset)) };
+        assert_eq!(partition.admit(offset, passed, 1), Admission::Fresh);
+        assert!(partition.complete(offset, 1));
+    }
+
+    #[test]
+    fn a_commit_tells_when_the_newest_record_that_it_passed_was_written() {
+        let mut partition = partition(start(5));
+        for (offset, written_ms) in [(5, 100), (6, 300), (7, 200)] {
+            handle(&mut partition, offset, written_ms);
+        }
+        let open = Passed { stamp: None, written: Some((400, 8)) };
+        assert_eq!(partition.admit(8, open, 1), Admission::Fresh);
+        let commit = partition.commit();
+        let kept = metadata::decode(commit.offset, &commit.metadata).expect("its own");
+        assert_eq!((commit.offset, kept.log.newest_ms), (8, Some(300)));
+    }
+
+    #[test]
+    fn a_log_in_which_a_newer_record_has_the_place_of_a_finished_one_was_cut_back() {
+        let mut partition = partition(start(5));
+        for (offset, written_ms) in [(5, 100), (6, 200), (7, 300)] {
+            handle(&mut partition, offset, written_ms);
+        }
+        assert!(!partition.was_cut_back(20, 7), "the newest one is where it was");
+        assert!(partition.was_cut_back(20, 6), "another has its place");
+        assert!(partition.was_cut_back(6, 6), "it ends before what comes next");
     }
 }

@@ -11,7 +11,7 @@ use super::backpressure::Bounds;
 use super::retry::Policy;
 use super::vitals::Pulse;
 use crate::cdc;
-use crate::config::Properties;
+use crate::config::{Properties, ReplayRecognition};
 use crate::dedup::Claims;
 use crate::kafka::{DeadLetters, Kafka};
 use crate::outage::Breakers;
@@ -28,6 +28,8 @@ pub struct Settings {
     pub properties: Properties,
     /// How to decode.
     pub decode: cdc::Options,
+    /// Which changes are held against what is finished.
+    pub replay_recognition: ReplayRecognition,
     /// What it may hold.
     pub bounds: Bounds,
     /// When and how often to try again.

@@ -11,10 +11,12 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::Consumer;
 use super::assignment::Repair;
+use super::frontier::Frontier;
+use super::metadata::Log;
 use super::offsets::OffsetMap;
 use super::partition::Partition;
 use super::session::Session;
-use super::start::{Loss, Start, log};
+use super::start::{Bounds, Loss, Start, bounds};
 use crate::kafka::{self, Signals, TopicId};
 
 /// How long a broker may take for one answer.
@@ -45,8 +47,9 @@ impl<C: Consumer> Session<'_, C> {
                 }
                 let (topic, number) = (Arc::clone(&partition.topic), partition.number);
                 let client = Arc::clone(&self.client);
-                let look =
-                    tokio::task::spawn_blocking(move || log(&client, &topic, number, 0, TIMEOUT));
+                let look = tokio::task::spawn_blocking(move || {
+                    Ok((bounds(&client, (&topic, number), 0, None, false, TIMEOUT)?, None))
+                });
                 let next = partition.next_offset();
                 self.assignment.repairs.push(Repair { id: *id, next, anew: true, log: look });
             }
@@ -142,8 +145,14 @@ impl<C: Consumer> Session<'_, C> {
             }
             let (topic, number) = (Arc::clone(&partition.topic), partition.number);
             let (client, next) = (Arc::clone(&self.client), partition.next_offset());
-            let look =
-                tokio::task::spawn_blocking(move || log(&client, &topic, number, next, TIMEOUT));
+            let newest_ms = partition.log().newest_ms;
+            let kafka = self.engine.kafka.clone();
+            let look = tokio::task::spawn_blocking(move || {
+                let found = bounds(&client, (&topic, number), next, newest_ms, true, TIMEOUT)?;
+                // Where it is not told, the next comparison of topics finds it.
+                let ids = kafka.topic_ids(&[topic.to_string()], TIMEOUT).unwrap_or_default();
+                Ok((found, ids.get(&*topic).copied()))
+            });
             self.assignment.repairs.push(Repair { id: *id, next, anew: false, log: look });
         }
     }
@@ -155,7 +164,12 @@ impl<C: Consumer> Session<'_, C> {
             None => true,
             Some(found) => {
                 match found {
-                    Ok(Ok(bounds)) => self.read_on(*id, *next, *anew, bounds),
+                    Ok(Ok((bounds, topic))) => {
+                        let partition = self.partitions.get(id);
+                        let replaced =
+                            partition.zip(topic).is_some_and(|(p, t)| p.is_replaced_by(t));
+                        self.read_on(*id, *next, *anew || replaced, bounds);
+                    }
                     Ok(Err(error)) => self.warn_on_error("look into a log", Err(error)),
                     Err(_) => {}
                 }
@@ -167,7 +181,7 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and refuses
     /// a seek then: the partition is given up and taken again.
-    fn read_on(&mut self, id: u32, next: i64, anew: bool, (low, high): (i64, i64)) {
+    fn read_on(&mut self, id: u32, next: i64, anew: bool, bounds: Bounds) {
         // Something has come since: it is being fetched, and the log holds more by now.
         let stands = |p: &&mut Partition| !p.draining && (anew || p.next_offset() == next);
         let Some(partition) = self.partitions.get_mut(&id).filter(stands) else { return };
@@ -175,8 +189,19 @@ impl<C: Consumer> Session<'_, C> {
             // The group waits for another answer.
             return;
         }
-        let recreated = anew || next > high;
-        let offset = if recreated { low } else { next.max(low) };
+        let Bounds { low, high, resume } = bounds;
+        let resume = resume.filter(|resume| partition.was_cut_back(high, *resume));
+        let cut_back = !anew && low <= next && resume.is_some();
+        if cut_back && partition.load().records > 0 {
+            // They cannot be read again. It is looked at again when they are done.
+            return;
+        }
+        let recreated = anew || cut_back || next > high;
+        let offset = match resume {
+            Some(resume) if cut_back => resume,
+            _ if recreated => low,
+            _ => next.max(low),
+        };
         let (topic, number) = (Arc::clone(&partition.topic), partition.number);
         let again = || {
             let mut list = TopicPartitionList::new();
@@ -190,7 +215,9 @@ impl<C: Consumer> Session<'_, C> {
         }
         partition.set_paused(false);
         if recreated {
-            return self.begin_anew(id, low, anew);
+            let end = if next > high { high } else { offset };
+            let loss = if cut_back { Loss::CutBack(next - end) } else { Loss::Recreated };
+            return self.begin_anew(id, offset, anew, loss);
         }
         match partition.skip_to(offset) {
             0 => {
@@ -202,27 +229,32 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// The log is another one than before: what is known of the old one's offsets holds no longer.
-    /// Where some of it may have been read already, behind what was not, that says nothing of what
-    /// lies before it: what is known of positions is from before then.
-    fn begin_anew(&mut self, id: u32, low: i64, some_was_read: bool) {
+    /// The log is another one than before, or was cut back, and is read from `offset` on: what is known
+    /// of offsets holds no longer, and of positions what was finished for sure. Some of a new topic may
+    /// have been read already, behind what was not.
+    fn begin_anew(&mut self, id: u32, offset: i64, some_was_read: bool, loss: Loss) {
         let Some(partition) = self.partitions.get_mut(&id) else { return };
-        if some_was_read {
-            partition.back_to_noted_frontier();
-        }
+        let left = if some_was_read { partition.left_of_old_topic() } else { partition.left() };
+        let log = match loss {
+            Loss::CutBack(_) => partition.log(),
+            Loss::Recreated | Loss::Expired(_) => Log::default(),
+        };
         let start = Start {
             topic: partition.topic.to_string(),
             partition: partition.number,
-            offset: low,
-            frontier: partition.frontier().clone(),
+            offset,
+            frontier: Frontier::default(),
+            log,
             completed: OffsetMap::default(),
-            lost: Some(Loss::Recreated),
+            lost: Some(loss),
             committed: None,
             unknown: false,
+            metadata_of: None,
         };
-        self.report_loss(&start.topic, start.partition, Loss::Recreated);
+        self.report_loss(&start.topic, start.partition, loss);
         self.mark_draining(&[id]);
         self.forget(&[id]);
+        self.known.keep_as(&start.topic, start.partition, left);
         let id = self.add(start);
         // The automatic commit never goes back by itself.
         let commits = self.commits(&[id]);

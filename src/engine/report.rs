@@ -212,11 +212,19 @@ impl<C: Consumer> Session<'_, C> {
                     "records lost: retention removed them before they were read; compare the ledgers of that time with wallet_ledger");
                 Some(records)
             }
+            Loss::CutBack(records) => {
+                tracing::error!(messaging.consumer.group.name = %group,
+                    messaging.destination.name = topic,
+                    messaging.destination.partition.id = partition, records,
+                    "log was cut back, as an unclean election of a leader does: so many records that were read are gone, and what came after them unread; \
+                     reading on at the first record not older than the newest finished one; compare the ledgers of that time with wallet_ledger");
+                None
+            }
             Loss::Recreated => {
                 tracing::error!(messaging.consumer.group.name = %group,
                     messaging.destination.name = topic,
                     messaging.destination.partition.id = partition,
-                    "topic ends before the committed offset: it was made anew, reading it from its beginning");
+                    "topic was made anew, or ends before the committed offset: reading it from its beginning");
                 None
             }
         };

@@ -27,8 +27,9 @@ use super::known::Known;
 use super::lanes::{LaneId, Lanes};
 use super::life::Life;
 use super::offsets::Admission;
-use super::partition::Partition;
+use super::partition::{Partition, Passed};
 use super::parts::{Engine, EngineError};
+use super::recognition::Recognition;
 use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
@@ -260,8 +261,12 @@ impl<'a, C: Consumer> Session<'a, C> {
         };
         let consumer = &*self.engine.consumer;
         let decode = &self.engine.settings.decode;
+        let now = Timestamp::now();
         let Intake { stamp, committed_at, snapshot, remarks, route } =
-            intake(consumer, &record, decode, Timestamp::now());
+            intake(consumer, &record, decode, now);
+        let of = self.engine.settings.replay_recognition;
+        let Recognition { compared, counted } =
+            Recognition::new(stamp, record.headers, consumer.name(), of);
 
         let kept = match &route {
             Ok(Route::Process { work, .. }) => consumer.kept(work),
@@ -274,12 +279,14 @@ impl<'a, C: Consumer> Session<'a, C> {
         if partition.draining {
             return;
         }
-        if partition.admit(offset, stamp, bytes) != Admission::Fresh {
+        let written = record.timestamp_ms.map(|ms| (ms.min(now.as_millisecond()), offset));
+        let passed = Passed { stamp: counted, written };
+        if partition.admit(offset, passed, bytes) != Admission::Fresh {
             return;
         }
         let load = partition.load();
         let topic = Arc::clone(&partition.topic);
-        let replayed = stamp.is_some_and(|stamp| partition.is_replay(&stamp));
+        let replayed = compared.is_some_and(|stamp| partition.is_replay(&stamp));
         self.total.records += 1;
         self.total.bytes += bytes;
         if !remarks.is_empty() {
@@ -301,7 +308,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             }
             Ok(Route::Process { work, lane }) => (lane, Some(work), None),
             Err(error) => {
-                let set_aside = SetAside::new(error.kind(), error.to_string(), Timestamp::now());
+                let set_aside = SetAside::new(error.kind(), error.to_string(), now);
                 (Lane::in_partition(record.key), None, Some(set_aside))
             }
         };
@@ -318,7 +325,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             records: smallvec![SavedRecord::copy(message)],
             cx,
             tickets: smallvec![ticket],
-            stamp,
+            stamp: compared,
             attempts: Attempts::default(),
             failed_at: None,
             set_aside,

@@ -13,7 +13,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use super::frontier::Frontier;
-use super::metadata;
+use super::metadata::{self, Kept, Log, Untold};
 use super::offsets::OffsetMap;
 use crate::config::OffsetReset;
 use crate::kafka::{self, GroupConsumer};
@@ -37,6 +37,8 @@ pub(super) struct Start {
     pub(super) offset: i64,
     /// What was finished before, for replay recognition.
     pub(super) frontier: Frontier,
+    /// The log that the committed offset is of.
+    pub(super) log: Log,
     /// What was completed at and above `offset`.
     pub(super) completed: OffsetMap,
     /// What the group had committed.
@@ -45,6 +47,8 @@ pub(super) struct Start {
     pub(super) unknown: bool,
     /// Set when committed records are gone: how many, where that can be known.
     pub(super) lost: Option<Loss>,
+    /// The offset that the committed metadata was made for, where that is another.
+    pub(super) metadata_of: Option<i64>,
 }
 
 /// Records that are gone although the group had not read them.
@@ -52,8 +56,23 @@ pub(super) struct Start {
 pub(super) enum Loss {
     /// Retention removed this many.
     Expired(i64),
-    /// The topic ends before the committed offset: it was made anew or cut off.
+    /// The topic was made anew, or ends before the committed offset and nobody can tell since when.
     Recreated,
+    /// The log was cut back, as an election of a replica that lags behind does: so many records that the
+    /// group had passed are gone, and what came after them.
+    CutBack(i64),
+}
+
+/// What the log of a partition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// Its first offset.
+    pub(super) low: i64,
+    /// The offset that the next record will have.
+    pub(super) high: i64,
+    /// The first record that is not older than the newest finished one, else its end. `None` where that was
+    /// not asked, or the newest finished one is not known.
+    pub(super) resume: Option<i64>,
 }
 
 /// Why no start was found.
@@ -101,7 +120,10 @@ pub(super) fn plan(
     for (topic, partition) in assigned {
         let known = committed.get(&(topic.clone(), *partition));
         let next = known.map_or(0, |(offset, _)| *offset);
-        let log = log(consumer, topic, *partition, next, timeout).inspect_err(|error| {
+        let kept = known.and_then(|(offset, text)| metadata::decode(*offset, text).ok());
+        let newest_ms = kept.and_then(|kept| kept.log.newest_ms);
+        let log = bounds(consumer, (topic, *partition), next, newest_ms, false, timeout);
+        let log = log.inspect_err(|error| {
             // One partition without a leader must not hold up the others, nor the whole group: where
             // its log begins, and whether it has lost anything, is found when it can be read again.
             tracing::warn!(messaging.consumer.group.name = group,
@@ -112,20 +134,36 @@ pub(super) fn plan(
         });
         starts.push(start(topic, *partition, known, log.ok()));
     }
+    warn_of_moved(group, &starts);
     Ok(starts)
 }
 
-/// What the log of a partition holds whose next offset should be `next`. Blocks.
+/// Says once that offsets were committed by a tool, beside metadata that was made for others.
+fn warn_of_moved(group: &str, starts: &[Start]) {
+    let moved = starts.iter().filter_map(|start| Some((start, start.metadata_of?)));
+    let partitions = moved.clone().count();
+    let Some((start, made_for)) = { moved }.next() else { return };
+    tracing::warn!(messaging.consumer.group.name = group, partitions,
+        messaging.destination.name = %start.topic,
+        messaging.destination.partition.id = start.partition,
+        messaging.kafka.offset = start.offset, made_for,
+        "committed metadata was made for another offset, as a tool leaves it that mirrors or moves offsets: \
+         it is ignored, so what was finished there is known only from claims and event ids");
+}
+
+/// What the log of a partition holds whose next offset should be `next`. Where that is beyond its end, or
+/// it is looked at `closely`, also where it goes on: the newest finished record has this timestamp. Blocks.
 ///
 /// # Errors
 /// When its broker does not answer within `timeout`.
-pub(super) fn log(
+pub(super) fn bounds(
     consumer: &GroupConsumer,
-    topic: &str,
-    partition: i32,
+    (topic, partition): (&str, i32),
     next: i64,
+    newest_ms: Option<i64>,
+    closely: bool,
     timeout: Duration,
-) -> KafkaResult<(i64, i64)> {
+) -> KafkaResult<Bounds> {
     let mut found = consumer.fetch_watermarks(topic, partition, timeout)?;
     for _ in 0..LOOKS {
         if next <= found.1 {
@@ -135,32 +173,79 @@ pub(super) fn log(
         std::thread::sleep(LOOK_AGAIN);
         found = consumer.fetch_watermarks(topic, partition, timeout)?;
     }
-    Ok(found)
+    let (low, high) = found;
+    let resume = match newest_ms {
+        Some(ms) if next > high || closely => {
+            Some(first_since(consumer, topic, partition, ms, timeout)?.unwrap_or(high))
+        }
+        _ => None,
+    };
+    Ok(Bounds { low, high, resume })
 }
 
-/// Decides for one partition, of which the log is known to hold `low..high`. Pure.
+/// The first record of a partition that is not older than this, in milliseconds since 1970.
+fn first_since(
+    consumer: &GroupConsumer,
+    topic: &str,
+    partition: i32,
+    ms: i64,
+    timeout: Duration,
+) -> KafkaResult<Option<i64>> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(ms))?;
+    let found = consumer.offsets_for_times(list, timeout)?;
+    let Some(element) = found.elements().into_iter().next() else { return Ok(None) };
+    element.error()?;
+    Ok(match element.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    })
+}
+
+/// Decides for one partition, with what its log is known to hold. Pure.
 fn start(
     topic: &str,
     partition: i32,
     known: Option<&(i64, String)>,
-    log: Option<(i64, i64)>,
+    bounds: Option<Bounds>,
 ) -> Start {
-    let low = log.map_or(0, |(low, _)| low);
+    let low = bounds.map_or(0, |bounds| bounds.low);
     // Without a commit in a group that has some, the partition is new: all of it is to be read.
     let (committed, text) = known.map_or((low, ""), |(offset, text)| (*offset, text));
-    let (frontier, completed) = metadata::decode(committed, text).unwrap_or_default();
-    let (offset, completed, lost) = match log {
-        Some((low, _)) if committed < low => {
+    let told = metadata::decode(committed, text);
+    let metadata_of = match told {
+        Err(Untold::OfOffset(offset)) => Some(offset),
+        _ => None,
+    };
+    let Kept { log, frontier, completed } = told.unwrap_or_default();
+    let (offset, completed, lost) = match bounds {
+        Some(Bounds { low, .. }) if committed < low => {
             let gone = low - committed - completed.count_in(committed, low);
             (low, completed, (gone > 0).then_some(Loss::Expired(gone)))
         }
-        Some((_, high)) if committed > high => (low, OffsetMap::default(), Some(Loss::Recreated)),
+        Some(Bounds { high, resume: Some(offset), .. }) if committed > high => {
+            (offset, OffsetMap::default(), Some(Loss::CutBack(committed - high)))
+        }
+        Some(Bounds { high, .. }) if committed > high => {
+            (low, OffsetMap::default(), Some(Loss::Recreated))
+        }
         _ => (committed, completed, None),
     };
-    let unknown = log.is_none() && known.is_none();
+    let unknown = bounds.is_none() && known.is_none();
     let topic = topic.to_owned();
     let committed = known.map(|(offset, _)| *offset);
-    Start { topic, partition, offset, frontier, completed, lost, committed, unknown }
+    Start {
+        topic,
+        partition,
+        offset,
+        frontier,
+        log,
+        completed,
+        committed,
+        unknown,
+        lost,
+        metadata_of,
+    }
 }
 
 /// For a group that has no commit anywhere, decides where it begins and commits that for every
@@ -234,32 +319,53 @@ fn committed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cdc::Position;
+    use crate::engine::frontier::Stamp;
+
+    /// What a log holds.
+    #[expect(clippy::unnecessary_wraps, reason = "it stands for what is known of a log")]
+    fn held(offsets: std::ops::Range<i64>) -> Option<Bounds> {
+        Some(Bounds { low: offsets.start, high: offsets.end, resume: None })
+    }
 
     #[test]
     fn a_partition_goes_on_where_it_was_committed_with_what_was_finished_above() {
         let completed = OffsetMap::from_ascending([12, 13]);
-        let text = metadata::encode(10, &Frontier::default(), &completed);
-        let start = start("t", 0, Some(&(10, text)), Some((0, 100)));
+        let text = metadata::encode(10, Log::default(), &Frontier::default(), &completed);
+        let start = start("t", 0, Some(&(10, text)), held(0..100));
         assert_eq!((start.offset, start.completed, start.lost), (10, completed, None));
     }
 
     #[test]
+    fn what_was_finished_above_another_offset_says_nothing() {
+        // A mirror's group stands at 4, where the original stood at 10.
+        let completed = OffsetMap::from_ascending([12, 13]);
+        let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
+        let mut frontier = Frontier::default();
+        frontier.pass(&Stamp { source: 1, position, tie: 0 });
+        let text = metadata::encode(10, Log::default(), &frontier, &completed);
+        let start = start("t", 0, Some(&(4, text)), held(0..100));
+        assert_eq!((start.offset, start.metadata_of), (4, Some(10)));
+        assert_eq!((start.frontier, start.completed), (Frontier::default(), OffsetMap::default()));
+    }
+
+    #[test]
     fn a_new_partition_starts_at_its_beginning() {
-        let start = start("t", 3, None, Some((5, 100)));
+        let start = start("t", 3, None, held(5..100));
         assert_eq!((start.offset, start.lost), (5, None));
     }
 
     #[test]
     fn records_that_retention_took_are_counted_as_lost() {
-        let start = start("t", 0, Some(&(10, String::new())), Some((25, 100)));
+        let start = start("t", 0, Some(&(10, String::new())), held(25..100));
         assert_eq!((start.offset, start.lost), (25, Some(Loss::Expired(15))));
     }
 
     #[test]
     fn what_was_finished_above_a_record_that_retention_took_is_neither_lost_nor_done_again() {
         let completed = OffsetMap::from_ascending((11..20).chain(22..40));
-        let text = metadata::encode(10, &Frontier::default(), &completed);
-        let start = start("t", 0, Some(&(10, text)), Some((25, 100)));
+        let text = metadata::encode(10, Log::default(), &Frontier::default(), &completed);
+        let start = start("t", 0, Some(&(10, text)), held(25..100));
         assert_eq!((start.offset, start.lost), (25, Some(Loss::Expired(3))), "10, 20 and 21");
         assert!((25..40).all(|offset| start.completed.contains(offset)));
     }
@@ -273,8 +379,22 @@ mod tests {
 
     #[test]
     fn a_topic_made_anew_is_read_from_its_beginning() {
-        let start = start("t", 0, Some(&(90, "left by another client".into())), Some((0, 7)));
+        let start = start("t", 0, Some(&(90, "left by another client".into())), held(0..7));
         assert_eq!((start.offset, start.lost), (0, Some(Loss::Recreated)));
         assert_eq!(start.completed, OffsetMap::default());
+    }
+
+    #[test]
+    fn a_log_that_was_cut_back_goes_on_at_the_first_record_not_older_than_the_newest_finished_one()
+    {
+        let completed = OffsetMap::from_ascending([92, 93]);
+        let mut frontier = Frontier::default();
+        let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
+        frontier.pass(&Stamp { source: 1, position, tie: 0 });
+        let text = metadata::encode(90, Log::default(), &frontier, &completed);
+        let bounds = Bounds { low: 3, high: 70, resume: Some(64) };
+        let start = start("t", 0, Some(&(90, text)), Some(bounds));
+        assert_eq!((start.offset, start.lost), (64, Some(Loss::CutBack(20))));
+        assert_eq!((start.frontier, start.completed), (frontier, OffsetMap::default()));
     }
 }

@@ -18,4 +18,4 @@ pub(crate) use self::dead_letters::Letter;
 pub(crate) use self::groups::{is_ours, orphans};
 pub(crate) use self::raw::{headers, metadata};
 pub(crate) use self::saved::{SavedRecord, size};
-pub(crate) use self::topic_ids::TopicId;
+pub use self::topic_ids::TopicId;

@@ -14,7 +14,24 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as rdsys;
 
 /// What tells one topic from another of the same name.
-pub(crate) type TopicId = (i64, i64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicId {
+    /// A hash of its cluster's id: a mirror gives its topics ids of their own.
+    pub(crate) cluster: u32,
+    /// Its id, the more significant half first.
+    pub(crate) id: (i64, i64),
+}
+
+impl TopicId {
+    /// Whether this topic was made in the place of `earlier`. Ids of different clusters tell nothing.
+    #[must_use]
+    pub fn replaces(self, earlier: Self) -> bool {
+        self.cluster == earlier.cluster && self.id != earlier.id
+    }
+}
+
+/// A client, and the hash of its cluster's id as soon as that is known.
+type Asking = (BaseConsumer, Option<u32>);
 
 /// Events of its own that a client may have waiting.
 const EVENTS: usize = 1_000;
@@ -22,7 +39,7 @@ const EVENTS: usize = 1_000;
 /// Who asks: a client of its own for all consumers of a process, in no group. Asked by a consumer's
 /// client, the answer would change what that knows of leaders.
 #[derive(Default)]
-pub(super) struct TopicIds(Mutex<Option<BaseConsumer>>);
+pub(super) struct TopicIds(Mutex<Option<Asking>>);
 
 impl TopicIds {
     /// The ids of these topics, of those that are there and have one. Blocks.
@@ -36,9 +53,9 @@ impl TopicIds {
         timeout: Duration,
     ) -> KafkaResult<HashMap<String, TopicId>> {
         let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = match &mut *client {
-            Some(client) => client,
-            none => none.insert(config.create()?),
+        let (client, cluster) = match &mut *client {
+            Some(asking) => asking,
+            none => none.insert((config.create()?, None)),
         };
         // What it says of lost connections would pile up.
         for _ in 0..EVENTS {
@@ -46,7 +63,16 @@ impl TopicIds {
                 break;
             }
         }
-        ask(client, topics, timeout)
+        let cluster = match cluster {
+            Some(cluster) => *cluster,
+            none => {
+                let id = client.client().fetch_cluster_id(timeout);
+                let id = id.ok_or(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut))?;
+                *none.insert(crc32fast::hash(id.as_bytes()))
+            }
+        };
+        let ids = ask(client, topics, timeout)?;
+        Ok(ids.into_iter().map(|(topic, id)| (topic, TopicId { cluster, id })).collect())
     }
 }
 
@@ -61,7 +87,7 @@ fn ask(
     client: &BaseConsumer,
     topics: &[String],
     timeout: Duration,
-) -> KafkaResult<HashMap<String, TopicId>> {
+) -> KafkaResult<HashMap<String, (i64, i64)>> {
     let names: Vec<CString> =
         topics.iter().filter_map(|topic| CString::new(topic.as_str()).ok()).collect();
     let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
@@ -96,7 +122,7 @@ fn ask(
 /// # Safety
 /// `event` is null, or an event that nobody has given back.
 #[expect(unsafe_code, reason = "the binding has no call for it")]
-unsafe fn read(event: *mut rdsys::rd_kafka_event_t) -> KafkaResult<HashMap<String, TopicId>> {
+unsafe fn read(event: *mut rdsys::rd_kafka_event_t) -> KafkaResult<HashMap<String, (i64, i64)>> {
     if event.is_null() {
         return Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut));
     }

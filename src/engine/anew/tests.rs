@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::cdc::{self, Change, DecodeError};
-use crate::config::{self, GroupProtocol, OffsetReset, Properties};
+use crate::config::{self, GroupProtocol, OffsetReset, Properties, ReplayRecognition};
 use crate::dedup::{Claims, MemoryStore, OnOutage};
 use crate::engine::backpressure::Bounds;
 use crate::engine::permits::{Limits, Permits};
@@ -90,6 +90,7 @@ fn engine(bootstrap: String) -> Engine<Idle> {
             decode: cdc::Options::default(),
             bounds: Bounds { records: 10, bytes: 1 << 20, span: 100 },
             retry: Policy { backoff: BACKOFF, poison_attempts: 1, poison_after: LONG },
+            replay_recognition: ReplayRecognition::On,
             dlq_flood: None,
             drain_deadline: LONG,
             stop_deadline: LONG,

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::double::{Double, Options, Reply};
+use crm_event_processors::double::{Double, Options};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::producer::FutureRecord;
-use serde_json::json;
 
+use super::purchases::{award_all, awards, send, until_awarded, until_committed};
 use crate::support::daemon::{Environment, Log};
 use crate::support::{kafka, services, unique, until};
 
@@ -21,27 +20,6 @@ enum Gap {
     ShortAndMore,
     /// The group has taken its partition away.
     Long,
-}
-
-/// A purchase that counts, as a connector writes it into the log at `lsn`; a replay repeats it.
-fn purchase(lsn: u64) -> (String, String) {
-    let at = 1_795_405_012_000_000 + lsn;
-    let row = json!({"id": format!("p{lsn}"), "user_id": "u", "merchant_id": "m", "status": "completed",
-        "record_type": "credit", "earn_currency": true, "final_amount": "10.00"});
-    let source = json!({"name": "crm", "db": "crm", "schema": "public", "table": "purchase_ledger",
-        "snapshot": "false", "connector": "postgresql", "txId": lsn, "lsn": lsn,
-        "sequence": format!("[\"{lsn}\",\"{lsn}\"]"), "ts_ms": at / 1_000, "ts_us": at});
-    let value =
-        json!({"op": "c", "before": null, "after": row, "source": source, "ts_ms": at / 1_000});
-    (json!({"id": format!("p{lsn}")}).to_string(), value.to_string())
-}
-
-async fn send(topic: &str, lsns: std::ops::Range<u64>) {
-    let records: Vec<_> = lsns.map(purchase).collect();
-    let records = records
-        .iter()
-        .map(|(key, value)| FutureRecord::to(topic).key(key.as_bytes()).payload(value.as_bytes()));
-    kafka::produce(services::kafka(), records).await;
 }
 
 async fn make_anew(topic: &str, gap: Gap, log: &Log) {
@@ -61,39 +39,16 @@ async fn make_anew(topic: &str, gap: Gap, log: &Log) {
     kafka::until_led(services::kafka(), topic, 1).await;
 }
 
-/// How often each purchase was awarded.
-fn awards(double: &Double) -> BTreeMap<String, u32> {
-    let mut awards = BTreeMap::new();
-    double.inspect(|log| {
-        for event in log.events.iter().filter(|event| &*event.name == "currency/award") {
-            *awards.entry(event.id.as_deref().expect("an id").to_owned()).or_default() += 1;
-        }
-    });
-    awards
-}
-
-async fn until_awarded(double: &Double, purchases: usize) {
-    until("the awards", async || (awards(double).len() >= purchases).then_some(())).await;
-}
-
 async fn made_anew(gap: Gap) {
     let (brokers, prefix, redis) = (services::kafka(), unique("anew"), services::Redis::own());
     let double = Double::start(Options::default()).await.expect("a double");
-    double.define("calc_currency_for_source", |_| {
-        Reply::json(&json!([{"currency_type": "points", "component": "base", "amount": 7}]))
-    });
+    award_all(&double);
     let (topic, group) = (format!("{prefix}.purchase_ledger"), format!("{prefix}-currency"));
     kafka::create_topic(brokers, &topic, 1).await;
     send(&topic, 0..9).await;
     let environment = Environment::new(brokers, redis.url(), double.url(), &prefix);
     let (daemon, log) = environment.start_logging();
-    let committed = async |offset| {
-        until("the commit", async || {
-            let found = kafka::committed(brokers, &group, &topic).await;
-            found.get(&0).is_some_and(|(found, _)| *found == offset).then_some(())
-        })
-        .await;
-    };
+    let committed = async |offset| until_committed(&group, &topic, offset).await;
     committed(9).await;
     assert_eq!(awards(&double).len(), 9);
 
@@ -117,8 +72,7 @@ async fn made_anew(gap: Gap) {
     committed(i64::try_from(more - 7 + 3).expect("a small number")).await;
     assert!(daemon.stop().success(), "a clean stop");
     let awards = awards(&double);
-    let expected: BTreeMap<_, _> =
-        (0..more + 2).map(|lsn| (format!("currency/award:purchase:p{lsn}"), 1)).collect();
+    let expected: BTreeMap<_, _> = (0..more + 2).map(|lsn| (lsn, 1)).collect();
     assert_eq!(awards, expected, "each once");
 }
 

@@ -2,4 +2,7 @@
 
 mod anew;
 mod bytes;
+mod dead_letters;
 mod large;
+mod late;
+mod purchases;

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crm_event_processors::cdc::{self, Change, DecodeError, Record};
-use crm_event_processors::config::{self, GroupProtocol, OffsetReset, Properties};
+use crm_event_processors::config::{
+    self, GroupProtocol, OffsetReset, Properties, ReplayRecognition,
+};
 use crm_event_processors::dedup::{Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreAway};
 use crm_event_processors::engine::backpressure::Bounds;
 use crm_event_processors::engine::permits::Limits;
@@ -330,6 +332,7 @@ impl Stage {
                 claim_prefix: String::new(),
                 properties: Properties::default(),
                 decode: cdc::Options::default(),
+                replay_recognition: ReplayRecognition::On,
                 bounds: Bounds { records: 1_000, bytes: 1 << 20, span: 10_000 },
                 dlq_flood: Some(50),
                 retry: Policy {

@@ -1,16 +1,25 @@
 //! Contract section 1, "Where to start".
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crm_event_processors::config::OffsetReset;
 use crm_event_processors::engine::backpressure::PATIENCE;
+use crm_event_processors::engine::frontier::Frontier;
+use crm_event_processors::engine::metadata::{self, Log};
+use crm_event_processors::engine::offsets::OffsetMap;
 use crm_event_processors::engine::{EngineError, Outcome};
+use jiff::Timestamp;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::producer::FutureRecord;
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::stage::{Gate, Stage};
-use crate::support::kafka::{client, create_topic, delete_before, until_led};
-use crate::support::services::kafka;
+use crate::support::kafka::{client, create_topic, delete_before, produce, until_led};
+use crate::support::services::{Cluster, kafka};
 use crate::support::{unique, until};
 
 fn admin() -> AdminClient<DefaultClientContext> {
@@ -158,5 +167,133 @@ async fn a_topic_that_is_made_anew_while_it_is_consumed_is_read_from_its_beginni
     assert_eq!(seen.outcomes[9..].iter().map(|seen| seen.2).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(seen.lost, [(0, None)], "which is told");
     stage.until_committed(0, 2).await;
+    member.stop().await;
+}
+
+/// Commits for the group, which nobody is in, as a daemon did that saw the log otherwise.
+async fn commit(stage: &Stage, offset: i64, metadata: String) {
+    let (topic, group) = (stage.topic.clone(), stage.settings.group.clone());
+    let committed = tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer =
+            client(kafka()).set("group.id", &group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        let mut element = list.add_partition(&topic, 0);
+        element.set_offset(Offset::Offset(offset)).expect("an offset");
+        element.set_metadata(&metadata);
+        consumer.commit(&list, CommitMode::Sync).expect("the commit is taken");
+    });
+    committed.await.expect("it ends");
+}
+
+#[tokio::test]
+async fn a_log_that_was_cut_back_goes_on_at_the_first_record_not_older_than_the_newest_finished_one()
+ {
+    let stage = Stage::new(1).await;
+    let now = Timestamp::now().as_millisecond();
+    let records = (0..5).map(|at| {
+        let record = FutureRecord::to(&stage.topic).key(b"a".as_slice()).payload(b"1".as_slice());
+        record.timestamp(now - 60_000 + at * 1_000)
+    });
+    produce(kafka(), records).await;
+    // The newest that was finished was written after the third and before the fourth.
+    let log = Log { newest_ms: Some(now - 60_000 + 2_500), topic: None };
+    commit(&stage, 9, metadata::encode(9, log, &Frontier::default(), &OffsetMap::default())).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    stage.until_committed(0, 5).await;
+    let seen = member.stop().await;
+    let offsets: Vec<i64> = seen.outcomes.iter().map(|seen| seen.2).collect();
+    assert_eq!(offsets, [3, 4]);
+    assert_eq!(seen.lost, [(0, None)], "which is told");
+}
+
+#[tokio::test]
+async fn offsets_that_a_tool_translated_mark_nothing_as_done() {
+    let stage = Stage::new(1).await;
+    stage.send(&[(0, "a", "1"); 8]).await;
+    // Of the original's log, in which everything but the first of these was finished.
+    let completed = OffsetMap::from_ascending(21..28);
+    let text = metadata::encode(20, Log::default(), &Frontier::default(), &completed);
+    commit(&stage, 2, text).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    stage.until_committed(0, 8).await;
+    let seen = member.stop().await;
+    let offsets: Vec<i64> = seen.outcomes.iter().map(|seen| seen.2).collect();
+    assert_eq!(offsets, (2..8).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_topic_that_was_made_anew_while_nobody_looked_is_read_from_its_beginning() {
+    let stage = Stage::new(1).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    // The id comes with the first commit after it was asked for.
+    until("a commit that names its topic", async || {
+        stage.send(&[(0, "a", "old")]).await;
+        let (offset, text) = stage.committed().await.remove(&0)?;
+        metadata::decode(offset, &text).ok()?.log.topic.map(|_| ())
+    })
+    .await;
+    member.stop().await;
+    let (offset, text) = stage.committed().await.remove(&0).expect("a commit");
+
+    let deleted = admin().delete_topics(&[&stage.topic], &AdminOptions::new()).await;
+    deleted.expect("an answer").into_iter().for_each(|topic| drop(topic.expect("it is deleted")));
+    until("the topic to be made anew", async || {
+        let topic = NewTopic::new(&stage.topic, 1, TopicReplication::Fixed(1));
+        let made = admin().create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
+        made[0].is_ok().then_some(())
+    })
+    .await;
+    until_led(kafka(), &stage.topic, 1).await;
+    until("the group's offsets to go with the old topic", async || {
+        stage.committed().await.is_empty().then_some(())
+    })
+    .await;
+    // A commit that was on its way comes after that.
+    let count = usize::try_from(offset).expect("a small number") + 2;
+    stage.send(&vec![(0, "a", "new"); count]).await;
+    commit(&stage, offset, text).await;
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    let seen = member.until("the first of the new", |seen| seen.outcome(0, 0).is_some()).await;
+    assert_eq!(seen.lost, [(0, None)], "which is told");
+    member.until("the last before the old offset", |s| s.outcome(0, offset - 1).is_some()).await;
+    member.stop().await;
+}
+
+/// Cuts a partition's log back to its first `records`, each a batch of its own, of a broker that is down.
+fn cut_back(log: &Path, records: usize) {
+    let bytes = fs::read(log).expect("the log");
+    let mut end = 0;
+    for _ in 0..records {
+        let length: [u8; 4] = bytes[end + 8..end + 12].try_into().expect("four bytes");
+        end += 12 + usize::try_from(u32::from_be_bytes(length)).expect("a length");
+    }
+    fs::write(log, &bytes[..end]).expect("it is cut");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_cut_back_while_it_is_consumed_goes_on_where_it_was_cut() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::own(1)).await.expect("a broker");
+    let stage = Stage::bare(cluster.bootstrap());
+    create_topic(cluster.bootstrap(), &stage.topic, 1).await;
+    for _ in 0..10 {
+        stage.send(&[(0, "a", "1")]).await;
+    }
+    let member = stage.start(async |_| Ok(Outcome::Sent));
+    stage.until_committed(0, 10).await;
+    let log = cluster.data(1).join(format!("{}-0/{:020}.log", stage.topic, 0));
+    tokio::task::block_in_place(|| {
+        cluster.kill(1);
+        cut_back(&log, 6);
+        cluster.start(1);
+    });
+    // More than was cut, so that what comes next lies within the log again.
+    for _ in 0..8 {
+        stage.send(&[(0, "a", "2")]).await;
+    }
+    let seen = member.until_outcomes(18).await;
+    let again: Vec<i64> = seen.outcomes[10..].iter().map(|seen| seen.2).collect();
+    assert_eq!(again, (6..14).collect::<Vec<_>>(), "each that came, and no other");
+    assert_eq!(seen.lost, [(0, None)], "which is told");
+    stage.until_committed(0, 14).await;
     member.stop().await;
 }

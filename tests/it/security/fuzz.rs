@@ -417,23 +417,22 @@ fn whatever_stands_in_a_commits_metadata_is_read_or_ignored() {
         let mut bytes = vec![0; rng.usize(..200)];
         rng.fill(&mut bytes);
         // Its own beginning, so that more than the first look is taken.
-        let (frontier, completed) = Default::default();
-        let own = metadata::encode(0, &frontier, &completed);
+        let watermark = rng.i64(0..1 << 62);
+        let (log, frontier, completed) = Default::default();
+        let own = metadata::encode(watermark, log, &frontier, &completed);
         let text =
             format!("{}{}", &own[..own.len().min(rng.usize(..=own.len()))], BASE64.encode(&bytes));
-        check_metadata(rng.i64(0..1 << 62), &text);
+        check_metadata(watermark, &text);
         let mut text = text.into_bytes();
         spoil(&mut text, &bytes, &mut rng);
-        check_metadata(rng.i64(0..1 << 62), &String::from_utf8_lossy(&text));
+        check_metadata(watermark, &String::from_utf8_lossy(&text));
     }
 }
 
 /// What is read is written as something that can be read.
 fn check_metadata(watermark: i64, text: &str) {
-    if let Some((frontier, completed)) = metadata::decode(watermark, text) {
-        let again = metadata::encode(watermark, &frontier, &completed);
-        assert!(
-            again.len() <= metadata::MAX_BYTES && metadata::decode(watermark, &again).is_some()
-        );
+    if let Ok(kept) = metadata::decode(watermark, text) {
+        let again = metadata::encode(watermark, kept.log, &kept.frontier, &kept.completed);
+        assert!(again.len() <= metadata::MAX_BYTES && metadata::decode(watermark, &again).is_ok());
     }
 }

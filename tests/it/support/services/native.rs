@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     process::{self, Command, Stdio},
 };
 
@@ -156,6 +156,11 @@ impl Cluster {
     /// Addresses of all brokers; they stay the same through stops and starts.
     pub(crate) fn bootstrap(&self) -> &str {
         &self.bootstrap
+    }
+
+    /// Where a broker keeps its logs.
+    pub(crate) fn data(&self, broker: u8) -> PathBuf {
+        Path::new(&self.run.0).join(format!("kafka-{broker}/data"))
     }
 
     /// Kills a broker.
