@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use crm_event_processors::cli::{check, decisions, demo, explain, run};
-use crm_event_processors::config::{self, Loaded, Settings};
+use crm_event_processors::config::{self, Loaded, Problems, Settings};
 use crm_event_processors::demo::DemoError;
 use crm_event_processors::telemetry::logs;
 
@@ -94,7 +94,11 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("{error:#}"));
-            ExitCode::FAILURE
+            if error.is::<Problems>() {
+                ExitCode::from(BAD_CONFIGURATION)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

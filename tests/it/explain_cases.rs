@@ -73,6 +73,20 @@ fn what_can_be_read_over_is() {
 }
 
 #[test]
+fn explain_with_a_bad_setting_names_it_and_exits_as_the_daemon_does() {
+    let output = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"))
+        .args(["explain", "-"])
+        .env_clear()
+        .env("CDC_NUMERIC_SCALE", "two")
+        .stdin(Stdio::null())
+        .output()
+        .expect("explain runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains("CDC_NUMERIC_SCALE"), "{said}");
+}
+
+#[test]
 fn the_head_of_the_input_may_be_a_byte_order_mark() {
     let case = std::fs::read_to_string(fixture("cases/kcat_line.jsonl")).expect("the fixture");
     let file = std::env::temp_dir().join(format!("crm-{}-mark.jsonl", std::process::id()));
