@@ -66,6 +66,18 @@ pub enum RunError {
     /// A consumer's task ended without a word.
     #[error("a consumer's task panicked; see the log")]
     Panicked,
+    /// Nobody has said where to begin, of anything.
+    #[error(
+        "nothing may be read: the groups {groups} have committed nothing of their topics, which hold \
+         records; set KAFKA_AUTO_OFFSET_RESET to earliest to process all of their history or to latest \
+         to begin with what comes from now on, or KAFKA_START_AT for single topics ({example}=latest)"
+    )]
+    NothingToRead {
+        /// The groups.
+        groups: String,
+        /// One of the topics.
+        example: String,
+    },
     /// A consumer has work and makes no progress.
     #[error("consumer {consumer} has made no progress for {seconds} s while it has work")]
     Stalled {
@@ -86,7 +98,8 @@ impl RunError {
             | Self::DeadLetters(_)
             | Self::Listen { .. }
             | Self::Metrics(_)
-            | Self::Engine(EngineError::NoStart(_) | EngineError::Client { .. }) => 64,
+            | Self::NothingToRead { .. }
+            | Self::Engine(EngineError::Client { .. }) => 64,
             Self::Engine(_) | Self::Panicked | Self::Stalled { .. } => 70,
         }
     }
@@ -218,6 +231,9 @@ impl Daemon {
                     Err(error) => break Err(error),
                 },
                 _ = watch.tick() => {
+                    if let Some(error) = self.nothing_to_read() {
+                        break Err(error);
+                    }
                     if let Some(error) = self.stalled() {
                         // Whatever holds it up may hold up a clean stop too.
                         return Err(error);
@@ -244,6 +260,23 @@ impl Daemon {
             }
         }
         ended
+    }
+
+    /// One consumer that may read nothing is no reason to stop the others; all of them are.
+    fn nothing_to_read(&self) -> Option<RunError> {
+        let vitals: Vec<_> = self.consumers.iter().map(|(_, pulse)| pulse.read()).collect();
+        if vitals.is_empty() || !vitals.iter().all(|vitals| vitals.held.all) {
+            return None;
+        }
+        let group = |consumer: &Arc<dyn Registered>| {
+            format!("{}-{}", self.settings.kafka.group_id, consumer.name())
+        };
+        let groups: Vec<_> = self.consumers.iter().map(|(consumer, _)| group(consumer)).collect();
+        let example = vitals.iter().find_map(|vitals| vitals.held.topics.keys().next());
+        Some(RunError::NothingToRead {
+            groups: groups.join(", "),
+            example: example.cloned().unwrap_or_default(),
+        })
     }
 
     fn stalled(&self) -> Option<RunError> {

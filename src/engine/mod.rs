@@ -10,6 +10,7 @@
 
 mod assignment;
 pub mod backpressure;
+mod begin;
 mod ends;
 mod exclusive;
 mod flood;
@@ -35,6 +36,7 @@ mod session;
 mod start;
 mod task;
 mod topics;
+mod unbegun;
 pub mod vitals;
 mod work;
 

@@ -39,6 +39,7 @@ impl<C: Consumer> Session<'_, C> {
             open,
             lag,
             waits_for,
+            held: self.unbegun.held(),
         });
     }
 

@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rdkafka::consumer::Consumer as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
+use super::begin::Sights;
 use super::parts::{Engine, EngineError};
 use super::permits::Permits;
 use super::session::{End, Session};
 use super::work::Shared;
-use crate::kafka::{self, Context};
+use crate::kafka::Context;
 
 /// How long to wait before a client that the broker refuses is made anew.
 const ANEW: Duration = Duration::from_secs(3);
@@ -57,8 +57,9 @@ impl<C: Consumer> Engine<C> {
             permits: Permits::new(self.consumer.limits()),
             patience: OnceLock::new(),
         });
+        let sights = Arc::default();
         loop {
-            match self.session(&shared, &stop).await? {
+            match self.session(&shared, &sights, &stop).await? {
                 End::Stopped => return Ok(()),
                 End::Anew(code) => {
                     tracing::warn!(messaging.consumer.group.name = %self.settings.group, %code,
@@ -75,6 +76,7 @@ impl<C: Consumer> Engine<C> {
     async fn session(
         &self,
         shared: &Arc<Shared>,
+        sights: &Arc<Sights>,
         stop: &CancellationToken,
     ) -> Result<End, EngineError> {
         let group = &self.settings.group;
@@ -87,10 +89,8 @@ impl<C: Consumer> Engine<C> {
         // Dropped before the client, however this ends: a client that waits for a revoke to be
         // answered by a loop that is gone would never close.
         let closing = Closing(closing);
-        let topics = self.consumer.topics();
-        self.announce_missing(&client, &topics);
-
-        let session = Session::new(self, Arc::clone(shared), Arc::clone(&client), topics, stop);
+        let session =
+            Session::new(self, Arc::clone(shared), Arc::clone(sights), Arc::clone(&client), stop);
         let end = session.run(signals).await;
         // A client that gave up may hang for good when it is dropped.
         if !matches!(end, Err(EngineError::Fatal { .. })) {
@@ -100,25 +100,5 @@ impl<C: Consumer> Engine<C> {
             std::mem::forget(client);
         }
         end
-    }
-
-    /// Says once which topics are not there yet: they are looked for as long as it takes, and the
-    /// client itself names none of them.
-    fn announce_missing(&self, client: &Arc<kafka::GroupConsumer>, topics: &[String]) {
-        const TIMEOUT: Duration = Duration::from_secs(10);
-        let (client, topics) = (Arc::clone(client), topics.to_vec());
-        let group = self.settings.group.clone();
-        tokio::task::spawn_blocking(move || {
-            for topic in topics {
-                let missing = client.fetch_metadata(Some(&topic), TIMEOUT).is_ok_and(|metadata| {
-                    metadata.topics().iter().all(|found| found.partitions().is_empty())
-                });
-                if missing {
-                    tracing::warn!(messaging.consumer.group.name = %group,
-                        messaging.destination.name = %topic,
-                        "topic does not exist yet, consuming starts when it appears");
-                }
-            }
-        });
     }
 }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, list};
 use super::backpressure::{Load, View};
+use super::begin::Sights;
 use super::ends::Ends;
 use super::flood::Guard;
 use super::intake::{Intake, Lane, Route, intake};
@@ -32,6 +33,7 @@ use super::parts::{Engine, EngineError};
 use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
+use super::unbegun::Unbegun;
 use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits, coalesce};
 use super::{Consumer, Outcome};
 use crate::cdc::{Header, Record, Remark};
@@ -66,6 +68,9 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) index: HashMap<Arc<str>, HashMap<i32, u32>>,
     pub(super) lanes: Lanes<Box<Job<C::Work>>>,
     pub(super) assignment: Assignment,
+    /// Partitions of topics that have not begun.
+    pub(super) unbegun: Unbegun,
+    pub(super) sights: Arc<Sights>,
     pub(super) stop: &'a CancellationToken,
     pub(super) next_id: u32,
     pub(super) shared: Arc<Shared>,
@@ -108,8 +113,8 @@ impl<'a, C: Consumer> Session<'a, C> {
     pub(crate) fn new(
         engine: &'a Engine<C>,
         shared: Arc<Shared>,
+        sights: Arc<Sights>,
         client: Arc<GroupConsumer>,
-        topics: Vec<String>,
         stop: &'a CancellationToken,
     ) -> Self {
         let (sender, finished) = mpsc::unbounded_channel();
@@ -118,11 +123,13 @@ impl<'a, C: Consumer> Session<'a, C> {
             tasks: Arc::new(TaskContext::new(engine, sender)),
             engine,
             client,
-            topics,
+            topics: engine.consumer.topics(),
             partitions: HashMap::new(),
             index: HashMap::new(),
             lanes: Lanes::default(),
             assignment: Assignment::default(),
+            unbegun: Unbegun::default(),
+            sights,
             stop,
             next_id: 0,
             shared,
@@ -169,7 +176,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                         self.finish(finished);
                     }
                 }
-                planned = self.assignment.planned() => self.assign(planned)?,
+                planned = self.assignment.planned() => self.assign(planned),
                 _ = recovered.changed() => {
                     self.lanes.wake_where(|job| {
                         let breaker = job.waits_for.breaker.as_ref();
@@ -400,6 +407,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             self.adopt_orphans();
             self.catch_up_with_group(now, signals);
             self.look_at_topics(now);
+            self.look_at_unbegun(now);
             self.try_held(now);
         }
         if now >= self.commit_at {

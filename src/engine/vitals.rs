@@ -1,5 +1,6 @@
 //! Signs of life of one consumer: what readiness tells, and when a consumer counts as stalled.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,17 @@ pub struct Vitals {
     pub lag: i64,
     /// What it waits for, if anything: not a stall, but degraded.
     pub waits_for: Vec<String>,
+    /// Topics that are not read yet. What is read of the others must get on all the same.
+    pub held: HeldTopics,
+}
+
+/// Topics that have not begun (contract section 1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeldTopics {
+    /// Why each of them has not, and what to do.
+    pub topics: BTreeMap<String, String>,
+    /// Nobody has decided about any topic of the consumer: it may read nothing at all.
+    pub all: bool,
 }
 
 /// The same of one partition.
@@ -59,6 +71,7 @@ impl Default for Pulse {
             open: 0,
             lag: 0,
             waits_for: Vec::new(),
+            held: HeldTopics::default(),
         }))
     }
 }
@@ -94,6 +107,7 @@ mod tests {
             open: 1,
             lag: 0,
             waits_for: Vec::new(),
+            held: HeldTopics::default(),
         }
     }
 

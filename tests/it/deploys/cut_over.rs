@@ -293,6 +293,59 @@ async fn offsets_of_a_group_with_another_name_are_moved_as_the_readme_says() {
     scene.verify(&fleet, |stream| scene.stands(stream));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_that_the_old_service_never_read_are_held_until_they_begin_as_the_readme_says() {
+    let scene = Scene::new().await;
+    for (stream, consumer) in STREAMS {
+        let (group, topic) = (scene.group(consumer), scene.topic(stream));
+        OldService::join(scene.brokers, &group, &topic, scene.stands(stream)).await.leave().await;
+    }
+    let referrals = format!("{}.referral_ledger", scene.prefix);
+    let refer = async |number| {
+        let (award, value) = traffic::referral(number);
+        let record = FutureRecord::to(&referrals).key(award.as_bytes()).payload(value.as_bytes());
+        kafka::produce(scene.brokers, [record]).await;
+        award
+    };
+    let old = refer(1_001).await;
+    let health = Health::free();
+    let environment = scene.environment().with("HTTP_LISTEN", health.listen());
+    let mut fleet = Fleet::new(environment.clone());
+    fleet.start("undecided");
+    scene.caught_up().await;
+    until("the topic to be held", async || {
+        let (_, consumers) = health.readiness().await?;
+        consumers["currency"]["waits_for"].to_string().contains(&referrals).then_some(())
+    })
+    .await;
+    assert_eq!(fleet.stop("undecided").await.code(), Some(0));
+    scene.verify(&fleet, |stream| scene.stands(stream));
+
+    let mut fleet = Fleet::new(environment.with("KAFKA_START_AT", &start_at(&scene.prefix)));
+    fleet.start("decided");
+    until("it to begin", async || {
+        kafka::committed(scene.brokers, &scene.group("currency"), &referrals).await.pop_first()
+    })
+    .await;
+    let new = refer(1_002).await;
+    feed::caught_up(scene.brokers, &scene.group("currency"), &referrals).await;
+    assert_eq!(fleet.stop("decided").await.code(), Some(0));
+    let awarded = |award: &str| {
+        scene
+            .double
+            .inspect(|log| log.events.iter().any(|event| event.id.as_deref() == Some(award)))
+    };
+    assert_eq!((awarded(&old), awarded(&new)), (false, true));
+}
+
+/// What the README says that `KAFKA_START_AT` is to be, of topics behind this prefix.
+fn start_at(prefix: &str) -> String {
+    const README: &str = include_str!("../../../README.md");
+    let mut lines = README.lines().filter_map(|line| line.strip_prefix("KAFKA_START_AT="));
+    let told = lines.next().expect("the README says where topics begin");
+    told.replace("crm.public", prefix)
+}
+
 /// Runs the commands that the README gives, with the tool that comes with the broker.
 fn move_offsets(brokers: &str, old: &str, new: &str) {
     const README: &str = include_str!("../../../README.md");
