@@ -208,19 +208,42 @@ impl Daemon {
     ///
     /// # Errors
     /// When a consumer cannot go on.
-    pub async fn run(self, mut signals: mpsc::Receiver<()>) -> Result<(), RunError> {
+    pub async fn run(self, signals: mpsc::Receiver<()>) -> Result<(), RunError> {
+        let dead_letters = Arc::clone(&self.dead_letters);
+        let sources: Vec<String> =
+            self.consumers.iter().flat_map(|(consumer, _)| consumer.topics()).collect();
+        tokio::spawn(async move { dead_letters.ensure_topic(&sources).await });
         let stop = CancellationToken::new();
-        {
-            let dead_letters = Arc::clone(&self.dead_letters);
-            let sources: Vec<String> =
-                self.consumers.iter().flat_map(|(consumer, _)| consumer.topics()).collect();
-            tokio::spawn(async move { dead_letters.ensure_topic(&sources).await });
-        }
         let mut running = JoinSet::new();
         for (consumer, _) in &self.consumers {
             running.spawn(Arc::clone(consumer).run(&self, stop.clone()));
             tracing::info!(consumer = consumer.name(), topics = ?consumer.topics(), "consumer started");
         }
+        self.watch(running, stop, signals).await
+    }
+
+    /// Says what [`Self::run`] would do, as long as that would run, and leaves no trace: no group is
+    /// joined, nothing is committed, claimed, sent or set aside.
+    ///
+    /// # Errors
+    /// When a consumer cannot go on, or may read nothing.
+    pub async fn shadow(self, signals: mpsc::Receiver<()>) -> Result<(), RunError> {
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        for (consumer, _) in &self.consumers {
+            running.spawn(Arc::clone(consumer).shadow(&self, stop.clone()));
+            tracing::info!(consumer = consumer.name(), topics = ?consumer.topics(),
+                "consumer started as a shadow: it decides and does nothing");
+        }
+        self.watch(running, stop, signals).await
+    }
+
+    async fn watch(
+        &self,
+        mut running: JoinSet<Result<(), EngineError>>,
+        stop: CancellationToken,
+        mut signals: mpsc::Receiver<()>,
+    ) -> Result<(), RunError> {
         let mut watch = tokio::time::interval(WATCH);
         let ended = loop {
             tokio::select! {

@@ -115,6 +115,13 @@ pub trait Registered: Send + Sync {
         launch: &dyn Launch,
         stop: CancellationToken,
     ) -> BoxFuture<'static, Result<(), EngineError>>;
+
+    /// Says what it would do, in the same engine; see [`Engine::shadow`].
+    fn shadow(
+        self: Arc<Self>,
+        launch: &dyn Launch,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>>;
 }
 
 /// Makes the engine of a consumer.
@@ -151,6 +158,15 @@ impl<C: Consumer> Registered for C {
     ) -> BoxFuture<'static, Result<(), EngineError>> {
         let engine = launch.engine(Consumer::name(&*self)).with(self);
         Box::pin(engine.run(stop))
+    }
+
+    fn shadow(
+        self: Arc<Self>,
+        launch: &dyn Launch,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>> {
+        let engine = launch.engine(Consumer::name(&*self)).with(self);
+        Box::pin(engine.shadow(stop))
     }
 }
 

@@ -33,6 +33,7 @@ mod report;
 pub mod retry;
 mod run;
 mod session;
+mod shadow;
 mod start;
 mod task;
 mod topics;

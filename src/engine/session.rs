@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::types::RDKafkaErrorCode;
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +36,7 @@ use super::topics::Unreadable;
 use super::unbegun::Unbegun;
 use super::work::{Cx, Job, SetAside, Shared, Ticket, Waits, coalesce};
 use super::{Consumer, Outcome};
-use crate::cdc::{Header, Record, Remark};
+use crate::cdc::{Record, Remark};
 use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
 
 /// Bytes that a record takes besides its own while it is held: its job, lane and task.
@@ -240,10 +240,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         let Some(id) = self.index.get(topic).and_then(|found| found.get(&number)).copied() else {
             return;
         };
-        // One whose name is no text is nobody's that this daemon knows.
-        let headers: SmallVec<[Header<'_>; 8]> = kafka::headers(message)
-            .filter_map(|(name, value)| Some(Header { name: str::from_utf8(name).ok()?, value }))
-            .collect();
+        let headers = kafka::text_headers(message);
         let record = Record {
             topic,
             partition: number,

@@ -129,6 +129,20 @@ impl Kafka {
         self.configure(group, own).create_with_context(context)
     }
 
+    /// A client that reads what the group `group` has committed and is never a member of it, nor
+    /// commits anything. `own` as of [`Self::consumer`].
+    pub(crate) fn reader(
+        &self,
+        group: &str,
+        own: &Properties,
+        context: Context,
+    ) -> KafkaResult<GroupConsumer> {
+        let mut client = self.configure(group, own);
+        client.set("enable.auto.commit", "false");
+        client.remove("group.instance.id");
+        client.create_with_context(context)
+    }
+
     fn configure(&self, group: &str, own: &Properties) -> ClientConfig {
         let mut client = self.base();
         // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
