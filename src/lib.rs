@@ -64,8 +64,8 @@
 //!
 //! 1. `src/consumers/<name>.rs`: the type, its `NAME` and tests of `route`; `pub mod <name>;` in
 //!    `src/consumers/mod.rs`. `marketplace` is the shortest to start from.
-//! 2. [`config::ConsumerName`]: a variant, in `ALL`, with its name in `as_str`. The compiler then
-//!    names every place that must know it:
+//! 2. [`config::ConsumerName`]: a variant, in `ALL`, with its name in `as_str` and its tables in
+//!    `tables`. The compiler then names every place that must know it:
 //! 3. a line in [`consumers::registry::build`], which hands it its topics, bound and clients, and
 //! 4. a field of [`config::Settings`] with its line in `Settings::consumer` and `config/build.rs`.
 //! 5. Its settings: `<name>.concurrency` and `<name>.kafka_properties` in `config/variables.rs` and,

@@ -26,7 +26,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the daemon (the default)
-    Run,
+    Run(run::Args),
     /// Show the daemon at work on recorded changes, with nothing installed
     Demo(demo::Args),
     /// Show the configuration that a start would use, and what is wrong with it
@@ -36,8 +36,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command.unwrap_or(Command::Run) {
-        Command::Run => run_daemon(&load()),
+    match Cli::parse().command.unwrap_or(Command::Run(run::Args::default())) {
+        Command::Run(args) => run_daemon(&args, &load()),
         Command::Demo(args) => run_demo(&args),
         Command::Check(args) => check(&args),
         Command::Explain(args) => report(decisions::explain(&args, &config::process_environment())),
@@ -56,7 +56,7 @@ fn check(args: &check::Args) -> ExitCode {
     }
 }
 
-fn run_daemon(loaded: &Loaded) -> ExitCode {
+fn run_daemon(args: &run::Args, loaded: &Loaded) -> ExitCode {
     let settings: &Settings = match &loaded.settings {
         Ok(settings) => settings,
         Err(problems) => {
@@ -77,7 +77,12 @@ fn run_daemon(loaded: &Loaded) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let ended = runtime.block_on(run::run(settings.clone()));
+    let ended = runtime.block_on(async {
+        match args.shadow {
+            true => run::shadow(settings.clone()).await,
+            false => run::run(settings.clone()).await,
+        }
+    });
     let code = ended.err().map_or(0, |error| {
         let code = error.exit_code();
         tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "ended");

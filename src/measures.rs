@@ -17,6 +17,8 @@ pub const REMARKS: &str = "crm_remarks_total";
 pub const DEAD_LETTERS: &str = "crm_dead_letters_total";
 /// Records that are held since they are part of a flood of dead letters, by consumer.
 pub const HELD: &str = "crm_dead_letters_held";
+/// Topics that are not read since nobody has said where they begin, by consumer.
+pub const HELD_TOPICS: &str = "crm_topics_held";
 /// Pauses before another attempt, and mere waits, by consumer and reason.
 pub const RETRIES: &str = "crm_retries_total";
 /// Records that were gone before they were read, by consumer and topic.
@@ -46,12 +48,13 @@ pub const PIPELINE: &str = "crm_claims_pipeline_operations";
 pub const UNKNOWN_ZONES: &str = "crm_unknown_time_zones_total";
 
 /// Every metric with its description, in the order of the documentation.
-pub const ALL: [(&str, &str); 18] = [
+pub const ALL: [(&str, &str); 19] = [
     (RECORDS, "Records by consumer, topic and outcome."),
     (SKIPPED, "Skipped records by consumer and reason."),
     (REMARKS, "Unusual changes, handled all the same, by consumer, topic and remark."),
     (DEAD_LETTERS, "Records set aside, by consumer, topic and kind of error."),
     (HELD, "Records held since they are part of a flood of dead letters, by consumer."),
+    (HELD_TOPICS, "Topics that are not read since nobody has said where they begin, by consumer."),
     (RETRIES, "Pauses before another attempt and mere waits, by consumer and reason."),
     (LOST, "Records that were gone before they were read."),
     (BROADCASTS_LOST, "Broadcasts to the app's screens that were not told."),

@@ -66,6 +66,18 @@ pub enum RunError {
     /// A consumer's task ended without a word.
     #[error("a consumer's task panicked; see the log")]
     Panicked,
+    /// Nobody has said where to begin, of anything.
+    #[error(
+        "nothing may be read: the groups {groups} have committed nothing of their topics, which hold \
+         records; set KAFKA_AUTO_OFFSET_RESET to earliest to process all of their history or to latest \
+         to begin with what comes from now on, or KAFKA_START_AT for single topics ({example}=latest)"
+    )]
+    NothingToRead {
+        /// The groups.
+        groups: String,
+        /// One of the topics.
+        example: String,
+    },
     /// A consumer has work and makes no progress.
     #[error("consumer {consumer} has made no progress for {seconds} s while it has work{hangs}")]
     Stalled {
@@ -88,7 +100,8 @@ impl RunError {
             | Self::DeadLetters(_)
             | Self::Listen { .. }
             | Self::Metrics(_)
-            | Self::Engine(EngineError::NoStart(_) | EngineError::Client { .. }) => 64,
+            | Self::NothingToRead { .. }
+            | Self::Engine(EngineError::Client { .. }) => 64,
             Self::Engine(_) | Self::Panicked | Self::Stalled { .. } => 70,
         }
     }
@@ -197,19 +210,42 @@ impl Daemon {
     ///
     /// # Errors
     /// When a consumer cannot go on.
-    pub async fn run(self, mut signals: mpsc::Receiver<()>) -> Result<(), RunError> {
+    pub async fn run(self, signals: mpsc::Receiver<()>) -> Result<(), RunError> {
+        let dead_letters = Arc::clone(&self.dead_letters);
+        let sources: Vec<String> =
+            self.consumers.iter().flat_map(|(consumer, _)| consumer.topics()).collect();
+        tokio::spawn(async move { dead_letters.ensure_topic(&sources).await });
         let stop = CancellationToken::new();
-        {
-            let dead_letters = Arc::clone(&self.dead_letters);
-            let sources: Vec<String> =
-                self.consumers.iter().flat_map(|(consumer, _)| consumer.topics()).collect();
-            tokio::spawn(async move { dead_letters.ensure_topic(&sources).await });
-        }
         let mut running = JoinSet::new();
         for (consumer, _) in &self.consumers {
             running.spawn(Arc::clone(consumer).run(&self, stop.clone()));
             tracing::info!(consumer = consumer.name(), topics = ?consumer.topics(), "consumer started");
         }
+        self.watch(running, stop, signals).await
+    }
+
+    /// Says what [`Self::run`] would do, as long as that would run, and leaves no trace: no group is
+    /// joined, nothing is committed, claimed, sent or set aside.
+    ///
+    /// # Errors
+    /// When a consumer cannot go on, or may read nothing.
+    pub async fn shadow(self, signals: mpsc::Receiver<()>) -> Result<(), RunError> {
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        for (consumer, _) in &self.consumers {
+            running.spawn(Arc::clone(consumer).shadow(&self, stop.clone()));
+            tracing::info!(consumer = consumer.name(), topics = ?consumer.topics(),
+                "consumer started as a shadow: it decides and does nothing");
+        }
+        self.watch(running, stop, signals).await
+    }
+
+    async fn watch(
+        &self,
+        mut running: JoinSet<Result<(), EngineError>>,
+        stop: CancellationToken,
+        mut signals: mpsc::Receiver<()>,
+    ) -> Result<(), RunError> {
         let mut watch = tokio::time::interval(WATCH);
         let ended = loop {
             tokio::select! {
@@ -220,6 +256,9 @@ impl Daemon {
                     Err(error) => break Err(error),
                 },
                 _ = watch.tick() => {
+                    if let Some(error) = self.nothing_to_read() {
+                        break Err(error);
+                    }
                     if let Some(error) = self.stalled() {
                         // Whatever holds it up may hold up a clean stop too.
                         return Err(error);
@@ -246,6 +285,23 @@ impl Daemon {
             }
         }
         ended
+    }
+
+    /// One consumer that may read nothing is no reason to stop the others; all of them are.
+    fn nothing_to_read(&self) -> Option<RunError> {
+        let vitals: Vec<_> = self.consumers.iter().map(|(_, pulse)| pulse.read()).collect();
+        if vitals.is_empty() || !vitals.iter().all(|vitals| vitals.held.all) {
+            return None;
+        }
+        let group = |consumer: &Arc<dyn Registered>| {
+            format!("{}-{}", self.settings.kafka.group_id, consumer.name())
+        };
+        let groups: Vec<_> = self.consumers.iter().map(|(consumer, _)| group(consumer)).collect();
+        let example = vitals.iter().find_map(|vitals| vitals.held.topics.keys().next());
+        Some(RunError::NothingToRead {
+            groups: groups.join(", "),
+            example: example.cloned().unwrap_or_default(),
+        })
     }
 
     fn stalled(&self) -> Option<RunError> {

@@ -5,10 +5,36 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::clients::redis::Cache;
 use crate::config::Settings;
+use crate::dedup::MemoryStore;
 use crate::supervisor::{Daemon, Memory, RunError, breakers};
 use crate::telemetry::http::{self, Health};
 use crate::telemetry::metrics::{self, Recorder};
+
+/// Arguments of `run`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// Decide and log what would be sent, and do nothing: no group is joined, nothing is committed,
+    /// claimed, sent or set aside
+    #[arg(long)]
+    pub shadow: bool,
+}
+
+/// Says until SIGTERM or SIGINT what [`run`] would do. Reaches nothing but Kafka.
+///
+/// # Errors
+/// When it cannot start or cannot go on.
+pub async fn shadow(settings: Settings) -> Result<(), RunError> {
+    let signals = signals();
+    let breakers = breakers(&settings);
+    let memory = Memory {
+        claims: Box::new(Arc::new(MemoryStore::new(settings.dedup.window))),
+        cache: Cache::none(),
+    };
+    let daemon = Daemon::new(settings, breakers, memory, Arc::new(Recorder::default()))?;
+    daemon.shadow(signals).await
+}
 
 /// Runs the daemon until SIGTERM or SIGINT.
 ///

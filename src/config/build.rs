@@ -121,6 +121,7 @@ fn kafka(
         group_protocol: reader.read("kafka.group_protocol", value::group_protocol),
         session_timeout: reader.read("kafka.session_timeout", value::client_duration),
         instance_id: reader.optional("kafka.instance_id", text),
+        start_at: reader.read("kafka.start_at", str::parse),
         auto_offset_reset: reader.optional("kafka.auto_offset_reset", value::offset_reset),
         properties: reader.properties("kafka.properties"),
         dlq_topic,
@@ -225,6 +226,19 @@ fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
             "is longer than DEDUP_WINDOW: the claim that tells when an award was accepted would \
              be gone before its cancel goes out",
         );
+    }
+    let mut topics: Vec<String> =
+        settings.consumers.iter().flat_map(|name| settings.topics_of(*name)).collect();
+    topics.sort();
+    topics.dedup();
+    if reader.sound(&[
+        "kafka.start_at",
+        "kafka.topic_prefix",
+        "marketplace.orders_topic",
+        "consumers",
+    ]) && let Some(wrong) = kafka.start_at.unknown(&topics)
+    {
+        reader.problem("kafka.start_at", &wrong);
     }
     if reader.sound(&["engine.backoff_base", "engine.backoff_max"])
         && engine.backoff_base > engine.backoff_max

@@ -12,6 +12,7 @@ mod problem;
 mod properties;
 mod redact;
 mod settings;
+mod start_at;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -26,6 +27,7 @@ pub use bound::Bound;
 pub use problem::{Problem, Problems, Source};
 pub use properties::Properties;
 pub use settings::*;
+pub use start_at::{Beginning, StartAt};
 
 /// The file that is read when `CRM_CONFIG` names none; it need not exist.
 pub const LOCAL_FILE: &str = "config/local.toml";

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 
 use super::bound::Bound;
 use super::properties::Properties;
+use super::start_at::{Beginning, StartAt};
 use crate::cdc;
 
 /// Everything that can be set, validated.
@@ -74,7 +75,22 @@ impl Settings {
             ConsumerName::Marketplace => &self.marketplace,
         }
     }
+
+    /// The topics that one consumer takes, in full.
+    #[must_use]
+    pub fn topics_of(&self, name: ConsumerName) -> Vec<String> {
+        let commands = match name {
+            ConsumerName::Reward => Some(REDEMPTIONS_TOPIC),
+            ConsumerName::Marketplace => Some(&*self.marketplace_orders_topic),
+            _ => None,
+        };
+        let tables = name.tables().iter().map(|table| self.kafka.topic_of(table));
+        commands.into_iter().map(str::to_owned).chain(tables).collect()
+    }
 }
+
+/// The topic of redemption commands, in full (contract section 1).
+pub const REDEMPTIONS_TOPIC: &str = "reward_redemptions";
 
 /// A consumer that can be enabled (contract section 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,6 +121,20 @@ impl ConsumerName {
             Self::Mission => "mission",
             Self::Reward => "reward",
             Self::Marketplace => "marketplace",
+        }
+    }
+
+    /// The tables whose changes it takes.
+    #[must_use]
+    pub const fn tables(self) -> &'static [&'static str] {
+        match self {
+            Self::Currency => &["purchase_ledger", "referral_ledger", "mission_claims"],
+            Self::Tier => &["purchase_ledger", "wallet_ledger"],
+            Self::Mission => {
+                &["purchase_ledger", "form_submissions", "wallet_ledger", "referral_ledger"]
+            }
+            Self::Reward => &["codes"],
+            Self::Marketplace => &[],
         }
     }
 
@@ -153,8 +183,11 @@ pub struct Kafka {
     pub session_timeout: Duration,
     /// Static membership (`KAFKA_INSTANCE_ID`, default none): unique per running process.
     pub instance_id: Option<String>,
-    /// Where a group without any commit starts (`KAFKA_AUTO_OFFSET_RESET`, default none: such a
-    /// group does not start on topics that hold records; contract section 1).
+    /// Where topics begin of which a group has committed nothing although they hold records
+    /// (`KAFKA_START_AT`, default none; contract section 1).
+    pub start_at: StartAt,
+    /// The same of all topics that [`Kafka::start_at`] does not name (`KAFKA_AUTO_OFFSET_RESET`,
+    /// default none: such a topic is held; contract section 1).
     pub auto_offset_reset: Option<OffsetReset>,
     /// librdkafka properties of every client (`KAFKA_PROPERTIES`).
     pub properties: Properties,
@@ -175,6 +208,13 @@ impl Kafka {
     #[must_use]
     pub fn topic_of(&self, table: &str) -> String {
         format!("{}.{table}", self.topic_prefix)
+    }
+
+    /// Where a topic begins of which a group has committed nothing although it holds records; `None`
+    /// while nobody has decided.
+    #[must_use]
+    pub fn beginning_of(&self, topic: &str) -> Option<Beginning> {
+        self.start_at.of(topic).or_else(|| self.auto_offset_reset.map(Beginning::from))
     }
 }
 
@@ -197,13 +237,13 @@ pub enum GroupProtocol {
     Consumer,
 }
 
-/// Where a group without any commit starts.
+/// Where topics begin of which a group has committed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OffsetReset {
-    /// At the beginning: all that the topics still hold is processed.
+    /// At their beginning: all that they still hold is processed.
     #[default]
     Earliest,
-    /// At the end: only what comes from now on.
+    /// At their end: only what comes from now on.
     Latest,
 }
 

@@ -61,6 +61,7 @@ fn example(path: &str) -> &'static str {
         "bootstrap" => "other:9092",
         "group_protocol" => "consumer",
         "auto_offset_reset" => "latest",
+        "start_at" => "crm.public.referral_ledger=latest,reward_redemptions=2026-01-02T03:04:05Z",
         "properties" | "kafka_properties" => "fetch.wait.max.ms=51",
         "url" if path == "redis.url" => "redis://other:6379",
         "cache_url" => "rediss://cache:6379",
@@ -420,4 +421,30 @@ proptest! {
         }
         prop_assert_eq!(loaded.values.len(), VARIABLES.len());
     }
+}
+
+#[test]
+fn where_topics_begin_is_said_of_topics_that_are_read() {
+    let told = good(&[
+        ("KAFKA_START_AT", "crm.public.codes=latest,orders=earliest"),
+        ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
+        ("KAFKA_TOPIC_MARKETPLACE_ORDERS", "orders"),
+    ]);
+    assert_eq!(told.kafka.beginning_of("crm.public.codes"), Some(Beginning::Latest));
+    assert_eq!(told.kafka.beginning_of("crm.public.wallet_ledger"), Some(Beginning::Earliest));
+    assert_eq!(good(&[]).kafka.beginning_of("crm.public.codes"), None);
+
+    for (wrong, said) in [
+        ("crm.public.code=latest", "crm.public.codes is meant?"),
+        ("crm.public.codes=now", "topic=2026-11-29T00:00:00Z"),
+        ("crm.public.codes=latest,crm.public.codes=latest", "twice"),
+    ] {
+        let problems = problems(&[("KAFKA_START_AT", wrong)]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let problem = problems[0].to_string();
+        assert!(problem.starts_with("KAFKA_START_AT: ") && problem.contains(said), "{problem}");
+        assert!(!problem.contains('\n'), "{problem}");
+    }
+    let enabled = problems(&[("KAFKA_START_AT", "orders=latest"), ("CONSUMERS", "tier")]);
+    assert!(enabled[0].message.contains("no enabled consumer reads"), "{enabled:?}");
 }

@@ -87,6 +87,11 @@ pub static VARIABLES: &[Variable] = &[
     plain("kafka.group_protocol", &["KAFKA_GROUP_PROTOCOL"], "classic or consumer"),
     plain("kafka.session_timeout", &["KAFKA_SESSION_TIMEOUT"], "a duration such as 30s"),
     plain("kafka.instance_id", &["KAFKA_INSTANCE_ID"], "a name unique per running process"),
+    plain(
+        "kafka.start_at",
+        &["KAFKA_START_AT"],
+        "topics and where they begin, topic=latest, comma separated",
+    ),
     plain("kafka.auto_offset_reset", &["KAFKA_AUTO_OFFSET_RESET"], "earliest or latest"),
     properties("kafka.properties", &["KAFKA_PROPERTIES"]),
     plain("kafka.dlq_topic", &["DLQ_TOPIC"], "the dead letter topic"),

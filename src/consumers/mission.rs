@@ -244,10 +244,6 @@ fn distinct(mut missions: Vec<String>) -> Arc<[String]> {
 /// The consumer's name.
 pub const NAME: &str = "mission";
 
-/// The tables whose changes it takes.
-pub const TABLES: [&str; 4] =
-    ["purchase_ledger", "form_submissions", "wallet_ledger", "referral_ledger"];
-
 /// When a row counts.
 enum Rule {
     /// It comes into a state; `told_by` is the column that a row must have to tell, `turned_at` the

@@ -13,9 +13,9 @@ use super::currency::ledger::Ledger;
 use super::currency::{self, Currency, Noted};
 use super::marketplace::Marketplace;
 use super::merchants::Merchants;
-use super::mission::{self, Mission, Missions};
+use super::mission::{Mission, Missions};
 use super::reward::{self, Reward};
-use super::tier::{self, Tier};
+use super::tier::Tier;
 use crate::cdc::{Change, DecodeError, Record};
 use crate::clients::redis::Cache;
 use crate::config::{ConsumerName, Settings};
@@ -35,10 +35,6 @@ pub struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn topics(&self, tables: &[&str]) -> Vec<String> {
-        tables.iter().map(|table| self.settings.kafka.topic_of(table)).collect()
-    }
-
     fn limits(&self, name: ConsumerName) -> Limits {
         let bound = self.settings.consumer(name).concurrency;
         Limits { min: bound.min, max: bound.max }
@@ -50,7 +46,7 @@ impl Parts<'_> {
 pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Arc<dyn Registered> {
     match name {
         ConsumerName::Currency => Arc::new(Currency {
-            topics: parts.topics(&currency::TABLES),
+            topics: parts.settings.topics_of(name),
             limits: parts.limits(name),
             rules: currency::rules::Settings {
                 snapshot: parts.settings.snapshot.clone(),
@@ -66,7 +62,7 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Arc<dyn Registered> {
             noted: Noted::default(),
         }),
         ConsumerName::Mission => Arc::new(Mission {
-            topics: parts.topics(&mission::TABLES),
+            topics: parts.settings.topics_of(name),
             limits: parts.limits(name),
             snapshot: parts.settings.snapshot.clone(),
             sender: parts.sender.clone(),
@@ -86,7 +82,7 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Arc<dyn Registered> {
             sender: parts.sender.clone(),
         }),
         ConsumerName::Tier => Arc::new(Tier {
-            topics: parts.topics(&tier::TABLES),
+            topics: parts.settings.topics_of(name),
             limits: parts.limits(name),
             snapshot: parts.settings.snapshot.clone(),
             settle: parts.settings.inngest.cancel_settle,
@@ -115,6 +111,13 @@ pub trait Registered: Send + Sync {
 
     /// Runs it in the engine that `launch` makes for it.
     fn run(
+        self: Arc<Self>,
+        launch: &dyn Launch,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>>;
+
+    /// Says what it would do, in the same engine; see [`Engine::shadow`].
+    fn shadow(
         self: Arc<Self>,
         launch: &dyn Launch,
         stop: CancellationToken,
@@ -156,6 +159,15 @@ impl<C: Consumer> Registered for C {
         let engine = launch.engine(Consumer::name(&*self)).with(self);
         Box::pin(engine.run(stop))
     }
+
+    fn shadow(
+        self: Arc<Self>,
+        launch: &dyn Launch,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>> {
+        let engine = launch.engine(Consumer::name(&*self)).with(self);
+        Box::pin(engine.shadow(stop))
+    }
 }
 
 fn decision<C: Consumer>(consumer: &C, route: Result<Route<C::Work>, DecodeError>) -> Value {
@@ -173,4 +185,34 @@ fn decision<C: Consumer>(consumer: &C, route: Result<Route<C::Work>, DecodeError
 #[must_use]
 pub fn skip(reason: &str) -> Value {
     json!({"decision": "skip", "reason": reason})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config, supervisor};
+
+    #[tokio::test]
+    async fn the_topics_that_are_told_are_those_of_the_consumers() {
+        let needed = [
+            ("KAFKA_BOOTSTRAP_SERVERS", "kafka.invalid:9092"),
+            ("REDIS_URL", "redis://redis.invalid"),
+            ("SUPABASE_URL", "http://supabase.invalid"),
+            ("SUPABASE_SERVICE_ROLE_KEY", "test"),
+            ("INNGEST_EVENT_KEY", "test"),
+        ];
+        let named = needed.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let loaded = config::load(&named.into(), std::path::Path::new(""));
+        let settings = loaded.settings.expect("settings");
+        let breakers = supervisor::breakers(&settings);
+        let parts = Parts {
+            settings: &settings,
+            calls: supervisor::calls(&settings, &breakers).expect("calls"),
+            sender: supervisor::sender(&settings, &breakers).expect("a sender"),
+            cache: Cache::none(),
+        };
+        for name in ConsumerName::ALL {
+            assert_eq!(settings.topics_of(name), build(name, &parts).topics());
+        }
+    }
 }

@@ -223,7 +223,7 @@ impl Reward {
 pub const NAME: &str = "reward";
 
 /// The topic of redemption commands, in full (contract section 1).
-pub const COMMANDS: &str = "reward_redemptions";
+pub const COMMANDS: &str = crate::config::REDEMPTIONS_TOPIC;
 
 /// The table whose changes it takes.
 pub const TABLE: &str = "codes";

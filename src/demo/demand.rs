@@ -17,7 +17,6 @@ use serde_json::Value;
 pub(super) use self::tier::triggers;
 use super::{ORDERS, REDEMPTIONS};
 use crate::config::{ConsumerName, Settings};
-use crate::consumers;
 use crate::double::currency_rows;
 
 /// What the rules demand of the recorded changes, as `tests/fixtures/life/README.md` describes it.
@@ -257,25 +256,25 @@ impl Judged {
 pub const JUDGES: [Judged; 5] = [
     Judged {
         name: ConsumerName::Currency,
-        tables: &consumers::currency::TABLES,
+        tables: ConsumerName::Currency.tables(),
         commands: &[],
         judge: currency::judge,
     },
     Judged {
         name: ConsumerName::Tier,
-        tables: &consumers::tier::TABLES,
+        tables: ConsumerName::Tier.tables(),
         commands: &[],
         judge: tier::judge,
     },
     Judged {
         name: ConsumerName::Mission,
-        tables: &consumers::mission::TABLES,
+        tables: ConsumerName::Mission.tables(),
         commands: &[],
         judge: mission::judge,
     },
     Judged {
         name: ConsumerName::Reward,
-        tables: &[consumers::reward::TABLE],
+        tables: ConsumerName::Reward.tables(),
         commands: &[REDEMPTIONS],
         judge: reward::judge,
     },

@@ -9,10 +9,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 
 use super::partition::{Commit, Partition};
-use super::start::{Bounds, PlanError, Start};
+use super::start::{Bounds, Name, PlanError, Planned};
 use crate::kafka::{Rebalance, TopicId};
 
-type Plan = JoinHandle<Result<Vec<Start>, PlanError>>;
+pub(super) type Plan = JoinHandle<Result<Planned, PlanError>>;
+
 /// A look into a partition's log.
 pub(super) struct Repair {
     pub(super) id: u32,
@@ -27,7 +28,7 @@ pub(super) struct Repair {
 /// What is under way, and what comes after it.
 #[derive(Default)]
 pub(super) struct Assignment {
-    pub(super) planning: Option<(Plan, Vec<(String, i32)>)>,
+    pub(super) planning: Option<(Plan, Vec<Name>)>,
     pub(super) draining: Option<Draining>,
     pub(super) waiting: VecDeque<Rebalance>,
     /// Partitions that nobody fetches, and what their logs hold.
@@ -43,12 +44,14 @@ pub(super) struct Assignment {
 /// Partitions that are being given up.
 pub(super) struct Draining {
     pub(super) ids: Vec<u32>,
+    /// Those of topics that have not begun.
+    pub(super) unbegun: Vec<Name>,
     pub(super) deadline: Instant,
 }
 
 impl Assignment {
     /// Resolves when it is known where the partitions of the pending assignment start.
-    pub(super) async fn planned(&mut self) -> Result<Vec<Start>, PlanError> {
+    pub(super) async fn planned(&mut self) -> Result<Planned, PlanError> {
         match &mut self.planning {
             Some((plan, _)) => match plan.await {
                 Ok(planned) => planned,

@@ -11,6 +11,7 @@
 mod anew;
 mod assignment;
 pub mod backpressure;
+mod begin;
 mod confirmed;
 mod ends;
 mod exclusive;
@@ -36,11 +37,13 @@ mod report;
 pub mod retry;
 mod run;
 mod session;
+mod shadow;
 mod start;
 mod task;
 #[cfg(test)]
 mod testing;
 mod topics;
+mod unbegun;
 pub mod vitals;
 mod work;
 

@@ -48,9 +48,6 @@ pub struct Settings {
 /// Why a consumer ended although nobody stopped it.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Its group cannot start without a decision.
-    #[error("{0}")]
-    NoStart(String),
     /// The client gave up.
     #[error("kafka client of group {group} gave up ({code}): {advice}")]
     Fatal {

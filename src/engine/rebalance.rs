@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use jiff::Timestamp;
+use rdkafka::Offset;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::assignment::{Draining, commit_list, list};
 use super::partition::{Commit, Partition};
 use super::parts::EngineError;
 use super::report::ANOTHER_ASSIGNOR;
 use super::session::Session;
-use super::start::{Loss, PlanError, Start, plan};
+use super::start::{Loss, Name, PlanError, Planned, Start, plan};
+use super::unbegun::unbegun_list;
 use super::{Consumer, Observed};
 use crate::kafka::{self, Rebalance, Signals};
 
@@ -83,6 +84,7 @@ impl<C: Consumer> Session<'_, C> {
             let ids = self.ids(&names);
             self.mark_draining(&ids);
             self.forget(&ids);
+            self.forget_unbegun(&names);
             self.assignment.joined = false;
             // What comes next is told whole.
             *signals.unheard.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -103,52 +105,40 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    fn plan(&mut self, names: Vec<(String, i32)>, after: Duration) {
-        let client = Arc::clone(&self.client);
-        let group = self.engine.settings.group.clone();
-        let topics = self.topics.clone();
-        let reset = self.engine.kafka.offset_reset();
+    fn plan(&mut self, names: Vec<Name>, after: Duration) {
+        let beginner = self.beginner();
         let assigned = names.clone();
-        let seen = self.known.topics();
+        let own = self.unbegun.names().chain(names.iter().cloned()).collect();
         let plan = tokio::task::spawn(async move {
             tokio::time::sleep(after).await;
-            let planned = tokio::task::spawn_blocking(move || {
-                plan(&client, &group, &topics, &assigned, &seen, reset)
-            });
+            let planned = tokio::task::spawn_blocking(move || plan(&beginner, &assigned, &own));
             planned.await.unwrap_or(Err(PlanError::Interrupted))
         });
         self.assignment.planning = Some((plan, names));
     }
 
     /// Answers the pending assignment.
-    pub(super) fn assign(
-        &mut self,
-        planned: Result<Vec<Start>, PlanError>,
-    ) -> Result<(), EngineError> {
-        let Some((_, names)) = self.assignment.planning.take() else { return Ok(()) };
-        let starts = match planned {
-            Ok(starts) => starts,
-            Err(error @ PlanError::NoStart { .. }) => {
-                return Err(EngineError::NoStart(error.to_string()));
-            }
+    pub(super) fn assign(&mut self, planned: Result<Planned, PlanError>) {
+        let Some((_, names)) = self.assignment.planning.take() else { return };
+        let Planned { starts, unbegun, nothing } = match planned {
+            Ok(planned) => planned,
             Err(error) => {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                     error = %anyhow::Error::from(error).root_cause(),
                     "committed offsets cannot be read, asking again");
                 self.plan(names, AGAIN);
-                return Ok(());
+                return;
             }
         };
-        let mut list = TopicPartitionList::with_capacity(starts.len());
+        let mut list = unbegun_list(unbegun.iter().map(|(name, _)| name));
         for start in &starts {
             let offset = Offset::Offset(start.offset);
             let added = list.add_partition_offset(&start.topic, start.partition, offset);
             self.warn_on_error("assign", added);
         }
-        let assigned = starts.len();
+        let assigned = list.count();
         if let Err(error) = self.client.incremental_assign(&list) {
-            self.disagree("take", error);
-            return Ok(());
+            return self.disagree("take", error);
         }
         for start in starts {
             if let Some(loss) = start.lost {
@@ -156,13 +146,13 @@ impl<C: Consumer> Session<'_, C> {
             }
             self.add(start);
         }
+        self.hold_unbegun(unbegun, nothing);
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
             assigned, partitions = self.partitions.len(), "partitions assigned");
         self.joined();
         let observed = Observed::Rebalanced { assigned, revoked: 0 };
         self.engine.observer.observe(self.engine.consumer.name(), &observed);
         self.next_rebalance();
-        Ok(())
     }
 
     pub(super) fn add(&mut self, start: Start) -> u32 {
@@ -184,13 +174,14 @@ impl<C: Consumer> Session<'_, C> {
         id
     }
 
-    fn begin_revoke(&mut self, names: &[(String, i32)]) {
+    fn begin_revoke(&mut self, names: &[Name]) {
         let ids = self.ids(names);
+        let unbegun = self.unbegun.of(names);
         self.mark_draining(&ids);
         // At once, so that a drain that fails repeats little.
         self.store(&ids, true);
         let deadline = Instant::now() + self.engine.settings.drain_deadline;
-        self.assignment.draining = Some(Draining { ids, deadline });
+        self.assignment.draining = Some(Draining { ids, unbegun, deadline });
         self.finish_revoke();
     }
 
@@ -223,7 +214,7 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Ends what is still in flight when a drain's time is up.
     pub(super) fn expire_revoke(&mut self, now: Instant) {
-        let Some(Draining { ids, deadline }) = &self.assignment.draining else { return };
+        let Some(Draining { ids, deadline, .. }) = &self.assignment.draining else { return };
         if now < *deadline {
             return;
         }
@@ -238,11 +229,14 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     fn give_up(&mut self) {
-        let Some(Draining { ids, .. }) = self.assignment.draining.take() else { return };
+        let Some(Draining { ids, unbegun, .. }) = self.assignment.draining.take() else { return };
         self.store(&ids, false);
         self.commit_rewound(|p| p.draining);
         let result = {
-            let list = list(ids.iter().filter_map(|id| self.partitions.get(id)));
+            let mut list = list(ids.iter().filter_map(|id| self.partitions.get(id)));
+            for (topic, partition) in &unbegun {
+                list.add_partition(topic, *partition);
+            }
             self.client.incremental_unassign(&list)
         };
         if let Err(error) = result {
@@ -250,9 +244,11 @@ impl<C: Consumer> Session<'_, C> {
         }
         self.tell_given_up(&ids);
         self.forget(&ids);
+        self.forget_unbegun(&unbegun);
+        let revoked = ids.len() + unbegun.len();
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
-            revoked = ids.len(), partitions = self.partitions.len(), "partitions given up");
-        let observed = Observed::Rebalanced { assigned: 0, revoked: ids.len() };
+            revoked, partitions = self.partitions.len(), "partitions given up");
+        let observed = Observed::Rebalanced { assigned: 0, revoked };
         self.engine.observer.observe(self.engine.consumer.name(), &observed);
         self.next_rebalance();
     }

@@ -40,6 +40,7 @@ impl<C: Consumer> Session<'_, C> {
             lag,
             waits_for,
             longest: self.longest(now),
+            held: self.unbegun.held(),
         });
     }
 

@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rdkafka::consumer::Consumer as _;
 use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
+use super::begin::Sights;
 use super::parts::{Engine, EngineError};
 use super::permits::Permits;
 use super::session::{End, Session};
 use super::work::Shared;
-use crate::kafka::{self, Context};
+use crate::kafka::Context;
 use crate::room::Room;
 
 /// How long to wait before a client is made anew.
@@ -59,8 +59,9 @@ impl<C: Consumer> Engine<C> {
             answers: Room::new(self.settings.bounds.answers()),
             patience: OnceLock::new(),
         });
+        let sights = Arc::default();
         loop {
-            match self.session(&shared, &stop).await? {
+            match self.session(&shared, &sights, &stop).await? {
                 End::Stopped => return Ok(()),
                 End::Anew(reason) => {
                     tracing::warn!(messaging.consumer.group.name = %self.settings.group, reason,
@@ -77,6 +78,7 @@ impl<C: Consumer> Engine<C> {
     async fn session(
         &self,
         shared: &Arc<Shared>,
+        sights: &Arc<Sights>,
         stop: &CancellationToken,
     ) -> Result<End, EngineError> {
         let group = &self.settings.group;
@@ -89,10 +91,8 @@ impl<C: Consumer> Engine<C> {
         // Dropped before the client, however this ends: a client that waits for a revoke to be
         // answered by a loop that is gone would never close.
         let closing = Closing(closing);
-        let topics = self.consumer.topics();
-        self.announce_missing(&client, &topics);
-
-        let session = Session::new(self, Arc::clone(shared), Arc::clone(&client), topics, stop);
+        let session =
+            Session::new(self, Arc::clone(shared), Arc::clone(sights), Arc::clone(&client), stop);
         let end = session.run(signals).await;
         // A client that gave up may hang for good when it is dropped.
         if !matches!(end, Err(EngineError::Fatal { .. })) {
@@ -102,25 +102,5 @@ impl<C: Consumer> Engine<C> {
             std::mem::forget(client);
         }
         end
-    }
-
-    /// Says once which topics are not there yet: they are looked for as long as it takes, and the
-    /// client itself names none of them.
-    fn announce_missing(&self, client: &Arc<kafka::GroupConsumer>, topics: &[String]) {
-        const TIMEOUT: Duration = Duration::from_secs(10);
-        let (client, topics) = (Arc::clone(client), topics.to_vec());
-        let group = self.settings.group.clone();
-        tokio::task::spawn_blocking(move || {
-            for topic in topics {
-                let missing = client.fetch_metadata(Some(&topic), TIMEOUT).is_ok_and(|metadata| {
-                    metadata.topics().iter().all(|found| found.partitions().is_empty())
-                });
-                if missing {
-                    tracing::warn!(messaging.consumer.group.name = %group,
-                        messaging.destination.name = %topic,
-                        "topic does not exist yet, consuming starts when it appears");
-                }
-            }
-        });
     }
 }

@@ -14,12 +14,13 @@ use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::message::{BorrowedMessage, Message};
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, list};
 use super::backpressure::{Bounds, Load, View};
+use super::begin::Sights;
 use super::ends::Ends;
 use super::flood::Guard;
 use super::intake::{Intake, Lane, Route, intake};
@@ -33,9 +34,10 @@ use super::recognition::Recognition;
 use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
+use super::unbegun::Unbegun;
 use super::work::{Cx, Job, Origin, SetAside, Shared, Ticket, Waits, coalesce};
 use super::{Consumer, Outcome};
-use crate::cdc::{Header, Record, Remark};
+use crate::cdc::{Record, Remark};
 use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
 
 /// Bytes that a record takes besides its own while it is held: its job, lane and task.
@@ -69,6 +71,9 @@ pub(crate) struct Session<'a, C: Consumer> {
     /// Of the jobs in flight, by their lanes: where each comes from, and its life.
     pub(super) lives: HashMap<LaneId, (Origin, Arc<Life>)>,
     pub(super) assignment: Assignment,
+    /// Partitions of topics that have not begun.
+    pub(super) unbegun: Unbegun,
+    pub(super) sights: Arc<Sights>,
     pub(super) stop: &'a CancellationToken,
     pub(super) next_id: u32,
     pub(super) shared: Arc<Shared>,
@@ -114,8 +119,8 @@ impl<'a, C: Consumer> Session<'a, C> {
     pub(crate) fn new(
         engine: &'a Engine<C>,
         shared: Arc<Shared>,
+        sights: Arc<Sights>,
         client: Arc<GroupConsumer>,
-        topics: Vec<String>,
         stop: &'a CancellationToken,
     ) -> Self {
         let (sender, finished) = mpsc::unbounded_channel();
@@ -124,12 +129,14 @@ impl<'a, C: Consumer> Session<'a, C> {
             tasks: Arc::new(TaskContext::new(engine, sender)),
             engine,
             client,
-            topics,
+            topics: engine.consumer.topics(),
             partitions: HashMap::new(),
             index: HashMap::new(),
             lanes: Lanes::default(),
             lives: HashMap::new(),
             assignment: Assignment::default(),
+            unbegun: Unbegun::default(),
+            sights,
             stop,
             next_id: 0,
             shared,
@@ -178,7 +185,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                         self.finish(finished);
                     }
                 }
-                planned = self.assignment.planned() => self.assign(planned)?,
+                planned = self.assignment.planned() => self.assign(planned),
                 _ = recovered.changed() => {
                     self.lanes.wake_where(|job| {
                         let breaker = job.waits_for.breaker.as_ref();
@@ -246,10 +253,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         let Some(id) = self.index.get(topic).and_then(|found| found.get(&number)).copied() else {
             return;
         };
-        // One whose name is no text is nobody's that this daemon knows.
-        let headers: SmallVec<[Header<'_>; 8]> = kafka::headers(message)
-            .filter_map(|(name, value)| Some(Header { name: str::from_utf8(name).ok()?, value }))
-            .collect();
+        let headers = kafka::text_headers(message);
         let record = Record {
             topic,
             partition: number,
@@ -425,6 +429,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             self.adopt_orphans();
             self.catch_up_with_group(now, signals);
             self.look_at_topics(now);
+            self.look_at_unbegun(now);
             self.try_held(now);
         }
         if now >= self.commit_at {

@@ -4,24 +4,23 @@
 //! committed can be read, new partitions be told from a new group, and losses be found.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::Offset;
 use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult};
 
+use super::begin::{Beginner, Begun, Why};
 use super::frontier::Frontier;
 use super::metadata::{self, Kept, Log, Untold};
 use super::offsets::OffsetMap;
-use crate::config::OffsetReset;
 use crate::kafka::{self, GroupConsumer};
 
 /// How long the broker may take for one answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// The same once one partition could not be reached: there may be many, and the group waits.
-const TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
 /// How often a log that seems to end before the position is looked into again, and how soon.
 const LOOKS: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -84,46 +83,49 @@ pub(super) enum PlanError {
     /// The process is stopping.
     #[error("interrupted")]
     Interrupted,
-    /// A group without any commit, on topics that hold records.
-    #[error(
-        "group {group} has never committed anything and its topics hold records: set \
-         KAFKA_AUTO_OFFSET_RESET=earliest to process all of their history, or latest to begin with \
-         what comes from now on"
-    )]
-    NoStart {
-        /// The group.
-        group: String,
-    },
 }
 
-type Name = (String, i32);
+/// Topic and partition.
+pub(super) type Name = (String, i32);
 
-/// Finds where each of `assigned` starts. `topics` are all topics of the group; those that are `seen`
-/// were consumed before by this process.
+/// Where partitions start.
+#[derive(Debug, Default)]
+pub(super) struct Planned {
+    /// Those that may be read.
+    pub(super) starts: Vec<Start>,
+    /// Those of topics that have not begun.
+    pub(super) unbegun: Vec<(Name, Why)>,
+    /// Nobody has decided about any topic of the group.
+    pub(super) nothing: bool,
+}
+
+/// Finds where each of `assigned` starts. `own` are those that this member has and that have not
+/// begun, these among them. Blocks.
 pub(super) fn plan(
-    consumer: &GroupConsumer,
-    group: &str,
-    topics: &[String],
+    beginner: &Beginner,
     assigned: &[Name],
-    seen: &HashSet<Arc<str>>,
-    reset: Option<OffsetReset>,
-) -> Result<Vec<Start>, PlanError> {
+    own: &HashSet<Name>,
+) -> Result<Planned, PlanError> {
+    let (consumer, group) = (&*beginner.client, &*beginner.group);
+    beginner.look();
     let mut committed = committed(consumer, assigned)?;
     // The group's offsets go with a topic that is deleted: one that is made anew begins nowhere new.
-    let is_new = |name: &&Name| !committed.contains_key(*name) && !seen.contains(&*name.0);
-    if assigned.iter().find(is_new).is_some() {
-        begin(consumer, group, topics, reset)?;
+    let is_new = |name: &&Name| !committed.contains_key(*name) && !beginner.read.contains(&*name.0);
+    let new: HashSet<&str> = assigned.iter().filter(is_new).map(|(topic, _)| &**topic).collect();
+    let mut begun = Begun::default();
+    if !new.is_empty() {
+        begun = beginner.begin(&new, own)?;
         committed = self::committed(consumer, assigned)?;
     }
-    let mut starts = Vec::with_capacity(assigned.len());
+    let mut planned = Planned { nothing: begun.nothing, ..Planned::default() };
     let mut timeout = TIMEOUT;
-    for (topic, partition) in assigned {
-        let known = committed.get(&(topic.clone(), *partition));
-        let next = known.map_or(0, |(offset, _)| *offset);
-        let kept = known.and_then(|(offset, text)| metadata::decode(*offset, text).ok());
-        let newest_ms = kept.and_then(|kept| kept.log.newest_ms);
-        let log = bounds(consumer, (topic, *partition), next, newest_ms, false, timeout);
-        let log = log.inspect_err(|error| {
+    for name @ (topic, partition) in assigned {
+        if let Some(why) = begun.not.get(topic) {
+            planned.unbegun.push((name.clone(), *why));
+            continue;
+        }
+        let known = committed.get(name);
+        let log = bounds_of(consumer, (topic, *partition), known, timeout).inspect_err(|error| {
             // One partition without a leader must not hold up the others, nor the whole group: where
             // its log begins, and whether it has lost anything, is found when it can be read again.
             tracing::warn!(messaging.consumer.group.name = group,
@@ -132,10 +134,25 @@ pub(super) fn plan(
                 %error, "partition cannot be reached, is read when it can");
             timeout = TIMEOUT_AGAIN;
         });
-        starts.push(start(topic, *partition, known, log.ok()));
+        planned.starts.push(start(topic, *partition, known, log.ok()));
     }
-    warn_of_moved(group, &starts);
-    Ok(starts)
+    warn_of_moved(group, &planned.starts);
+    Ok(planned)
+}
+
+/// What the log of a partition holds for which this is committed. Blocks.
+///
+/// # Errors
+/// As [`bounds`].
+pub(super) fn bounds_of(
+    consumer: &GroupConsumer,
+    name: (&str, i32),
+    committed: Option<&(i64, String)>,
+    timeout: Duration,
+) -> KafkaResult<Bounds> {
+    let next = committed.map_or(0, |(offset, _)| *offset);
+    let kept = committed.and_then(|(offset, text)| metadata::decode(*offset, text).ok());
+    bounds(consumer, name, next, kept.and_then(|kept| kept.log.newest_ms), false, timeout)
 }
 
 /// Says once that offsets were committed by a tool, beside metadata that was made for others.
@@ -203,14 +220,14 @@ fn first_since(
 }
 
 /// Decides for one partition, with what its log is known to hold. Pure.
-fn start(
+pub(super) fn start(
     topic: &str,
     partition: i32,
     known: Option<&(i64, String)>,
     bounds: Option<Bounds>,
 ) -> Start {
     let low = bounds.map_or(0, |bounds| bounds.low);
-    // Without a commit in a group that has some, the partition is new: all of it is to be read.
+    // Without a commit on a topic that has begun, the partition is new: all of it is to be read.
     let (committed, text) = known.map_or((low, ""), |(offset, text)| (*offset, text));
     let told = metadata::decode(committed, text);
     let metadata_of = match told {
@@ -248,52 +265,8 @@ fn start(
     }
 }
 
-/// For a group that has no commit anywhere, decides where it begins and commits that for every
-/// partition at once, so that a member which comes later finds a group that has begun.
-fn begin(
-    consumer: &GroupConsumer,
-    group: &str,
-    topics: &[String],
-    reset: Option<OffsetReset>,
-) -> Result<(), PlanError> {
-    let mut all = Vec::new();
-    for topic in topics {
-        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT)?;
-        for found in metadata.topics() {
-            all.extend(found.partitions().iter().map(|part| (topic.clone(), part.id())));
-        }
-    }
-    if !committed(consumer, &all)?.is_empty() {
-        return Ok(());
-    }
-    let mut bounds = Vec::with_capacity(all.len());
-    for (topic, partition) in &all {
-        bounds.push(consumer.fetch_watermarks(topic, *partition, TIMEOUT)?);
-    }
-    let empty = bounds.iter().all(|(low, high)| low == high);
-    let from_the_end = match reset {
-        None if !empty => return Err(PlanError::NoStart { group: group.to_owned() }),
-        None | Some(OffsetReset::Earliest) => false,
-        Some(OffsetReset::Latest) => true,
-    };
-    // Looked at again right before: another member may have begun in the meantime.
-    let begun = committed(consumer, &all)?;
-    let mut list = TopicPartitionList::new();
-    for (name, (low, high)) in all.iter().zip(bounds) {
-        if !begun.contains_key(name) {
-            let offset = Offset::Offset(if from_the_end { high } else { low });
-            list.add_partition_offset(&name.0, name.1, offset)?;
-        }
-    }
-    if list.count() > 0 {
-        consumer.commit(&list, CommitMode::Sync)?;
-    }
-    tracing::info!(messaging.consumer.group.name = group, from_the_end, "group begins");
-    Ok(())
-}
-
 /// The committed offsets and their metadata, of those partitions that have any.
-fn committed(
+pub(super) fn committed(
     consumer: &GroupConsumer,
     names: &[Name],
 ) -> KafkaResult<HashMap<Name, (i64, String)>> {

@@ -1,5 +1,6 @@
 //! Signs of life of one consumer: what readiness tells, and when a consumer counts as stalled.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub struct Vitals {
     pub waits_for: Vec<String>,
     /// The record in flight that has been at its work for longest.
     pub longest: Option<AtWork>,
+    /// Topics that are not read yet. What is read of the others must get on all the same.
+    pub held: HeldTopics,
 }
 
 /// A record in flight of which nothing explains that it has not ended.
@@ -31,6 +34,15 @@ pub struct AtWork {
     pub origin: Origin,
     /// Since when: a step of its work ended then, or a wait that was explained.
     pub since: Instant,
+}
+
+/// Topics that have not begun (contract section 1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeldTopics {
+    /// Why each of them has not, and what to do.
+    pub topics: BTreeMap<String, String>,
+    /// Nobody has decided about any topic of the consumer: it may read nothing at all.
+    pub all: bool,
 }
 
 /// The same of one partition.
@@ -82,6 +94,7 @@ impl Default for Pulse {
             lag: 0,
             waits_for: Vec::new(),
             longest: None,
+            held: HeldTopics::default(),
         }))
     }
 }
@@ -118,6 +131,7 @@ mod tests {
             lag: 0,
             waits_for: Vec::new(),
             longest: None,
+            held: HeldTopics::default(),
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::context::Context;
 use super::topic_ids::{TopicId, TopicIds};
-use crate::config::{self, GroupProtocol, OffsetReset, Properties};
+use crate::config::{self, Beginning, GroupProtocol, Properties};
 
 /// The consumer of one group.
 pub(crate) type GroupConsumer = StreamConsumer<Context>;
@@ -56,10 +56,10 @@ impl Kafka {
         Self::new(settings.kafka.clone(), commit_interval, drain_deadline)
     }
 
-    /// Where a group without any commit starts.
+    /// Where a topic begins of which a group has committed nothing although it holds records.
     #[must_use]
-    pub fn offset_reset(&self) -> Option<OffsetReset> {
-        self.settings.auto_offset_reset
+    pub fn beginning_of(&self, topic: &str) -> Option<Beginning> {
+        self.settings.beginning_of(topic)
     }
 
     /// Whether a member that comes back is given what it had without anyone hearing of it: a static
@@ -127,6 +127,20 @@ impl Kafka {
         context: Context,
     ) -> KafkaResult<GroupConsumer> {
         self.configure(group, own).create_with_context(context)
+    }
+
+    /// A client that reads what the group `group` has committed and is never a member of it, nor
+    /// commits anything. `own` as of [`Self::consumer`].
+    pub(crate) fn reader(
+        &self,
+        group: &str,
+        own: &Properties,
+        context: Context,
+    ) -> KafkaResult<GroupConsumer> {
+        let mut client = self.configure(group, own);
+        client.set("enable.auto.commit", "false");
+        client.remove("group.instance.id");
+        client.create_with_context(context)
     }
 
     fn configure(&self, group: &str, own: &Properties) -> ClientConfig {

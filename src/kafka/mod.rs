@@ -16,6 +16,6 @@ pub(crate) use self::context::{Context, Rebalance, Signals};
 pub use self::dead_letters::DeadLetters;
 pub(crate) use self::dead_letters::Letter;
 pub(crate) use self::groups::{is_ours, orphans};
-pub(crate) use self::raw::{headers, metadata};
+pub(crate) use self::raw::{headers, metadata, text_headers};
 pub(crate) use self::saved::{SavedRecord, size};
 pub use self::topic_ids::TopicId;

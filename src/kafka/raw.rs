@@ -10,6 +10,9 @@ use rdkafka::message::{BorrowedHeaders, Headers, Message, OwnedHeaders};
 use rdkafka_sys::{
     RDKafkaRespErr, rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_topic_partition_t,
 };
+use smallvec::SmallVec;
+
+use crate::cdc::Header;
 
 /// Name and value of a header.
 pub(crate) type RawHeader<'a> = (&'a [u8], Option<&'a [u8]>);
@@ -40,6 +43,13 @@ pub(crate) fn headers<M: Message<Headers: Native>>(
     let headers = message.headers().map(Native::native);
     let count = headers.map_or(0, Headers::count);
     (0..count).filter_map(move |index| nth(headers?, index))
+}
+
+/// The same for decoding. One whose name is no text is nobody's that this daemon knows.
+pub(crate) fn text_headers<M: Message<Headers: Native>>(message: &M) -> SmallVec<[Header<'_>; 8]> {
+    headers(message)
+        .filter_map(|(name, value)| Some(Header { name: str::from_utf8(name).ok()?, value }))
+        .collect()
 }
 
 #[expect(unsafe_code, reason = "the binding's own way panics at a name that is not UTF-8")]

@@ -77,7 +77,7 @@ struct Readiness<'a> {
 fn judge(vitals: &Vitals, now: Instant, timeout: Duration) -> Condition {
     if vitals.stalled(now, timeout) {
         Condition::Stalled
-    } else if vitals.waits_for.is_empty() {
+    } else if vitals.waits_for.is_empty() && vitals.held.topics.is_empty() {
         Condition::Ready
     } else {
         Condition::Degraded
@@ -140,7 +140,11 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
             records_in_flight: vitals.open,
             lag: vitals.lag,
             seconds_since_progress: now.saturating_duration_since(vitals.progress).as_secs(),
-            waits_for: vitals.waits_for,
+            waits_for: vitals
+                .waits_for
+                .into_iter()
+                .chain(vitals.held.topics.into_values())
+                .collect(),
         };
         let line = serde_json::to_string(&line).unwrap_or_default();
         // Writing to a String cannot fail.

@@ -73,6 +73,8 @@ pub fn gauges<'a>(consumers: impl Iterator<Item = (&'a str, Vitals)>, breakers: 
     for (consumer, vitals) in consumers {
         let name = consumer.to_owned();
         gauge!(OPEN, "consumer" => name.clone()).set(vitals.open as f64);
+        let held = vitals.held.topics.len();
+        gauge!(HELD_TOPICS, "consumer" => name.clone()).set(held as f64);
         for partition in vitals.partitions {
             let labels = [
                 ("consumer", name.clone()),
@@ -277,7 +279,7 @@ mod tests {
             assert!(text.contains(line), "{line} in\n{text}");
         }
         for (name, description) in ALL {
-            if ![OPEN, LAG, WATERMARK_AGE, BREAKER].contains(&name) {
+            if ![OPEN, HELD_TOPICS, LAG, WATERMARK_AGE, BREAKER].contains(&name) {
                 assert!(text.contains(&format!("# HELP {name} {description}")), "{name}");
             }
         }

@@ -129,9 +129,6 @@ impl Consumer for Currency {
 /// The consumer's name.
 pub const NAME: &str = "currency";
 
-/// The tables whose changes it takes.
-pub const TABLES: [&str; 3] = ["purchase_ledger", "referral_ledger", "mission_claims"];
-
 /// What processing would do, for `explain`.
 fn plan(work: &Work) -> Plan {
     let event = |name: &str, source: &Source| {

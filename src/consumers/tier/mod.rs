@@ -26,9 +26,6 @@ const APPLY: &str = "apply_tier_upgrade";
 /// The consumer's name.
 pub const NAME: &str = "tier";
 
-/// The tables whose changes it takes.
-pub const TABLES: [&str; 2] = ["purchase_ledger", "wallet_ledger"];
-
 /// The tier consumer.
 pub struct Tier {
     /// Its topics, in full.

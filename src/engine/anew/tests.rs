@@ -72,6 +72,7 @@ fn engine(bootstrap: String) -> Engine<Idle> {
         group_protocol: GroupProtocol::Classic,
         session_timeout: Duration::from_secs(30),
         instance_id: None,
+        start_at: config::StartAt::default(),
         auto_offset_reset: Some(OffsetReset::Earliest),
         properties: Properties::default(),
         ca_file: None,
@@ -127,8 +128,7 @@ async fn ended(
     let (group, rebalances) = mpsc::unbounded_channel();
     signals.rebalances = rebalances;
     let stop = CancellationToken::new();
-    let topics = vec![TOPIC.to_owned()];
-    let session = Session::new(&engine, shared, Arc::clone(&client), topics, &stop);
+    let session = Session::new(&engine, shared, Arc::default(), Arc::clone(&client), &stop);
     let both = futures::future::join(session.run(signals), told(&group, &client, &engine.pulse));
     let (end, ()) = tokio::time::timeout(LONG, both).await.expect("it ends");
     match end.expect("no fault of the engine") {

@@ -1,9 +1,13 @@
 //! Stops under load, and starts that must not be: exit codes (contract sections 8.6 and 8.8).
 
 use crm_event_processors::double::{Endpoint, Fault, Lasting};
+use crm_event_processors::measures;
+use serde_json::Value;
 
 use super::{Scene, ids, missions_of_the_load, same};
 use crate::load;
+use crate::support::http::Health;
+use crate::support::until;
 
 const IN_PEACE: &str = "stopped";
 const OVERRUN: &str = "SHUTDOWN_GRACE is over";
@@ -68,11 +72,58 @@ async fn a_second_signal_stops_at_once_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_on_history_without_a_decision_ends_with_64_and_names_the_setting() {
     let scene = Scene::with("life/full.jsonl.gz").await;
-    let output = scene.environment().without("KAFKA_AUTO_OFFSET_RESET").run();
+    // Each of its topics holds records.
+    let environment = scene.environment().with("CONSUMERS", "currency");
+    let output = environment.without("KAFKA_AUTO_OFFSET_RESET").run();
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{log}");
-    assert!(log.contains("KAFKA_AUTO_OFFSET_RESET"), "{log}");
+    assert!(log.contains("KAFKA_AUTO_OFFSET_RESET") && log.contains("KAFKA_START_AT"), "{log}");
     scene.double.inspect(|log| assert!(log.events.is_empty()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_may_read_nothing_is_named_and_holds_up_no_other() {
+    let scene = Scene::with("life/full.jsonl.gz").await;
+    let health = Health::free();
+    let environment = scene
+        .environment()
+        .with("CONSUMERS", "currency,marketplace")
+        .with("HTTP_LISTEN", health.listen())
+        .without("KAFKA_AUTO_OFFSET_RESET");
+    let (daemon, log) = environment.start_logging();
+    let held = until("its topics to be held", async || {
+        let (status, consumers) = health.readiness().await?;
+        assert_eq!(status, 200, "a restart would not help");
+        let currency = &consumers["currency"];
+        let held = currency["waits_for"].as_array().expect("a list").clone();
+        (held.len() == 3).then_some((held, currency["state"].clone()))
+    })
+    .await;
+    assert_eq!(held.1, "degraded");
+    for table in ["purchase_ledger", "referral_ledger", "mission_claims"] {
+        let topic = scene.topic(table);
+        let named = |held: &Value| held.as_str().is_some_and(|held| held.starts_with(&topic));
+        let told = held.0.iter().find(|held| named(held)).expect("each is named").to_string();
+        assert!(told.contains("KAFKA_START_AT"), "{told}");
+        log.until(&format!("{topic}=earliest|latest|<time>")).await;
+    }
+    let metrics = health.metrics().await;
+    let held = |consumer| metrics.samples(measures::HELD_TOPICS, &[("consumer", consumer)]);
+    assert_eq!((held("currency"), held("marketplace")), (vec![3.0], vec![0.0]));
+    scene.send_orders(50).await;
+    scene.caught_up(|consumer| consumer == "marketplace").await;
+    assert_eq!(daemon.stop().code(), Some(0));
+    let arrived = |name: &str| scene.double.inspect(|log| ids(log, name).len());
+    assert_eq!((arrived("marketplace/order-received"), arrived("currency/award")), (50, 0));
+
+    let beginnings =
+        ["purchase_ledger=earliest", "referral_ledger=latest", "mission_claims=latest"]
+            .map(|told| scene.topic(told));
+    let daemon = environment.with("KAFKA_START_AT", &beginnings.join(",")).start();
+    scene.caught_up(|consumer| consumer == "currency").await;
+    assert_eq!(daemon.stop().code(), Some(0));
+    let awarded = scene.double.inspect(|log| ids(log, "currency/award"));
+    assert!(!awarded.is_empty() && awarded.iter().all(|id| id.contains(":purchase:")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

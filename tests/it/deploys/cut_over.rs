@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crm_event_processors::double::{Double, Options};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::producer::FutureRecord;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -27,7 +28,7 @@ const BUNDLES: u64 = 4;
 const PARTITIONS: i32 = 4;
 const REFUSED: &str = "another member of this group uses another assignor: stop the old service, \
                        this one joins when it is gone";
-const STREAMS: [(Stream, &str); 2] =
+pub(super) const STREAMS: [(Stream, &str); 2] =
     [(Stream::Purchases, "currency"), (Stream::Orders, "marketplace")];
 
 /// What the old service has committed, by partition: in the middle of the records, behind the last
@@ -36,16 +37,16 @@ fn stood_at(partition: i32, records: i64) -> Option<i64> {
     [Some(records / 2), Some(records), Some(0), None][usize::try_from(partition).expect("few")]
 }
 
-struct Scene {
-    brokers: &'static str,
-    prefix: String,
-    double: Double,
+pub(super) struct Scene {
+    pub(super) brokers: &'static str,
+    pub(super) prefix: String,
+    pub(super) double: Double,
     /// The events that each partition's records call for, record by record.
     called_for: BTreeMap<(Stream, i32), Vec<Vec<String>>>,
 }
 
 impl Scene {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let (brokers, prefix) = (services::kafka(), unique("cut"));
         let options = Options { keep_data: true, ..Options::default() };
         let double = Double::start(options).await.expect("a double");
@@ -76,19 +77,19 @@ impl Scene {
         scene
     }
 
-    fn topic(&self, stream: Stream) -> String {
+    pub(super) fn topic(&self, stream: Stream) -> String {
         match stream {
             Stream::Purchases => format!("{}.purchase_ledger", self.prefix),
             Stream::Orders => format!("{}.orders", self.prefix),
         }
     }
 
-    fn group(&self, consumer: &str) -> String {
+    pub(super) fn group(&self, consumer: &str) -> String {
         format!("{}-{consumer}", self.prefix)
     }
 
     /// Of a daemon that is not told where a new group begins: this one is none.
-    fn environment(&self) -> Environment {
+    pub(super) fn environment(&self) -> Environment {
         Environment::new(self.brokers, services::redis(), self.double.url(), &self.prefix)
             .without("KAFKA_AUTO_OFFSET_RESET")
             .with("CONSUMERS", "currency,marketplace")
@@ -101,12 +102,12 @@ impl Scene {
     }
 
     /// Where the old service stands in a topic, by partition.
-    fn stands(&self, stream: Stream) -> BTreeMap<i32, i64> {
+    pub(super) fn stands(&self, stream: Stream) -> BTreeMap<i32, i64> {
         let stood = |p| Some((p, stood_at(p, self.records(stream, p))?));
         (0..PARTITIONS).filter_map(stood).collect()
     }
 
-    async fn caught_up(&self) {
+    pub(super) async fn caught_up(&self) {
         for (stream, consumer) in STREAMS {
             feed::caught_up(self.brokers, &self.group(consumer), &self.topic(stream)).await;
         }
@@ -142,19 +143,37 @@ impl Scene {
 }
 
 /// A member as the old service's: it consumes and commits as it is told, on a thread of its own.
-struct OldService {
+pub(super) struct OldService {
     leave: Arc<AtomicBool>,
+    rebalances: Arc<AtomicUsize>,
     member: JoinHandle<()>,
+}
+
+/// Counts how often its group has rebalanced.
+struct Counting(Arc<AtomicUsize>);
+
+impl ClientContext for Counting {}
+
+impl ConsumerContext for Counting {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, _: &Rebalance<'_>) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl OldService {
     /// Joins `group` and has committed these offsets when this returns.
-    async fn join(brokers: &str, group: &str, topic: &str, commits: BTreeMap<i32, i64>) -> Self {
-        let consumer: BaseConsumer = kafka::client(brokers)
+    pub(super) async fn join(
+        brokers: &str,
+        group: &str,
+        topic: &str,
+        commits: BTreeMap<i32, i64>,
+    ) -> Self {
+        let rebalances = Arc::new(AtomicUsize::new(0));
+        let consumer: BaseConsumer<Counting> = kafka::client(brokers)
             .set("group.id", group)
             .set("partition.assignment.strategy", "roundrobin")
             .set("enable.auto.commit", "false")
-            .create()
+            .create_with_context(Counting(Arc::clone(&rebalances)))
             .expect("a consumer");
         let leave = Arc::new(AtomicBool::new(false));
         let left = Arc::clone(&leave);
@@ -180,10 +199,15 @@ impl OldService {
             }
         });
         wait.await.expect("the old service joins");
-        Self { leave, member }
+        Self { leave, rebalances, member }
     }
 
-    async fn leave(self) {
+    /// How often its group has rebalanced since it joined.
+    pub(super) fn rebalances(&self) -> usize {
+        self.rebalances.load(Ordering::Acquire)
+    }
+
+    pub(super) async fn leave(self) {
         self.leave.store(true, Ordering::Release);
         let left = tokio::task::spawn_blocking(|| self.member.join());
         left.await.expect("no panic").expect("it leaves");
@@ -291,6 +315,59 @@ async fn offsets_of_a_group_with_another_name_are_moved_as_the_readme_says() {
     scene.caught_up().await;
     assert_eq!(fleet.stop("new").await.code(), Some(0));
     scene.verify(&fleet, |stream| scene.stands(stream));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_that_the_old_service_never_read_are_held_until_they_begin_as_the_readme_says() {
+    let scene = Scene::new().await;
+    for (stream, consumer) in STREAMS {
+        let (group, topic) = (scene.group(consumer), scene.topic(stream));
+        OldService::join(scene.brokers, &group, &topic, scene.stands(stream)).await.leave().await;
+    }
+    let referrals = format!("{}.referral_ledger", scene.prefix);
+    let refer = async |number| {
+        let (award, value) = traffic::referral(number);
+        let record = FutureRecord::to(&referrals).key(award.as_bytes()).payload(value.as_bytes());
+        kafka::produce(scene.brokers, [record]).await;
+        award
+    };
+    let old = refer(1_001).await;
+    let health = Health::free();
+    let environment = scene.environment().with("HTTP_LISTEN", health.listen());
+    let mut fleet = Fleet::new(environment.clone());
+    fleet.start("undecided");
+    scene.caught_up().await;
+    until("the topic to be held", async || {
+        let (_, consumers) = health.readiness().await?;
+        consumers["currency"]["waits_for"].to_string().contains(&referrals).then_some(())
+    })
+    .await;
+    assert_eq!(fleet.stop("undecided").await.code(), Some(0));
+    scene.verify(&fleet, |stream| scene.stands(stream));
+
+    let mut fleet = Fleet::new(environment.with("KAFKA_START_AT", &start_at(&scene.prefix)));
+    fleet.start("decided");
+    until("it to begin", async || {
+        kafka::committed(scene.brokers, &scene.group("currency"), &referrals).await.pop_first()
+    })
+    .await;
+    let new = refer(1_002).await;
+    feed::caught_up(scene.brokers, &scene.group("currency"), &referrals).await;
+    assert_eq!(fleet.stop("decided").await.code(), Some(0));
+    let awarded = |award: &str| {
+        scene
+            .double
+            .inspect(|log| log.events.iter().any(|event| event.id.as_deref() == Some(award)))
+    };
+    assert_eq!((awarded(&old), awarded(&new)), (false, true));
+}
+
+/// What the README says that `KAFKA_START_AT` is to be, of topics behind this prefix.
+pub(super) fn start_at(prefix: &str) -> String {
+    const README: &str = include_str!("../../../README.md");
+    let mut lines = README.lines().filter_map(|line| line.strip_prefix("KAFKA_START_AT="));
+    let told = lines.next().expect("the README says where topics begin");
+    told.replace("crm.public", prefix)
 }
 
 /// Runs the commands that the README gives, with the tool that comes with the broker.

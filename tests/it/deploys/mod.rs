@@ -5,5 +5,6 @@ mod cut_over;
 mod fleet;
 mod pauses;
 mod rolling;
+mod shadow;
 mod traffic;
 mod verdict;

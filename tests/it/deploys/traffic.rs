@@ -220,6 +220,17 @@ fn purchase(partition: i32, number: u64) -> Bundle {
     bundle
 }
 
+/// A completed referral, and the event that awards it.
+pub(super) fn referral(number: u64) -> (String, String) {
+    let Bundle { events, values, .. } = purchase(0, number);
+    let mut value: Value = serde_json::from_str(&values[0]).expect("json");
+    value["source"]["table"] = "referral_ledger".into();
+    let id = value["after"]["id"].clone();
+    value["after"] = json!({"id": id, "merchant_id": MERCHANT, "inviter_user_id": id,
+        "invitee_user_id": id, "reward_status": "completed", "created_at": "2026-09-21T00:00:00Z"});
+    (events[0][0].replace(":purchase:", ":referral:"), value.to_string())
+}
+
 fn row(id: &str, status: &str) -> Value {
     json!({
         "id": id,

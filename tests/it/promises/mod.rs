@@ -3,6 +3,7 @@
 //! Most run a [`stage::Scripted`] consumer, whose work does what the test says, in a real engine;
 //! those that need the whole way of a change run the daemon itself, as a process that can be killed.
 
+mod beginnings;
 mod bounded_memory;
 mod broker_away;
 mod duplicates;

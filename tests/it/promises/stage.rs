@@ -321,6 +321,7 @@ impl Stage {
                 group_protocol: GroupProtocol::Classic,
                 session_timeout: Duration::from_secs(30),
                 instance_id: None,
+                start_at: config::StartAt::default(),
                 auto_offset_reset: Some(OffsetReset::Earliest),
                 properties: Properties::default(),
                 ca_file: None,

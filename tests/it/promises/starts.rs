@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crm_event_processors::config::OffsetReset;
+use crm_event_processors::engine::Outcome;
 use crm_event_processors::engine::backpressure::PATIENCE;
 use crm_event_processors::engine::frontier::Frontier;
 use crm_event_processors::engine::metadata::{self, Log};
 use crm_event_processors::engine::offsets::OffsetMap;
-use crm_event_processors::engine::{EngineError, Outcome};
 use jiff::Timestamp;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -24,18 +24,6 @@ use crate::support::{unique, until};
 
 fn admin() -> AdminClient<DefaultClientContext> {
     client(kafka()).create().expect("an admin client")
-}
-
-#[tokio::test]
-async fn a_new_group_on_records_needs_a_decision_and_says_which() {
-    let mut stage = Stage::new(1).await;
-    stage.kafka.auto_offset_reset = None;
-    stage.send(&[(0, "a", "1")]).await;
-    let mut member = stage.start(async |_| Ok(Outcome::Sent));
-    let error = member.ended().await.expect_err("no start");
-    assert!(matches!(error, EngineError::NoStart(_)), "{error}");
-    assert!(error.to_string().contains("KAFKA_AUTO_OFFSET_RESET"), "{error}");
-    assert!(stage.committed().await.is_empty());
 }
 
 #[tokio::test]

@@ -52,17 +52,27 @@ impl Environment {
 
     /// Starts a daemon whose log the test reads.
     pub(crate) fn start_logging(&self) -> (Daemon, Log) {
-        self.start_reading(|line| eprintln!("{line}"))
+        self.start_reading(&[], |line| eprintln!("{line}"))
+    }
+
+    /// As [`Self::start_quietly`], with arguments.
+    pub(crate) fn start_quietly_with(&self, arguments: &[&str]) -> (Daemon, Log) {
+        self.start_reading(arguments, |_| {})
     }
 
     /// As [`Self::start_logging`], for a log that is too long to be shown.
     pub(crate) fn start_quietly(&self) -> (Daemon, Log) {
-        self.start_reading(|_| {})
+        self.start_quietly_with(&[])
     }
 
-    fn start_reading(&self, show: impl Fn(&str) + Send + 'static) -> (Daemon, Log) {
-        let mut child =
-            self.command(DAEMON).stderr(Stdio::piped()).spawn().expect("the daemon starts");
+    fn start_reading(
+        &self,
+        arguments: &[&str],
+        show: impl Fn(&str) + Send + 'static,
+    ) -> (Daemon, Log) {
+        let mut command = self.command(DAEMON);
+        command.args(arguments).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the daemon starts");
         let written = child.stderr.take().expect("its log");
         let lines = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&lines);

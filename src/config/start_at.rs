@@ -1,0 +1,135 @@
+//! Where topics begin of which a group has committed nothing (contract section 1).
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+
+use super::settings::OffsetReset;
+
+/// What an entry should look like.
+const FORM: &str = "topic=earliest, topic=latest or topic=2026-11-29T00:00:00Z, comma separated";
+
+/// Where a topic begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// With all that it holds.
+    Earliest,
+    /// With what comes from now on.
+    Latest,
+    /// With the first record whose timestamp in Kafka is not before this.
+    At(Timestamp),
+}
+
+impl From<OffsetReset> for Beginning {
+    fn from(reset: OffsetReset) -> Self {
+        match reset {
+            OffsetReset::Earliest => Self::Earliest,
+            OffsetReset::Latest => Self::Latest,
+        }
+    }
+}
+
+/// Topics and where they begin, written `crm.public.referral_ledger=latest,...`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StartAt(BTreeMap<String, Beginning>);
+
+impl StartAt {
+    /// Where a topic begins, if it is named.
+    #[must_use]
+    pub fn of(&self, topic: &str) -> Option<Beginning> {
+        self.0.get(topic).copied()
+    }
+
+    /// What is wrong with the topics that it names, where `known` are all that are read.
+    pub(super) fn unknown(&self, known: &[String]) -> Option<String> {
+        let named = self.0.keys().find(|named| !known.contains(*named))?;
+        let near = |known: &&String| {
+            let tail = known.rsplit('.').next().unwrap_or_default();
+            strsim::osa_distance(named, known).min(strsim::osa_distance(named, tail))
+        };
+        // Neither is the name repeated: what was pasted here by mistake may be secret.
+        let likely = known.iter().min_by_key(near).filter(|known| near(known) <= 3);
+        let likely = likely.map_or(String::new(), |likely| format!("; {likely} is meant?"));
+        Some(format!(
+            "names a topic that no enabled consumer reads: must be {FORM}, of {}{likely}",
+            known.join(", ")
+        ))
+    }
+}
+
+impl FromStr for StartAt {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut topics = BTreeMap::new();
+        let entries = text.split(',').map(str::trim).enumerate();
+        for (index, entry) in entries.filter(|(_, entry)| !entry.is_empty()) {
+            // The entry is not repeated: what was pasted here by mistake may be secret.
+            let number = index + 1;
+            let wrong = || format!("has an entry (number {number}) that is not {FORM}");
+            let (topic, place) = entry.split_once('=').ok_or_else(wrong)?;
+            let beginning = match place.trim() {
+                word if word.eq_ignore_ascii_case("earliest") => Beginning::Earliest,
+                word if word.eq_ignore_ascii_case("latest") => Beginning::Latest,
+                time => Beginning::At(time.parse().map_err(|_| wrong())?),
+            };
+            if matches!(beginning, Beginning::At(time) if time > Timestamp::now()) {
+                return Err(format!(
+                    "has an entry (number {number}) whose time lies ahead: latest begins with \
+                     what comes"
+                ));
+            }
+            let topic = topic.trim();
+            if topic.is_empty() {
+                return Err(wrong());
+            }
+            if topics.insert(topic.to_owned(), beginning).is_some() {
+                return Err(format!("names a topic twice (entry number {number})"));
+            }
+        }
+        Ok(Self(topics))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_begin_as_they_are_told() {
+        let told: StartAt =
+            " a.b = Latest,c=earliest, d=2026-01-02T03:04:05+01:00, ".parse().expect("a list");
+        assert_eq!(told.of("a.b"), Some(Beginning::Latest));
+        assert_eq!(told.of("c"), Some(Beginning::Earliest));
+        let time = "2026-01-02T02:04:05Z".parse().expect("a time");
+        assert_eq!(told.of("d"), Some(Beginning::At(time)));
+        assert_eq!(told.of("b"), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_by_its_number_with_what_it_should_be() {
+        for wrong in ["c=earliest,a", "c=latest,a=now", "c=latest,=latest", "c=latest,d=2026-01-02"]
+        {
+            let told = wrong.parse::<StartAt>().expect_err(wrong);
+            assert!(told.contains("number 2") && told.contains("topic=latest"), "{told}");
+        }
+        let twice = "a=latest,b=latest,a=latest".parse::<StartAt>().expect_err("twice");
+        assert!(twice.contains("twice") && twice.contains("number 3"), "{twice}");
+        let ahead = "a=9000-01-01T00:00:00Z".parse::<StartAt>().expect_err("ahead");
+        assert!(ahead.contains("lies ahead"), "{ahead}");
+    }
+
+    #[test]
+    fn a_topic_that_nobody_reads_is_told_with_the_likely_one() {
+        let known = ["crm.public.referral_ledger".to_owned(), "reward_redemptions".to_owned()];
+        let unknown = |text: &str| text.parse::<StartAt>().expect("a list").unknown(&known);
+        assert_eq!(unknown("reward_redemptions=latest"), None);
+        for wrong in ["crm.public.refferal_ledger=latest", "referral_ledger=latest"] {
+            let told = unknown(wrong).expect("unknown");
+            assert!(told.ends_with("crm.public.referral_ledger is meant?"), "{told}");
+        }
+        let told = unknown("x=latest").expect("unknown");
+        assert!(!told.contains("meant") && told.contains(&known[1]), "{told}");
+    }
+}
