@@ -142,7 +142,8 @@ impl Partition {
             repeats: None,
             confirmed,
             newest: (start.log.newest_ms, None),
-            uncommitted: 0,
+            // What others committed is replaced, or it would be warned of at every start.
+            uncommitted: usize::from(start.metadata_of.is_some()),
             end: None,
             unknown: start.unknown,
             stopped: None,
@@ -394,6 +395,16 @@ mod tests {
         let passed = Passed { stamp: None, written: Some((written_ms, offset)) };
         assert_eq!(partition.admit(offset, passed, 1), Admission::Fresh);
         assert!(partition.complete(offset, 1));
+    }
+
+    #[test]
+    fn metadata_that_was_made_for_another_offset_is_replaced_at_once() {
+        assert!(!partition(start(5)).has_uncommitted());
+        let mut partition = partition(Start { metadata_of: Some(9), ..start(5) });
+        assert!(partition.has_uncommitted());
+        let commit = partition.commit();
+        assert!(metadata::decode(5, &commit.metadata).is_ok());
+        assert!(!partition.has_uncommitted());
     }
 
     #[test]
