@@ -7,15 +7,6 @@ readonly patience=180 # seconds
 # container SERVICE
 container() { podman ps --all --filter "label=com.docker.compose.service=$1" --format '{{.Names}}'; }
 
-# within COMMAND...: polls until it succeeds.
-within() {
-    local deadline=$((SECONDS + patience))
-    until "$@" >/dev/null 2>&1; do
-        ((SECONDS < deadline)) || return 1
-        sleep 1
-    done
-}
-
 # dependencies: a line each: who waits, for whom, until when.
 dependencies() {
     podman-compose config 2>/dev/null | awk '
@@ -35,7 +26,7 @@ up() {
         up "$awaited"
         case "$condition" in
         service_healthy)
-            within podman healthcheck run "$(container "$awaited")" || lost "$awaited" 'does not become healthy'
+            within $patience podman healthcheck run "$(container "$awaited")" || lost "$awaited" 'does not become healthy'
             ;;
         service_completed_successfully)
             (($(timeout "$patience" podman wait "$(container "$awaited")") == 0)) || lost "$awaited" 'fails'
@@ -56,21 +47,38 @@ lost() {
     die "$1 $2: see above"
 }
 
-# accepted NAME: by the stand-in of Inngest, at least once.
-accepted() { podman logs "$(container inngest)" 2>&1 | grep -q "^accepted $1 "; }
+# accepted NAME COUNT: events by the stand-in of Inngest.
+accepted() { (($(podman logs "$(container inngest)" 2>&1 | grep -c "^accepted $1 ") >= $2)); }
+
+# readme FIRST: the lines of the README from that pattern to the end of its block.
+readme() { awk -v "first=$1" '$0 ~ first { here = 1 } here && /^```/ { exit } here' README.md; }
 
 play_compose() {
     local service event
     dependencies >"$scratch/dependencies"
     expect 'conditions in docker-compose.yml' "$(wc -l <"$scratch/dependencies")" '[1-9]*'
     for service in $(podman-compose config --services); do up "$service"; done
-    within podman healthcheck run "$(container daemon)" || lost daemon 'does not become healthy'
+    within $patience podman healthcheck run "$(container daemon)" || lost daemon 'does not become healthy'
     say 'the daemon is ready: as it should be'
     # The README's commands, as they stand there.
     docker() { podman-compose "${@:2}"; }
-    source <(awk '/^# a purchase is completed/ { here = 1 } here && /^```/ { exit } here' README.md)
+    source <(readme '^# a purchase is completed')
     for event in currency/award mission/evaluate reward/redeemed marketplace/order-received currency/cancelled currency/reverse; do
-        within accepted "$event" || lost daemon "sends no $event"
+        within $patience accepted "$event" 1 || lost daemon "sends no $event"
         say "$event: as it should be"
     done
+    play_outside
+}
+
+# A daemon outside, by the published ports, in the place of the one in the container.
+play_outside() {
+    podman stop "$(container daemon)" >/dev/null
+    cargo() {
+        podman run --detach --network host --label com.docker.compose.service=outside \
+            --env 'KAFKA_*' --env 'REDIS_*' --env 'SUPABASE_*' --env 'INNGEST_*' --env 'HTTP_*' "$daemon" "$1" >/dev/null
+    }
+    source <(readme '^KAFKA_BOOTSTRAP_SERVERS=')
+    source <(readme '^# a member redeems' | sed '/^# an order/,$d; s/redemption-1/redemption-2/')
+    within $patience accepted reward/redeemed 2 || lost outside 'sends no reward/redeemed'
+    say 'a daemon outside: as it should be'
 }
