@@ -300,7 +300,7 @@ async fn waited_for(protocol: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn offsets_of_a_group_with_another_name_are_moved_as_the_readme_says() {
+async fn offsets_of_a_group_with_another_name_are_moved_as_operators_are_told() {
     let scene = Scene::new().await;
     for (stream, consumer) in STREAMS {
         let (old, topic) = (unique("legacy"), scene.topic(stream));
@@ -318,7 +318,7 @@ async fn offsets_of_a_group_with_another_name_are_moved_as_the_readme_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_that_the_old_service_never_read_are_held_until_they_begin_as_the_readme_says() {
+async fn topics_that_the_old_service_never_read_are_held_until_they_begin_as_operators_are_told() {
     let scene = Scene::new().await;
     for (stream, consumer) in STREAMS {
         let (group, topic) = (scene.group(consumer), scene.topic(stream));
@@ -362,22 +362,22 @@ async fn topics_that_the_old_service_never_read_are_held_until_they_begin_as_the
     assert_eq!((awarded(&old), awarded(&new)), (false, true));
 }
 
-/// What the README says that `KAFKA_START_AT` is to be, of topics behind this prefix.
+/// What operators are told that `KAFKA_START_AT` is to be, of topics behind this prefix.
 pub(super) fn start_at(prefix: &str) -> String {
-    const README: &str = include_str!("../../../README.md");
-    let mut lines = README.lines().filter_map(|line| line.strip_prefix("KAFKA_START_AT="));
-    let told = lines.next().expect("the README says where topics begin");
+    const OPERATIONS: &str = include_str!("../../../docs/operations.md");
+    let mut lines = OPERATIONS.lines().filter_map(|line| line.strip_prefix("KAFKA_START_AT="));
+    let told = lines.next().expect("operators are told where topics begin");
     told.replace("crm.public", prefix)
 }
 
-/// Runs the commands that the README gives, with the tool that comes with the broker.
+/// Runs the commands that operators are given, with the tool that comes with the broker.
 fn move_offsets(brokers: &str, old: &str, new: &str) {
-    const README: &str = include_str!("../../../README.md");
+    const OPERATIONS: &str = include_str!("../../../docs/operations.md");
     const TOOL: &str = "kafka-consumer-groups.sh";
     let moves = |line: &&str| {
         line.starts_with(TOOL) && (line.contains("$OLD_GROUP") || line.contains("$NEW_GROUP"))
     };
-    let commands: Vec<&str> = README.lines().filter(moves).collect();
+    let commands: Vec<&str> = OPERATIONS.lines().filter(moves).collect();
     assert_eq!(commands.len(), 2, "out of the old group, and into the new one");
     let script = format!(
         "set -euo pipefail\n\

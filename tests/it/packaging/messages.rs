@@ -8,12 +8,19 @@ use super::{file, root, sources_below};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_crm-event-processors");
 
 /// Commands and options that are meant to come.
-const LATER: [&str; 7] =
-    ["reconcile", "doctor", "dlq replay", "dlq list", "dlq show", "autoscale", "--shadow"];
+const LATER: [&str; 6] = ["reconcile", "doctor", "dlq replay", "dlq list", "dlq show", "autoscale"];
 
 /// Files that speak to users.
-const FILES: [&str; 5] =
-    ["README.md", "config/default.toml", "render.yaml", "docker-compose.yml", "Dockerfile"];
+const FILES: [&str; 8] = [
+    "README.md",
+    "docs/operations.md",
+    "docs/architecture.md",
+    "docs/contributing.md",
+    "config/default.toml",
+    "render.yaml",
+    "docker-compose.yml",
+    "Dockerfile",
+];
 
 fn help(arguments: &[&str]) -> String {
     let output = Command::new(PROGRAM).args(arguments).output().expect("it runs");

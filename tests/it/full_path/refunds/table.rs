@@ -183,7 +183,7 @@ const LIVES: [(&str, &[Cents], &[Op]); 15] = [
 ];
 
 /// A debit right after its purchase counts once more, which may be handled before that and then counts
-/// for the award before: the rows alone do not tell. The README says so.
+/// for the award before: the rows alone do not tell. Behaviour section 3 says so.
 const RACE: &str = "a debit, again, and a debit";
 
 /// Those lives that end the same whatever is handled first, at each of these merchants.
@@ -195,7 +195,7 @@ pub(super) fn steady_lives(merchants: &[Merchant]) -> Vec<Play> {
 
 /// Those lives of which Redis may forget all. A purchase that was taken back while its award slept leaves
 /// no trace in the wallet: when it counts once more and only its present state is known, its award takes
-/// the same id again, which Inngest drops. The README says so.
+/// the same id again, which Inngest drops. Behaviour section 3 says so.
 pub(super) fn forgettable_lives(merchants: &[Merchant], whole_before: bool) -> Vec<Play> {
     let mut plays = lives(merchants);
     let sleeps = |play: &Play| play.merchant != Merchant::Now;
