@@ -85,7 +85,7 @@ impl Breaker {
     }
 
     /// How many got an answer so far that could be used. Tells whether a dependency served others
-    /// while one record kept failing (contract section 8.4).
+    /// while one record kept failing (behaviour section 8.4).
     #[must_use]
     pub fn successes(&self) -> u64 {
         self.successes.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! Room for what work produces while it waits: bytes, within a bound (contract section 8.5).
+//! Room for what work produces while it waits: bytes, within a bound (behaviour section 8.5).
 //!
 //! What is produced is charged without waiting. Only who holds nothing of a room yet waits at its
 //! door, in a line: so those inside always end, and no two wait for each other.

@@ -1,7 +1,7 @@
 //! Starts the consumers, watches over them, and stops them.
 //!
 //! One consumer that cannot go on ends the process, so that the platform starts it again: a worker
-//! without health checks has nobody else to notice (contract section 8.8).
+//! without health checks has nobody else to notice (behaviour section 8.8).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,7 +91,7 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// Exit status (contract section 8.8): 64 configuration, 70 stalled or a fatal client error.
+    /// Exit status (behaviour section 8.8): 64 configuration, 70 stalled or a fatal client error.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

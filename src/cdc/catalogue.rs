@@ -1,4 +1,4 @@
-//! The column types of the tables that the consumers read (contract sections 3 to 9), for records that
+//! The column types of the tables that the consumers read (behaviour sections 3 to 9), for records that
 //! bring no schema. Columns that are not listed are passed on as they came.
 
 use super::decimal::Form;

@@ -1,4 +1,4 @@
-//! Exact decimals out of every form that a connector writes them in (contract section 2).
+//! Exact decimals out of every form that a connector writes them in (behaviour section 2).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

@@ -1,4 +1,4 @@
-//! Which form a record has, and its parts (contract section 2).
+//! Which form a record has, and its parts (behaviour section 2).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const ENVELOPE: &[&str] =
 /// Decodes a record of a change topic.
 ///
 /// # Errors
-/// The record is no change in any form of contract section 2; the error says what it is instead.
+/// The record is no change in any form of behaviour section 2; the error says what it is instead.
 pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>, DecodeError> {
     let parts = Parts { record, options, key: key(record) };
     let Some(bytes) = wire::value(record)? else { return parts.tombstone() };
@@ -369,7 +369,7 @@ fn milliseconds(raw: Option<&RawValue>) -> Result<Option<i64>, Unknown> {
 }
 
 /// Under REPLICA IDENTITY DEFAULT a `before` holds the key, and for all other columns null, defaults
-/// or zeros that were never in the row (contract section 2). An empty text in a uuid column gives that
+/// or zeros that were never in the row (behaviour section 2). An empty text in a uuid column gives that
 /// away, and so does a row in which nothing but the key says anything. Then only the key stays.
 fn take_out_invented(before: &mut Row<'_>, key: &Row<'_>) -> bool {
     let primary_key = before.types.primary_key();

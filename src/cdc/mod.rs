@@ -1,7 +1,7 @@
 //! Decoding: from the bytes of a Kafka record to a [`Change`], a command, or [`Nothing`]. Pure.
 //!
 //! Debezium and the Connect worker around it write one and the same change in many ways, and nobody
-//! tells which one is coming (contract section 2). A record goes through these steps:
+//! tells which one is coming (behaviour section 2). A record goes through these steps:
 //!
 //! 1. `wire`: the Confluent wire prefix, UTF-8, JSON; Avro and Protobuf are named and refused;
 //! 2. `envelope`: which form it is (bare envelope, `{schema, payload}`, flattened row) and its parts;
@@ -78,7 +78,7 @@ pub enum Decoded<'a> {
     Nothing(Nothing),
 }
 
-/// Why a sound record holds no change (contract section 2).
+/// Why a sound record holds no change (behaviour section 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Nothing {
     /// A null value that is no delete: lets compaction forget the key; the delete came before it.
@@ -156,10 +156,10 @@ pub struct Change<'a> {
     pub after: Option<Row<'a>>,
     /// Columns of `before` were made up (REPLICA IDENTITY DEFAULT) and taken out: what is left is the key.
     pub before_invented: bool,
-    /// Where it lies in the database's log, when the record tells (contract section 2).
+    /// Where it lies in the database's log, when the record tells (behaviour section 2).
     pub position: Option<Position>,
     /// When its transaction was committed, to the millisecond: `source.ts_ms`, else `__ts_ms`, else
-    /// the record's timestamp (contract section 3).
+    /// the record's timestamp (behaviour section 3).
     pub commit_time: Timestamp,
     /// Which log the position belongs to.
     pub source: SourceId<'a>,

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The scale of a `numeric(p,s)` column that is named nowhere else (contract section 2).
+/// The scale of a `numeric(p,s)` column that is named nowhere else (behaviour section 2).
 const DEFAULT_SCALE: u32 = 2;
 /// Largest scale that can be configured.
 const MAX_SCALE: u32 = 38;

@@ -1,4 +1,4 @@
-//! Where a change lies in the database's log (contract section 2, "Log position").
+//! Where a change lies in the database's log (behaviour section 2, "Log position").
 
 /// Log position of a change. A replay repeats all four exactly.
 ///

@@ -1,4 +1,4 @@
-//! Rows as JSON: for `explain` (contract section 11) and as `event_data` of an event (section 5).
+//! Rows as JSON: for `explain` (behaviour section 11) and as `event_data` of an event (section 5).
 
 use bigdecimal::{BigDecimal, Zero as _};
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ impl Row<'_> {
         self.render(For::Explain)
     }
 
-    /// The row as `event_data` of `mission/evaluate` (contract section 5): as `explained`, but numbers
+    /// The row as `event_data` of `mission/evaluate` (behaviour section 5): as `explained`, but numbers
     /// as JSON numbers with their exact digits, and as strings where a double would change them.
     #[must_use]
     pub fn event_data(&self) -> Box<RawValue> {
@@ -98,7 +98,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A number that Inngest's doubles would change (beyond 2^53, more than 15 significant digits, too
-/// small for any but 0) becomes a string (contract section 5).
+/// small for any but 0) becomes a string (behaviour section 5).
 fn number(text: String) -> String {
     let kept = decimal::from_text(&text).is_some_and(|number| {
         let exact_integers = BigDecimal::from(1_u64 << 53);

@@ -138,7 +138,7 @@ impl<'a> Row<'a> {
     }
 
     /// As [`Row::text`], of a column that a rule cannot do without: one that is not there is not NULL
-    /// (contract section 2).
+    /// (behaviour section 2).
     ///
     /// # Errors
     /// As [`Row::text`]; or the row does not have the column.
@@ -197,7 +197,7 @@ impl<'a> Row<'a> {
             .try_map(|raw| integer(raw).ok_or_else(|| self.error(column, "a whole number")))
     }
 
-    /// An exact decimal in any of the forms of contract section 2.
+    /// An exact decimal in any of the forms of behaviour section 2.
     ///
     /// # Errors
     /// The column holds no number in a form that its type can have, or one that is not finite.

@@ -149,7 +149,7 @@ impl<'a> Source<'a> {
             // An envelope tells a place in the log, but of a row that a snapshot read.
             Form::Envelope if place.is_none() && !self.is_snapshot() => Err(Unknown),
             Form::Envelope => Ok(place),
-            // It counts only with all three (contract section 2).
+            // It counts only with all three (behaviour section 2).
             Form::Flattened => Ok(place
                 .filter(|_| ![&self.sequence, &self.ts_us, &self.tx_id].into_iter().any(absent))),
         }

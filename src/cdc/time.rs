@@ -1,4 +1,4 @@
-//! Times in every unit and notation (contract section 2).
+//! Times in every unit and notation (behaviour section 2).
 
 use jiff::tz::Offset;
 use jiff::{Timestamp, civil};

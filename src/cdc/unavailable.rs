@@ -1,5 +1,5 @@
 //! What stands for a value that the database did not write again: an unchanged one, stored out of line
-//! (contract section 2). Debezium gives it in the form of the column's type.
+//! (behaviour section 2). Debezium gives it in the form of the column's type.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

@@ -112,7 +112,7 @@ pub(super) fn value<'a>(record: &Record<'a>) -> Result<Option<&'a [u8]>, DecodeE
     Ok(record.value)
 }
 
-/// Reads a command: the plain JSON of `reward_redemptions` and of the marketplace orders (contract
+/// Reads a command: the plain JSON of `reward_redemptions` and of the marketplace orders (behaviour
 /// sections 6 and 7), also behind the wire prefix. `None` is a tombstone, which commands nothing.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! `explain`: what a record decodes to, and what every consumer would do with it (contract section 11).
+//! `explain`: what a record decodes to, and what every consumer would do with it (behaviour section 11).
 //!
 //! Reads and prints; decides nothing, claims nothing, sends nothing.
 
@@ -155,7 +155,7 @@ fn subject<'a>(record: &Record<'a>, context: &Context<'_>) -> Subject<'a> {
     }
 }
 
-/// One record as `--json` prints it; the order of the fields is contract section 11's.
+/// One record as `--json` prints it; the order of the fields is behaviour section 11's.
 #[derive(Serialize)]
 struct Report<'r> {
     topic: &'r str,

@@ -1,6 +1,6 @@
 //! Clients of the services that this daemon talks to: Inngest and Supabase over HTTP, and Redis.
 //!
-//! What goes wrong is classified as contract section 8.4 asks: an outage is retried for as long as
+//! What goes wrong is classified as behaviour section 8.4 asks: an outage is retried for as long as
 //! it takes, a refusal that is about the record is not. No client ever prints a key or a payload.
 
 mod hidden;

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 /// How much parallel work is allowed: fixed where both ends are equal, adaptive between them
-/// otherwise (contract section 1).
+/// otherwise (behaviour section 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bound {
     /// At least this much, however unwell the other side is.

@@ -1,4 +1,4 @@
-//! Configuration (contract section 10): types, loading, validation, redaction.
+//! Configuration (behaviour section 10): types, loading, validation, redaction.
 //!
 //! Three layers, each over the one before: `config/default.toml`, which is built in and documents
 //! every setting; `config/local.toml` or the file that `CRM_CONFIG` names; environment variables.

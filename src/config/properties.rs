@@ -1,4 +1,4 @@
-//! librdkafka properties that are passed through, and those that are not (contract section 10).
+//! librdkafka properties that are passed through, and those that are not (behaviour section 10).
 
 use std::fmt;
 

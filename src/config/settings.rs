@@ -22,13 +22,13 @@ pub struct Settings {
     pub kafka: Kafka,
     /// Where claims and cached settings live.
     pub redis: Redis,
-    /// The claim protocol (contract section 8.2).
+    /// The claim protocol (behaviour section 8.2).
     pub dedup: Dedup,
     /// Where RPCs and look-ups go. `None` only while no enabled consumer needs it.
     pub supabase: Option<Supabase>,
     /// Where events go.
     pub inngest: Inngest,
-    /// What happens to snapshot rows (contract section 2).
+    /// What happens to snapshot rows (behaviour section 2).
     pub snapshot: Snapshot,
     /// Limits and waits of the consumer loop.
     pub engine: Engine,
@@ -37,13 +37,13 @@ pub struct Settings {
     /// The currency consumer.
     pub currency: Consumer,
     /// How long a debit's original is looked for before the debit becomes a dead letter
-    /// (`CURRENCY_ORIGINAL_PATIENCE`, default 60 s; contract section 3).
+    /// (`CURRENCY_ORIGINAL_PATIENCE`, default 60 s; behaviour section 3).
     pub currency_original_patience: Duration,
     /// How long it is remembered what was decided about the refunds of a source
-    /// (`CURRENCY_REFUND_MEMORY`, default 90 days; contract section 3).
+    /// (`CURRENCY_REFUND_MEMORY`, default 90 days; behaviour section 3).
     pub currency_refund_memory: Duration,
     /// Statuses in which a referral or a mission's claim is taken back, in lower case
-    /// (`CURRENCY_TAKEN_BACK_STATUSES`; contract section 3).
+    /// (`CURRENCY_TAKEN_BACK_STATUSES`; behaviour section 3).
     pub currency_taken_back_statuses: Vec<String>,
     /// The tier consumer.
     pub tier: Consumer,
@@ -89,10 +89,10 @@ impl Settings {
     }
 }
 
-/// The topic of redemption commands, in full (contract section 1).
+/// The topic of redemption commands, in full (behaviour section 1).
 pub const REDEMPTIONS_TOPIC: &str = "reward_redemptions";
 
-/// A consumer that can be enabled (contract section 1).
+/// A consumer that can be enabled (behaviour section 1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConsumerName {
     /// Awards, cancels and reverses currency.
@@ -108,7 +108,7 @@ pub enum ConsumerName {
 }
 
 impl ConsumerName {
-    /// Every consumer, in the order of the contract.
+    /// Every consumer, in the order of behaviour.md.
     pub const ALL: [Self; 5] =
         [Self::Currency, Self::Tier, Self::Mission, Self::Reward, Self::Marketplace];
 
@@ -154,7 +154,7 @@ impl std::fmt::Display for ConsumerName {
 /// What every consumer can be told.
 #[derive(Debug, Clone)]
 pub struct Consumer {
-    /// Requests to Supabase at a time (`<NAME>_CONCURRENCY`; contract section 1).
+    /// Requests to Supabase at a time (`<NAME>_CONCURRENCY`; behaviour section 1).
     pub concurrency: Bound,
     /// librdkafka properties of this consumer alone (`<NAME>_KAFKA_PROPERTIES`); they win over
     /// [`Kafka::properties`].
@@ -167,7 +167,7 @@ pub struct Kafka {
     /// Brokers, `host:port`, comma separated (`KAFKA_BOOTSTRAP_SERVERS`).
     pub bootstrap: String,
     /// Key and secret (`KAFKA_API_KEY`, `KAFKA_API_SECRET`): with them the connection is
-    /// SASL_SSL / PLAIN, without them plaintext (contract section 10).
+    /// SASL_SSL / PLAIN, without them plaintext (behaviour section 10).
     pub credentials: Option<KafkaCredentials>,
     /// Certificates of the authorities that brokers are trusted by, PEM (`SSL_CERT_FILE`, default
     /// none: the system's). The other clients read the same variable themselves.
@@ -184,10 +184,10 @@ pub struct Kafka {
     /// Static membership (`KAFKA_INSTANCE_ID`, default none): unique per running process.
     pub instance_id: Option<String>,
     /// Where topics begin of which a group has committed nothing although they hold records
-    /// (`KAFKA_START_AT`, default none; contract section 1).
+    /// (`KAFKA_START_AT`, default none; behaviour section 1).
     pub start_at: StartAt,
     /// The same of all topics that [`Kafka::start_at`] does not name (`KAFKA_AUTO_OFFSET_RESET`,
-    /// default none: such a topic is held; contract section 1).
+    /// default none: such a topic is held; behaviour section 1).
     pub auto_offset_reset: Option<OffsetReset>,
     /// librdkafka properties of every client (`KAFKA_PROPERTIES`).
     pub properties: Properties,
@@ -198,13 +198,13 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// The group id of one consumer (contract section 1).
+    /// The group id of one consumer (behaviour section 1).
     #[must_use]
     pub fn group_of(&self, consumer: ConsumerName) -> String {
         format!("{}-{consumer}", self.group_id)
     }
 
-    /// The topic that carries one table's changes (contract section 1).
+    /// The topic that carries one table's changes (behaviour section 1).
     #[must_use]
     pub fn topic_of(&self, table: &str) -> String {
         format!("{}.{table}", self.topic_prefix)
@@ -256,7 +256,7 @@ pub struct Redis {
     /// (`CRM_CACHE_REDIS_URL`, default the same as `url`).
     pub cache_url: SecretString,
     /// What every claim's key is put behind (`REDIS_KEY_PREFIX`, default `crm:`). Keys of the
-    /// cache are fixed by the contract and carry no prefix.
+    /// cache are fixed by behaviour.md and carry no prefix.
     pub key_prefix: String,
 }
 
@@ -334,7 +334,7 @@ pub struct Inngest {
     /// Branch environment (`INNGEST_ENV`, default none).
     pub env: Option<String>,
     /// How long a cancel waits after its award was accepted (`INNGEST_CANCEL_SETTLE`, default
-    /// 30 s; contract section 3).
+    /// 30 s; behaviour section 3).
     pub cancel_settle: Duration,
     /// How long an event waits for company (`INNGEST_BATCH_WAIT`, default 3 ms).
     pub batch_wait: Duration,

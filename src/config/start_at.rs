@@ -1,4 +1,4 @@
-//! Where topics begin of which a group has committed nothing (contract section 1).
+//! Where topics begin of which a group has committed nothing (behaviour section 1).
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

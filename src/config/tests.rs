@@ -92,7 +92,7 @@ fn example(path: &str) -> &'static str {
 }
 
 #[test]
-fn the_defaults_with_what_is_needed_are_those_of_the_contract() {
+fn the_defaults_with_what_is_needed_are_those_of_behaviour_md() {
     let settings = good(&[]);
     assert_eq!(settings.consumers, ConsumerName::ALL);
     assert_eq!(settings.kafka.group_of(ConsumerName::Tier), "crm-event-processors-tier");

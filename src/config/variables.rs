@@ -1,6 +1,6 @@
 //! Every setting and the environment variables that set it, in one table.
 //!
-//! Where several names mean one setting, the first of the list that is set wins (contract
+//! Where several names mean one setting, the first of the list that is set wins (behaviour
 //! section 10). Defaults and documentation for operators stand in `config/default.toml`.
 
 /// One setting.

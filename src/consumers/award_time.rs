@@ -1,4 +1,4 @@
-//! When an award is due, by its merchant's settings (contract section 3, "Merchant settings").
+//! When an award is due, by its merchant's settings (behaviour section 3, "Merchant settings").
 //!
 //! The first rule that applies: days of delay, minutes of delay, a time of day, at once.
 
@@ -101,7 +101,7 @@ pub fn rfc3339(at: Timestamp) -> String {
 /// `time` on the day that lies `days` after the local day of `now`.
 fn on_day(now: Timestamp, zone: &TimeZone, days: i64, time: Time) -> Timestamp {
     let day = now.to_zoned_datetime(zone.clone()).date().saturating_add(Span::new().days(days));
-    // "Compatible" is what the contract asks of gaps and overlaps. It fails only at the ends of
+    // "Compatible" is what behaviour.md asks of gaps and overlaps. It fails only at the ends of
     // jiff's time line, in the years -9999 and 9999.
     day.to_datetime(time).to_zoned_datetime(zone.clone()).map_or(now, |due| due.timestamp())
 }

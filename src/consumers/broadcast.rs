@@ -1,4 +1,4 @@
-//! What the app's screens listen to, told best effort (contract section 6).
+//! What the app's screens listen to, told best effort (behaviour section 6).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -366,7 +366,7 @@ pub(crate) fn unwritable(error: impl std::fmt::Display) -> Failure {
 }
 
 /// A wait, until `settle` has passed since an event was accepted: Inngest ignores a cancel that it
-/// takes in before the run that it should cancel has been created (contract section 3).
+/// takes in before the run that it should cancel has been created (behaviour section 3).
 pub(crate) fn settled(accepted: Timestamp, settle: Duration) -> Result<(), Failure> {
     let settle = SignedDuration::try_from(settle).unwrap_or(SignedDuration::MAX);
     match Duration::try_from(settle - Timestamp::now().duration_since(accepted)) {

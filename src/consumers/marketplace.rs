@@ -1,4 +1,4 @@
-//! Marketplace: orders are passed on as they come (contract section 7).
+//! Marketplace: orders are passed on as they come (behaviour section 7).
 //!
 //! Inngest batches them per shop, and batched functions ignore event ids: only the claims stand
 //! against repeats.
@@ -17,7 +17,7 @@ use crate::engine::permits::Limits;
 use crate::engine::{Consumer, Cx, Failure, Lane, Outcome, Plan, Route};
 
 const RECEIVED: &str = "marketplace/order-received";
-/// The platform of an order that names none (contract section 7).
+/// The platform of an order that names none (behaviour section 7).
 const PLATFORM: &str = "shopee";
 
 /// The marketplace consumer.
@@ -52,7 +52,7 @@ impl Work {
         Self { id: id.into_boxed_str(), ends }
     }
 
-    /// The event's id, which is also the claim (contract section 8.2).
+    /// The event's id, which is also the claim (behaviour section 8.2).
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id

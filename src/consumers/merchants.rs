@@ -16,7 +16,7 @@ use crate::clients::redis::Cache;
 use crate::engine::{Cx, Failure};
 use crate::outage::Breaker;
 
-/// How long settings stay in the cache Redis (contract section 3).
+/// How long settings stay in the cache Redis (behaviour section 3).
 const CACHED: Duration = Duration::from_secs(300);
 
 const TABLE: &str = "merchant_master";

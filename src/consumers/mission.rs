@@ -1,4 +1,4 @@
-//! Mission: which missions a change may advance, for Inngest to evaluate (contract section 5).
+//! Mission: which missions a change may advance, for Inngest to evaluate (behaviour section 5).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ const PART_BYTES: usize = 1 << 20;
 /// What an event has besides the row, about.
 const EVENT_BYTES: usize = 512;
 
-/// How long a merchant's missions stay in the cache Redis (contract section 5).
+/// How long a merchant's missions stay in the cache Redis (behaviour section 5).
 const CACHED: Duration = Duration::from_secs(300);
 
 /// The mission consumer.
@@ -219,7 +219,7 @@ impl Missions {
         let missions = distinct(rows.into_iter().map(|row| row.mission_id).collect());
         let mut members: Vec<&str> = missions.iter().map(String::as_str).collect();
         if members.is_empty() {
-            // Redis has no empty sets: this one stands for an empty answer (contract section 5).
+            // Redis has no empty sets: this one stands for an empty answer (behaviour section 5).
             members.push("");
         }
         self.cache.set_members(key, &members, CACHED).await;
@@ -227,7 +227,7 @@ impl Missions {
     }
 }
 
-/// The key of the cached set (contract section 5).
+/// The key of the cached set (behaviour section 5).
 fn key(merchant: &str, event_type: &str) -> String {
     format!("missions:active:{merchant}:{event_type}")
 }
@@ -377,7 +377,7 @@ enum Verdict {
 
 impl Rule {
     /// With the state before, the transition decides; without it the present state, if its time
-    /// does not lie too far back (contract section 2).
+    /// does not lie too far back (behaviour section 2).
     fn verdict(
         &self,
         policy: &Snapshot,

@@ -1,4 +1,4 @@
-//! Whose a row is (contract sections 3 to 5: a row without user or merchant is an anonymous sale).
+//! Whose a row is (behaviour sections 3 to 5: a row without user or merchant is an anonymous sale).
 
 use crate::cdc::{DecodeError, Field, Row};
 

@@ -1,4 +1,4 @@
-//! How much of a purchase a partial refund takes back (contract section 3, "Refunds").
+//! How much of a purchase a partial refund takes back (behaviour section 3, "Refunds").
 
 use std::cmp::Ordering;
 

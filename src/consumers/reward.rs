@@ -1,4 +1,4 @@
-//! Reward: redemptions asked for by the app, and codes that were redeemed (contract section 6).
+//! Reward: redemptions asked for by the app, and codes that were redeemed (behaviour section 6).
 
 use jiff::Timestamp;
 use serde::de::Error as _;
@@ -21,7 +21,7 @@ const FAILED: &str = "reward/redemption-failed";
 const CODE_REDEEMED: &str = "reward/code-redeemed";
 const REDEEM: &str = "redeem_reward_with_points";
 
-/// How many of a reward may be redeemed at once (contract section 6).
+/// How many of a reward may be redeemed at once (behaviour section 6).
 const QUANTITIES: std::ops::RangeInclusive<u32> = 1..=1000;
 
 /// The reward consumer.
@@ -222,7 +222,7 @@ impl Reward {
 /// The consumer's name.
 pub const NAME: &str = "reward";
 
-/// The topic of redemption commands, in full (contract section 1).
+/// The topic of redemption commands, in full (behaviour section 1).
 pub const COMMANDS: &str = crate::config::REDEMPTIONS_TOPIC;
 
 /// The table whose changes it takes.

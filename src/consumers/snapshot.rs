@@ -1,4 +1,4 @@
-//! Which rows of a snapshot are handled (contract section 2), and how old a row is.
+//! Which rows of a snapshot are handled (behaviour section 2), and how old a row is.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::cdc::{Change, DecodeError, Op, Row};
 use crate::config::{Snapshot, SnapshotPolicy};
 
 /// Until this age a row without its state before is taken at its present state: claims and event
-/// ids absorb repeats that long (contract section 2).
+/// ids absorb repeats that long (behaviour section 2).
 pub const YOUNG: Duration = Duration::from_secs(20 * 60 * 60);
 
 /// The columns that tell when a row was last touched.
@@ -61,7 +61,7 @@ pub fn was_recent(row: &Row<'_>, column: &str, committed: Timestamp) -> Result<b
 
 /// Whether the present state of a row whose state before is not known tells that it turned with this
 /// change: the row was created by it, or `column` says that it turned a short while ago. After a day
-/// Inngest would take the same event id for new (contract section 2). Whoever asks for all rows of a
+/// Inngest would take the same event id for new (behaviour section 2). Whoever asks for all rows of a
 /// snapshot gets them.
 ///
 /// # Errors

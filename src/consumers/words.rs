@@ -1,4 +1,4 @@
-//! Status and type words, compared without case and surrounding space (contract section 3).
+//! Status and type words, compared without case and surrounding space (behaviour section 3).
 
 use crate::cdc::{Change, DecodeError, Field, Remark, Row};
 

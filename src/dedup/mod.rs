@@ -1,6 +1,6 @@
 //! Claims: an outcome is claimed before work and marked done after it, in Redis.
 //!
-//! Two phases (contract section 8.2). A claim holds the name of the record that took it, so that a
+//! Two phases (behaviour section 8.2). A claim holds the name of the record that took it, so that a
 //! record redelivered after a crash knows its own claim and is no duplicate; what another record
 //! holds is in flight, not done. `done` keeps the time of acceptance, which a cancel needs to know.
 //!
@@ -350,7 +350,7 @@ async fn execute(
 }
 
 /// Acceptances of the last while in this process. Redis may be emptied at any time, and a cancel
-/// must still know that its award was accepted a moment ago (contract section 3).
+/// must still know that its award was accepted a moment ago (behaviour section 3).
 struct Recent {
     remember_ms: i64,
     hasher: ahash::RandomState,

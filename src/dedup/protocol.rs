@@ -68,7 +68,7 @@ pub enum Op {
         owner: Arc<str>,
     },
     /// Take `key` for `owner` alone if nobody holds it, until [`Op::Free`] or for as long as
-    /// `lease`. Unlike a claim it is never done: who comes next gets its turn (contract section 4).
+    /// `lease`. Unlike a claim it is never done: who comes next gets its turn (behaviour section 4).
     Acquire {
         /// What only one may be at.
         key: String,

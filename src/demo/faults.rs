@@ -1,4 +1,4 @@
-//! What goes wrong in a demo on purpose, and what the promises say about it (contract section 8).
+//! What goes wrong in a demo on purpose, and what the promises say about it (behaviour section 8).
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! When to stop taking records, and which partitions to pause. Pure.
 //!
-//! Memory is bounded in records and in bytes (contract section 8.5). The bound is the total: a
+//! Memory is bounded in records and in bytes (behaviour section 8.5). The bound is the total: a
 //! partition may hold as much as is still free, so a busy one uses what the others leave, and one
 //! that is stuck never takes the room of the rest. A partition at its limit that finishes its
 //! records fast is waited for, because a pause throws fetched records away. One that is slow is

@@ -1,4 +1,4 @@
-//! Where topics begin of which the group has committed nothing (contract section 1).
+//! Where topics begin of which the group has committed nothing (behaviour section 1).
 //!
 //! A topic begins with one commit for all its partitions, so that it has begun for every member, or
 //! for none. Where it begins at a moment (its end, a time) two members would not say the same: the

@@ -1,4 +1,4 @@
-//! Work that one record at a time may be at, in all processes (contract section 4): unlike a step
+//! Work that one record at a time may be at, in all processes (behaviour section 4): unlike a step
 //! behind [`Cx::once`] it is never done, and what comes next gets its turn.
 
 use std::future::Future;

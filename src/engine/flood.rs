@@ -1,4 +1,4 @@
-//! A flood of dead letters is an outage too (contract section 8.4).
+//! A flood of dead letters is an outage too (behaviour section 8.4).
 //!
 //! Pure. When one cause sets aside too many records, and more than half of what its consumer handles,
 //! something is wrong that no record is at fault for: a function was deployed that refuses everything,

@@ -3,7 +3,7 @@
 //! Pure. A connector that loses its place sends days of changes again, long after every claim has
 //! expired. What the group has finished is therefore kept with its commits: per partition and
 //! source table a *frontier*, pairs of log position and commit time that the watermark has passed
-//! (contract section 8.2). A change that lies before one of them in position **and** in time is a
+//! (behaviour section 8.2). A change that lies before one of them in position **and** in time is a
 //! replay. Position and time stay paired, entry by entry: as two separate maxima they would take true
 //! changes of a restored database for replays.
 //!

@@ -136,7 +136,7 @@ pub fn route<C: Consumer>(
     now: Timestamp,
 ) -> Result<Route<C::Work>, DecodeError> {
     if change.key_change {
-        // Half of a changed primary key is neither a deletion nor a new row (contract section 2).
+        // Half of a changed primary key is neither a deletion nor a new row (behaviour section 2).
         return Ok(Route::Skip(super::KEY_CHANGE));
     }
     consumer.route(change, now)

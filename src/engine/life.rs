@@ -1,5 +1,5 @@
 //! What a job in flight is at, and since when without a sign that it will end: one record that waits
-//! must not hide another that hangs (contract section 8.8).
+//! must not hide another that hangs (behaviour section 8.8).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;

@@ -62,10 +62,10 @@ pub use self::work::{Accepted, Cx, Origin};
 use crate::cdc::{Change, DecodeError, Record, Remark};
 use crate::engine::permits::Limits;
 
-/// Skip reason of snapshot rows that `SNAPSHOT_POLICY` leaves out (contract section 2).
+/// Skip reason of snapshot rows that `SNAPSHOT_POLICY` leaves out (behaviour section 2).
 pub const SNAPSHOT_SKIPPED: &str = "snapshot_policy";
 
-/// Skip reason of the halves of a changed primary key (contract section 2).
+/// Skip reason of the halves of a changed primary key (behaviour section 2).
 const KEY_CHANGE: &str = "key_change";
 
 /// Skip reason of a dead letter without its value that another consumer set aside.

@@ -1,6 +1,6 @@
 //! The watermark: per assigned partition, the lowest offset without an outcome.
 //!
-//! Pure. Only what lies below the watermark is committed (contract section 8.1); completed offsets
+//! Pure. Only what lies below the watermark is committed (behaviour section 8.1); completed offsets
 //! above it travel in the commit's metadata, so that a restart repeats little.
 
 use std::collections::VecDeque;

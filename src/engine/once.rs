@@ -1,4 +1,4 @@
-//! A step behind a claim: done at most once within the window (contract section 8.2).
+//! A step behind a claim: done at most once within the window (behaviour section 8.2).
 
 use std::future::Future;
 use std::sync::{MutexGuard, PoisonError};
@@ -40,7 +40,7 @@ pub enum Once {
 }
 
 impl Cx {
-    /// Does `work` under the claim `name`, at most once within the window (contract section 8.2), and
+    /// Does `work` under the claim `name`, at most once within the window (behaviour section 8.2), and
     /// while what it sent sleeps: claims it, runs `work`, and marks it done with the times that `work`
     /// returns.
     ///

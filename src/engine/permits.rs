@@ -1,6 +1,6 @@
 //! The bound on parallel requests, fixed (`5`) or adaptive (`5..64`).
 //!
-//! A permit is held only during a request to Supabase (contract section 1), never during a claim,
+//! A permit is held only during a request to Supabase (behaviour section 1), never during a claim,
 //! an event's post, a wait or a retry pause. The adaptive bound grows by one a round while latency
 //! holds, and shrinks on overload or rising latency; its rule is the pure [`Controller`].
 

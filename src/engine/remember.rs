@@ -1,4 +1,4 @@
-//! What is remembered beyond the window, and decided by one record at a time (contract section 3,
+//! What is remembered beyond the window, and decided by one record at a time (behaviour section 3,
 //! "Refunds"): texts under a lock, marks of what was taken back, and since when claims are kept.
 
 use std::future::Future;

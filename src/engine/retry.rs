@@ -1,4 +1,4 @@
-//! Outage or poison: what to do with a record whose work failed (contract section 8.4).
+//! Outage or poison: what to do with a record whose work failed (behaviour section 8.4).
 //!
 //! Pure. What fails because a dependency is unwell is tried again for as long as it takes. What
 //! fails because of the record goes to the dead letter topic, and so does a record that keeps

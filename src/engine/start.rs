@@ -1,4 +1,4 @@
-//! Where a newly assigned partition starts, and what is known of it (contract section 1).
+//! Where a newly assigned partition starts, and what is known of it (behaviour section 1).
 //!
 //! Runs on a blocking thread before the assignment is answered: that is the place where what was
 //! committed can be read, new partitions be told from a new group, and losses be found.

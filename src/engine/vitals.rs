@@ -36,7 +36,7 @@ pub struct AtWork {
     pub since: Instant,
 }
 
-/// Topics that have not begun (contract section 1).
+/// Topics that have not begun (behaviour section 1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeldTopics {
     /// Why each of them has not, and what to do.
@@ -60,7 +60,7 @@ pub struct PartitionVitals {
 
 impl Vitals {
     /// Whether the consumer has work, makes no progress, and waits for nothing that explains it; or a
-    /// record in flight hangs, whatever others do or wait for (contract section 8.8).
+    /// record in flight hangs, whatever others do or wait for (behaviour section 8.8).
     #[must_use]
     pub fn stalled(&self, now: Instant, timeout: Duration) -> bool {
         let stands_still = now.saturating_duration_since(self.beat) > timeout;

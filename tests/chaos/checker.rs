@@ -1,4 +1,4 @@
-//! The checker: pure functions over a run's history, which know the contract and not the daemon.
+//! The checker: pure functions over a run's history, which know behaviour.md and not the daemon.
 
 mod effects;
 mod offsets;

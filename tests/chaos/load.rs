@@ -1,6 +1,6 @@
 //! The load: lives of rows as a connector writes them, and what each change calls for.
 //!
-//! What must come of a record follows from how it was made and from the contract, never from the
+//! What must come of a record follows from how it was made and from behaviour.md, never from the
 //! daemon's code. Rows are unique, log positions ascend, and a seed always gives the same load.
 
 mod commands;

@@ -1,7 +1,7 @@
 //! Chaos: the real daemon in several processes, on a real Kafka of three brokers and a real Redis,
 //! while members, brokers, Redis, Inngest and Supabase fail as a seed says. An independent checker
 //! reads what was written, what arrived and what was committed, and holds it against the promises of
-//! contract section 8.
+//! behaviour section 8.
 //!
 //! ```text
 //! cargo test --test chaos                                     some short seeds, and members that break promises

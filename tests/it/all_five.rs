@@ -140,7 +140,7 @@ fn ids(log: &Log, name: &str) -> BTreeSet<String> {
 }
 
 /// Ids of the evaluations that the recorded load calls for, by rules of its own, written against
-/// the contract and not against the code: a row that ever counts does so once.
+/// behaviour.md and not against the code: a row that ever counts does so once.
 fn missions_of_the_load() -> BTreeSet<String> {
     let mut missions = BTreeSet::new();
     for record in recorded("load_50k.jsonl.gz") {

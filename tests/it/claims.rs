@@ -1,4 +1,4 @@
-//! Claims on a real Redis (contract section 8.2): the protocol, its life times, and a server that
+//! Claims on a real Redis (behaviour section 8.2): the protocol, its life times, and a server that
 //! goes, comes back and forgets.
 
 use std::sync::Arc;

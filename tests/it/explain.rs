@@ -1,4 +1,4 @@
-//! `explain` says what records are, one object a record, in order (contract section 11).
+//! `explain` says what records are, one object a record, in order (behaviour section 11).
 
 use crm_event_processors::cdc::Options;
 use crm_event_processors::cli::explain::{self, Args, Context, Subject};
@@ -76,7 +76,7 @@ fn every_recording_is_explained_record_by_record() {
 }
 
 #[test]
-fn the_object_has_the_fields_of_the_contract_in_its_order() {
+fn the_object_has_the_fields_of_behaviour_md_in_its_order() {
     let text = output(&fixture("A_json_precise_adaptive.jsonl.gz"), ClientConfig::new())
         .expect("the fixture is explained");
     let line = text.lines().find(|line| line.contains("\"op\":\"d\"")).expect("a delete");

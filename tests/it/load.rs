@@ -22,7 +22,7 @@ struct Truth {
     cancels_may: BTreeSet<String>,
 }
 
-/// Plays the recording with rules of its own, written against the contract and not against the
+/// Plays the recording with rules of its own, written against behaviour.md and not against the
 /// code: unique changes in order, the state of each row kept.
 fn truth() -> Truth {
     let mut truth = Truth::default();

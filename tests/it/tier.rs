@@ -1,5 +1,5 @@
 //! Tier: its rules on recordings, its claims in memory and in a real Redis, and the whole of it in
-//! the real daemon (contract section 4).
+//! the real daemon (behaviour section 4).
 
 pub(crate) mod daemon;
 
@@ -31,7 +31,7 @@ fn explained(name: &str) -> Vec<Value> {
     text.lines().map(|line| report(line)["consumers"]["tier"].take()).collect()
 }
 
-/// Whom a recorded change triggers, by rules of its own, written against the contract and not
+/// Whom a recorded change triggers, by rules of its own, written against behaviour.md and not
 /// against the code: `None` for nobody.
 pub(crate) fn triggered(topic: &str, value: Option<&[u8]>) -> Option<String> {
     let value: Value = serde_json::from_slice(value?).expect("json");

@@ -34,7 +34,7 @@ pub enum InvalidEvent {
 /// The events of one send, in order, as JSON in one buffer.
 ///
 /// Integers beyond 2^53 in the data are rounded by Inngest: the caller writes them as strings
-/// (contract section 5). `ts` is left out unless it is asked for, since a future one delays the run.
+/// (behaviour section 5). `ts` is left out unless it is asked for, since a future one delays the run.
 #[derive(Debug, Default, Clone)]
 pub struct Events {
     /// The events, separated by commas, as they stand in the request.

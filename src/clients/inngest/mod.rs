@@ -109,7 +109,7 @@ impl InngestConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
     /// When the answer for the last of them came: not before they were taken in, so that a settle
-    /// time counted from here is long enough (contract section 3).
+    /// time counted from here is long enough (behaviour section 3).
     pub at: jiff::Timestamp,
     /// Requests in which some of them were accepted: what Inngest did for this caller, and no sign
     /// that it did anything for others.
@@ -131,7 +131,7 @@ pub enum SendError {
         served: u32,
     },
     /// The request of these events alone keeps failing while others are accepted: an outage to
-    /// count (contract section 8.4). What fails for everybody is retried inside `send`.
+    /// count (behaviour section 8.4). What fails for everybody is retried inside `send`.
     #[error("{message}")]
     Outage {
         /// What Inngest said last.

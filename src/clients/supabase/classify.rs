@@ -1,6 +1,6 @@
 //! Whose fault an error answer is: a pure function of status and PostgREST's `code`.
 
-/// What an error answer means for the record that asked (contract section 8.4).
+/// What an error answer means for the record that asked (behaviour section 8.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The service is unwell or busy: retry.
@@ -75,7 +75,7 @@ fn by_code(code: &str) -> Fault {
 }
 
 /// Whether an error answer says that the service has too much to do: what an adaptive bound
-/// shrinks on (contract section 1). A time-out says so too, but is no answer.
+/// shrinks on (behaviour section 1). A time-out says so too, but is no answer.
 #[must_use]
 pub fn is_overload(status: u16, code: Option<&str>) -> bool {
     matches!(status, 429 | 503 | 504) || code == Some("57014")

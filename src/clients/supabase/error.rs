@@ -33,7 +33,7 @@ pub struct CallError {
     /// Whether this may be the record's doing after all, should it go on while others are answered:
     /// a time-out of a request that was sent, a 5xx with a code. A connection that is refused or
     /// breaks, what a gateway says, a rate limit, a refused key or an answer in another shape never
-    /// is (contract section 8.4).
+    /// is (behaviour section 8.4).
     pub telling: bool,
     kind: &'static str,
     message: String,

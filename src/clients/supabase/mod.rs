@@ -1,7 +1,7 @@
 //! Supabase over PostgREST: functions by RPC, rows by REST.
 //!
 //! One request per call and no retries of its own: the engine retries, so that a wait never holds a
-//! permit (contract section 3). A call that fails is an outage or the record's fault, decided by
+//! permit (behaviour section 3). A call that fails is an outage or the record's fault, decided by
 //! the answer's `code` ([`classify`]). Each function and each table has its own breaker, since a
 //! function can be missing while the rest is well; while that is open, calls fail at once and say
 //! when to come back.

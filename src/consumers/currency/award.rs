@@ -247,7 +247,7 @@ impl Currency {
     }
 
     /// An award that sleeps stands in no wallet: only claims that were kept all the time can tell
-    /// that there is none (contract section 3).
+    /// that there is none (behaviour section 3).
     async fn check_never_awarded(
         &self,
         cx: &Cx,

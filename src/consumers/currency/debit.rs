@@ -1,4 +1,4 @@
-//! Partial refunds: debit rows, the purchase that each takes back, and its share of it (contract section
+//! Partial refunds: debit rows, the purchase that each takes back, and its share of it (behaviour section
 //! 3, "Refunds").
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! What was decided about the refunds of one source, so that whole and parts never take more than
-//! 100 % of an award (contract section 3, "Refunds"). Pure.
+//! 100 % of an award (behaviour section 3, "Refunds"). Pure.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Currency: awards for purchases, referrals and missions, cancels and reverses (contract section 3).
+//! Currency: awards for purchases, referrals and missions, cancels and reverses (behaviour section 3).
 
 mod award;
 mod debit;

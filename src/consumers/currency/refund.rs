@@ -1,4 +1,4 @@
-//! Whole refunds, and what is decided about the refunds of a source (contract section 3, "Refunds").
+//! Whole refunds, and what is decided about the refunds of a source (behaviour section 3, "Refunds").
 
 use jiff::{SignedDuration, Timestamp};
 

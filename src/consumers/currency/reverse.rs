@@ -1,4 +1,4 @@
-//! What refunds and deletes send: cancels of awards that may sleep, and reverses (contract section 3).
+//! What refunds and deletes send: cancels of awards that may sleep, and reverses (behaviour section 3).
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -105,7 +105,7 @@ impl Currency {
     }
 
     /// Waits until a cancel can reach its award: Inngest ignores one that it takes in before the
-    /// run that it should cancel has been created (contract section 3, "Cancel race").
+    /// run that it should cancel has been created (behaviour section 3, "Cancel race").
     async fn settle(&self, cx: &Cx, award: &str) -> Result<(), Failure> {
         let since = match cx.accepted_at(award).await? {
             Some(Some(accepted)) => accepted,

@@ -1,4 +1,4 @@
-//! Which changes award, cancel or take back currency (contract section 3). Pure.
+//! Which changes award, cancel or take back currency (behaviour section 3). Pure.
 
 use bigdecimal::Signed;
 use jiff::Timestamp;

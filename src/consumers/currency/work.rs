@@ -32,7 +32,7 @@ impl Source {
     }
 }
 
-/// The name of a claim (contract section 8.2).
+/// The name of a claim (behaviour section 8.2).
 #[must_use]
 pub fn claim(what: &str, kind: &str, id: &str) -> String {
     format!("{what}:{kind}:{id}")

@@ -73,7 +73,7 @@ fn recorded_lives_advance_exactly_the_missions_that_the_rules_demand() {
 
 #[test]
 fn the_recorded_load_advances_what_its_rows_say() {
-    // Rules of their own, written against the contract and not against the code.
+    // Rules of their own, written against behaviour.md and not against the code.
     let mut expected = BTreeSet::new();
     let mut found = BTreeSet::new();
     each_change("load_50k.jsonl.gz", |change| {

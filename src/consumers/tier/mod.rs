@@ -1,5 +1,5 @@
 //! Tier: evaluates members after purchases and earnings, and schedules or applies their upgrades
-//! (contract section 4).
+//! (behaviour section 4).
 
 pub mod rules;
 

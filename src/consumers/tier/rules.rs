@@ -1,5 +1,5 @@
 //! Which changes call for an evaluation of a member's tier, and what its answer calls for
-//! (contract section 4). Pure.
+//! (behaviour section 4). Pure.
 
 use std::fmt;
 
@@ -155,7 +155,7 @@ pub enum Verdict {
     Nothing(&'static str),
     /// An upgrade that does not say to which tier.
     NoTier,
-    /// An upgrade for later that does not say when. Never one at once (contract section 4).
+    /// An upgrade for later that does not say when. Never one at once (behaviour section 4).
     NoTime,
 }
 

@@ -1,4 +1,4 @@
-//! Currency's share of the judgement (contract section 3).
+//! Currency's share of the judgement (behaviour section 3).
 
 use std::collections::{BTreeMap, BTreeSet};
 

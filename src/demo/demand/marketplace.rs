@@ -1,4 +1,4 @@
-//! Marketplace's share of the judgement (contract section 7).
+//! Marketplace's share of the judgement (behaviour section 7).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;

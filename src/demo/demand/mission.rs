@@ -1,4 +1,4 @@
-//! Mission's share of the judgement (contract section 5).
+//! Mission's share of the judgement (behaviour section 5).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;

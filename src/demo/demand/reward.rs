@@ -1,4 +1,4 @@
-//! Reward's share of the judgement (contract section 6).
+//! Reward's share of the judgement (behaviour section 6).
 
 use std::collections::BTreeSet;
 use std::iter;

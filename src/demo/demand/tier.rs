@@ -1,4 +1,4 @@
-//! Tier's share of the judgement (contract section 4): every member is evaluated after its last
+//! Tier's share of the judgement (behaviour section 4): every member is evaluated after its last
 //! change, and what the evaluation recommends is done. How often lies with the consumer, since it
 //! may evaluate several changes at once.
 
@@ -111,7 +111,7 @@ pub(in crate::demo) fn triggers(records: &[Recorded]) -> Vec<Option<String>> {
     triggers.collect()
 }
 
-/// Section 4 of the contract, for changes with whole `before` or none, snapshots apart.
+/// Behaviour section 4, for changes with whole `before` or none, snapshots apart.
 fn calls(topic: &str, change: &Value) -> bool {
     let (op, before, row) = (&change["op"], &change["before"], &change["after"]);
     let live = *op == "c" || *op == "u";

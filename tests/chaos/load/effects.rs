@@ -1,4 +1,4 @@
-//! What changes call for, by the contract alone.
+//! What changes call for, by behaviour.md alone.
 
 use crm_event_processors::double::{active_missions, currency_rows, tier_status};
 use serde_json::json;

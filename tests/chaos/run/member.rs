@@ -95,7 +95,7 @@ impl World {
     }
 
     /// The brokers take a static member that stood still for longer than a session for another with
-    /// its name. It ends then, as the contract says, and is started again.
+    /// its name. It ends then, as behaviour.md says, and is started again.
     fn fenced(&self, process: &Process, status: ExitStatus) -> bool {
         let stood_still = |found: &Disturbance| {
             found.harm == Harm::Frozen && found.who.as_deref() == Some(&process.name)

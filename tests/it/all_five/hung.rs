@@ -1,5 +1,5 @@
 //! One consumer's dependency hangs: the others keep going, and readiness says which one waits for
-//! what (contract section 8.8).
+//! what (behaviour section 8.8).
 
 use crm_event_processors::double::{Endpoint, Fault, Lasting};
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! Stops under load, and starts that must not be: exit codes (contract sections 8.6 and 8.8).
+//! Stops under load, and starts that must not be: exit codes (behaviour sections 8.6 and 8.8).
 
 use crm_event_processors::double::{Endpoint, Fault, Lasting};
 use crm_event_processors::measures;

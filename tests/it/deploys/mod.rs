@@ -1,5 +1,5 @@
 //! Deploys on a real Kafka and Redis: a rolling restart under load, and the cut-over from the old
-//! service (contract sections 8.6 and 8.7).
+//! service (behaviour sections 8.6 and 8.7).
 
 mod cut_over;
 mod fleet;

@@ -1,4 +1,4 @@
-//! What the rules demand of a stretch of the run, written after the contract, and comparing it with what came.
+//! What the rules demand of a stretch of the run, written after behaviour.md, and comparing it with what came.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Contract section 1: where a topic begins of which the group has committed nothing.
+//! Behaviour section 1: where a topic begins of which the group has committed nothing.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Contract section 8.5: bounded memory, whatever the backlog; one stuck key does not take all of it.
+//! Behaviour section 8.5: bounded memory, whatever the backlog; one stuck key does not take all of it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Contract sections 8.1 and 10: a broker that goes and comes back, and a static member that was
+//! Behaviour sections 8.1 and 10: a broker that goes and comes back, and a static member that was
 //! killed and goes on at once.
 
 use crm_event_processors::engine::Outcome;

@@ -1,4 +1,4 @@
-//! Contract section 8.2: a claim that another record holds is in flight, not done: it is waited
+//! Behaviour section 8.2: a claim that another record holds is in flight, not done: it is waited
 //! for, and only then the second copy is a duplicate.
 
 use crm_event_processors::engine::{Failure, Outcome};

@@ -1,4 +1,4 @@
-//! The engine's promises (contract section 8), one module each, against real brokers.
+//! The engine's promises (behaviour section 8), one module each, against real brokers.
 //!
 //! Most run a [`stage::Scripted`] consumer, whose work does what the test says, in a real engine;
 //! those that need the whole way of a change run the daemon itself, as a process that can be killed.

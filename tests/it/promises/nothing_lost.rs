@@ -1,4 +1,4 @@
-//! Contract sections 8.1 and 8.2: killed between any two steps, nothing is lost, and only what was
+//! Behaviour sections 8.1 and 8.2: killed between any two steps, nothing is lost, and only what was
 //! in flight is repeated, with the same event id.
 
 use std::sync::{Arc, Mutex};

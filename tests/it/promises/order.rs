@@ -1,4 +1,4 @@
-//! Contract section 8.3: changes of one key in order and one at a time, different keys in parallel,
+//! Behaviour section 8.3: changes of one key in order and one at a time, different keys in parallel,
 //! also inside one partition.
 
 use std::collections::{BTreeMap, BTreeSet};

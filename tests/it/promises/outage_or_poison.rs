@@ -1,4 +1,4 @@
-//! Contract section 8.4: a dependency that is away is waited for; a record that is at fault is set
+//! Behaviour section 8.4: a dependency that is away is waited for; a record that is at fault is set
 //! aside, whole, and only then committed.
 
 use std::collections::BTreeMap;

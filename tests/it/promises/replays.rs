@@ -1,4 +1,4 @@
-//! Contract section 8.2: a change that this group has finished is recognised however late it comes
+//! Behaviour section 8.2: a change that this group has finished is recognised however late it comes
 //! again, without any claim; and no true change is taken for one.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};

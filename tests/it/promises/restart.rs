@@ -1,4 +1,4 @@
-//! Contract section 8.1 with 8.2: what was completed above the watermark is not worked on again
+//! Behaviour section 8.1 with 8.2: what was completed above the watermark is not worked on again
 //! after a restart, as far as the commit's metadata can hold it.
 
 use std::time::Instant;

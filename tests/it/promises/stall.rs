@@ -1,4 +1,4 @@
-//! Contract section 8.8: a stuck consumer is seen; one that waits for something is not stuck.
+//! Behaviour section 8.8: a stuck consumer is seen; one that waits for something is not stuck.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

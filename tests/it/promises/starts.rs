@@ -1,4 +1,4 @@
-//! Contract section 1, "Where to start".
+//! Behaviour section 1, "Where to start".
 
 use std::fs;
 use std::path::Path;

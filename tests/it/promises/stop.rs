@@ -1,4 +1,4 @@
-//! Contract sections 8.6 and 8.7: a stop or a revoke lets what is in flight finish, gives up what
+//! Behaviour sections 8.6 and 8.7: a stop or a revoke lets what is in flight finish, gives up what
 //! merely waits, and commits; nothing is done twice for it.
 
 use std::time::{Duration, Instant};
