@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use self::rules::{Member, OneAnswer, Upgrade, Verdict};
 use super::call::{Calls, Sender, settled, unwritable};
 use crate::cdc::{Change, DecodeError};
-use crate::clients::inngest::Events;
+use crate::clients::inngest::{Events, InvalidEvent};
 use crate::config::Snapshot;
 use crate::engine::permits::Limits;
 use crate::engine::{Consumer, Cx, Failure, Held, Outcome, Plan, Route};
@@ -125,10 +125,10 @@ impl Tier {
                 });
             }
             Verdict::Cancel => {
-                self.sender.send(cx, cancelled(member)?).await?;
+                self.sender.send_with(cx, || cancelled(member)).await?;
             }
             Verdict::Schedule(upgrade) => {
-                let mut events = cancelled(member)?;
+                let mut events = cancelled(member).map_err(unwritable)?;
                 let data = Scheduled { member, upgrade: &upgrade };
                 // Without an id: after a crash in between, the repeat's cancel would stop the first
                 // run, and its id would make Inngest drop the second.
@@ -136,7 +136,7 @@ impl Tier {
                 held.settling(self.sender.breaker(), self.sender.detached(events)).await?;
             }
             Verdict::Apply { to_tier_id } => {
-                self.sender.send(cx, cancelled(member)?).await?;
+                self.sender.send_with(cx, || cancelled(member)).await?;
                 self.apply(cx, member, &to_tier_id).await?;
             }
         }
@@ -160,6 +160,6 @@ impl Tier {
     }
 }
 
-fn cancelled(member: &Member) -> Result<Events, Failure> {
-    Events::one(CANCELLED, None, member).map_err(unwritable)
+fn cancelled(member: &Member) -> Result<Events, InvalidEvent> {
+    Events::one(CANCELLED, None, member)
 }
