@@ -27,7 +27,7 @@ pub use bound::Bound;
 pub use problem::{Problem, Problems, Source};
 pub use properties::Properties;
 pub use settings::*;
-pub use start_at::{Beginning, StartAt};
+pub use start_at::{Beginning, OffsetReset, StartAt};
 
 /// The file that is read when `CRM_CONFIG` names none; it need not exist.
 pub const LOCAL_FILE: &str = "config/local.toml";

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 
 use super::bound::Bound;
 use super::properties::Properties;
-use super::start_at::{Beginning, StartAt};
+use super::start_at::{Beginning, OffsetReset, StartAt};
 use crate::cdc;
 
 /// Everything that can be set, validated.
@@ -235,16 +235,6 @@ pub enum GroupProtocol {
     Classic,
     /// KIP-848, from Kafka 4.0 on.
     Consumer,
-}
-
-/// Where topics begin of which a group has committed nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OffsetReset {
-    /// At their beginning: all that they still hold is processed.
-    #[default]
-    Earliest,
-    /// At their end: only what comes from now on.
-    Latest,
 }
 
 /// Where claims and cached settings live.

@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::settings::OffsetReset;
-
 /// What an entry should look like.
 const FORM: &str = "topic=earliest, topic=latest or topic=2026-11-29T00:00:00Z, comma separated";
 
@@ -19,6 +17,16 @@ pub enum Beginning {
     Latest,
     /// With the first record whose timestamp in Kafka is not before this.
     At(Timestamp),
+}
+
+/// Where topics begin of which a group has committed nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OffsetReset {
+    /// At their beginning: all that they still hold is processed.
+    #[default]
+    Earliest,
+    /// At their end: only what comes from now on.
+    Latest,
 }
 
 impl From<OffsetReset> for Beginning {

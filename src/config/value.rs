@@ -13,9 +13,9 @@ use url::Url;
 
 use super::address;
 use super::settings::{
-    ConsumerName, DedupOutage, GroupProtocol, LogFormat, OffsetReset, ReplayRecognition,
-    SnapshotPolicy,
+    ConsumerName, DedupOutage, GroupProtocol, LogFormat, ReplayRecognition, SnapshotPolicy,
 };
+use super::start_at::OffsetReset;
 
 /// `250ms`, `30s`, `5m`, `20h`, `1d`. A number without a unit is refused: half of those who write
 /// one mean seconds, the other half milliseconds.

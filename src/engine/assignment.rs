@@ -8,8 +8,9 @@ use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 
+use super::committed::Name;
 use super::partition::{Commit, Partition};
-use super::start::{Bounds, Name, PlanError, Planned};
+use super::start::{Bounds, PlanError, Planned};
 use crate::kafka::{Rebalance, TopicId};
 
 pub(super) type Plan = JoinHandle<Result<Planned, PlanError>>;

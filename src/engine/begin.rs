@@ -13,8 +13,8 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Consumer;
+use super::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
 use super::parts::Engine;
-use super::start::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
 use crate::config::Beginning;
 use crate::kafka::GroupConsumer;
 

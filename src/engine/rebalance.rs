@@ -16,11 +16,12 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::assignment::{Draining, commit_list, list};
+use super::committed::Name;
 use super::partition::{Commit, Partition};
 use super::parts::EngineError;
 use super::report::ANOTHER_ASSIGNOR;
 use super::session::Session;
-use super::start::{Loss, Name, PlanError, Planned, Start, plan};
+use super::start::{Loss, PlanError, Planned, Start, plan};
 use super::unbegun::unbegun_list;
 use super::{Consumer, Observed};
 use crate::kafka::{self, Rebalance, Signals};

@@ -16,12 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
 use super::begin::{Beginner, Sights, Why, partitions};
+use super::committed::{Name, TIMEOUT, committed};
 use super::intake::{Route, intake};
 use super::offsets::Admission;
 use super::partition::{Partition, Passed};
 use super::parts::{Engine, EngineError};
 use super::recognition::Recognition;
-use super::start::{Name, Start, TIMEOUT, bounds_of, committed, start};
+use super::start::{Start, bounds_of, start};
 use super::unbegun::reason;
 use super::vitals::{HeldTopics, Vitals};
 use crate::cdc::Record;

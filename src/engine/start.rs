@@ -3,7 +3,7 @@
 //! Runs on a blocking thread before the assignment is answered: that is the place where what was
 //! committed can be read, new partitions be told from a new group, and losses be found.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use rdkafka::Offset;
@@ -12,15 +12,12 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use super::begin::{Beginner, Begun, Why};
+use super::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
 use super::frontier::Frontier;
 use super::metadata::{self, Kept, Log, Untold};
 use super::offsets::OffsetMap;
-use crate::kafka::{self, GroupConsumer};
+use crate::kafka::GroupConsumer;
 
-/// How long the broker may take for one answer.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// The same once one partition could not be reached: there may be many, and the group waits.
-pub(super) const TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
 /// How often a log that seems to end before the position is looked into again, and how soon.
 const LOOKS: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -85,9 +82,6 @@ pub(super) enum PlanError {
     Interrupted,
 }
 
-/// Topic and partition.
-pub(super) type Name = (String, i32);
-
 /// Where partitions start.
 #[derive(Debug, Default)]
 pub(super) struct Planned {
@@ -115,7 +109,7 @@ pub(super) fn plan(
     let mut begun = Begun::default();
     if !new.is_empty() {
         begun = beginner.begin(&new, own)?;
-        committed = self::committed(consumer, assigned)?;
+        committed = super::committed::committed(consumer, assigned)?;
     }
     let mut planned = Planned { nothing: begun.nothing, ..Planned::default() };
     let mut timeout = TIMEOUT;
@@ -263,30 +257,6 @@ pub(super) fn start(
         lost,
         metadata_of,
     }
-}
-
-/// The committed offsets and their metadata, of those partitions that have any.
-pub(super) fn committed(
-    consumer: &GroupConsumer,
-    names: &[Name],
-) -> KafkaResult<HashMap<Name, (i64, String)>> {
-    if names.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let mut list = TopicPartitionList::with_capacity(names.len());
-    for (topic, partition) in names {
-        list.add_partition(topic, *partition);
-    }
-    let mut found = HashMap::with_capacity(names.len());
-    let list = consumer.committed_offsets(list, TIMEOUT)?;
-    for (element, metadata) in list.elements().iter().zip(kafka::metadata(&list)) {
-        element.error()?;
-        if let Offset::Offset(offset) = element.offset() {
-            let name = (element.topic().to_owned(), element.partition());
-            found.insert(name, (offset, metadata));
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use super::answer::{Cause, Says, Verdict};
 use super::event::Events;
-use super::limits::Limits;
 use super::{Accepted, SendError};
 use crate::room::Charge;
 
@@ -106,6 +105,13 @@ impl Submission {
 enum Fault {
     Refused { certain: bool, message: String },
     Outage { message: String },
+}
+
+/// How large a request may become.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
 }
 
 /// A caller's share of a batch: its next `take` events.

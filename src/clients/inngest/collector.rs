@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::answer::{self, Cause, Says, Verdict};
-use super::batch::{Batch, Part, Submission};
-use super::limits::{Limits, Sizes, Suspects};
+use super::batch::{Batch, Limits, Part, Submission};
+use super::limits::{Sizes, Suspects};
 use super::queue::Queue;
 use super::{InngestConfig, SERVICE};
 use crate::clients::hidden::Hidden;

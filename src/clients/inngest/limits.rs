@@ -6,14 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::batch::{Batch, Submission};
-
-/// How large a request may become.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) events: usize,
-    pub(super) bytes: usize,
-}
+use super::batch::{Batch, Limits, Submission};
 
 /// The limits of requests, as the server was last found to take them.
 #[derive(Debug)]

@@ -41,9 +41,9 @@ use tokio::time::Instant;
 
 pub use event::{Events, InvalidEvent};
 
+use self::batch::Limits;
 use self::batch::Submission;
 use self::collector::{Collector, Wire};
-use self::limits::Limits;
 use super::hidden::Hidden;
 use super::http::{self, HttpConfig, SetupError};
 use crate::outage::{Backoff, Breaker};

@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::batch::{Batch, Part, Submission};
-use super::limits::Limits;
+use super::batch::{Batch, Limits, Part, Submission};
 
 /// Events that wait for the next request, first come first served.
 #[derive(Debug, Default)]
