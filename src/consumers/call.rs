@@ -281,7 +281,8 @@ impl Sender {
         cx: &Cx,
         write: impl FnOnce() -> Result<Events, InvalidEvent> + Send,
     ) -> Result<Timestamp, Failure> {
-        let turn = cx.unless_drained(self.inngest.room()).await?;
+        // Whoever is here has mostly asked already, and would ask again.
+        let turn = cx.patiently(&self.breaker, self.inngest.room()).await?;
         let sending = self.inngest.submit(write().map_err(unwritable)?);
         drop(turn);
         self.sent(cx, sending).await
