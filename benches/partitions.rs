@@ -5,13 +5,14 @@
 //! the missions' cache are in a real Redis. The double of Inngest runs in this process and shares
 //! its processors with everything else. Baseline: one partition.
 //!
-//! `FORMS` sets how many rows.
+//! `FORMS` sets how many rows, `PARTITIONS` over how many partitions (`1,6,50`).
 
 mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use crm_event_processors::clients::redis::{Cache, connect};
 use crm_event_processors::double::{Double, Endpoint, Options};
 use crm_event_processors::outage::{Backoff, Breaker};
@@ -20,15 +21,16 @@ use serde_json::json;
 use crate::support::Services;
 
 const POST: Duration = Duration::from_millis(50);
-const PARTITIONS: [i32; 3] = [1, 6, 50];
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let services = Services::from_environment()?;
     let forms = std::env::var("FORMS").ok().and_then(|n| n.parse().ok()).unwrap_or(60_000);
     println!("{forms} form submissions, a mission each, post {} ms", POST.as_millis());
+    let partitions = std::env::var("PARTITIONS").unwrap_or_else(|_| "1,6,50".to_owned());
     let mut baseline = None;
-    for partitions in PARTITIONS {
+    for partitions in partitions.split(',') {
+        let partitions: i32 = partitions.parse().context("PARTITIONS is a list of numbers")?;
         let rate = rate(&services, partitions, forms).await?;
         let baseline = *baseline.get_or_insert(rate);
         println!("  {partitions:2} partitions  {rate:8.0} events/s  {:5.2}", rate / baseline);

@@ -41,7 +41,9 @@ impl Services {
         let mut client = ClientConfig::new();
         client
             .set("bootstrap.servers", &self.brokers)
-            .set("queue.buffering.max.messages", "1000000");
+            .set("queue.buffering.max.messages", "1000000")
+            // A batch that is sent again must not come behind the next: it would be a replay.
+            .set("enable.idempotence", "true");
         let admin: AdminClient<DefaultClientContext> = client.create()?;
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
         admin.create_topics([&new], &AdminOptions::new()).await?;

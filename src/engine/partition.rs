@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::backpressure::{Load, Pace};
+use super::backpressure::{Load, Pace, View};
 use super::confirmed::Confirmed;
 use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata::{self, Log};
@@ -108,10 +108,11 @@ impl Partition {
     ) -> Self {
         let committed = start.committed.unwrap_or(0);
         let remembered = left.as_ref().map_or(committed, |left| left.committed.max(committed));
-        // One that goes on where the group is may still be taken for the topic that it was.
+        // One that goes on where the group is may still be taken for the topic that it was, unless the
+        // commit names a later one.
         let goes_on = start.committed == Some(start.offset);
-        let topic_id = left.as_ref().filter(|_| goes_on).and_then(|left| left.topic_id);
-        let topic_id = topic_id.or(start.log.topic);
+        let known_here = left.as_ref().filter(|_| goes_on).and_then(|left| left.topic_id);
+        let topic_id = start.log.topic.or(known_here);
         // The group's own word goes before what is remembered here.
         let mut finished = Finished::default();
         let frontier = match left {
@@ -158,6 +159,12 @@ impl Partition {
 
     pub(crate) fn load(&self) -> Load {
         Load { records: self.offsets.open(), bytes: self.bytes, span: self.offsets.span() }
+    }
+
+    /// As backpressure sees it.
+    pub(crate) fn view(&self, id: u32) -> View<u32> {
+        let speed = self.pace.speed();
+        View { partition: id, load: self.load(), paused: self.paused, speed }
     }
 
     /// For how long the oldest record without an outcome has been in hand.
