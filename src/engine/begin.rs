@@ -16,7 +16,7 @@ use super::Consumer;
 use super::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
 use super::parts::Engine;
 use crate::config::Beginning;
-use crate::kafka::GroupConsumer;
+use crate::kafka::{GroupConsumer, Kafka};
 
 /// Why a topic has not begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,8 @@ pub(super) enum Why {
 /// What was seen of a topic when it was first looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
-    /// It did not exist, or was empty: all that it will hold came afterwards.
+    /// It did not exist or was empty, or the group has read it: all that it holds, should nothing of it
+    /// be committed, came afterwards.
     New,
     /// It exists; what it holds was not looked at.
     There,
@@ -47,6 +48,12 @@ pub(super) struct Sights(Mutex<HashMap<String, Sight>>);
 impl Sights {
     fn of(&self, topic: &str) -> Option<Sight> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied()
+    }
+
+    /// The group has read of it: should it be made again, all that it holds then is new.
+    pub(super) fn has_begun(&self, topic: &str) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(topic.to_owned(), Sight::New);
     }
 
     /// Notes what was seen, unless more was seen before; answers what is known now, and whether it was
@@ -65,6 +72,7 @@ impl Sights {
 /// Who begins topics.
 pub(super) struct Beginner {
     pub(super) client: Arc<GroupConsumer>,
+    pub(super) kafka: Kafka,
     pub(super) group: String,
     /// All topics of the group, and where they begin if anybody has said so.
     pub(super) topics: Vec<(String, Option<Beginning>)>,
@@ -94,6 +102,7 @@ impl Beginner {
         let topics = engine.consumer.topics().into_iter();
         Self {
             client: Arc::clone(client),
+            kafka: engine.kafka.clone(),
             group: engine.settings.group.clone(),
             topics: topics
                 .map(|topic| (topic.clone(), engine.kafka.beginning_of(&topic)))
@@ -138,10 +147,12 @@ impl Beginner {
                 begun.not.insert(topic.clone(), Why::Unreachable);
             }
             // One that is away, or was read by this member and made anew, may be read.
-            if names.is_empty()
-                || self.read.contains(&**topic)
-                || !committed(&self.client, &names)?.is_empty()
-            {
+            if names.is_empty() || self.read.contains(&**topic) {
+                begun.nothing = false;
+                continue;
+            }
+            if !committed(&self.client, &names)?.is_empty() {
+                self.sights.has_begun(topic);
                 begun.nothing = false;
                 continue;
             }
@@ -153,7 +164,13 @@ impl Beginner {
             let is_first = names.first().is_some_and(|first| own.contains(first));
             let done = match beginning {
                 Ok(Some(_)) if !is_first => Err(Why::Another),
-                Ok(beginning) => self.begin_at(&names, beginning),
+                Ok(Some(told)) => self.begin_at(&names, &names, Some(told)),
+                // Every member begins what it has: whoever comes late takes nobody's commit back.
+                Ok(None) => {
+                    let had: Vec<Name> =
+                        names.iter().filter(|name| own.contains(*name)).cloned().collect();
+                    self.begin_at(&names, &had, None)
+                }
                 Err(why) => Err(why),
             };
             if let Err(why) = done {
@@ -206,12 +223,14 @@ impl Beginner {
         names: &[Name],
         beginning: Option<Beginning>,
     ) -> KafkaResult<Vec<(Name, i64)>> {
+        // Before the times: what comes in between lies behind the end that is known here.
+        let bounds = self.bounds(names);
         let later = match beginning {
             Some(Beginning::At(time)) => self.at(names, time)?,
             _ => HashMap::new(),
         };
         let mut places = Vec::with_capacity(names.len());
-        for (name, bounds) in names.iter().zip(self.bounds(names)) {
+        for (name, bounds) in names.iter().zip(bounds) {
             let (low, high) = match (bounds, beginning) {
                 (Ok(bounds), _) => bounds,
                 (Err(error), Some(_)) => return Err(error),
@@ -228,11 +247,16 @@ impl Beginner {
         Ok(places)
     }
 
-    /// Commits where these partitions begin, all those of a topic.
-    fn begin_at(&self, names: &[Name], beginning: Option<Beginning>) -> Result<(), Why> {
+    /// Commits where `some` of a topic's partitions begin; `names` are all.
+    fn begin_at(
+        &self,
+        names: &[Name],
+        some: &[Name],
+        beginning: Option<Beginning>,
+    ) -> Result<(), Why> {
         let begin = || -> KafkaResult<()> {
             let mut list = TopicPartitionList::new();
-            for (name, place) in self.places(names, beginning)? {
+            for (name, place) in self.places(some, beginning)? {
                 list.add_partition_offset(&name.0, name.1, Offset::Offset(place))?;
             }
             // Looked at again right before: another member may have begun it in the meantime.

@@ -3,7 +3,7 @@
 //! Runs on a blocking thread before the assignment is answered: that is the place where what was
 //! committed can be read, new partitions be told from a new group, and losses be found.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use rdkafka::Offset;
@@ -16,7 +16,7 @@ use super::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
 use super::frontier::Frontier;
 use super::metadata::{self, Kept, Log, Untold};
 use super::offsets::OffsetMap;
-use crate::kafka::GroupConsumer;
+use crate::kafka::{GroupConsumer, TopicId};
 
 /// How often a log that seems to end before the position is looked into again, and how soon.
 const LOOKS: u32 = 3;
@@ -111,6 +111,10 @@ pub(super) fn plan(
         begun = beginner.begin(&new, own)?;
         committed = super::committed::committed(consumer, assigned)?;
     }
+    for (topic, _) in committed.keys() {
+        beginner.sights.has_begun(topic);
+    }
+    let ids = topic_ids(beginner, &committed);
     let mut planned = Planned { nothing: begun.nothing, ..Planned::default() };
     let mut timeout = TIMEOUT;
     for name @ (topic, partition) in assigned {
@@ -128,10 +132,44 @@ pub(super) fn plan(
                 %error, "partition cannot be reached, is read when it can");
             timeout = TIMEOUT_AGAIN;
         });
-        planned.starts.push(start(topic, *partition, known, log.ok()));
+        let log = log.ok();
+        let start = start(topic, *partition, known, log);
+        planned.starts.push(unless_replaced(start, log, ids.get(topic).copied()));
     }
     warn_of_moved(group, &planned.starts);
     Ok(planned)
+}
+
+/// The topics that the names stand for now, where commits say which they stood for. Blocks. A later look
+/// finds what is not told here.
+fn topic_ids(
+    beginner: &Beginner,
+    committed: &HashMap<Name, (i64, String)>,
+) -> HashMap<String, TopicId> {
+    let names = committed.iter().filter(|(_, (offset, text))| {
+        metadata::decode(*offset, text).is_ok_and(|kept| kept.log.topic.is_some())
+    });
+    let topics: HashSet<&String> = names.map(|((topic, _), _)| topic).collect();
+    let topics: Vec<String> = topics.into_iter().cloned().collect();
+    if topics.is_empty() {
+        return HashMap::new();
+    }
+    beginner.kafka.topic_ids(&topics, TIMEOUT).unwrap_or_default()
+}
+
+/// Starts at the beginning where another topic was made in the place of the one that the commit is of.
+/// Nothing of it may be handled before: it would count as finished beside what the old one's commit says.
+fn unless_replaced(start: Start, bounds: Option<Bounds>, found: Option<TopicId>) -> Start {
+    match (bounds, found, start.log.topic) {
+        (Some(Bounds { low, .. }), Some(found), Some(was)) if found.replaces(was) => Start {
+            offset: low,
+            completed: OffsetMap::default(),
+            lost: Some(Loss::Recreated),
+            log: Log { topic: Some(found), newest_ms: None },
+            ..start
+        },
+        _ => start,
+    }
 }
 
 /// What the log of a partition holds for which this is committed. Blocks.
@@ -290,6 +328,23 @@ mod tests {
         let start = start("t", 0, Some(&(4, text)), held(0..100));
         assert_eq!((start.offset, start.metadata_of), (4, Some(10)));
         assert_eq!((start.frontier, start.completed), (Frontier::default(), OffsetMap::default()));
+    }
+
+    #[test]
+    fn a_topic_in_the_place_of_the_committed_one_is_read_from_its_beginning() {
+        let id = |number| TopicId { cluster: 1, id: (number, number) };
+        let log = Log { topic: Some(id(1)), newest_ms: Some(5) };
+        let completed = OffsetMap::from_ascending([12]);
+        let text = metadata::encode(10, log, &Frontier::default(), &completed);
+        let plain = start("t", 0, Some(&(10, text)), held(3..100));
+        let other = unless_replaced(plain.clone(), held(3..100), Some(id(2)));
+        assert_eq!((other.offset, other.lost), (3, Some(Loss::Recreated)));
+        assert_eq!((other.log.topic, other.completed), (Some(id(2)), OffsetMap::default()));
+        for (bounds, found) in
+            [(held(3..100), Some(id(1))), (held(3..100), None), (None, Some(id(2)))]
+        {
+            assert_eq!(unless_replaced(plain.clone(), bounds, found), plain);
+        }
     }
 
     #[test]
