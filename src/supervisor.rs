@@ -346,7 +346,7 @@ impl Launch for Daemon {
                 decode: cdc.clone(),
                 replay_recognition: self.settings.dedup.replay_recognition,
                 bounds: Bounds {
-                    records: engine.buffer_records / shares,
+                    records: (engine.buffer_records / shares).max(1),
                     bytes: (engine.buffer_bytes - written_bytes(engine)) / shares,
                     span: engine.buffer_records.saturating_mul(SPAN_PER_RECORD) / shares,
                 },

@@ -376,7 +376,10 @@ impl Recent {
         let hash = self.hasher.hash_one(key);
         let mut guard = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, order) = &mut *guard;
-        known.insert(hash, accepted_ms);
+        // A repeat of it must push out no other.
+        if known.insert(hash, accepted_ms) == Some(accepted_ms) {
+            return;
+        }
         order.push_back((accepted_ms, hash));
         while order.len() > RECENT_MAX
             || order.front().is_some_and(|(at, _)| *at < accepted_ms - self.remember_ms)

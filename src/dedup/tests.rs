@@ -88,4 +88,8 @@ fn memory_of_acceptances_is_bounded_in_time_and_number() {
     }
     assert_eq!(recent.find("new"), None);
     assert_eq!(recent.known.lock().expect("not poisoned").1.len(), RECENT_MAX);
+    for _ in 0..RECENT_MAX {
+        recent.note("20", 40_000);
+    }
+    assert_eq!(recent.find("21"), Some(40_000), "a second phase that is tried again");
 }

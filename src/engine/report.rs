@@ -60,6 +60,8 @@ impl<C: Consumer> Session<'_, C> {
         for Waits { breaker, reason } in self.lanes.parked().map(|job| &job.waits_for) {
             match breaker {
                 Some(breaker) => drop(breakers.insert(breaker.name(), breaker)),
+                // What was given up waits for nothing that would explain it.
+                None if reason.is_empty() => {}
                 None => drop(names.insert(reason)),
             }
         }
