@@ -182,17 +182,15 @@ impl Collector {
                     self.waiting.extend(apart);
                     return;
                 }
-                // While the breaker is away it says when the next request goes out, and knows what
-                // was asked for. A pause of its own on top would make every batch late after the
-                // outage.
+                // While the breaker is away it says when the next request goes out. A pause of its
+                // own on top would make every batch late after the outage.
                 let pause = if breaker.away().is_some() {
                     Duration::ZERO
                 } else {
-                    let pause = self.backoff.delay(batch.attempts, fastrand::f64());
-                    retry_after.map_or(pause, |asked| asked.max(pause))
+                    self.backoff.delay(batch.attempts, fastrand::f64())
                 };
                 batch.attempts = batch.attempts.saturating_add(1);
-                batch.due = Instant::now() + pause;
+                batch.due = Instant::now() + retry_after.map_or(pause, |asked| asked.max(pause));
                 self.waiting.push(batch);
                 self.waiting.retain(|batch| !batch.is_abandoned());
             }
