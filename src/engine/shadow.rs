@@ -176,17 +176,8 @@ impl<C: Consumer> Shadow<'_, C> {
 
     /// Says that it lives, and what it may not read.
     fn beat(&self) {
-        let now = Instant::now();
-        self.engine.pulse.update(Vitals {
-            beat: now,
-            progress: now,
-            partitions: Vec::new(),
-            open: 0,
-            lag: 0,
-            waits_for: Vec::new(),
-            longest: None,
-            held: self.held.clone(),
-        });
+        let vitals = Vitals { held: self.held.clone(), ..Vitals::idle(Instant::now()) };
+        self.engine.pulse.update(vitals);
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {

@@ -59,6 +59,20 @@ pub struct PartitionVitals {
 }
 
 impl Vitals {
+    /// Those of a consumer that has nothing in hand.
+    pub(crate) fn idle(now: Instant) -> Self {
+        Self {
+            beat: now,
+            progress: now,
+            partitions: Vec::new(),
+            open: 0,
+            lag: 0,
+            waits_for: Vec::new(),
+            longest: None,
+            held: HeldTopics::default(),
+        }
+    }
+
     /// Whether the consumer has work, makes no progress, and waits for nothing that explains it; or a
     /// record in flight hangs, whatever others do or wait for (behaviour section 8.8).
     #[must_use]
@@ -85,17 +99,7 @@ pub struct Pulse(Mutex<Vitals>);
 
 impl Default for Pulse {
     fn default() -> Self {
-        let now = Instant::now();
-        Self(Mutex::new(Vitals {
-            beat: now,
-            progress: now,
-            partitions: Vec::new(),
-            open: 0,
-            lag: 0,
-            waits_for: Vec::new(),
-            longest: None,
-            held: HeldTopics::default(),
-        }))
+        Self(Mutex::new(Vitals::idle(Instant::now())))
     }
 }
 
@@ -123,16 +127,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(300);
 
     fn vitals(now: Instant) -> Vitals {
-        Vitals {
-            beat: now,
-            progress: now,
-            partitions: Vec::new(),
-            open: 1,
-            lag: 0,
-            waits_for: Vec::new(),
-            longest: None,
-            held: HeldTopics::default(),
-        }
+        Vitals { open: 1, ..Vitals::idle(now) }
     }
 
     #[test]
