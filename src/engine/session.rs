@@ -44,7 +44,7 @@ use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
 const BOOKKEEPING: usize = 768;
 
 /// Jobs in flight at a time. More would only wait for a permit or a batch, each in a task.
-const MAX_RUNNING: usize = 4096;
+const MAX_RUNNING: usize = 2048;
 /// Records taken in one go before anything else gets its turn.
 const BURST: usize = 128;
 /// How often the loop looks after itself.

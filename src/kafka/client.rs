@@ -147,8 +147,9 @@ impl Kafka {
         let mut client = self.base();
         // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
         client.set("queued.max.messages.kbytes", "4096");
-        // An answer of the broker is in memory whole: a megabyte of each partition would be 50 MiB.
-        client.set("fetch.max.bytes", "4194304");
+        // An answer of the broker is in memory whole, and several at a time: one that is parsed, and
+        // those that records in hand are a part of. A megabyte of each partition would be 50 MiB.
+        client.set("fetch.max.bytes", "1048576");
         client.set("fetch.queue.backoff.ms", "10");
         client.set("statistics.interval.ms", "5000");
         client.set("allow.auto.create.topics", "false");
