@@ -1,10 +1,9 @@
 //! When to stop taking records, and which partitions to pause. Pure.
 //!
-//! Memory is bounded in records and in bytes (behaviour section 8.5). The bound is the total: a
-//! partition may hold as much as is still free, so a busy one uses what the others leave, and one
-//! that is stuck never takes the room of the rest. A partition at its limit that finishes its
-//! records fast is waited for, because a pause throws fetched records away. One that is slow is
-//! paused alone, and the others flow on.
+//! Memory is bounded in records and in bytes (behaviour section 8.5). The bound is the total: a busy
+//! partition uses what the others leave, and one that is stuck never takes the room of the rest. A
+//! partition at its limit that finishes its records fast is waited for, because a pause throws
+//! fetched records away. One that is slow is paused alone, and the others flow on.
 
 use std::time::{Duration, Instant};
 
@@ -49,20 +48,33 @@ pub struct Load {
     pub span: usize,
 }
 
-/// How fast a partition finishes what it holds.
+/// Measures how fast a partition finishes what it holds.
 #[derive(Debug)]
 pub struct Pace {
     since: Instant,
-    /// Outcomes until it has finished as many records as it held then.
+    /// What it held then.
+    held: usize,
+    /// Outcomes until it has finished as many.
     left: usize,
-    slow: bool,
+    speed: Speed,
+}
+
+/// How fast a partition finishes what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speed {
+    /// Nobody knows yet.
+    Unknown,
+    /// Within [`PATIENCE`] it has finished as many records as it held.
+    Fast,
+    /// It takes longer than that.
+    Slow,
 }
 
 impl Pace {
     /// A partition that holds nothing yet.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { since: now, left: 0, slow: false }
+        Self { since: now, held: 0, left: 0, speed: Speed::Unknown }
     }
 
     /// A record has its outcome.
@@ -70,20 +82,25 @@ impl Pace {
         self.left = self.left.saturating_sub(1);
     }
 
-    /// Looks at a partition that holds `open` records. It is slow when it takes longer than
-    /// [`PATIENCE`] to finish as many as it held.
+    /// Looks at a partition that holds `open` records.
     pub fn look(&mut self, now: Instant, open: usize) {
-        if self.left == 0 {
-            *self = Self { since: now, left: open, slow: false };
-        } else {
-            self.slow = now.saturating_duration_since(self.since) >= PATIENCE;
+        let in_time = now.saturating_duration_since(self.since) < PATIENCE;
+        if self.left > 0 {
+            if !in_time {
+                self.speed = Speed::Slow;
+            }
+            return;
         }
+        if self.held > 0 {
+            self.speed = if in_time { Speed::Fast } else { Speed::Unknown };
+        }
+        (self.since, self.held, self.left) = (now, open, open);
     }
 
-    /// Whether it was slow at the last look.
+    /// What the last look told.
     #[must_use]
-    pub fn is_slow(&self) -> bool {
-        self.slow
+    pub fn speed(&self) -> Speed {
+        self.speed
     }
 }
 
@@ -96,8 +113,8 @@ pub struct View<P> {
     pub load: Load,
     /// Whether it is paused.
     pub paused: bool,
-    /// Whether it finishes its records slowly ([`Pace`]).
-    pub slow: bool,
+    /// How fast it finishes its records.
+    pub speed: Speed,
 }
 
 /// What to do now.
@@ -112,12 +129,12 @@ pub struct Decision<P> {
 }
 
 impl Bounds {
-    /// Whether one more record may be taken from a partition with `load`, out of `partitions`,
-    /// when all of them hold `total`.
+    /// Whether one more record may be taken from the partition of `view`, out of `partitions`, when
+    /// all of them hold `total`.
     #[must_use]
-    pub fn admit(self, total: Load, load: Load, partitions: usize) -> bool {
+    pub fn admit<P>(self, total: Load, view: &View<P>, partitions: usize) -> bool {
         let room = self.room(total, partitions);
-        !room.full && !reaches(load, room.limit) && load.span < self.span
+        !room.full && !reaches(view.load, room.limit(view)) && view.load.span < self.span
     }
 
     /// Decides for every assigned partition.
@@ -129,20 +146,22 @@ impl Bounds {
             bytes: sum.bytes + load.bytes,
             span: sum.span + load.span,
         });
-        let Room { full, tight, limit } = self.room(total, count);
+        let room = self.room(total, count);
         // Bookkeeping is shared unequally for as long as there is room: where one record waits, the
         // rest of its partition shall flow on.
         let crowds = |load: Load, span| total.span >= span && load.span >= span / count.max(1);
         let blocks = |view: &View<P>| {
-            !view.paused && (full || reaches(view.load, limit) || crowds(view.load, self.span))
+            let used = room.full || reaches(view.load, room.limit(view));
+            !view.paused && (used || crowds(view.load, self.span))
         };
-        // Waiting pays where much will be finished soon.
-        let pauses = |view: &View<P>| blocks(view) && (view.slow || tight);
+        // Waiting is for what will be finished soon: not for the slow, nor for who holds nothing.
+        let pauses =
+            |view: &View<P>| blocks(view) && (view.speed == Speed::Slow || view.load.records == 0);
         // Half the limit, so that a partition is not paused again at once.
-        let half = Load { records: limit.records / 2, bytes: limit.bytes / 2, ..limit };
         let resumes = |view: &View<P>| {
-            let low = view.load.records <= half.records && view.load.bytes <= half.bytes;
-            view.paused && !full && low && !crowds(view.load, self.span / 2)
+            let limit = room.limit(view);
+            let low = view.load.records <= limit.records / 2 && view.load.bytes <= limit.bytes / 2;
+            view.paused && !room.full && low && !crowds(view.load, self.span / 2)
         };
         let named = |wanted: &dyn Fn(&View<P>) -> bool| {
             partitions.clone().filter(wanted).map(|view| view.partition).collect()
@@ -154,38 +173,44 @@ impl Bounds {
         }
     }
 
-    /// A quarter of the whole is shared out equally among the partitions, so that each flows on
-    /// however many others are stuck. Of the rest a partition may hold as much as is still free.
     fn room(self, total: Load, partitions: usize) -> Room {
         let full = total.records >= self.records || total.bytes >= self.bytes;
-        if partitions <= 1 {
-            return Room { full, tight: false, limit: self.whole() };
-        }
-        let own = |whole: usize| (whole / 4 / partitions).max(1);
-        let free = |whole: usize, taken: usize| (whole - whole / 4).saturating_sub(taken);
-        let (records, bytes) = (free(self.records, total.records), free(self.bytes, total.bytes));
-        let limit = Load {
-            records: records.max(own(self.records)),
-            bytes: bytes.max(own(self.bytes)),
-            span: self.span,
-        };
-        let tight = limit.records > records || limit.bytes > bytes;
-        Room { full, tight, limit }
-    }
-
-    fn whole(self) -> Load {
-        Load { records: self.records, bytes: self.bytes, span: self.span }
+        Room { bounds: self, total, partitions, full }
     }
 }
 
-/// What may still be taken.
+/// What may be held of a consumer's bound: all of it by a partition that is alone. Of several, one
+/// leaves as much free as it holds, unless it is known to be fast: then it leaves a thirty-second, and
+/// as much as it holds where less than twice that is left. A thirty-second more is shared out equally,
+/// so that each partition flows on however many others are stuck.
 struct Room {
+    bounds: Bounds,
+    total: Load,
+    partitions: usize,
     /// All of the bound is used.
     full: bool,
-    /// Each partition has but its own share.
-    tight: bool,
-    /// What one partition may hold.
-    limit: Load,
+}
+
+impl Room {
+    /// What the partition of `view` may hold.
+    fn limit<P>(&self, view: &View<P>) -> Load {
+        let of = |whole: usize, total: usize, load: usize| {
+            if self.partitions <= 1 {
+                return whole;
+            }
+            // By what the others hold, so that it does not shrink as the partition takes it.
+            let left = (whole - whole / 32).saturating_sub(total.saturating_sub(load));
+            let half = left / 2;
+            let most =
+                if view.speed == Speed::Fast { left.saturating_sub(whole / 32) } else { half };
+            most.max(half).max(whole / 32 / self.partitions).max(1)
+        };
+        Load {
+            records: of(self.bounds.records, self.total.records, view.load.records),
+            bytes: of(self.bounds.bytes, self.total.bytes, view.load.bytes),
+            span: self.bounds.span,
+        }
+    }
 }
 
 fn reaches(load: Load, limit: Load) -> bool {
@@ -205,11 +230,11 @@ mod tests {
     }
 
     fn fast(partition: i32, records: usize) -> View<i32> {
-        View { partition, load: load(records), paused: false, slow: false }
+        View { partition, load: load(records), paused: false, speed: Speed::Fast }
     }
 
     fn slow(partition: i32, records: usize) -> View<i32> {
-        View { slow: true, ..fast(partition, records) }
+        View { speed: Speed::Slow, ..fast(partition, records) }
     }
 
     fn paused(partition: i32, records: usize) -> View<i32> {
@@ -220,10 +245,14 @@ mod tests {
         BOUNDS.decide(views.iter().copied())
     }
 
+    fn admits(total: usize, view: &View<i32>, partitions: usize) -> bool {
+        BOUNDS.admit(load(total), view, partitions)
+    }
+
     #[test]
     fn a_partition_that_is_alone_uses_the_whole_bound_and_is_waited_for_until_it_is_slow() {
-        assert!(BOUNDS.admit(load(99), load(99), 1));
-        assert!(!BOUNDS.admit(load(100), load(100), 1));
+        assert!(admits(99, &fast(0, 99), 1));
+        assert!(!admits(100, &fast(0, 100), 1));
         assert_eq!(
             decide(&[fast(0, 100)]),
             Decision { poll: false, pause: vec![], resume: vec![] }
@@ -235,57 +264,79 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_partition_uses_what_the_others_leave_and_is_not_paused() {
-        let others = (1..50).map(|partition| fast(partition, 0));
-        let views = |records| [fast(0, records)].into_iter().chain(others.clone());
-        let flows = Decision { poll: true, pause: vec![], resume: vec![] };
-        assert_eq!(BOUNDS.decide(views(37)), flows, "far more than a fiftieth");
-        let waits = Decision { poll: false, ..flows };
-        assert_eq!(BOUNDS.decide(views(38)), waits, "it leaves as much to the others");
+    fn a_busy_partition_uses_what_the_others_leave_and_is_waited_for() {
+        for others in [1, 5, 49] {
+            let others = (1..=others).map(|partition| fast(partition, 0));
+            let views = |records| [fast(0, records)].into_iter().chain(others.clone());
+            let flows = Decision { poll: true, pause: vec![], resume: vec![] };
+            assert_eq!(BOUNDS.decide(views(93)), flows);
+            let waits = Decision { poll: false, ..flows };
+            assert_eq!(BOUNDS.decide(views(94)), waits, "the rest is for others");
+        }
+    }
+
+    #[test]
+    fn busy_partitions_use_the_same_however_many_they_are() {
+        for partitions in [2, 6, 11] {
+            let views = |each| (0..partitions).map(move |partition| fast(partition, each));
+            let all = 93 / usize::try_from(partitions).expect("small");
+            assert!(BOUNDS.decide(views(all)).poll);
+            assert!(!BOUNDS.decide(views(all + 1)).poll);
+        }
     }
 
     #[test]
     fn a_slow_partition_at_its_limit_is_paused_alone_and_at_once() {
-        let decision = decide(&[slow(0, 38), fast(1, 3)]);
-        assert_eq!((decision.poll, decision.pause), (true, vec![0]));
-        assert!(!BOUNDS.admit(load(41), load(38), 2));
-        assert!(BOUNDS.admit(load(41), load(3), 2));
+        let decision = decide(&[slow(0, 47), fast(1, 3)]);
+        assert_eq!((decision.poll, decision.pause), (true, vec![0]), "it leaves as much free");
+        assert!(!admits(50, &slow(0, 47), 2));
+        assert!(admits(50, &fast(0, 47), 2));
+        assert!(admits(50, &slow(1, 3), 2));
     }
 
     #[test]
-    fn a_slow_partition_below_its_limit_flows_on() {
-        let decision = decide(&[slow(0, 30), fast(1, 3)]);
+    fn a_slow_partition_below_its_limit_flows_on_and_one_that_is_paused_from_half_of_it() {
+        let decision = decide(&[slow(0, 46), fast(1, 3)]);
         assert_eq!((decision.poll, decision.pause), (true, vec![]));
+        assert!(decide(&[paused(0, 24), fast(1, 3)]).resume.is_empty());
+        assert_eq!(decide(&[paused(0, 23), fast(1, 3)]).resume, [0]);
     }
 
     #[test]
-    fn one_that_stands_still_at_its_limit_keeps_no_other_paused() {
-        let decision = decide(&[paused(0, 38), paused(1, 20)]);
-        assert_eq!((decision.poll, decision.resume), (true, vec![]), "17 are free, half is 8");
-        assert_eq!(decide(&[paused(0, 38), paused(1, 12)]).resume, [1]);
+    fn one_that_took_much_before_it_stood_still_keeps_no_other_paused() {
+        let decision = decide(&[paused(0, 91), fast(1, 2)]);
+        assert_eq!((decision.poll, decision.resume), (true, vec![]));
+        let stopped = |records| View { paused: true, ..fast(1, records) };
+        assert!(decide(&[paused(0, 91), stopped(2)]).resume.is_empty(), "3 are its, half is 1");
+        assert_eq!(decide(&[paused(0, 91), stopped(1)]).resume, [1]);
     }
 
     #[test]
-    fn where_little_is_left_nobody_is_waited_for() {
-        // Six that are stuck have taken what was free; a fast one has its own share, and is paused
-        // when that is used, because the others would have to wait with it.
-        let stuck = [38, 19, 9, 5, 2, 2]
-            .into_iter()
-            .enumerate()
-            .map(|(n, records)| paused(i32::try_from(n).expect("small"), records));
-        let decision = BOUNDS.decide(stuck.chain([fast(6, 3), fast(7, 2)]));
-        assert_eq!((decision.poll, decision.pause), (true, vec![6]));
+    fn one_that_holds_nothing_is_not_waited_for_where_a_stuck_one_fills_all() {
+        let large = View { load: Load { bytes: 10_000, ..load(1) }, ..paused(0, 1) };
+        let decision = decide(&[large, fast(1, 0)]);
+        assert_eq!((decision.poll, decision.pause), (true, vec![1]));
+        let left = View { load: Load { bytes: 9_000, ..load(1) }, ..large };
+        let waiting = View { paused: true, ..fast(1, 0) };
+        assert_eq!(decide(&[left, waiting]).resume, [1]);
+    }
+
+    #[test]
+    fn where_little_is_left_each_may_take_its_own_share() {
+        let stuck = [94, 1, 1, 1].into_iter().zip(0..).map(|(records, n)| paused(n, records));
+        assert!(BOUNDS.decide(stuck.chain([fast(4, 0)])).poll);
+        assert!(admits(97, &fast(4, 0), 5));
+        assert!(!admits(98, &fast(4, 1), 5));
     }
 
     #[test]
     fn bytes_and_bookkeeping_count_as_records_do() {
-        let heavy = Load { records: 1, bytes: 10_000, span: 1 };
-        assert!(!BOUNDS.admit(heavy, heavy, 1));
-        let half = Load { records: 1, bytes: 3_750, span: 1 };
-        assert!(BOUNDS.admit(half, half, 1));
-        assert!(!BOUNDS.admit(half, half, 2));
-        let wide = Load { records: 1, bytes: 1, span: 1_000 };
-        assert!(!BOUNDS.admit(Load::default(), wide, 1));
+        let heavy = |bytes| View { load: Load { bytes, ..load(1) }, ..fast(0, 1) };
+        assert!(!BOUNDS.admit(heavy(10_000).load, &heavy(10_000), 1));
+        assert!(BOUNDS.admit(heavy(9_375).load, &heavy(9_375), 2));
+        assert!(!BOUNDS.admit(heavy(9_376).load, &heavy(9_376), 2));
+        let wide = View { load: Load { span: 1_000, ..load(1) }, ..fast(0, 1) };
+        assert!(!BOUNDS.admit(Load::default(), &wide, 1));
     }
 
     #[test]
@@ -300,21 +351,34 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_nobody_knows_leaves_as_much_as_a_slow_one_and_is_waited_for() {
+        let new = |records| View { speed: Speed::Unknown, ..fast(0, records) };
+        assert!(admits(47, &new(47), 2));
+        assert!(!admits(48, &new(48), 2));
+        let decision = decide(&[new(48), fast(1, 0)]);
+        assert_eq!((decision.poll, decision.pause), (false, vec![]));
+    }
+
+    #[test]
     fn a_partition_is_slow_until_it_has_finished_as_many_as_it_held() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
         pace.look(now, 3);
         pace.finished();
         pace.look(now + PATIENCE / 2, 3);
-        assert!(!pace.is_slow(), "it has had little time");
+        assert_eq!(pace.speed(), Speed::Unknown, "it has had little time");
         pace.finished();
         pace.look(now + PATIENCE, 3);
-        assert!(pace.is_slow(), "two of three in that time");
+        assert_eq!(pace.speed(), Speed::Slow, "two of three in that time");
         pace.finished();
         pace.look(now + PATIENCE, 2);
-        assert!(!pace.is_slow());
-        pace.look(now + PATIENCE + PATIENCE / 2, 2);
-        assert!(!pace.is_slow(), "counted from then on");
+        assert_eq!(pace.speed(), Speed::Unknown, "all three, but too late");
+        pace.finished();
+        pace.finished();
+        pace.look(now + PATIENCE + PATIENCE / 2, 0);
+        assert_eq!(pace.speed(), Speed::Fast, "counted from then on");
+        pace.look(now + PATIENCE * 4, 5);
+        assert_eq!(pace.speed(), Speed::Fast, "it had nothing to finish");
     }
 
     proptest! {
@@ -322,19 +386,20 @@ mod tests {
         /// may take something.
         #[test]
         fn the_stuck_leave_something_to_every_other(
-            stuck in prop::collection::vec(0_usize..8, 1..300),
+            taken in prop::collection::vec((0_usize..8, any::<bool>()), 1..300),
         ) {
             let mut loads = [0_usize; 8];
-            for partition in stuck {
-                let total = load(loads.iter().sum());
-                if BOUNDS.admit(total, load(loads[partition]), loads.len()) {
+            for (partition, slow) in taken {
+                let known = fast(0, loads[partition]);
+                let view = View { speed: if slow { Speed::Slow } else { Speed::Fast }, ..known };
+                if admits(loads.iter().sum(), &view, loads.len()) {
                     loads[partition] += 1;
                 }
             }
             let total: usize = loads.iter().sum();
             prop_assert!(total <= BOUNDS.records);
             for records in loads {
-                prop_assert!(records > 0 || BOUNDS.admit(load(total), load(0), loads.len()));
+                prop_assert!(records > 0 || admits(total, &fast(0, 0), loads.len()));
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::backpressure::{Load, Pace};
+use super::backpressure::{Load, Pace, View};
 use super::confirmed::Confirmed;
 use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata::{self, Log};
@@ -159,6 +159,12 @@ impl Partition {
 
     pub(crate) fn load(&self) -> Load {
         Load { records: self.offsets.open(), bytes: self.bytes, span: self.offsets.span() }
+    }
+
+    /// As backpressure sees it.
+    pub(crate) fn view(&self, id: u32) -> View<u32> {
+        let speed = self.pace.speed();
+        View { partition: id, load: self.load(), paused: self.paused, speed }
     }
 
     /// For how long the oldest record without an outcome has been in hand.

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::assignment::{Assignment, list};
-use super::backpressure::{Bounds, Load, View};
+use super::backpressure::{Bounds, Load};
 use super::begin::Sights;
 use super::ends::Ends;
 use super::flood::Guard;
@@ -288,7 +288,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         if partition.admit(offset, passed, bytes) != Admission::Fresh {
             return;
         }
-        let load = partition.load();
+        let view = partition.view(id);
         let topic = Arc::clone(&partition.topic);
         let replayed = compared.is_some_and(|stamp| partition.is_replay(&stamp));
         self.total.records += 1;
@@ -296,7 +296,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         if !remarks.is_empty() {
             self.note(&remarks, &topic, number, offset);
         }
-        if !self.bounds.admit(self.total, load, count) {
+        if !self.bounds.admit(self.total, &view, count) {
             self.polling = false;
         }
         let (lane, work, set_aside) = match route {
@@ -379,12 +379,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             let open = partition.load().records;
             partition.pace.look(now, open);
         }
-        let views = self.partitions.iter().map(|(id, partition)| View {
-            partition: *id,
-            load: partition.load(),
-            paused: partition.paused,
-            slow: partition.pace.is_slow(),
-        });
+        let views = self.partitions.iter().map(|(id, partition)| partition.view(*id));
         let decision = self.bounds.decide(views);
         self.polling = decision.poll;
         self.pause(&decision.pause, true);

@@ -85,9 +85,9 @@ async fn a_partition_uses_what_the_others_leave() {
             Ok(Outcome::Sent)
         }
     });
-    // A tenth of the bound would be 4; of the 30 that are not set apart it leaves half free.
+    // A tenth of the bound would be 4. As long as it is not known to be slow it may take nearly all.
     crate::support::until("more than an equal share", async || {
-        (member.pulse().read().open == 15).then_some(())
+        (member.pulse().read().open >= 19).then_some(())
     })
     .await;
     gate.open();
