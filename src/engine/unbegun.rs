@@ -72,12 +72,27 @@ pub(super) fn reason(topic: &str, why: Why) -> String {
     }
 }
 
-/// Where what is not read is assigned: librdkafka fetches nothing there even before it is paused.
+/// Where what is not read is assigned, before it is paused. At a number: for a logical offset librdkafka
+/// asks the broker, and takes an answer that comes after a new assignment for a reason to ask once more.
+/// Half a second later it would read on from the end, whatever it was assigned at by then.
 pub(super) fn unbegun_list<'a>(names: impl Iterator<Item = &'a Name>) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
     for (topic, partition) in names {
         // This one is always taken.
-        list.add_partition_offset(topic, *partition, Offset::End).ok();
+        list.add_partition_offset(topic, *partition, Offset::Offset(0)).ok();
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_read_is_assigned_at_a_number_since_an_answer_about_its_end_may_come_late() {
+        let names = [("topic".to_owned(), 0), ("topic".to_owned(), 1)];
+        let list = unbegun_list(names.iter());
+        assert!(list.elements().iter().all(|part| matches!(part.offset(), Offset::Offset(_))));
+        assert_eq!(list.count(), 2);
+    }
 }
