@@ -3,7 +3,7 @@
 //!
 //! Baseline: five workers (p-limit 5), each doing a record's RPC and then its POST, one event a
 //! request. The bound of 5 and 20 ms allow 250 RPCs a second; the baseline's permit also covers the
-//! POST, so 5 / 70 ms = 71 is its best. Both sides run in this process against the same double, the
+//! POST, so 5 / 70 ms = 71 is its best. Both sides run in this process against the same fake, the
 //! daemon with an embedded broker and claims in memory.
 
 use std::path::Path;
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, Environment};
 use crm_event_processors::dedup::MemoryStore;
-use crm_event_processors::double::broker::Broker;
-use crm_event_processors::double::{Double, Endpoint, Options, Reply};
+use crm_event_processors::fakes::broker::Broker;
+use crm_event_processors::fakes::{Endpoint, Fake, Options, Reply};
 use crm_event_processors::recording::Recorded;
-use crm_event_processors::supervisor::{Daemon, Memory, breakers};
+use crm_event_processors::supervisor::{Daemon, Stores, breakers};
 use crm_event_processors::telemetry::metrics::Recorder;
 use futures::{StreamExt, stream};
 use serde_json::json;
@@ -52,22 +52,22 @@ async fn main() -> Result<(), AnyError> {
     Ok(())
 }
 
-async fn double() -> Result<Double, AnyError> {
-    let double = Double::start(Options::default()).await?;
-    double.set_latency(Endpoint::Rpc, RPC);
-    double.set_latency(Endpoint::Post, POST);
-    double.define("calc_currency_for_source", |_| {
+async fn fake() -> Result<Fake, AnyError> {
+    let fake = Fake::start(Options::default()).await?;
+    fake.set_latency(Endpoint::Rpc, RPC);
+    fake.set_latency(Endpoint::Post, POST);
+    fake.define("calc_currency_for_source", |_| {
         Reply::json(&json!([{"currency_type": "points", "component": "base", "amount": 7}]))
     });
-    Ok(double)
+    Ok(fake)
 }
 
 /// A pool of workers that do one record after another, as the old service did.
 async fn baseline() -> Result<f64, AnyError> {
-    let double = double().await?;
+    let fake = fake().await?;
     let http = reqwest_client()?;
-    let rpc = format!("{}/rest/v1/rpc/calc_currency_for_source", double.url());
-    let post = format!("{}/e/bench", double.url());
+    let rpc = format!("{}/rest/v1/rpc/calc_currency_for_source", fake.url());
+    let post = format!("{}/e/bench", fake.url());
     let start = Instant::now();
     let done: Vec<Result<(), reqwest::Error>> = stream::iter(0..BASELINE_AWARDS)
         .map(|number| {
@@ -85,7 +85,7 @@ async fn baseline() -> Result<f64, AnyError> {
         .await;
     let took = start.elapsed();
     done.into_iter().collect::<Result<Vec<()>, _>>()?;
-    assert_eq!(double.inspect(|log| log.events.len()), BASELINE_AWARDS);
+    assert_eq!(fake.inspect(|log| log.events.len()), BASELINE_AWARDS);
     Ok(BASELINE_AWARDS as f64 / took.as_secs_f64())
 }
 
@@ -97,7 +97,7 @@ fn reqwest_client() -> Result<reqwest::Client, AnyError> {
 
 /// The daemon, over the middle of the awards that Inngest accepts.
 async fn daemon() -> Result<f64, AnyError> {
-    let double = double().await?;
+    let fake = fake().await?;
     let broker = Broker::start()?;
     let topic = "crm.public.purchase_ledger";
     for topic in [topic, "crm.public.referral_ledger", "crm.public.mission_claims", "bench.dlq"] {
@@ -114,9 +114,9 @@ async fn daemon() -> Result<f64, AnyError> {
         ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
         ("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap()),
         ("REDIS_URL", "redis://in-memory.invalid"),
-        ("SUPABASE_URL", double.url()),
+        ("SUPABASE_URL", fake.url()),
         ("SUPABASE_SERVICE_ROLE_KEY", "bench"),
-        ("INNGEST_EVENT_API_BASE_URL", double.url()),
+        ("INNGEST_EVENT_API_BASE_URL", fake.url()),
         ("INNGEST_EVENT_KEY", "bench"),
         ("CURRENCY_CONCURRENCY", "5"),
     ]
@@ -125,14 +125,14 @@ async fn daemon() -> Result<f64, AnyError> {
     let settings = *config::load(&environment, Path::new("")).settings?;
     let breakers = breakers(&settings);
     let store = Arc::new(MemoryStore::new(settings.dedup.window));
-    let memory = Memory { claims: Box::new(store), cache: Cache::none() };
+    let memory = Stores { claims: Box::new(store), cache: Cache::none() };
     let daemon = Daemon::new(settings, breakers, memory, Arc::new(Recorder::default()))?;
     let (stop, signals) = mpsc::channel(1);
     let running = tokio::spawn(daemon.run(signals));
-    double.until(|log| log.events.len() >= AWARDS).await;
+    fake.until(|log| log.events.len() >= AWARDS).await;
     // The middle of the run: the first awards wait for connections, the last for their company.
     let (from, to) = (AWARDS / 10, AWARDS * 9 / 10);
-    let (took, at_once) = double.inspect(|log| {
+    let (took, at_once) = fake.inspect(|log| {
         let took = log.events[to].at.saturating_sub(log.events[from].at);
         (took, log.requests(Endpoint::Rpc).most_under_way)
     });

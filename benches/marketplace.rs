@@ -1,10 +1,10 @@
 //! Marketplace orders a second, with real claims: `tests/services/up` first, then
 //! `cargo bench --bench marketplace` with what it exported.
 //!
-//! 200,000 orders lie in six partitions of a real Kafka; claims go to a real Redis; the double of
+//! 200,000 orders lie in six partitions of a real Kafka; claims go to a real Redis; the fake of
 //! Inngest answers without latency, in this process, and shares its processors with everything
-//! else. Baseline, on the same machine and the same double: posting the same events in full
-//! batches one request after another, with nothing in front: what the double itself can take.
+//! else. Baseline, on the same machine and the same fake: posting the same events in full
+//! batches one request after another, with nothing in front: what the fake itself can take.
 //!
 //! `ORDERS` sets their number.
 
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use crm_event_processors::clients::redis::Cache;
-use crm_event_processors::double::{Double, Endpoint, Options};
+use crm_event_processors::fakes::{Endpoint, Fake, Options};
 use serde_json::json;
 
 use crate::support::Services;
@@ -26,20 +26,20 @@ async fn main() -> anyhow::Result<()> {
     let services = Services::from_environment()?;
     let orders: usize =
         std::env::var("ORDERS").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000);
-    let double_alone = baseline(orders).await?;
+    let fake_alone = baseline(orders).await?;
     let daemon = daemon(&services, orders).await?;
     println!("{orders} orders, claims in Redis, no latency");
-    println!("  the double alone, batches of {BATCH}  {double_alone:9.0} events/s");
+    println!("  the fake alone, batches of {BATCH}  {fake_alone:9.0} events/s");
     println!("  this daemon                    {daemon:9.0} events/s");
-    println!("  ratio                          {:9.2}", daemon / double_alone);
+    println!("  ratio                          {:9.2}", daemon / fake_alone);
     Ok(())
 }
 
 async fn baseline(orders: usize) -> anyhow::Result<f64> {
     // Whoever comes first installs it.
     rustls::crypto::ring::default_provider().install_default().ok();
-    let double = Double::start(Options::default()).await?;
-    let (http, url) = (reqwest::Client::new(), format!("{}/e/bench", double.url()));
+    let fake = Fake::start(Options::default()).await?;
+    let (http, url) = (reqwest::Client::new(), format!("{}/e/bench", fake.url()));
     let bodies: Vec<String> = (0..orders)
         .collect::<Vec<_>>()
         .chunks(BATCH)
@@ -57,21 +57,21 @@ async fn baseline(orders: usize) -> anyhow::Result<f64> {
         http.post(&url).body(body).send().await?.bytes().await?;
     }
     let took = start.elapsed();
-    ensure!(double.inspect(|log| log.events.len()) == orders, "every event was stored");
+    ensure!(fake.inspect(|log| log.events.len()) == orders, "every event was stored");
     Ok(orders as f64 / took.as_secs_f64())
 }
 
 async fn daemon(services: &Services, orders: usize) -> anyhow::Result<f64> {
     let topic = format!("bench-orders-{:08x}", fastrand::u32(..));
     services.fill(&topic, 6, (0..orders).map(order)).await?;
-    let double = Double::start(Options::default()).await?;
+    let fake = Fake::start(Options::default()).await?;
     let variables = [
         ("CONSUMERS", "marketplace"),
         ("CONSUMER_GROUP_ID", &*topic),
         ("KAFKA_TOPIC_MARKETPLACE_ORDERS", &*topic),
     ];
-    let rate = services.run(&double, Cache::none(), orders, &variables).await?;
-    let posts = double.inspect(|log| log.requests(Endpoint::Post).count);
+    let rate = services.run(&fake, Cache::none(), orders, &variables).await?;
+    let posts = fake.inspect(|log| log.requests(Endpoint::Post).count);
     println!("  {posts} posts, {} events each", orders / usize::try_from(posts)?.max(1));
     Ok(rate)
 }

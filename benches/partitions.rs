@@ -2,7 +2,7 @@
 //! `tests/services/up` first, then `cargo bench --bench partitions` with what it exported.
 //!
 //! All five consumers run and share the bound on memory; the backlog is of one topic. Claims and
-//! the missions' cache are in a real Redis. The double of Inngest runs in this process and shares
+//! the missions' cache are in a real Redis. The fake of Inngest runs in this process and shares
 //! its processors with everything else. Baseline: fewer partitions, the line before.
 //!
 //! `FORMS` sets how many rows, `PARTITIONS` over how many partitions (`1,6,50`).
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use crm_event_processors::clients::redis::{Cache, connect};
-use crm_event_processors::double::{Double, Endpoint, Options};
+use crm_event_processors::fakes::{Endpoint, Fake, Options};
 use crm_event_processors::outage::{Backoff, Breaker};
 use serde_json::json;
 
@@ -42,8 +42,8 @@ async fn rate(services: &Services, partitions: i32, forms: usize) -> anyhow::Res
     let run = format!("bench{:08x}", fastrand::u32(..));
     let topic = format!("{run}.form_submissions");
     services.fill(&topic, partitions, (0..forms).map(|number| form(&run, number))).await?;
-    let double = Double::start(Options::default()).await?;
-    double.set_latency(Endpoint::Post, POST);
+    let fake = Fake::start(Options::default()).await?;
+    fake.set_latency(Endpoint::Post, POST);
     let backoff = Backoff { base: Duration::from_millis(250), max: Duration::from_secs(30) };
     let breaker = Arc::new(Breaker::new("cache", 5, backoff));
     let cache = Cache::new(connect(&services.redis)?, breaker);
@@ -52,11 +52,11 @@ async fn rate(services: &Services, partitions: i32, forms: usize) -> anyhow::Res
     let variables = [
         ("CDC_TOPIC_PREFIX", &*run),
         ("CONSUMER_GROUP_ID", &*run),
-        ("SUPABASE_URL", double.url()),
+        ("SUPABASE_URL", fake.url()),
         ("SUPABASE_SERVICE_ROLE_KEY", "bench"),
         ("CRM_CACHE_REDIS_URL", &*services.redis),
     ];
-    services.run(&double, cache, forms, &variables).await
+    services.run(&fake, cache, forms, &variables).await
 }
 
 fn form(merchant: &str, number: usize) -> (String, String) {

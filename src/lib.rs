@@ -17,10 +17,10 @@
 //! | [`kafka`] | client configuration, rebalance events, where a partition starts, dead letters |
 //! | [`outage`] | one breaker per dependency, and backoff |
 //! | [`supervisor`] | builds all of it, watches over it, stops it |
-//! | [`config`], [`telemetry`], [`measures`], [`cli`] | settings, logs and health endpoints, names of metrics, commands |
+//! | [`config`], [`telemetry`], [`metric_names`], [`cli`] | settings, logs and health endpoints, names of metrics, commands |
 //! | [`recording`] | records in files, for `explain`, the demo and tests |
-//! | [`double`] | doubles of Inngest, Supabase and Kafka, which behave as the real ones were seen to |
-//! | [`demo`] | the same daemon against recorded changes and these doubles |
+//! | [`fakes`] | fakes of Inngest, Supabase and Kafka, which behave as the real ones were seen to |
+//! | [`demo`] | the same daemon against recorded changes and these fakes |
 //!
 //! Imports run one way: `supervisor` and `cli` know all, `consumers` know `clients`, the engine
 //! knows neither. What decides is pure and takes time and randomness as arguments; what does I/O is
@@ -55,7 +55,7 @@
 //!
 //! The engine runs anything that implements [`engine::Consumer`]. Such a type says which topics it
 //! takes, what a change calls for (`route`, pure), what is done about it (`process`, under
-//! [`engine::Cx::once`] with a claim named after what is about to happen), and what `explain` prints
+//! [`engine::Context::once`] with a claim named after what is about to happen), and what `explain` prints
 //! (`plan`). Everything else is there: order, claims, replays, retries, dead letters, commits,
 //! metrics, readiness.
 //!
@@ -79,10 +79,10 @@ pub mod config;
 pub mod consumers;
 pub mod dedup;
 pub mod demo;
-pub mod double;
 pub mod engine;
+pub mod fakes;
 pub mod kafka;
-pub mod measures;
+pub mod metric_names;
 pub mod outage;
 pub mod recording;
 pub mod room;

@@ -60,12 +60,12 @@ fn run_daemon(args: &run::Args, loaded: &Loaded) -> ExitCode {
     let settings: &Settings = match &loaded.settings {
         Ok(settings) => settings,
         Err(problems) => {
-            complain(&problems.to_string());
+            print_error(&problems.to_string());
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
     if let Err(error) = logs::init(&settings.log) {
-        complain(&error.to_string());
+        print_error(&error.to_string());
     }
     for warning in &loaded.warnings {
         tracing::warn!(warning, "configuration");
@@ -73,7 +73,7 @@ fn run_daemon(args: &run::Args, loaded: &Loaded) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&format!("the async runtime cannot be started: {error}"));
+            print_error(&format!("the async runtime cannot be started: {error}"));
             return ExitCode::from(FAILED);
         }
     };
@@ -98,7 +98,7 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("{error:#}"));
+            print_error(&format!("{error:#}"));
             if error.is::<Problems>() {
                 ExitCode::from(BAD_CONFIGURATION)
             } else {
@@ -112,7 +112,7 @@ fn run_demo(args: &demo::Args) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&format!("the async runtime cannot be started: {error}"));
+            print_error(&format!("the async runtime cannot be started: {error}"));
             return ExitCode::from(FAILED);
         }
     };
@@ -123,13 +123,13 @@ fn run_demo(args: &demo::Args) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             let bad = matches!(error, DemoError::Settings(_));
-            complain(&format!("{:#}", anyhow::Error::from(error)));
+            print_error(&format!("{:#}", anyhow::Error::from(error)));
             ExitCode::from(if bad { BAD_CONFIGURATION } else { FAILED })
         }
     }
 }
 
 /// Nothing can be done where even standard error is closed.
-fn complain(message: &str) {
+fn print_error(message: &str) {
     writeln!(std::io::stderr(), "error: {message}").ok();
 }

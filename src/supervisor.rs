@@ -17,7 +17,7 @@ use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::clients::{HttpConfig, SetupError};
 use crate::config::{self, DedupOutage, Settings};
 use crate::consumers::call::{Calls, Sender};
-use crate::consumers::registry::{self, Launch, Parts, Registered};
+use crate::consumers::registry::{self, AnyConsumer, Dependencies, Launch};
 use crate::dedup::{Claims, OnOutage, RedisStore, Store};
 use crate::engine::backpressure::Bounds;
 use crate::engine::retry::Policy;
@@ -115,18 +115,18 @@ pub struct Daemon {
     kafka: Kafka,
     dead_letters: Arc<DeadLetters>,
     observer: Arc<dyn Observer>,
-    consumers: Vec<(Arc<dyn Registered>, Arc<Pulse>)>,
+    consumers: Vec<(Arc<dyn AnyConsumer>, Arc<Pulse>)>,
 }
 
 /// Where the daemon keeps claims and finds cached settings.
-pub struct Memory {
+pub struct Stores {
     /// Claims.
     pub claims: Box<dyn Store>,
     /// The cache that is shared with the rest of the CRM.
     pub cache: Cache,
 }
 
-impl Memory {
+impl Stores {
     /// The Redis servers of the settings. Connections are made on first use.
     ///
     /// # Errors
@@ -160,7 +160,7 @@ impl Daemon {
     pub fn new(
         settings: Settings,
         breakers: Arc<Breakers>,
-        memory: Memory,
+        memory: Stores,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, RunError> {
         let on_outage = match settings.dedup.on_outage {
@@ -176,7 +176,7 @@ impl Daemon {
         );
         let kafka = Kafka::of(&settings);
         let dead_letters = Arc::new(DeadLetters::new(&kafka, &settings.kafka.dlq_topic));
-        let parts = Parts {
+        let parts = Dependencies {
             settings: &settings,
             calls: calls(&settings, &breakers)?,
             sender: sender(&settings, &breakers)?,
@@ -193,7 +193,7 @@ impl Daemon {
     /// Runs `consumer` too, which no setting names: its group is `CONSUMER_GROUP_ID` and its name,
     /// as every consumer's, and it has no librdkafka properties of its own.
     #[must_use]
-    pub fn with(mut self, consumer: Arc<dyn Registered>) -> Self {
+    pub fn with(mut self, consumer: Arc<dyn AnyConsumer>) -> Self {
         self.consumers.push((consumer, Arc::default()));
         self
     }
@@ -293,7 +293,7 @@ impl Daemon {
         if vitals.is_empty() || !vitals.iter().all(|vitals| vitals.held.all) {
             return None;
         }
-        let group = |consumer: &Arc<dyn Registered>| {
+        let group = |consumer: &Arc<dyn AnyConsumer>| {
             format!("{}-{}", self.settings.kafka.group_id, consumer.name())
         };
         let groups: Vec<_> = self.consumers.iter().map(|(consumer, _)| group(consumer)).collect();

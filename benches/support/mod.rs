@@ -8,8 +8,8 @@ use anyhow::{Context, ensure};
 use crm_event_processors::clients::redis::{Cache, connect};
 use crm_event_processors::config::{self, Environment};
 use crm_event_processors::dedup::RedisStore;
-use crm_event_processors::double::Double;
-use crm_event_processors::supervisor::{Daemon, Memory, breakers};
+use crm_event_processors::fakes::Fake;
+use crm_event_processors::supervisor::{Daemon, Stores, breakers};
 use crm_event_processors::telemetry::metrics::Recorder;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -57,10 +57,10 @@ impl Services {
         Ok(())
     }
 
-    /// Runs a daemon until `double` has `events`, and answers how many came in a second.
+    /// Runs a daemon until `fake` has `events`, and answers how many came in a second.
     pub(crate) async fn run(
         &self,
-        double: &Double,
+        fake: &Fake,
         cache: Cache,
         events: usize,
         variables: &[(&str, &str)],
@@ -69,7 +69,7 @@ impl Services {
             ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
             ("KAFKA_BOOTSTRAP_SERVERS", &self.brokers),
             ("REDIS_URL", &self.redis),
-            ("INNGEST_EVENT_API_BASE_URL", double.url()),
+            ("INNGEST_EVENT_API_BASE_URL", fake.url()),
             ("INNGEST_EVENT_KEY", "bench"),
         ]
         .iter()
@@ -79,12 +79,12 @@ impl Services {
         let settings = *config::load(&environment, Path::new("")).settings?;
         let breakers = breakers(&settings);
         let claims = RedisStore::new(connect(&self.redis)?, settings.dedup.window);
-        let memory = Memory { claims: Box::new(claims), cache };
+        let memory = Stores { claims: Box::new(claims), cache };
         let daemon = Daemon::new(settings, breakers, memory, Arc::new(Recorder::default()))?;
         let (stop, signals) = mpsc::channel(1);
         let running = tokio::spawn(daemon.run(signals));
-        double.until(|log| log.events.len() >= events).await;
-        let (took, count) = double.inspect(|log| {
+        fake.until(|log| log.events.len() >= events).await;
+        let (took, count) = fake.inspect(|log| {
             // Joining the group is not what is measured.
             let first = log.events.first().map(|event| event.at).unwrap_or_default();
             let last = log.events.last().map(|event| event.at).unwrap_or_default();

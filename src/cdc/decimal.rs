@@ -128,7 +128,7 @@ fn not_finite(text: &str) -> Option<&'static str> {
 
 /// How a row's numerics are written, as far as this one of them tells. Text that could be either does
 /// not tell, and JSON numbers come in every mode.
-pub(super) fn told_by(json: &str) -> Option<Reading> {
+pub(super) fn form_of(json: &str) -> Option<Reading> {
     match json.as_bytes().first()? {
         b'{' => Some(Reading::Base64),
         b'"' => {
@@ -239,13 +239,13 @@ mod tests {
     #[test]
     fn a_numeric_tells_how_its_row_is_written_where_it_can() {
         for json in ["\"AA==\"", "\"JxA=\"", r#"{"scale":0,"value":"AA=="}"#, "\"BfXg\""] {
-            assert_eq!(told_by(json), Some(Reading::Base64), "{json}");
+            assert_eq!(form_of(json), Some(Reading::Base64), "{json}");
         }
         for json in ["\"0.00\"", "\"-1\"", "\"150\"", "\"1.5E3\""] {
-            assert_eq!(told_by(json), Some(Reading::Decimal), "{json}");
+            assert_eq!(form_of(json), Some(Reading::Decimal), "{json}");
         }
         for json in ["\"1500\"", "\"12E5\"", "1500", "null", "\"NaN\"", "\"Infinity\"", "\"no!\""] {
-            assert_eq!(told_by(json), None, "{json}");
+            assert_eq!(form_of(json), None, "{json}");
         }
     }
 

@@ -267,7 +267,7 @@ impl<'a> Row<'a> {
             self.columns()
                 .filter(|(name, _)| *name != column)
                 .filter(|(name, _)| matches!(self.types.kind(name), Some(Kind::Decimal(_))))
-                .find_map(|(_, raw)| decimal::told_by(raw.get()))
+                .find_map(|(_, raw)| decimal::form_of(raw.get()))
         };
         match self.types.decimal_mode() {
             DecimalMode::Precise => Reading::Base64,

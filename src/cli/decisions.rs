@@ -9,7 +9,7 @@ use super::explain::{self, Context, Subject};
 use crate::cdc::Record;
 use crate::clients::redis::Cache;
 use crate::config::{self, ConsumerName, Environment, Settings, variables};
-use crate::consumers::registry::{self, Parts};
+use crate::consumers::registry::{self, Dependencies};
 use crate::kafka::Kafka;
 use crate::supervisor;
 
@@ -24,7 +24,7 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
     let breakers = supervisor::breakers(&settings);
-    let parts = Parts {
+    let parts = Dependencies {
         settings: &settings,
         calls: supervisor::calls(&settings, &breakers)?,
         sender: supervisor::sender(&settings, &breakers)?,

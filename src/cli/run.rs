@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use crate::clients::redis::Cache;
 use crate::config::Settings;
 use crate::dedup::MemoryStore;
-use crate::supervisor::{Daemon, Memory, RunError, breakers};
+use crate::supervisor::{Daemon, RunError, Stores, breakers};
 use crate::telemetry::http::{self, Health};
 use crate::telemetry::metrics::{self, Recorder};
 
@@ -28,7 +28,7 @@ pub struct Args {
 pub async fn shadow(settings: Settings) -> Result<(), RunError> {
     let signals = signals();
     let breakers = breakers(&settings);
-    let memory = Memory {
+    let memory = Stores {
         claims: Box::new(Arc::new(MemoryStore::new(settings.dedup.window))),
         cache: Cache::none(),
     };
@@ -45,7 +45,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let signals = signals();
     let (listen, stall_timeout) = (settings.http.listen, settings.engine.stall_timeout);
     let breakers = breakers(&settings);
-    let memory = Memory::redis(&settings, &breakers)?;
+    let memory = Stores::redis(&settings, &breakers)?;
     let metrics = metrics::install()?;
     let daemon =
         Daemon::new(settings, Arc::clone(&breakers), memory, Arc::new(Recorder::default()))?;

@@ -3,9 +3,9 @@
 //! What goes wrong is classified as behaviour section 8.4 asks: an outage is retried for as long as
 //! it takes, a refusal that is about the record is not. No client ever prints a key or a payload.
 
-mod hidden;
 mod http;
 pub mod inngest;
+mod key_redaction;
 pub mod redis;
 pub mod supabase;
 

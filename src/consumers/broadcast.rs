@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::call::Calls;
-use crate::measures::BROADCASTS_LOST;
+use crate::metric_names::BROADCASTS_LOST;
 
 /// Broadcasts under way at a time. More are not sent: a screen that is told late is not helped.
 const MOST: usize = 32;

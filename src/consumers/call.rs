@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use crate::clients::inngest::{Accepted, Events, Inngest, InvalidEvent, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::permits::{Sample, Urgency};
-use crate::engine::{Cx, Failure, Once, Outcome};
+use crate::engine::{Context, Failure, Once, Outcome};
 use crate::outage::{Breaker, Breakers};
 
 /// What the names of functions' and tables' breakers begin with.
@@ -50,7 +50,7 @@ impl Calls {
     /// The call's failure, as the engine's.
     pub async fn rpc<T: DeserializeOwned>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         function: &str,
         arguments: &(impl Serialize + Sync + ?Sized),
     ) -> Result<T, Failure> {
@@ -66,7 +66,7 @@ impl Calls {
     /// As [`Calls::select`].
     pub async fn look_up<T: DeserializeOwned>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         table: &str,
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, Failure> {
@@ -80,7 +80,7 @@ impl Calls {
     /// The call's failure, as the engine's.
     pub async fn select<T: DeserializeOwned>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         table: &str,
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, Failure> {
@@ -98,7 +98,7 @@ impl Calls {
     /// As [`Calls::select`]; more rows than fit into memory are an outage.
     pub async fn select_all<T: DeserializeOwned>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         table: &str,
         query: &[(&str, &str)],
         by: &str,
@@ -112,7 +112,7 @@ impl Calls {
     /// As [`Calls::select_all`].
     pub async fn look_up_all<T: DeserializeOwned>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         table: &str,
         query: &[(&str, &str)],
         by: &str,
@@ -122,7 +122,7 @@ impl Calls {
 
     async fn read_all<T: DeserializeOwned>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         urgency: Urgency,
         table: &str,
         query: &[(&str, &str)],
@@ -157,7 +157,7 @@ impl Calls {
 
     async fn read<T: DeserializeOwned>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         urgency: Urgency,
         table: &str,
         query: &[(&str, &str)],
@@ -171,7 +171,7 @@ impl Calls {
     /// the dependency of this kind and name.
     fn take<T>(
         &self,
-        cx: &Cx,
+        cx: &Context,
         (kind, name): (&str, &str),
         answered: Result<(T, Answer), CallError>,
     ) -> Result<(T, Answer), Failure> {
@@ -232,7 +232,7 @@ fn last(answer: &Answer, column: &str) -> Option<String> {
 
 /// One request under one permit, which learns what the request met.
 async fn under_permit<T, F>(
-    cx: &Cx,
+    cx: &Context,
     urgency: Urgency,
     request: impl FnOnce() -> F,
 ) -> Result<Result<(T, Answer), CallError>, Failure>
@@ -278,11 +278,11 @@ impl Sender {
     /// The send's failure, as the engine's; an event that cannot be written is the record's fault.
     pub async fn send_with(
         &self,
-        cx: &Cx,
+        cx: &Context,
         write: impl FnOnce() -> Result<Events, InvalidEvent> + Send,
     ) -> Result<Timestamp, Failure> {
         // Whoever is here has mostly asked already, and would ask again.
-        let turn = cx.patiently(&self.breaker, self.inngest.room()).await?;
+        let turn = cx.with_client_retries(&self.breaker, self.inngest.room()).await?;
         let sending = self.inngest.submit(write().map_err(unwritable)?);
         drop(turn);
         self.sent(cx, sending).await
@@ -292,23 +292,23 @@ impl Sender {
     ///
     /// # Errors
     /// The send's failure, as the engine's.
-    pub async fn send(&self, cx: &Cx, events: Events) -> Result<Timestamp, Failure> {
+    pub async fn send(&self, cx: &Context, events: Events) -> Result<Timestamp, Failure> {
         self.sent(cx, self.inngest.submit(events)).await
     }
 
     async fn sent(
         &self,
-        cx: &Cx,
+        cx: &Context,
         sending: impl Future<Output = Result<Accepted, SendError>> + Send,
     ) -> Result<Timestamp, Failure> {
-        let sent = cx.patiently(&self.breaker, sending).await?;
+        let sent = cx.with_client_retries(&self.breaker, sending).await?;
         let served = sent.as_ref().map_or_else(SendError::served, |accepted| accepted.served);
         cx.served(&self.breaker, served.into());
         accepted(sent, &self.breaker)
     }
 
     /// Sends events in their order, whatever becomes of the record meanwhile: for
-    /// [`Held::settling`](crate::engine::Held::settling).
+    /// [`LockGuard::settling`](crate::engine::LockGuard::settling).
     pub fn detached(
         &self,
         events: Events,

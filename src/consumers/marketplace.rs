@@ -14,7 +14,7 @@ use super::call::{Sender, outcome};
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
 use crate::engine::permits::Limits;
-use crate::engine::{Consumer, Cx, Failure, Lane, Outcome, Plan, Route};
+use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Plan, Route};
 
 const RECEIVED: &str = "marketplace/order-received";
 /// The platform of an order that names none (behaviour section 7).
@@ -116,7 +116,7 @@ impl Consumer for Marketplace {
         }
     }
 
-    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
         let send = || async {
             let write = || Events::one(RECEIVED, Some(work.id()), &work.received());
             self.sender.send_with(cx, write).await.map(Some)

@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 
 use super::award_time::{MerchantSettings, award_time};
 use super::call::Calls;
-use super::remembered::Remembered;
+use super::lookup_cache::LookupCache;
 use crate::clients::redis::Cache;
-use crate::engine::{Cx, Failure};
+use crate::engine::{Context, Failure};
 use crate::outage::Breaker;
 
 /// How long settings stay in the cache Redis (behaviour section 3).
@@ -30,7 +30,7 @@ const UNREADABLE: (&str, Duration) = ("merchant_settings", Duration::from_secs(1
 pub struct Merchants {
     calls: Calls,
     cache: Cache,
-    known: Remembered<Known>,
+    known: LookupCache<Known>,
     /// Stands for settings that cannot be read: the last of them is what it says.
     breaker: Arc<Breaker>,
     /// Merchants whose settings could not be read.
@@ -51,7 +51,7 @@ impl Merchants {
     #[must_use]
     pub fn new(calls: Calls, cache: Cache) -> Self {
         let breaker = calls.breaker(UNREADABLE.0);
-        let (known, unreadable) = (Remembered::default(), Mutex::default());
+        let (known, unreadable) = (LookupCache::default(), Mutex::default());
         Self { calls, cache, known, breaker, unreadable }
     }
 
@@ -63,7 +63,7 @@ impl Merchants {
     /// wait until somebody mends it, however long that takes and whatever is answered to others.
     pub async fn settings(
         &self,
-        cx: &Cx,
+        cx: &Context,
         merchant: &str,
     ) -> Result<Option<Arc<MerchantSettings>>, Failure> {
         let load = || cx.for_all(self.load(cx, merchant));
@@ -81,7 +81,7 @@ impl Merchants {
         })
     }
 
-    async fn load(&self, cx: &Cx, merchant: &str) -> Result<Known, Failure> {
+    async fn load(&self, cx: &Context, merchant: &str) -> Result<Known, Failure> {
         let key = format!("merchant:{merchant}:currency_config");
         if let Some(settings) = self.cache.get(&key).await.as_deref().and_then(cached) {
             return Ok(self.readable(merchant, Some(settings)));

@@ -9,16 +9,18 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::call::{Calls, Sender, outcome};
-use super::owner::{owner, was_anonymous};
-use super::remembered::Remembered;
+use super::lookup_cache::LookupCache;
 use super::snapshot;
+use super::tenant::{tenant, was_anonymous};
 use super::words::{self, is};
 use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
 use crate::config::Snapshot;
 use crate::engine::permits::Limits;
-use crate::engine::{Consumer, Cx, Failure, Lane, Once, Outcome, Plan, Route, SNAPSHOT_SKIPPED};
+use crate::engine::{
+    Consumer, Context, Failure, Lane, Once, Outcome, Plan, Route, SNAPSHOT_SKIPPED,
+};
 
 const EVALUATE: &str = "mission/evaluate";
 const CONDITIONS: &str = "mv_mission_conditions_expanded";
@@ -114,7 +116,7 @@ impl Consumer for Mission {
         work.event_data.get().len()
     }
 
-    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
         let mut steps: SmallVec<[Once; 2]> = SmallVec::new();
         for event_type in &work.event_types {
             let evaluate = || self.evaluate(cx, work, event_type);
@@ -128,7 +130,7 @@ impl Mission {
     /// Sends one event for each active mission, all in one send unless they are large.
     async fn evaluate(
         &self,
-        cx: &Cx,
+        cx: &Context,
         work: &Work,
         event_type: &'static str,
     ) -> Result<Option<Timestamp>, Failure> {
@@ -166,7 +168,7 @@ fn written(work: &Work, event_type: &str, missions: &[String]) -> Result<Events,
 pub struct Missions {
     calls: Calls,
     cache: Cache,
-    known: Remembered<Arc<[String]>>,
+    known: LookupCache<Arc<[String]>>,
 }
 
 #[derive(Deserialize)]
@@ -178,7 +180,7 @@ impl Missions {
     /// Nothing known yet.
     #[must_use]
     pub fn new(calls: Calls, cache: Cache) -> Self {
-        Self { calls, cache, known: Remembered::default() }
+        Self { calls, cache, known: LookupCache::default() }
     }
 
     /// Ids of the merchant's missions that `event_type` may advance, each once.
@@ -187,7 +189,7 @@ impl Missions {
     /// When they can be read neither from a cache nor from Supabase.
     pub async fn active(
         &self,
-        cx: &Cx,
+        cx: &Context,
         merchant: &str,
         event_type: &str,
     ) -> Result<Arc<[String]>, Failure> {
@@ -198,7 +200,7 @@ impl Missions {
 
     async fn load(
         &self,
-        cx: &Cx,
+        cx: &Context,
         key: &str,
         merchant: &str,
         event_type: &str,
@@ -246,11 +248,11 @@ pub const NAME: &str = "mission";
 
 /// When a row counts.
 enum Rule {
-    /// It comes into a state; `told_by` is the column that a row must have to tell, `turned_at` the
+    /// It comes into a state; `state_column` is the column that a row must have to tell, `turned_at` the
     /// one that says when, for want of the state before.
     State {
         holds: fn(&Row<'_>) -> Result<bool, DecodeError>,
-        told_by: &'static str,
+        state_column: &'static str,
         turned_at: &'static str,
     },
     /// A time becomes non-null.
@@ -270,7 +272,7 @@ const SOURCES: [Source; 6] = [
         table: "purchase_ledger",
         event_type: "purchase",
         user: "user_id",
-        rule: Rule::State { holds: purchased, told_by: "status", turned_at: "created_at" },
+        rule: Rule::State { holds: purchased, state_column: "status", turned_at: "created_at" },
     },
     Source {
         table: "wallet_ledger",
@@ -278,7 +280,7 @@ const SOURCES: [Source; 6] = [
         user: "user_id",
         rule: Rule::State {
             holds: |row| earned(row, "points"),
-            told_by: TRANSACTION_TYPE,
+            state_column: TRANSACTION_TYPE,
             turned_at: "created_at",
         },
     },
@@ -288,7 +290,7 @@ const SOURCES: [Source; 6] = [
         user: "user_id",
         rule: Rule::State {
             holds: |row| earned(row, "ticket"),
-            told_by: TRANSACTION_TYPE,
+            state_column: TRANSACTION_TYPE,
             turned_at: "created_at",
         },
     },
@@ -298,7 +300,7 @@ const SOURCES: [Source; 6] = [
         user: "user_id",
         rule: Rule::State {
             holds: |row| is(row, "status", &["completed"]),
-            told_by: "status",
+            state_column: "status",
             turned_at: "submitted_at",
         },
     },
@@ -354,7 +356,7 @@ pub fn route(
         return Ok(Route::Skip(skip));
     }
     let Some(row_id) = row.needed_filled("id")? else { return Ok(Route::Skip("no_id")) };
-    let Some((user_id, merchant_id)) = owner(row, user)? else {
+    let Some((user_id, merchant_id)) = tenant(row, user)? else {
         return Ok(Route::Skip("anonymous"));
     };
     let lane = Lane::in_partition((table, &row_id));
@@ -386,12 +388,12 @@ impl Rule {
     ) -> Result<Verdict, DecodeError> {
         let before = change.before.as_ref();
         match self {
-            Self::State { holds, told_by, turned_at } => {
+            Self::State { holds, state_column, turned_at } => {
                 if !holds(row)? {
                     return Ok(Verdict::Not);
                 }
                 // An index as replica identity brings only its own columns.
-                Ok(match before.filter(|before| before.field(told_by).is_known()) {
+                Ok(match before.filter(|before| before.field(state_column).is_known()) {
                     Some(before) if holds(before)? => Verdict::Before,
                     Some(_) => Verdict::Turned,
                     None if snapshot::tells_turn(policy, change, row, turned_at)? => {

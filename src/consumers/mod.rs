@@ -4,15 +4,15 @@ pub mod award_time;
 pub mod broadcast;
 pub mod call;
 pub mod currency;
+mod lookup_cache;
 pub mod marketplace;
 pub mod merchants;
 pub mod mission;
-pub mod owner;
 pub mod refund;
 pub mod registry;
-mod remembered;
 pub mod reward;
 pub mod snapshot;
+pub mod tenant;
 #[cfg(test)]
 mod testing;
 pub mod tier;

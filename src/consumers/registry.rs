@@ -23,7 +23,7 @@ use crate::engine::permits::Limits;
 use crate::engine::{Consumer, Engine, EngineError, Plan, Route, intake};
 
 /// What consumers are built from.
-pub struct Parts<'a> {
+pub struct Dependencies<'a> {
     /// The settings.
     pub settings: &'a Settings,
     /// Supabase.
@@ -34,7 +34,7 @@ pub struct Parts<'a> {
     pub cache: Cache,
 }
 
-impl Parts<'_> {
+impl Dependencies<'_> {
     fn limits(&self, name: ConsumerName) -> Limits {
         let bound = self.settings.consumer(name).concurrency;
         Limits { min: bound.min, max: bound.max }
@@ -43,7 +43,7 @@ impl Parts<'_> {
 
 /// Builds a consumer.
 #[must_use]
-pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Arc<dyn Registered> {
+pub fn build(name: ConsumerName, parts: &Dependencies<'_>) -> Arc<dyn AnyConsumer> {
     match name {
         ConsumerName::Currency => Arc::new(Currency {
             topics: parts.settings.topics_of(name),
@@ -93,7 +93,7 @@ pub fn build(name: ConsumerName, parts: &Parts<'_>) -> Arc<dyn Registered> {
 }
 
 /// A consumer whose work nobody needs to name.
-pub trait Registered: Send + Sync {
+pub trait AnyConsumer: Send + Sync {
     /// [`Consumer::name`].
     fn name(&self) -> &'static str;
 
@@ -130,7 +130,7 @@ pub trait Launch {
     fn engine(&self, name: &'static str) -> Engine<()>;
 }
 
-impl<C: Consumer> Registered for C {
+impl<C: Consumer> AnyConsumer for C {
     fn name(&self) -> &'static str {
         Consumer::name(self)
     }
@@ -205,7 +205,7 @@ mod tests {
         let loaded = config::load(&named.into(), std::path::Path::new(""));
         let settings = loaded.settings.expect("settings");
         let breakers = supervisor::breakers(&settings);
-        let parts = Parts {
+        let parts = Dependencies {
             settings: &settings,
             calls: supervisor::calls(&settings, &breakers).expect("calls"),
             sender: supervisor::sender(&settings, &breakers).expect("a sender"),

@@ -14,7 +14,7 @@ use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
 use crate::config::Snapshot;
 use crate::engine::permits::Limits;
-use crate::engine::{Consumer, Cx, Failure, Lane, Outcome, Plan, Route, SNAPSHOT_SKIPPED};
+use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Plan, Route, SNAPSHOT_SKIPPED};
 
 const REDEEMED: &str = "reward/redeemed";
 const FAILED: &str = "reward/redemption-failed";
@@ -166,7 +166,7 @@ impl Consumer for Reward {
         }
     }
 
-    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
         let step = match work {
             Work::Redeem(redemption) => {
                 let claim = format!("reward:{}", redemption.event_id);
@@ -186,7 +186,11 @@ impl Consumer for Reward {
 }
 
 impl Reward {
-    async fn redeem(&self, cx: &Cx, redemption: &Redemption) -> Result<Option<Timestamp>, Failure> {
+    async fn redeem(
+        &self,
+        cx: &Context,
+        redemption: &Redemption,
+    ) -> Result<Option<Timestamp>, Failure> {
         let arguments = json!({
             "p_reward_id": redemption.reward_id,
             "p_quantity": redemption.quantity,

@@ -9,7 +9,7 @@ use crate::config::{Snapshot, SnapshotPolicy};
 
 /// Until this age a row without its state before is taken at its present state: claims and event
 /// ids absorb repeats that long (behaviour section 2).
-pub const YOUNG: Duration = Duration::from_secs(20 * 60 * 60);
+pub const RECENT: Duration = Duration::from_secs(20 * 60 * 60);
 
 /// The columns that tell when a row was last touched.
 const TOUCHED: [&str; 4] = ["updated_at", "created_at", "redeemed_at", "submitted_at"];
@@ -40,7 +40,7 @@ pub fn admits(
     }
 }
 
-/// Whether the row was young when its change was committed: without the state before, its present
+/// Whether the row was recent when its change was committed: without the state before, its present
 /// state then tells what happened.
 ///
 /// # Errors
@@ -56,7 +56,7 @@ pub fn was_young(row: &Row<'_>, committed: Timestamp) -> Result<bool, DecodeErro
 /// When the column cannot be decoded.
 pub fn was_recent(row: &Row<'_>, column: &str, committed: Timestamp) -> Result<bool, DecodeError> {
     let time = row.timestamp(column)?.value();
-    Ok(time.is_some_and(|time| younger(time, committed, YOUNG)))
+    Ok(time.is_some_and(|time| younger(time, committed, RECENT)))
 }
 
 /// Whether the present state of a row whose state before is not known tells that it turned with this
@@ -103,20 +103,20 @@ mod tests {
         };
         let now = "2026-11-29T00:00:00Z".parse().expect("a time");
         [SnapshotPolicy::Skip, SnapshotPolicy::Recent, SnapshotPolicy::All].map(|policy| {
-            let snapshot = Snapshot { policy, max_age: YOUNG };
+            let snapshot = Snapshot { policy, max_age: RECENT };
             admits(&snapshot, &change, now).expect("its times can be read")
         })
     }
 
     #[test]
     fn the_policy_applies_to_rows_of_a_snapshot_and_to_those_that_may_be() {
-        let young = r#""id":"a","updated_at":"2026-11-28T10:00:00Z""#;
+        let recent = r#""id":"a","updated_at":"2026-11-28T10:00:00Z""#;
         let old = r#""id":"a","updated_at":"2026-11-27T10:00:00Z""#;
         for (members, row, admits) in [
-            ("", young, [false, true, true]),
+            ("", recent, [false, true, true]),
             ("", old, [false, false, true]),
             (r#","__deleted":"false""#, old, [false, false, true]),
-            (r#","__op":"r""#, young, [false, true, true]),
+            (r#","__op":"r""#, recent, [false, true, true]),
             (r#","__op":"r""#, old, [false, false, true]),
             (r#","__op":"u""#, old, [true; 3]),
             (r#","__op":"c""#, old, [true; 3]),

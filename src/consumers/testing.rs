@@ -1,4 +1,4 @@
-//! What the consumers' tests stand on: clients whose other end is the double, and records.
+//! What the consumers' tests stand on: clients whose other end is the fake, and records.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,18 +13,18 @@ use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::config::{Snapshot, SnapshotPolicy};
 use crate::dedup::{Claims, MemoryStore, OnOutage};
-use crate::double::{Double, Options};
-use crate::engine::Cx;
+use crate::engine::Context;
 use crate::engine::permits::Limits;
+use crate::fakes::{Fake, Options};
 use crate::outage::{Backoff, Breakers};
 use crate::recording;
 
 pub(crate) const LIMITS: Limits = Limits { min: 2, max: 2 };
 const WINDOW: Duration = Duration::from_secs(300);
 
-/// The double, and the ways to it.
+/// The fake, and the ways to it.
 pub(crate) struct Bench {
-    pub(crate) double: Double,
+    pub(crate) fake: Fake,
     pub(crate) calls: Calls,
     pub(crate) sender: Sender,
     claims: Claims,
@@ -42,26 +42,26 @@ impl Bench {
     /// The same, with another way to Inngest.
     pub(crate) async fn with(change: impl FnOnce(&mut InngestConfig)) -> Self {
         let options = Options { keep_data: true, ..Options::default() };
-        let double = Double::start(options).await.expect("the double starts");
+        let fake = Fake::start(options).await.expect("the fake starts");
         let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(5) };
         let breakers = Arc::new(Breakers::new(1_000, backoff));
-        let key = || "for-the-double".to_owned().into();
+        let key = || "for-the-fake".to_owned().into();
         let supabase =
-            Supabase::new(&SupabaseConfig::new(double.url(), key()), Arc::clone(&breakers));
+            Supabase::new(&SupabaseConfig::new(fake.url(), key()), Arc::clone(&breakers));
         let calls = Calls::new(supabase.expect("a usable address"), Arc::clone(&breakers));
-        let mut config = InngestConfig { backoff, ..InngestConfig::new(double.url(), key()) };
+        let mut config = InngestConfig { backoff, ..InngestConfig::new(fake.url(), key()) };
         change(&mut config);
         let breaker = breakers.get("inngest");
         let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a usable address");
         let store = Arc::new(MemoryStore::new(WINDOW));
         let redis = breakers.get("redis");
         let claims = Claims::start(Arc::clone(&store), redis, OnOutage::Wait, WINDOW, WINDOW);
-        Self { double, calls, sender: Sender::new(inngest, breaker), claims, store }
+        Self { fake, calls, sender: Sender::new(inngest, breaker), claims, store }
     }
 
     /// The context of the record at `offset`.
-    pub(crate) fn cx(&self, offset: i64) -> Cx {
-        Cx::in_test(self.claims.clone(), LIMITS, offset)
+    pub(crate) fn cx(&self, offset: i64) -> Context {
+        Context::in_test(self.claims.clone(), LIMITS, offset)
     }
 
     /// Forgets a claim, as if its window had ended.
@@ -87,7 +87,7 @@ impl Bench {
 
     /// When each stored event that has an id is to happen, where that was asked for.
     pub(crate) fn times(&self) -> Vec<Option<i64>> {
-        self.double.inspect(|log| {
+        self.fake.inspect(|log| {
             let timed = log.events.iter().filter(|event| event.id.is_some());
             timed.map(|event| event.ts).collect()
         })
@@ -95,7 +95,7 @@ impl Bench {
 
     /// Ids and data of the stored events, in order.
     pub(crate) fn events(&self) -> Vec<(String, serde_json::Value)> {
-        self.double.inspect(|log| {
+        self.fake.inspect(|log| {
             let events = log.events.iter().map(|event| {
                 let data = event.data.as_deref().expect("data is kept");
                 let id = event.id.as_deref().unwrap_or_default().to_owned();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 
-use super::{Op, Reply, Store, StoreAway, TakenBack};
+use super::{Op, Reply, Store, StoreUnavailable, TakenBack};
 
 /// Behaves as [`super::RedisStore`], without surviving the process.
 #[derive(Debug)]
@@ -91,14 +91,14 @@ impl MemoryStore {
         let (key, state, reply) = match op {
             Op::Claim { key, owner } => match present(key) {
                 Some(State::Claimed(holder)) if holder == *owner => {
-                    (key, Some(State::Claimed(holder)), Reply::Ours)
+                    (key, Some(State::Claimed(holder)), Reply::Granted)
                 }
-                None => (key, Some(State::Claimed(owner.clone())), Reply::Ours),
+                None => (key, Some(State::Claimed(owner.clone())), Reply::Granted),
                 Some(state) => return done(state),
             },
             Op::Confirm { key, accepted_ms, due_ms, .. } => {
                 let state = State::Done { accepted_ms: *accepted_ms, due_ms: *due_ms };
-                (key, Some(state), Reply::Ours)
+                (key, Some(state), Reply::Granted)
             }
             Op::TakeBack { key, by, .. } => {
                 let (accepted_ms, due_ms) = match present(key) {
@@ -107,11 +107,11 @@ impl MemoryStore {
                     _ => (None, 0),
                 };
                 let state = State::TakenBack { accepted_ms, due_ms, by: *by };
-                (key, Some(state), Reply::Ours)
+                (key, Some(state), Reply::Granted)
             }
             Op::Keep { key, text, lock, owner, .. } => match present(lock) {
                 Some(State::Acquired { holder, .. }) if holder == *owner => {
-                    (key, Some(State::Text(text.clone())), Reply::Ours)
+                    (key, Some(State::Text(text.clone())), Reply::Granted)
                 }
                 _ => return Reply::Held,
             },
@@ -127,9 +127,9 @@ impl MemoryStore {
             },
             Op::Release { key, owner } => {
                 if present(key) != Some(State::Claimed(owner.clone())) {
-                    return Reply::Ours;
+                    return Reply::Granted;
                 }
-                (key, None, Reply::Ours)
+                (key, None, Reply::Granted)
             }
             Op::Acquire { key, owner, left_by, .. } => {
                 let (accepted_ms, resumed) = match present(key) {
@@ -152,11 +152,11 @@ impl MemoryStore {
                 (key, Some(state), Reply::Acquired { accepted_ms, resumed })
             }
             Op::Free { key, owner, accepted_ms } => match present(key) {
-                Some(State::Acquired { holder, .. }) if holder != *owner => return Reply::Ours,
-                _ => (key, Some(State::Free { accepted_ms: *accepted_ms }), Reply::Ours),
+                Some(State::Acquired { holder, .. }) if holder != *owner => return Reply::Granted,
+                _ => (key, Some(State::Free { accepted_ms: *accepted_ms }), Reply::Granted),
             },
             Op::Look { key, owner } if present(key) == Some(State::Claimed(owner.clone())) => {
-                return Reply::Ours;
+                return Reply::Granted;
             }
             Op::Read { key } | Op::Look { key, .. } => {
                 return present(key).map_or(Reply::Free, done);
@@ -190,7 +190,7 @@ fn done(state: State) -> Reply {
 }
 
 impl Store for Arc<MemoryStore> {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         let now = Instant::now();
         Box::pin(async move { Ok(ops.iter().map(|op| self.apply(op, now)).collect()) })
     }
@@ -210,10 +210,10 @@ mod tests {
     fn a_claim_left_by_a_crash_is_known_by_its_own_record_and_held_against_others() {
         let store = MemoryStore::new(WINDOW);
         let now = Instant::now();
-        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Ours);
-        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Ours);
+        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Granted);
+        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Granted);
         assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
-        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Ours);
+        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Granted);
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
         store.apply(&claim("g/t/0/7"), now);
         store.apply(&done, now);
         assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Done { accepted_ms: 42, due_ms: 0 });
-        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Ours);
+        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Granted);
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
         store.apply(&release("g/t/0/9"), now);
         assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
         store.apply(&release("g/t/0/7"), now);
-        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Ours);
+        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Granted);
     }
 
     #[test]

@@ -23,17 +23,17 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::memory::MemoryStore;
 pub use self::protocol::{Moment, Op, Reply, TakenBack};
 pub use self::redis::{RedisStore, warn_of_eviction};
-use crate::measures;
+use crate::metric_names;
 use crate::outage::Breaker;
 
 /// Why a store could not answer.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("claims cannot be reached: {message}; check REDIS_URL and the server behind it")]
-pub struct StoreAway {
+pub struct StoreUnavailable {
     message: String,
 }
 
-impl StoreAway {
+impl StoreUnavailable {
     /// A store that could not answer, with the reason in one line.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into() }
@@ -43,11 +43,11 @@ impl StoreAway {
 /// Where claims are kept. Operations of one call are independent and answered in order.
 pub trait Store: Send + Sync + 'static {
     /// Carries out `ops` in one round trip where it can.
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>>;
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>>;
 }
 
 impl Store for Box<dyn Store> {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         (**self).execute(ops)
     }
 }
@@ -63,7 +63,7 @@ pub enum OnOutage {
 
 struct Request {
     op: Op,
-    reply: oneshot::Sender<Result<Reply, StoreAway>>,
+    reply: oneshot::Sender<Result<Reply, StoreUnavailable>>,
 }
 
 /// The claims of the whole process: every operation of every lane goes through one queue and
@@ -134,9 +134,9 @@ impl Claims {
     ///
     /// # Errors
     /// When the store cannot be reached and `DEDUP_ON_OUTAGE` is `wait`.
-    pub async fn claim(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreAway> {
+    pub async fn claim(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreUnavailable> {
         match self.ask(Op::Claim { key, owner }).await {
-            Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Ours),
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Granted),
             answer => answer,
         }
     }
@@ -150,7 +150,7 @@ impl Claims {
         key: String,
         accepted_ms: i64,
         due_ms: i64,
-    ) -> Result<(), StoreAway> {
+    ) -> Result<(), StoreUnavailable> {
         if accepted_ms > 0 {
             self.recent.note(&key, accepted_ms);
         }
@@ -171,7 +171,7 @@ impl Claims {
         key: String,
         by: TakenBack,
         keep: Duration,
-    ) -> Result<(), StoreAway> {
+    ) -> Result<(), StoreUnavailable> {
         self.tell(Op::TakeBack { key, by, keep }).await
     }
 
@@ -186,10 +186,10 @@ impl Claims {
         text: String,
         keep: Duration,
         (lock, owner): (String, Arc<str>),
-    ) -> Result<bool, StoreAway> {
+    ) -> Result<bool, StoreUnavailable> {
         match self.ask(Op::Keep { key, text, keep, lock, owner }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(true),
-            answer => answer.map(|reply| reply == Reply::Ours),
+            answer => answer.map(|reply| reply == Reply::Granted),
         }
     }
 
@@ -197,7 +197,7 @@ impl Claims {
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn recall(&self, key: String) -> Result<Option<String>, StoreAway> {
+    pub async fn recall(&self, key: String) -> Result<Option<String>, StoreUnavailable> {
         match self.ask(Op::Recall { key }).await {
             Ok(Reply::Kept(text)) => Ok(text),
             Err(away) if self.on_outage == OnOutage::Wait => Err(away),
@@ -210,7 +210,7 @@ impl Claims {
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn since(&self, key: String) -> Result<Option<i64>, StoreAway> {
+    pub async fn since(&self, key: String) -> Result<Option<i64>, StoreUnavailable> {
         let now_ms = Timestamp::now().as_millisecond();
         match self.ask(Op::Since { key, now_ms }).await {
             Ok(Reply::Since { ms }) => Ok(Some(ms)),
@@ -219,7 +219,7 @@ impl Claims {
         }
     }
 
-    async fn tell(&self, op: Op) -> Result<(), StoreAway> {
+    async fn tell(&self, op: Op) -> Result<(), StoreUnavailable> {
         match self.ask(op).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
             answer => answer.map(|_| ()),
@@ -242,7 +242,7 @@ impl Claims {
         key: String,
         owner: Arc<str>,
         left_by: Option<Arc<str>>,
-    ) -> Result<Reply, StoreAway> {
+    ) -> Result<Reply, StoreUnavailable> {
         let remembered = self.recent.find(&key);
         let lease = self.lease;
         match self.ask(Op::Acquire { key, owner, left_by, lease }).await {
@@ -265,7 +265,7 @@ impl Claims {
         key: String,
         owner: Arc<str>,
         accepted_ms: i64,
-    ) -> Result<(), StoreAway> {
+    ) -> Result<(), StoreUnavailable> {
         if accepted_ms > 0 {
             self.recent.note(&key, accepted_ms);
         }
@@ -277,7 +277,7 @@ impl Claims {
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn look(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreAway> {
+    pub async fn look(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreUnavailable> {
         match self.ask(Op::Look { key, owner }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Free),
             answer => answer,
@@ -294,9 +294,9 @@ impl Claims {
         }
     }
 
-    async fn ask(&self, op: Op) -> Result<Reply, StoreAway> {
+    async fn ask(&self, op: Op) -> Result<Reply, StoreUnavailable> {
         let (reply, answer) = oneshot::channel();
-        let stopped = || StoreAway::new("the process is stopping");
+        let stopped = || StoreUnavailable::new("the process is stopping");
         self.queue.send(Request { op, reply }).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
@@ -321,7 +321,7 @@ async fn answer(store: &impl Store, batch: Vec<Request>, breaker: &Breaker) {
     let answer = execute(store, &ops, breaker).await;
     for (at, reply) in replies.into_iter().enumerate() {
         let each = match &answer {
-            Ok(all) => all.get(at).cloned().ok_or_else(|| StoreAway::new("short answer")),
+            Ok(all) => all.get(at).cloned().ok_or_else(|| StoreUnavailable::new("short answer")),
             Err(error) => Err(error.clone()),
         };
         // A caller that stopped waiting does not need its answer.
@@ -333,15 +333,15 @@ async fn execute(
     store: &impl Store,
     ops: &[Op],
     breaker: &Breaker,
-) -> Result<Vec<Reply>, StoreAway> {
+) -> Result<Vec<Reply>, StoreUnavailable> {
     let Ok(leave) = breaker.admit(Instant::now()) else {
         let error = breaker.away().map_or_else(String::new, |away| away.error.clone());
-        return Err(StoreAway::new(error));
+        return Err(StoreUnavailable::new(error));
     };
-    metrics::histogram!(measures::PIPELINE).record(ops.len() as f64);
+    metrics::histogram!(metric_names::PIPELINE).record(ops.len() as f64);
     let start = Instant::now();
     let answer = store.execute(ops).await;
-    measures::request(breaker.name(), start.elapsed(), answer.is_ok());
+    metric_names::request(breaker.name(), start.elapsed(), answer.is_ok());
     match &answer {
         Ok(_) => leave.succeeded(),
         Err(error) => leave.failed(Instant::now(), None, &error.message),

@@ -148,7 +148,7 @@ pub struct TakenBack {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// The claim is the asker's, now or from before a crash. Also the answer to what cannot fail.
-    Ours,
+    Granted,
     /// The asker holds it alone (`Acquire` only).
     Acquired {
         /// When an event of it was last accepted, in milliseconds since 1970; 0 when there was

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use redis::{Pipeline, Value};
 
-use super::{Moment, Op, Reply, Store, StoreAway, TakenBack};
+use super::{Moment, Op, Reply, Store, StoreUnavailable, TakenBack};
 use crate::clients::redis::{Connection, describe};
 
 /// Marks a value that says when something was done; a holder's name never starts so.
@@ -68,7 +68,7 @@ impl RedisStore {
         Self { connection, window_seconds: window.as_secs().max(1) }
     }
 
-    async fn run(&self, ops: &[Op]) -> Result<Vec<Reply>, StoreAway> {
+    async fn run(&self, ops: &[Op]) -> Result<Vec<Reply>, StoreUnavailable> {
         let mut first = Pipeline::with_capacity(ops.len());
         for op in ops {
             self.add(&mut first, op);
@@ -137,17 +137,17 @@ impl RedisStore {
         }
     }
 
-    async fn query(&self, pipeline: &Pipeline) -> Result<Vec<Value>, StoreAway> {
+    async fn query(&self, pipeline: &Pipeline) -> Result<Vec<Value>, StoreUnavailable> {
         let mut connection = self.connection.clone();
         pipeline
             .query_async(&mut connection)
             .await
-            .map_err(|error| StoreAway::new(describe(&error)))
+            .map_err(|error| StoreUnavailable::new(describe(&error)))
     }
 }
 
 impl Store for RedisStore {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         Box::pin(self.run(ops))
     }
 }
@@ -184,7 +184,7 @@ fn reply(op: &Op, answer: &Value) -> Option<Reply> {
         (Op::Acquire { owner, left_by, .. }, answer) => {
             Some(acquired(answer, owner, left_by.as_deref()))
         }
-        _ => Some(Reply::Ours),
+        _ => Some(Reply::Granted),
     }
 }
 
@@ -216,7 +216,7 @@ fn standing(value: &Value, asker: Option<&str>) -> Reply {
     if let Some(taken) = text.strip_prefix(TAKEN_BACK) {
         return taken_back(taken);
     }
-    if Some(text) == asker { Reply::Ours } else { Reply::Held }
+    if Some(text) == asker { Reply::Granted } else { Reply::Held }
 }
 
 /// `<commit>:<lsn>:<whether deleted>`, as the script appends it.

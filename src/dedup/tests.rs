@@ -6,8 +6,8 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_millis(1), max: Duration
 struct Away;
 
 impl Store for Away {
-    fn execute<'a>(&'a self, _: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
-        Box::pin(async { Err(StoreAway::new("connection refused")) })
+    fn execute<'a>(&'a self, _: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
+        Box::pin(async { Err(StoreUnavailable::new("connection refused")) })
     }
 }
 
@@ -24,7 +24,7 @@ async fn while_the_store_is_away_the_consumer_waits_or_goes_on_as_configured() {
     assert!(error.to_string().contains("connection refused"), "{error}");
     assert!(waiting.breaker().away().is_some());
     let proceeding = claims(Away, OnOutage::Proceed);
-    assert_eq!(proceeding.claim("k".into(), owner).await.expect("goes on"), Reply::Ours);
+    assert_eq!(proceeding.claim("k".into(), owner).await.expect("goes on"), Reply::Granted);
     proceeding.confirm("k".into(), 5, 0).await.expect("goes on");
 }
 
@@ -32,7 +32,7 @@ async fn while_the_store_is_away_the_consumer_waits_or_goes_on_as_configured() {
 struct Slow(Arc<MemoryStore>, Arc<tokio::sync::Semaphore>);
 
 impl Store for Slow {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         Box::pin(async {
             self.1.acquire().await.expect("never closed").forget();
             self.0.execute(ops).await

@@ -1,11 +1,11 @@
 //! Commands that the demo makes itself, since none were recorded: redemptions of rewards and orders
-//! of a marketplace, with what the rules demand of them (behaviour sections 6 and 7).
+//! of a marketplace, with what the rules expectation of them (behaviour sections 6 and 7).
 
 use serde_json::{Value, json};
 
-use super::demand::Demand;
+use super::expectation::Expectation;
 use super::{ORDERS, REDEMPTIONS};
-use crate::double::redemption_result;
+use crate::fakes::redemption_result;
 use crate::recording::Recorded;
 
 /// Partitions that the commands are spread over, as those of a topic by key.
@@ -20,7 +20,7 @@ const STATUSES: [&str; 4] = ["UNPAID", "READY_TO_SHIP", "SHIPPED", "COMPLETED"];
 const ASKED_AT: u64 = 1_795_405_012;
 
 /// The commands of round `round`, from 0, in their order.
-pub(super) fn redemptions(round: u32, demand: &mut Demand) -> Vec<Recorded> {
+pub(super) fn redemptions(round: u32, expectation: &mut Expectation) -> Vec<Recorded> {
     let command = |number: u32| {
         let id =
             |kind: u32, number: u32| format!("{round:08x}-0000-4000-8000-{kind:04x}{number:08x}");
@@ -47,14 +47,14 @@ pub(super) fn redemptions(round: u32, demand: &mut Demand) -> Vec<Recorded> {
         }
         let event_id = text(&command["event_id"]);
         data["result"] = redemption_result(&event_id);
-        demand.redemptions.insert(event_id, data);
+        expectation.redemptions.insert(event_id, data);
         records.push(record(REDEMPTIONS, user, text(&command["user_id"]), &command));
     }
     records
 }
 
 /// The orders of round `round`, from 0, in their order.
-pub(super) fn orders(round: u32, demand: &mut Demand) -> Vec<Recorded> {
+pub(super) fn orders(round: u32, expectation: &mut Expectation) -> Vec<Recorded> {
     let mut records = Vec::new();
     let mut histories = vec![Vec::new(); ORDERED as usize];
     for (at, status) in STATUSES.iter().enumerate() {
@@ -94,10 +94,10 @@ pub(super) fn orders(round: u32, demand: &mut Demand) -> Vec<Recorded> {
                 "order_status": status,
                 "platform": platform,
             });
-            demand.orders.insert(id, data);
+            expectation.orders.insert(id, data);
         }
     }
-    demand.order_histories.extend(histories);
+    expectation.order_histories.extend(histories);
     records
 }
 
@@ -136,21 +136,24 @@ mod tests {
 
     #[test]
     fn redemptions_succeed_and_fail_and_some_are_repeated() {
-        let mut demand = Demand::default();
-        let records = redemptions(0, &mut demand);
-        let answers: BTreeSet<String> =
-            demand.redemptions.values().map(|data| data["result"]["success"].to_string()).collect();
+        let mut expectation = Expectation::default();
+        let records = redemptions(0, &mut expectation);
+        let answers: BTreeSet<String> = expectation
+            .redemptions
+            .values()
+            .map(|data| data["result"]["success"].to_string())
+            .collect();
         assert_eq!(answers.len(), 2, "{answers:?}");
-        assert_eq!(demand.redemptions.len(), REDEEMED as usize);
-        assert!(records.len() > demand.redemptions.len());
+        assert_eq!(expectation.redemptions.len(), REDEEMED as usize);
+        assert!(records.len() > expectation.redemptions.len());
     }
 
     #[test]
     fn orders_are_repeated_and_unpaid_ones_demand_nothing() {
-        let mut demand = Demand::default();
-        let records = orders(0, &mut demand);
-        assert_eq!(demand.orders.len(), (ORDERED * 3) as usize);
-        assert!(demand.orders.keys().all(|id| !id.contains("UNPAID")));
+        let mut expectation = Expectation::default();
+        let records = orders(0, &mut expectation);
+        assert_eq!(expectation.orders.len(), (ORDERED * 3) as usize);
+        assert!(expectation.orders.keys().all(|id| !id.contains("UNPAID")));
         let distinct: BTreeSet<_> = records.iter().map(|record| &record.value).collect();
         assert_eq!(distinct.len(), (ORDERED * 4) as usize);
         assert!(records.len() > distinct.len());
@@ -158,10 +161,10 @@ mod tests {
 
     #[test]
     fn rounds_share_neither_redemptions_nor_orders() {
-        let (mut one, mut other) = (Demand::default(), Demand::default());
-        for (round, demand) in [(0, &mut one), (1, &mut other)] {
-            redemptions(round, demand);
-            orders(round, demand);
+        let (mut one, mut other) = (Expectation::default(), Expectation::default());
+        for (round, expectation) in [(0, &mut one), (1, &mut other)] {
+            redemptions(round, expectation);
+            orders(round, expectation);
         }
         assert!(one.redemptions.keys().all(|id| !other.redemptions.contains_key(id)));
         assert!(one.orders.keys().all(|id| !other.orders.contains_key(id)));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::commands::malformed;
-use super::demand::{Allowance, Demand};
-use crate::double::{Double, Endpoint, Fault as Failing, Lasting, Poison};
+use super::expectation::{Allowed, Expectation};
+use crate::fakes::{Endpoint, Fake, Fault as Failing, Lasting, Poison};
 use crate::recording::Recorded;
 
 /// How long a service is away.
@@ -96,23 +96,23 @@ impl Fault {
     }
 
     /// What the judgement must allow or call for.
-    pub(super) fn allowance(
+    pub(super) fn allowed(
         self,
-        demand: &Demand,
+        expectation: &Expectation,
         unreadable: BTreeSet<(&'static str, String)>,
-    ) -> Allowance {
-        let mut allowance = Allowance {
+    ) -> Allowed {
+        let mut allowed = Allowed {
             repeats: matches!(self, Self::Kill | Self::RedisEmpty),
             unreadable,
-            ..Allowance::default()
+            ..Allowed::default()
         };
         if self == Self::InngestPartial {
-            let awards: Vec<&String> = demand.awards_with_rows().collect();
+            let awards: Vec<&String> = expectation.awards_with_rows().collect();
             let every = (awards.len() / REFUSED).max(1);
             let some = awards.into_iter().step_by(every).take(REFUSED).cloned();
-            allowance.refused = some.collect::<BTreeSet<_>>();
+            allowed.refused = some.collect::<BTreeSet<_>>();
         }
-        allowance
+        allowed
     }
 
     /// Records that nobody can read: some made from a sound one, and malformed commands.
@@ -136,10 +136,10 @@ impl Fault {
         broken.into_iter().map(record).chain(malformed()).collect()
     }
 
-    /// What the double must know before anything is fed.
-    pub(super) fn prepare(self, double: &Double, allowance: &Allowance) {
-        for id in &allowance.refused {
-            double.poison(id, Some(Poison::Refused(REFUSAL.to_owned())));
+    /// What the fake must know before anything is fed.
+    pub(super) fn prepare(self, fake: &Fake, allowed: &Allowed) {
+        for id in &allowed.refused {
+            fake.poison(id, Some(Poison::Refused(REFUSAL.to_owned())));
         }
     }
 
@@ -154,9 +154,9 @@ impl Fault {
     }
 
     /// Takes the service away.
-    pub(super) fn begin(endpoints: &[Endpoint], how: &Failing, double: &Double) {
+    pub(super) fn begin(endpoints: &[Endpoint], how: &Failing, fake: &Fake) {
         for endpoint in endpoints {
-            double.fail(*endpoint, how.clone(), Lasting::UntilHealed);
+            fake.fail(*endpoint, how.clone(), Lasting::UntilHealed);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What Supabase's double was asked about members, and when in the course of the feeding.
+//! What Supabase's fake was asked about members, and when in the course of the feeding.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::demand::Evaluations;
-use crate::double::{Double, Reply, tier_status};
+use super::expectation::Evaluations;
+use crate::fakes::{Fake, Reply, tier_status};
 
 /// The two functions of tier, watched.
 #[derive(Debug, Default)]
@@ -22,11 +22,11 @@ struct State {
 }
 
 impl Members {
-    /// Defines the functions in `double`.
-    pub(super) fn watch(double: &Double) -> Arc<Self> {
+    /// Defines the functions in `fake`.
+    pub(super) fn watch(fake: &Fake) -> Arc<Self> {
         let members = Arc::new(Self::default());
         let this = Arc::clone(&members);
-        double.define("evaluate_user_tier_status", move |arguments| {
+        fake.define("evaluate_user_tier_status", move |arguments| {
             let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
             let mut guard = this.lock();
             let State { fed, evaluated, .. } = &mut *guard;
@@ -36,7 +36,7 @@ impl Members {
             Reply::json(&tier_status(user, merchant))
         });
         let this = Arc::clone(&members);
-        double.define("apply_tier_upgrade", move |arguments| {
+        fake.define("apply_tier_upgrade", move |arguments| {
             let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
             let tier = arguments.get("p_to_tier_id").cloned().unwrap_or_default();
             this.lock().applied.entry(format!("{user}|{merchant}")).or_default().push(tier);

@@ -1,26 +1,26 @@
 //! The `demo` command's inside: the real daemon with everything around it in this process.
 //!
 //! ```text
-//! recordings -> broker -> daemon -> double
+//! recordings -> broker -> daemon -> fake
 //!      |                    |         |
-//!    demand               watch      seen  -> demand::judge
+//!    expectation               watch      seen  -> expectation::check
 //! ```
 
 mod commands;
-pub mod demand;
+mod daemon_run;
+pub mod expectation;
 pub mod faults;
-mod incarnation;
 mod members;
+mod progress;
 pub mod recordings;
 mod run;
 mod settings;
 mod stage;
-mod told;
 pub mod watch;
 
+pub use self::progress::{DemoError, Feed, Options, Progress};
 pub use self::run::{Report, run};
 pub use self::settings::log_settings;
-pub use self::told::{DemoError, Feed, Options, Told};
 
 /// The topic of redemptions.
 const REDEMPTIONS: &str = "reward_redemptions";

@@ -14,7 +14,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use super::commands;
-use super::demand::{Demand, Owner};
+use super::expectation::{Expectation, Owner};
 use crate::recording::{self, Recorded, RecordingError};
 
 const LIFE: &[u8] = include_bytes!("../../tests/fixtures/life/full.jsonl.gz");
@@ -32,11 +32,11 @@ const ID_STEP: u64 = 1_000_000_000;
 
 /// Why a recording cannot be fed.
 #[derive(Debug, thiserror::Error)]
-pub enum ShippedError {
+pub enum BundledError {
     /// A record.
     #[error("a shipped recording cannot be read: the program is damaged")]
     Recording(#[from] RecordingError),
-    /// A row, a change or a demand.
+    /// A row, a change or a expectation.
     #[error("a shipped recording holds broken JSON: the program is damaged")]
     Json(#[from] serde_json::Error),
     /// A compressed file.
@@ -45,7 +45,7 @@ pub enum ShippedError {
 }
 
 /// The shipped recordings, ready to be fed in rounds.
-pub struct Shipped {
+pub struct Bundled {
     records: Vec<Recorded>,
     purchases: String,
 }
@@ -60,15 +60,15 @@ pub struct Round {
     /// Merchants that occur.
     pub merchants: BTreeSet<String>,
     /// What must have arrived when it is over.
-    pub demand: Demand,
+    pub expectation: Expectation,
 }
 
-impl Shipped {
+impl Bundled {
     /// Unpacks the recordings.
     ///
     /// # Errors
     /// Never, unless the program is damaged.
-    pub fn unpack() -> Result<Self, ShippedError> {
+    pub fn unpack() -> Result<Self, BundledError> {
         let life: Vec<Recorded> = recording::read(LIFE).collect::<Result<_, _>>()?;
         let restart: Vec<Recorded> = recording::read(RESTART).collect::<Result<_, _>>()?;
         let mut purchases = String::new();
@@ -85,35 +85,35 @@ impl Shipped {
     /// Records of one round.
     #[must_use]
     pub fn round_size(&self) -> usize {
-        self.records.len() + made(0, &mut Demand::default()).len()
+        self.records.len() + made(0, &mut Expectation::default()).len()
     }
 
     /// Round number `round`, from 0.
     ///
     /// # Errors
     /// Never, unless the program is damaged.
-    pub fn round(&self, round: u32) -> Result<Round, ShippedError> {
+    pub fn round(&self, round: u32) -> Result<Round, BundledError> {
         let records: Vec<Recorded> =
             self.records.iter().map(|record| again(record, round)).collect::<Result<_, _>>()?;
         let rows = self.purchases.lines().map(|line| serde_json::from_str(&fresh(line, round)));
-        let mut demand: Demand = serde_json::from_str(&fresh(LIFE_DEMANDS, round))?;
-        demand.add(serde_json::from_str(&fresh(RESTART_DEMANDS, round))?);
-        for code in &mut demand.code_redeemed {
+        let mut expectation: Expectation = serde_json::from_str(&fresh(LIFE_DEMANDS, round))?;
+        expectation.add(serde_json::from_str(&fresh(RESTART_DEMANDS, round))?);
+        for code in &mut expectation.code_redeemed {
             code.code_id += u64::from(round) * ID_STEP;
         }
-        let triggers: BTreeSet<&String> = demand.mission.iter().map(|(_, row)| row).collect();
+        let triggers: BTreeSet<&String> = expectation.mission.iter().map(|(_, row)| row).collect();
         let owned = records.iter().filter_map(owner);
-        demand.owners = owned.filter(|(row, _)| triggers.contains(row)).collect();
+        expectation.owners = owned.filter(|(row, _)| triggers.contains(row)).collect();
         let merchants = records.iter().filter_map(merchant).collect();
-        let commands = made(round, &mut demand);
+        let commands = made(round, &mut expectation);
         let records = weave(records, commands);
-        Ok(Round { records, purchases: rows.collect::<Result<_, _>>()?, merchants, demand })
+        Ok(Round { records, purchases: rows.collect::<Result<_, _>>()?, merchants, expectation })
     }
 }
 
-/// The commands of a round, and what they demand.
-fn made(round: u32, demand: &mut Demand) -> Vec<Recorded> {
-    weave(commands::orders(round, demand), commands::redemptions(round, demand))
+/// The commands of a round, and what they expectation.
+fn made(round: u32, expectation: &mut Expectation) -> Vec<Recorded> {
+    weave(commands::orders(round, expectation), commands::redemptions(round, expectation))
 }
 
 /// Spreads the records of `few` evenly among `many`; both keep their order.
@@ -244,44 +244,44 @@ fn move_on(source: &mut Value, round: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::demand::triggers;
+    use crate::demo::expectation::triggers;
 
     #[test]
     fn the_first_round_is_what_was_recorded() {
-        let shipped = Shipped::unpack().expect("recordings");
+        let shipped = Bundled::unpack().expect("recordings");
         let round = shipped.round(0).expect("a round");
         let recorded = |record: &&Recorded| record.topic.starts_with("crm.");
         let recorded: Vec<&Recorded> = round.records.iter().filter(recorded).collect();
         assert_eq!(recorded, shipped.records.iter().collect::<Vec<_>>());
         assert_eq!(recorded.len(), 319 + 33);
         assert_eq!(round.records.len(), shipped.round_size());
-        assert!(!round.demand.award.is_empty());
+        assert!(!round.expectation.award.is_empty());
     }
 
     #[test]
     fn in_every_round_the_members_to_evaluate_are_those_whose_changes_call_for_it() {
-        let shipped = Shipped::unpack().expect("recordings");
+        let shipped = Bundled::unpack().expect("recordings");
         for round in [0, 3] {
             let round = shipped.round(round).expect("a round");
             let members: BTreeSet<String> =
                 triggers(&round.records).into_iter().flatten().collect();
-            assert_eq!(members, round.demand.tier_members);
+            assert_eq!(members, round.expectation.tier_members);
         }
     }
 
     #[test]
     fn in_every_round_each_mission_trigger_has_an_owner() {
-        let shipped = Shipped::unpack().expect("recordings");
+        let shipped = Bundled::unpack().expect("recordings");
         for round in [0, 3] {
-            let demand = shipped.round(round).expect("a round").demand;
-            let rows: BTreeSet<&String> = demand.mission.iter().map(|(_, row)| row).collect();
-            assert_eq!(rows, demand.owners.keys().collect());
+            let expectation = shipped.round(round).expect("a round").expectation;
+            let rows: BTreeSet<&String> = expectation.mission.iter().map(|(_, row)| row).collect();
+            assert_eq!(rows, expectation.owners.keys().collect());
         }
     }
 
     #[test]
     fn further_rounds_share_no_row_and_no_position_with_those_before() {
-        let shipped = Shipped::unpack().expect("recordings");
+        let shipped = Bundled::unpack().expect("recordings");
         let rounds = [0, 1, 2].map(|round| shipped.round(round).expect("a round"));
         let keys = |round: &Round| -> BTreeSet<(String, Vec<u8>)> {
             let keyed = round.records.iter();
@@ -298,7 +298,7 @@ mod tests {
         for pair in rounds.windows(2) {
             assert_eq!(keys(&pair[0]).len(), keys(&pair[1]).len());
             assert!(keys(&pair[0]).is_disjoint(&keys(&pair[1])));
-            assert!(pair[0].demand.award.is_disjoint(&pair[1].demand.award));
+            assert!(pair[0].expectation.award.is_disjoint(&pair[1].expectation.award));
             assert!(positions(&pair[0]).iter().max() < positions(&pair[1]).iter().min());
         }
     }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::demand::{self, Event, Findings, JUDGES, Letter, Seen};
+use super::expectation::{self, CHECKS, Differences, Event, Letter, Received};
+use super::progress::{DemoError, Options, Progress};
 use super::stage::Stage;
-use super::told::{DemoError, Options, Told};
 use super::watch::Tally;
-use crate::double::{Double, Endpoint, Stored};
+use crate::fakes::{Endpoint, Fake, Stored};
 
 /// What a run came to.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct Report {
     /// The dead letter topic.
     pub dead_letters: Vec<Letter>,
     /// The judgement; `None` when the run was interrupted.
-    pub findings: Option<Findings>,
+    pub differences: Option<Differences>,
 }
 
 /// Runs the demo. `stop` ends it: a demo that keeps running finishes its round and is judged, any
@@ -37,13 +37,13 @@ pub struct Report {
 /// finding.
 pub async fn run(
     options: &Options,
-    told: mpsc::UnboundedSender<Told>,
+    progress: mpsc::UnboundedSender<Progress>,
     stop: &CancellationToken,
 ) -> Result<Report, DemoError> {
-    let mut stage = Stage::set(options, told.clone()).await?;
-    let double = Arc::clone(&stage.double);
+    let mut stage = Stage::set(options, progress.clone()).await?;
+    let fake = Arc::clone(&stage.fake);
     let over = CancellationToken::new();
-    let follower = tokio::spawn(follow(Arc::clone(&double), told, over.clone()));
+    let follower = tokio::spawn(follow(Arc::clone(&fake), progress, over.clone()));
     let started = Instant::now();
     let interrupted = stage.play(options, stop).await?;
     let elapsed = started.elapsed();
@@ -51,8 +51,8 @@ pub async fn run(
     over.cancel();
     follower.await?;
 
-    let events = double.inspect(|log| log.events.iter().map(event).collect());
-    let met_fault = double.inspect(|log| {
+    let events = fake.inspect(|log| log.events.iter().map(event).collect());
+    let met_fault = fake.inspect(|log| {
         let refused = log.posts.iter().filter(|post| post.status == 400).count();
         let faults: u64 = [Endpoint::Post, Endpoint::Rpc, Endpoint::Rest]
             .map(|endpoint| log.requests(endpoint).faults)
@@ -60,19 +60,19 @@ pub async fn run(
             .sum();
         faults + refused as u64
     });
-    let seen = Seen {
+    let seen = Received {
         events,
         dead_letters: played.dead_letters,
         evaluated: played.evaluated,
         applied: played.applied,
     };
-    let findings = (!interrupted).then(|| {
-        let mut findings = demand::judge(&played.demand, &seen, &played.allowance);
-        findings.missing.extend(played.unfinished);
-        findings
+    let differences = (!interrupted).then(|| {
+        let mut differences = expectation::check(&played.expectation, &seen, &played.allowed);
+        differences.missing.extend(played.unfinished);
+        differences
     });
     let mut tallies = played.tallies;
-    let consumers = JUDGES.iter().map(|judged| {
+    let consumers = CHECKS.iter().map(|judged| {
         let name = judged.name;
         let prefix = format!("{name}/");
         let sent = seen.events.iter().filter(|event| event.name.starts_with(&prefix)).count();
@@ -84,26 +84,30 @@ pub async fn run(
         consumers: consumers.collect(),
         met_fault,
         dead_letters: seen.dead_letters,
-        findings,
+        differences,
     })
 }
 
-/// Tells of every event that the double stores, until `over`.
-async fn follow(double: Arc<Double>, told: mpsc::UnboundedSender<Told>, over: CancellationToken) {
+/// Tells of every event that the fake stores, until `over`.
+async fn follow(
+    fake: Arc<Fake>,
+    progress: mpsc::UnboundedSender<Progress>,
+    over: CancellationToken,
+) {
     let mut seen = 0;
     loop {
         let ended = tokio::select! {
-            () = double.until(|log| log.events.len() > seen) => false,
+            () = fake.until(|log| log.events.len() > seen) => false,
             () = over.cancelled() => true,
         };
-        let new: Vec<Event> = double.inspect(|log| log.events[seen..].iter().map(event).collect());
+        let new: Vec<Event> = fake.inspect(|log| log.events[seen..].iter().map(event).collect());
         seen += new.len();
         for event in new {
             // Nobody may be listening any more.
-            drop(told.send(Told::Event(event)));
+            drop(progress.send(Progress::Event(event)));
         }
         if ended {
-            drop(told.send(Told::Over));
+            drop(progress.send(Progress::Over));
             return;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::demand::JUDGES;
+use super::expectation::CHECKS;
 use crate::config::{self, Environment, Log, Problems, Settings};
 
 /// Settings that the demo chooses itself, with the reason where a user would wonder.
@@ -65,7 +65,7 @@ pub(super) fn settings(
     bootstrap: &str,
     services: &str,
 ) -> Result<Settings, Problems> {
-    let consumers: Vec<&str> = JUDGES.iter().map(|judged| judged.name.as_str()).collect();
+    let consumers: Vec<&str> = CHECKS.iter().map(|judged| judged.name.as_str()).collect();
     let mut environment: Environment =
         CHOSEN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     environment.extend([

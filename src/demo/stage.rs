@@ -10,18 +10,18 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::demand::{self, Allowance, Demand, Evaluations, JUDGES, Letter};
+use super::daemon_run::DaemonRun;
+use super::expectation::{self, Allowed, CHECKS, Evaluations, Expectation, Letter};
 use super::faults::{Fault, OUTAGE};
-use super::incarnation::Incarnation;
 use super::members::Members;
-use super::recordings::{Round, Shipped};
+use super::progress::{DemoError, Options, Progress};
+use super::recordings::{Bundled, Round};
 use super::settings::{DEAD_LETTER_TOPIC, settings};
-use super::told::{DemoError, Options, Told};
 use super::watch::{Tally, Watch};
 use crate::config::Settings;
 use crate::dedup::MemoryStore;
-use crate::double::broker::{Broker, BrokerError};
-use crate::double::{self, Double};
+use crate::fakes::broker::{Broker, BrokerError};
+use crate::fakes::{self, Fake};
 use crate::recording::Recorded;
 
 /// Partitions of every topic, as many as the recordings have.
@@ -31,26 +31,26 @@ const PARTITIONS: i32 = 6;
 const MOST_OPEN: usize = 1_000;
 /// How long the last records may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Rounds whose rows Supabase's double still knows; the changes of older ones are long handled.
+/// Rounds whose rows Supabase's fake still knows; the changes of older ones are long handled.
 const ROUNDS_KNOWN: usize = 64;
 
 /// Everything that runs.
 pub(super) struct Stage {
-    pub(super) double: Arc<Double>,
+    pub(super) fake: Arc<Fake>,
     members: Arc<Members>,
     broker: Arc<Broker>,
     claims: Arc<MemoryStore>,
     watch: Arc<Watch>,
     settings: Settings,
     /// None only while one is replaced by the next.
-    daemon: Option<Incarnation>,
-    told: mpsc::UnboundedSender<Told>,
-    shipped: Shipped,
+    daemon: Option<DaemonRun>,
+    progress: mpsc::UnboundedSender<Progress>,
+    shipped: Bundled,
     /// Names of the consumers that take a topic.
     takers: BTreeMap<Arc<str>, Vec<&'static str>>,
     known: VecDeque<Rows>,
-    demand: Demand,
-    allowance: Allowance,
+    expectation: Expectation,
+    allowed: Allowed,
     fed: usize,
 }
 
@@ -67,8 +67,8 @@ pub(super) struct Played {
     pub(super) dead_letters: Vec<Letter>,
     pub(super) evaluated: BTreeMap<String, Evaluations>,
     pub(super) applied: BTreeMap<String, Vec<Value>>,
-    pub(super) demand: Demand,
-    pub(super) allowance: Allowance,
+    pub(super) expectation: Expectation,
+    pub(super) allowed: Allowed,
     /// Outcomes and commits that are missing.
     pub(super) unfinished: Vec<String>,
 }
@@ -77,24 +77,24 @@ impl Stage {
     /// Starts everything.
     pub(super) async fn set(
         options: &Options,
-        told: mpsc::UnboundedSender<Told>,
+        progress: mpsc::UnboundedSender<Progress>,
     ) -> Result<Self, DemoError> {
-        let shipped = Shipped::unpack()?;
-        let keep_data = double::Options { keep_data: true, ..double::Options::default() };
-        let double = Arc::new(Double::start(keep_data).await.map_err(DemoError::Double)?);
-        let members = Members::watch(&double);
+        let shipped = Bundled::unpack()?;
+        let keep_data = fakes::Options { keep_data: true, ..fakes::Options::default() };
+        let fake = Arc::new(Fake::start(keep_data).await.map_err(DemoError::Fake)?);
+        let members = Members::watch(&fake);
         for (endpoint, latency) in &options.latency {
-            double.set_latency(*endpoint, *latency);
+            fake.set_latency(*endpoint, *latency);
         }
         let broker = Arc::new(Broker::start()?);
         let mut environment = options.environment.clone();
         for (name, value) in options.fault.map_or(&[][..], Fault::settings) {
             environment.insert((*name).to_owned(), (*value).to_owned());
         }
-        let settings = settings(&environment, broker.bootstrap(), double.url())?;
+        let settings = settings(&environment, broker.bootstrap(), fake.url())?;
 
         let mut takers: BTreeMap<Arc<str>, Vec<&'static str>> = BTreeMap::new();
-        for judged in &JUDGES {
+        for judged in &CHECKS {
             for topic in judged.topics(&settings) {
                 takers.entry(topic.into()).or_default().push(judged.name.as_str());
             }
@@ -110,22 +110,22 @@ impl Stage {
         broker.create_topic(DEAD_LETTER_TOPIC, 1)?;
 
         let claims = Arc::new(MemoryStore::new(settings.dedup.window));
-        let watch = Arc::new(Watch::new(told.clone()));
-        let daemon = Some(Incarnation::start(&settings, &claims, &watch)?);
+        let watch = Arc::new(Watch::new(progress.clone()));
+        let daemon = Some(DaemonRun::start(&settings, &claims, &watch)?);
         let stage = Self {
-            double,
+            fake,
             members,
             broker,
             claims,
             watch,
             settings,
             daemon,
-            told,
+            progress,
             shipped,
             takers,
             known: VecDeque::new(),
-            demand: Demand::default(),
-            allowance: Allowance::default(),
+            expectation: Expectation::default(),
+            allowed: Allowed::default(),
             fed: 0,
         };
         stage.say_what_differs(options.fault);
@@ -134,13 +134,13 @@ impl Stage {
 
     fn say(&self, line: impl Into<String>) {
         // Nobody may be listening any more.
-        drop(self.told.send(Told::Note(line.into())));
+        drop(self.progress.send(Progress::Note(line.into())));
     }
 
     fn say_what_differs(&self, fault: Option<Fault>) {
         self.say(
             "Recorded changes of a real Debezium, and redemptions and orders made for the demo, go \
-             through an embedded Kafka to the daemon, and from there to doubles of Inngest and \
+             through an embedded Kafka to the daemon, and from there to fakes of Inngest and \
              Supabase.",
         );
         self.say(format!(
@@ -161,10 +161,11 @@ impl Stage {
         stop: &CancellationToken,
     ) -> Result<bool, DemoError> {
         let (sender, deliveries) = mpsc::channel(MOST_OPEN);
-        let placing = tokio::spawn(place(deliveries, Arc::clone(&self.watch), self.takers.clone()));
+        let placing =
+            tokio::spawn(locate(deliveries, Arc::clone(&self.watch), self.takers.clone()));
         let size = self.shipped.round_size();
         let rounds = options.feed.records.div_ceil(size).max(1);
-        let mut strikes = options.fault.map(|fault| {
+        let mut pending = options.fault.map(|fault| {
             let all = size * if options.feed.keep_running { 1 } else { rounds };
             (fault, fault.moment(all, fastrand::f64()))
         });
@@ -179,13 +180,13 @@ impl Stage {
             }
             let round = self.shipped.round(number)?;
             let records = self.announce(round, options.fault.filter(|_| number == 0));
-            let triggers = demand::triggers(&records);
+            let triggers = expectation::triggers(&records);
             for (record, trigger) in records.into_iter().zip(triggers) {
-                if let Some((fault, moment)) = strikes
+                if let Some((fault, moment)) = pending
                     && self.fed >= moment
                 {
-                    strikes = None;
-                    self.strike(fault).await?;
+                    pending = None;
+                    self.inject(fault).await?;
                 }
                 if stop.is_cancelled() && !options.feed.keep_running {
                     return Ok(true);
@@ -202,7 +203,7 @@ impl Stage {
                 let at = Instant::now();
                 watch.handed();
                 if let Some(member) = trigger {
-                    self.demand.last_triggers.insert(member, self.fed);
+                    self.expectation.last_triggers.insert(member, self.fed);
                 }
                 self.fed += 1;
                 self.members.fed(self.fed);
@@ -229,9 +230,9 @@ impl Stage {
         self.while_alive(drained).await
     }
 
-    /// Tells the double and the judge what a round brings; the records to feed.
+    /// Tells the fake and the check what a round brings; the records to feed.
     fn announce(&mut self, round: Round, fault: Option<Fault>) -> Vec<Recorded> {
-        let Round { mut records, purchases, merchants, demand } = round;
+        let Round { mut records, purchases, merchants, expectation } = round;
         if let Some(fault) = fault {
             let takers = |record: &Recorded| {
                 self.takers.get(&*record.topic).map(Vec::as_slice).unwrap_or_default()
@@ -242,36 +243,36 @@ impl Stage {
                 let row = row_of(record.key.as_deref());
                 takers(record).iter().map(move |taker| (*taker, row.clone()))
             });
-            self.allowance = fault.allowance(&demand, taken.collect());
-            fault.prepare(&self.double, &self.allowance);
+            self.allowed = fault.allowed(&expectation, taken.collect());
+            fault.prepare(&self.fake, &self.allowed);
             let moment = fault.moment(records.len(), 0.0);
             records.splice(moment..moment, unreadable);
         }
-        self.demand.add(demand);
+        self.expectation.add(expectation);
         if self.known.len() == ROUNDS_KNOWN {
             self.known.pop_front();
         }
         self.known.push_back(Rows { purchases, merchants });
         let rows = self.known.iter().flat_map(|rows| &rows.purchases).cloned();
-        self.double.fill("purchase_ledger", rows.collect());
+        self.fake.fill("purchase_ledger", rows.collect());
         let merchants = self.known.iter().flat_map(|rows| &rows.merchants);
         let settings = merchants.enumerate().map(|(at, id)| merchant(at, id));
-        self.double.fill("merchant_master", settings.collect());
+        self.fake.fill("merchant_master", settings.collect());
         records
     }
 
-    async fn strike(&mut self, fault: Fault) -> Result<(), DemoError> {
+    async fn inject(&mut self, fault: Fault) -> Result<(), DemoError> {
         if let Some((endpoints, how)) = fault.outage() {
-            Fault::begin(endpoints, &how, &self.double);
+            Fault::begin(endpoints, &how, &self.fake);
             self.say(format!("FAULT begins, for {OUTAGE:?}"));
-            let (double, told) = (Arc::clone(&self.double), self.told.clone());
+            let (fake, progress) = (Arc::clone(&self.fake), self.progress.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(OUTAGE).await;
                 for endpoint in endpoints {
-                    double.heal(*endpoint);
+                    fake.heal(*endpoint);
                 }
                 // Nobody may be listening any more.
-                drop(told.send(Told::Note("FAULT is over".to_owned())));
+                drop(progress.send(Progress::Note("FAULT is over".to_owned())));
             });
         }
         match fault {
@@ -283,14 +284,14 @@ impl Stage {
                 if let Some(daemon) = self.daemon.take() {
                     daemon.tear_down().await?;
                 }
-                let next = Incarnation::start(&self.settings, &self.claims, &self.watch)?;
+                let next = DaemonRun::start(&self.settings, &self.claims, &self.watch)?;
                 self.daemon = Some(next);
                 self.say(
                     "FAULT: the daemon is torn down where it stands, and another one is started",
                 );
             }
             Fault::InngestPartial => {
-                let refused = self.allowance.refused.len();
+                let refused = self.allowed.refused.len();
                 self.say(format!(
                     "FAULT: Inngest refuses {refused} of the awards, whatever is tried"
                 ));
@@ -312,7 +313,7 @@ impl Stage {
 
     /// Stops the daemon and looks at what it left in the broker.
     pub(super) async fn end(self) -> Result<Played, DemoError> {
-        let Self { daemon, broker, watch, members, settings, demand, allowance, fed, .. } = self;
+        let Self { daemon, broker, watch, members, settings, expectation, allowed, fed, .. } = self;
         if let Some(daemon) = daemon {
             daemon.stop().await?;
         }
@@ -324,7 +325,7 @@ impl Stage {
         let asking = tokio::task::spawn_blocking(move || {
             let letters = broker.read(DEAD_LETTER_TOPIC)?;
             let mut open = Vec::new();
-            for judged in &JUDGES {
+            for judged in &CHECKS {
                 let name = judged.name;
                 let group = settings.kafka.group_of(name);
                 for topic in judged.topics(&settings) {
@@ -341,14 +342,23 @@ impl Stage {
         let dead_letters = letters.iter().map(letter).collect();
         let tallies = watch.tallies();
         let (evaluated, applied) = members.seen();
-        Ok(Played { fed, tallies, dead_letters, evaluated, applied, demand, allowance, unfinished })
+        Ok(Played {
+            fed,
+            tallies,
+            dead_letters,
+            evaluated,
+            applied,
+            expectation,
+            allowed,
+            unfinished,
+        })
     }
 }
 
 type Delivery = (String, Instant, DeliveryFuture);
 
 /// Learns where records are stored, in the order in which they were produced.
-async fn place(
+async fn locate(
     mut deliveries: mpsc::Receiver<Delivery>,
     watch: Arc<Watch>,
     takers: BTreeMap<Arc<str>, Vec<&'static str>>,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 
-use super::told::Told;
+use super::progress::Progress;
 use crate::engine::{Observed, Observer, Origin, Outcome};
 
 /// What happened to one consumer's records.
@@ -36,7 +36,7 @@ pub struct Tally {
 pub struct Watch {
     state: Mutex<State>,
     changed: Notify,
-    told: mpsc::UnboundedSender<Told>,
+    progress: mpsc::UnboundedSender<Progress>,
 }
 
 type Place = (&'static str, Arc<str>, i32, i64);
@@ -55,8 +55,8 @@ struct State {
 impl Watch {
     /// Tells `told` what happens.
     #[must_use]
-    pub fn new(told: mpsc::UnboundedSender<Told>) -> Self {
-        Self { state: Mutex::default(), changed: Notify::new(), told }
+    pub fn new(progress: mpsc::UnboundedSender<Progress>) -> Self {
+        Self { state: Mutex::default(), changed: Notify::new(), progress }
     }
 
     /// A record was handed to the producer.
@@ -147,10 +147,10 @@ impl Watch {
 
 impl Observer for Watch {
     fn observe(&self, consumer: &'static str, observed: &Observed<'_>) {
-        let told = match observed {
+        let progress = match observed {
             Observed::Outcome { origin, outcome, .. } => {
                 self.finished(consumer, origin, *outcome);
-                Told::Outcome { consumer, origin: (*origin).clone(), outcome: *outcome }
+                Progress::Outcome { consumer, origin: (*origin).clone(), outcome: *outcome }
             }
             Observed::Retry { origin, reason } => {
                 let mut state = self.lock();
@@ -158,14 +158,14 @@ impl Observer for Watch {
                 *tally.waits.entry((*reason).to_owned()).or_default() += 1;
                 drop(state);
                 let (origin, reason) = ((*origin).clone(), (*reason).to_owned());
-                Told::Waits { consumer, origin, reason }
+                Progress::Waits { consumer, origin, reason }
             }
             Observed::Lost { topic, partition, .. } => {
-                Told::Note(format!("{consumer}: records lost in {topic} {partition}"))
+                Progress::Note(format!("{consumer}: records lost in {topic} {partition}"))
             }
             Observed::Rebalanced { .. } | Observed::Remarked { .. } => return,
         };
         // Nobody may be listening any more.
-        drop(self.told.send(told));
+        drop(self.progress.send(progress));
     }
 }

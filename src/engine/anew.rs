@@ -10,15 +10,15 @@ use super::session::Session;
 impl<C: Consumer> Session<'_, C> {
     /// The client refused to take or to give up partitions: it has others than this session believes,
     /// and would read what belongs to another member, or not read what belongs to this one.
-    pub(super) fn disagree(&mut self, what: &'static str, error: KafkaError) {
+    pub(super) fn distrust_client(&mut self, what: &'static str, error: KafkaError) {
         tracing::error!(messaging.consumer.group.name = %self.engine.settings.group, %error, what,
             "kafka client refused a change of its partitions");
-        self.disagreement = Some(format!("it refused to {what} partitions"));
+        self.distrusted = Some(format!("it refused to {what} partitions"));
     }
 
     /// Ends what is in flight as at a revoke. What is done is stored: the client commits it when it
     /// closes, and only where the partition is its own.
-    pub(super) async fn wind_up(&mut self) {
+    pub(super) async fn end_before_its_time(&mut self) {
         let all = self.ids_where(|_| true);
         self.mark_draining(&all);
         let deadline = Instant::now() + self.engine.settings.drain_deadline;
@@ -29,12 +29,12 @@ impl<C: Consumer> Session<'_, C> {
             self.finish(finished);
         }
         self.store(&all, false);
-        self.abandon().await;
+        self.kill_tasks().await;
     }
 
     /// Ends what is in flight, unfinished: the next client gets these records again, and must not
     /// work on them beside this one.
-    pub(super) async fn abandon(&mut self) {
+    pub(super) async fn kill_tasks(&mut self) {
         for partition in self.partitions.values() {
             partition.drain.cancel();
             partition.kill.cancel();

@@ -35,11 +35,11 @@ pub(super) struct Assignment {
     /// Partitions that nobody fetches, and what their logs hold.
     pub(super) repairs: Vec<Repair>,
     /// Whether this member may join its group, as soon as that is found out.
-    pub(super) entry: Option<JoinHandle<KafkaResult<Option<bool>>>>,
+    pub(super) joining: Option<JoinHandle<KafkaResult<Option<bool>>>>,
     /// The group has taken this member in; before, it knows nothing of what it was told earlier.
     pub(super) joined: bool,
     /// How many partitions nobody has, as soon as that is found out.
-    pub(super) orphans: Option<JoinHandle<KafkaResult<Option<usize>>>>,
+    pub(super) unowned: Option<JoinHandle<KafkaResult<Option<usize>>>>,
 }
 
 /// Partitions that are being given up.

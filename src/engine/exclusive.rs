@@ -1,5 +1,5 @@
 //! Work that one record at a time may be at, in all processes (behaviour section 4): unlike a step
-//! behind [`Cx::once`] it is never done, and what comes next gets its turn.
+//! behind [`Context::once`] it is never done, and what comes next gets its turn.
 
 use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -8,16 +8,16 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use super::once::claim_held;
-use super::work::{Cx, Hold};
+use super::work::{Context, LockState};
 use super::{Failure, Outcome};
-use crate::dedup::{Reply, StoreAway};
+use crate::dedup::{Reply, StoreUnavailable};
 use crate::outage::Breaker;
 
 /// The claim while it is held.
 #[derive(Clone, Copy)]
-pub struct Held<'a>(&'a Cx);
+pub struct LockGuard<'a>(&'a Context);
 
-impl Held<'_> {
+impl LockGuard<'_> {
     /// From when a settle time counts: an event of this claim was accepted then, or may have been
     /// (before a crash, by a send of unknown outcome, or before the partition's assignment where
     /// no claim can tell). `None` when there was none.
@@ -28,7 +28,7 @@ impl Held<'_> {
 
     /// Sends what must settle before the next run of this work: notes when it was accepted, or
     /// may have been. While the dependency of `breaker` is away this is a mere wait, as in
-    /// [`Cx::patiently`]; but `send` goes on when its record is given up, since it may be accepted
+    /// [`Context::with_client_retries`]; but `send` goes on when its record is given up, since it may be accepted
     /// all the same, and until it is known when, the claim stays held, also against the record's
     /// next owner.
     ///
@@ -44,7 +44,7 @@ impl Held<'_> {
         if let Some(outlasting) = self.0.outlasting(send, reply) {
             tokio::spawn(outlasting);
         }
-        let answer = self.0.patiently(breaker, answer).await;
+        let answer = self.0.with_client_retries(breaker, answer).await;
         let sent = answer.and_then(|sent| sent.unwrap_or(Err(Failure::GivenUp)));
         let at = *sent.as_ref().unwrap_or(&Timestamp::now());
         self.note(|hold| {
@@ -54,14 +54,14 @@ impl Held<'_> {
         sent
     }
 
-    fn note(&self, change: impl FnOnce(&mut Hold)) {
+    fn note(&self, change: impl FnOnce(&mut LockState)) {
         if let Some(hold) = self.0.hold().as_mut() {
             change(hold);
         }
     }
 }
 
-impl Cx {
+impl Context {
     /// Does `work` while this record alone holds the claim `name`, then gives it back with the
     /// time of the last acceptance. A claim that a crash left is known by its own record, also
     /// when that was merged into another; else it runs out with the lease.
@@ -69,10 +69,10 @@ impl Cx {
     /// # Errors
     /// What `work` returned; or that claims cannot be reached; or a wait, when another record
     /// holds the claim or has come to hold it. Once `work` is done it fails no more.
-    pub async fn alone<'a, F>(
+    pub async fn exclusively<'a, F>(
         &'a self,
         name: &str,
-        work: impl FnOnce(Held<'a>) -> F + Send,
+        work: impl FnOnce(LockGuard<'a>) -> F + Send,
     ) -> Result<Outcome, Failure>
     where
         F: Future<Output = Result<Outcome, Failure>> + Send,
@@ -80,7 +80,7 @@ impl Cx {
         self.acquire(name).await?;
         let outcome = tokio::select! {
             biased;
-            outcome = Box::pin(work(Held(self))) => outcome?,
+            outcome = Box::pin(work(LockGuard(self))) => outcome?,
             lost = self.keep(name) => return Err(lost),
         };
         self.second_phase(|| self.free()).await;
@@ -88,7 +88,7 @@ impl Cx {
     }
 
     /// Gives back the claim that is held alone, if any.
-    pub(super) async fn free(&self) -> Result<(), StoreAway> {
+    pub(super) async fn free(&self) -> Result<(), StoreUnavailable> {
         let held = self.hold().as_ref().map(|hold| {
             let accepted_ms = hold.accepted_at.map_or(0, Timestamp::as_millisecond);
             (self.key(&hold.name), Arc::clone(&hold.owner), accepted_ms)
@@ -134,7 +134,7 @@ impl Cx {
         // A holder that is gone may have sent something just before its partitions came here, and
         // where nothing is known anybody may have.
         let unknown = if guard.is_some() { taken_over } else { resumed || accepted_ms.is_none() };
-        let hold = guard.get_or_insert_with(|| Hold {
+        let hold = guard.get_or_insert_with(|| LockState {
             name: name.to_owned(),
             owner,
             accepted_at: None,
@@ -209,7 +209,7 @@ impl Cx {
         self.merged().iter().any(|origin| *self.name_of(origin) == *holder)
     }
 
-    fn hold(&self) -> MutexGuard<'_, Option<Hold>> {
+    fn hold(&self) -> MutexGuard<'_, Option<LockState>> {
         self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -20,8 +20,8 @@ const STEP: Duration = Duration::from_secs(10);
 pub(super) enum Judgement {
     /// Set it aside.
     SetAside,
-    /// Hold it: it is one of a flood.
-    Hold,
+    /// LockState it: it is one of a flood.
+    LockState,
 }
 
 /// The guard of one consumer against floods.
@@ -66,9 +66,9 @@ impl Guard {
         let Some(limit) = self.limit else { return Judgement::SetAside };
         if let Some(flood) = self.floods.iter_mut().find(|flood| flood.cause == cause) {
             flood.bad += u64::from(!again);
-            return Judgement::Hold;
+            return Judgement::LockState;
         }
-        self.forget(now);
+        self.expire(now);
         let bad: u64 = self.steps.iter().map(|step| step.of(cause)).sum();
         let handled: u64 = self.steps.iter().map(Step::handled).sum();
         // With this one.
@@ -81,7 +81,7 @@ impl Guard {
             return Judgement::SetAside;
         }
         self.floods.push(Flood { cause, bad: bad + 1, done: 0, try_at: now + self.every });
-        Judgement::Hold
+        Judgement::LockState
     }
 
     /// A record was done. Answers the causes whose flood is over, since most pass.
@@ -89,7 +89,7 @@ impl Guard {
         if self.limit.is_none() {
             return false;
         }
-        self.forget(now);
+        self.expire(now);
         self.step(now).done += 1;
         let before = self.floods.len();
         for flood in &mut self.floods {
@@ -139,7 +139,7 @@ impl Guard {
         &mut self.steps[last]
     }
 
-    fn forget(&mut self, now: Instant) {
+    fn expire(&mut self, now: Instant) {
         while self.steps.front().is_some_and(|first| first.began + WINDOW <= now) {
             self.steps.pop_front();
         }
@@ -223,7 +223,7 @@ mod tests {
         let (mut guard, now) = (Guard::new(Some(50), EVERY), Instant::now());
         assert_eq!(set_aside(&mut guard, 60, now), 50);
         // Tried again in vain: counted once.
-        assert_eq!(guard.judge(CAUSE, true, now), Judgement::Hold);
+        assert_eq!(guard.judge(CAUSE, true, now), Judgement::LockState);
         let over = (0..60).map(|_| guard.done(now)).collect::<Vec<_>>();
         assert_eq!(over.iter().position(|over| *over), Some(59));
         assert_eq!(set_aside(&mut guard, 9, now), 9, "those that were held");

@@ -7,7 +7,7 @@ use super::lanes::LaneId;
 use super::session::Session;
 use super::work::{Job, Stage, Waits};
 use super::{Consumer, Observed, Outcome};
-use crate::measures;
+use crate::metric_names;
 
 /// What is held is woken, never by the time: this is merely later than anything else.
 const HELD: Duration = Duration::from_secs(24 * 60 * 60);
@@ -82,8 +82,8 @@ impl<C: Consumer> Session<'_, C> {
             });
         }
         let held = self.lanes.parked().filter(|job| job.held().is_some());
-        let held: usize = held.map(|job| job.tickets.len()).sum();
+        let held: usize = held.map(|job| job.open_offsets.len()).sum();
         let consumer = self.engine.consumer.name();
-        metrics::gauge!(measures::HELD, "consumer" => consumer).set(held as f64);
+        metrics::gauge!(metric_names::HELD, "consumer" => consumer).set(held as f64);
     }
 }

@@ -136,7 +136,7 @@ impl<C: Consumer> Session<'_, C> {
             self.client.incremental_assign(&list)
         };
         if let Err(error) = again() {
-            return self.disagree("give up and take again", error);
+            return self.distrust_client("give up and take again", error);
         }
         self.unbegun.partitions.remove(name);
         if let Some(loss) = start.lost {

@@ -54,13 +54,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-pub use self::exclusive::Held;
+pub use self::exclusive::LockGuard;
 pub use self::intake::{Lane, Route};
 pub use self::once::{ClaimState, Once};
 pub use self::parts::{Engine, EngineError, Settings};
 pub use self::remember::Locked;
 pub use self::retry::Failure;
-pub use self::work::{Accepted, Cx, Origin};
+pub use self::work::{Accepted, Context, Origin};
 use crate::cdc::{Change, DecodeError, Record, Remark};
 use crate::engine::permits::Limits;
 
@@ -126,7 +126,7 @@ pub trait Consumer: Send + Sync + 'static {
     /// [`Failure`] says whether to try again, to wait, or to set the record aside.
     fn process(
         &self,
-        cx: &Cx,
+        cx: &Context,
         work: &Self::Work,
     ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
 

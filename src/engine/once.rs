@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::retry::Failure;
-use super::work::{Accepted, Cx, Memo, Memos};
-use crate::dedup::{Reply, StoreAway, TakenBack};
+use super::work::{Accepted, Context, Memo, Memos};
+use crate::dedup::{Reply, StoreUnavailable, TakenBack};
 
 /// How soon to look again at a claim that another record holds.
 const HELD_PAUSE: Duration = Duration::from_millis(500);
@@ -39,7 +39,7 @@ pub enum Once {
     TakenBack(TakenBack),
 }
 
-impl Cx {
+impl Context {
     /// Does `work` under the claim `name`, at most once within the window (behaviour section 8.2), and
     /// while what it sent sleeps: claims it, runs `work`, and marks it done with the times that `work`
     /// returns.
@@ -95,7 +95,7 @@ impl Cx {
     /// record that is given up ends without, and its claim runs out by itself.
     pub(super) async fn second_phase<F>(&self, phase: impl Fn() -> F + Send) -> bool
     where
-        F: Future<Output = Result<(), StoreAway>> + Send,
+        F: Future<Output = Result<(), StoreUnavailable>> + Send,
     {
         let late = async {
             self.drain().cancelled().await;
@@ -110,7 +110,7 @@ impl Cx {
                     Ok(()) => return true,
                     Err(away) => away,
                 },
-                () = &mut late => StoreAway::new("no answer"),
+                () = &mut late => StoreUnavailable::new("no answer"),
             };
             if self.drained() {
                 tracing::warn!(error = %away, "done, and its claim does not say so: it runs out by itself");
@@ -130,7 +130,7 @@ impl Cx {
         }
         let claim = self.claims().claim(self.key(name), self.owner());
         match claim.await.map_err(|away| self.claims_away(&away))? {
-            Reply::Ours => {
+            Reply::Granted => {
                 self.remember(name, Memo::Claimed(Instant::now()));
                 Ok(None)
             }
@@ -147,7 +147,7 @@ impl Cx {
             tokio::time::sleep(self.claims().window() / 3).await;
             // Claims that are away are no reason to break off.
             match self.claims().claim(self.key(name), self.owner()).await {
-                Ok(Reply::Ours) => self.remember(name, Memo::Claimed(Instant::now())),
+                Ok(Reply::Granted) => self.remember(name, Memo::Claimed(Instant::now())),
                 Ok(_) => {
                     self.memo().retain(|(known, _)| known != name);
                     return claim_held();

@@ -9,7 +9,7 @@ use super::lanes::LaneId;
 use super::retry::{Failure, Next};
 use super::session::Session;
 use super::task::Finished;
-use super::work::{Cx, Job, SetAside, Ticket, Waits, coalesce};
+use super::work::{Context, Job, OpenOffset, SetAside, Waits, coalesce};
 use super::{Consumer, Observed, Outcome};
 
 impl<C: Consumer> Session<'_, C> {
@@ -17,8 +17,8 @@ impl<C: Consumer> Session<'_, C> {
     pub(super) fn finish(&mut self, finished: Finished<C::Work>) {
         let Finished { lane, mut job, result } = finished;
         self.lives.remove(&lane);
-        for ticket in &job.tickets {
-            if let Some(partition) = self.partitions.get_mut(&ticket.partition) {
+        for open_offset in &job.open_offsets {
+            if let Some(partition) = self.partitions.get_mut(&open_offset.partition) {
                 partition.running -= 1;
             }
         }
@@ -26,8 +26,8 @@ impl<C: Consumer> Session<'_, C> {
             Ok(outcome) => {
                 self.progress = Instant::now();
                 self.handled(&job, outcome);
-                for ticket in &job.tickets {
-                    self.complete(ticket, outcome);
+                for open_offset in &job.open_offsets {
+                    self.complete(open_offset, outcome);
                 }
                 self.lanes.finish(lane);
                 return;
@@ -35,8 +35,8 @@ impl<C: Consumer> Session<'_, C> {
             Err(failure) => failure,
         };
         job.attempts.served(&job.cx.take_served());
-        self.keep_live(&mut job);
-        if job.tickets.is_empty() || self.stopping.is_some() {
+        self.drop_revoked(&mut job);
+        if job.open_offsets.is_empty() || self.stopping.is_some() {
             self.lanes.finish(lane);
             return;
         }
@@ -88,55 +88,58 @@ impl<C: Consumer> Session<'_, C> {
         self.lanes.park(lane, job, until, merge);
     }
 
-    /// Drops the tickets of partitions that are being or were given up, and moves the job to a
+    /// Drops the open_offsets of partitions that are being or were given up, and moves the job to a
     /// partition that stays.
-    pub(super) fn keep_live(&mut self, job: &mut Job<C::Work>) {
+    pub(super) fn drop_revoked(&mut self, job: &mut Job<C::Work>) {
         let Self { partitions, shared, .. } = self;
-        let before = job.tickets.first().copied();
-        let stays =
-            |ticket: &Ticket| partitions.get(&ticket.partition).is_some_and(|p| !p.draining);
-        let mut kept = job.tickets.iter().map(stays);
+        let before = job.open_offsets.first().copied();
+        let stays = |open_offset: &OpenOffset| {
+            partitions.get(&open_offset.partition).is_some_and(|p| !p.draining)
+        };
+        let mut kept = job.open_offsets.iter().map(stays);
         job.records.retain(|_| kept.next().unwrap_or(false));
-        job.tickets.retain(|ticket| stays(ticket));
-        let Some(ticket) = job.tickets.first() else { return };
-        if before.as_ref() == Some(ticket) {
+        job.open_offsets.retain(|open_offset| stays(open_offset));
+        let Some(open_offset) = job.open_offsets.first() else { return };
+        if before.as_ref() == Some(open_offset) {
             return;
         }
-        if let Some(partition) = partitions.get(&ticket.partition) {
-            let origin = partition.origin(ticket.offset);
+        if let Some(partition) = partitions.get(&open_offset.partition) {
+            let origin = partition.origin(open_offset.offset);
             let drain = partition.drain.clone();
             // The place in the log is not that of the record that is first now.
             job.stamp = None;
-            job.cx = Cx::new(Arc::clone(shared), origin, partition.assigned_at, drain);
+            job.cx = Context::new(Arc::clone(shared), origin, partition.assigned_at, drain);
         }
     }
 
     /// Gives an offset its outcome.
-    pub(super) fn complete(&mut self, ticket: &Ticket, outcome: Outcome) {
-        let Some(partition) = self.partitions.get_mut(&ticket.partition) else { return };
-        if !partition.complete(ticket.offset, ticket.bytes) {
+    pub(super) fn complete(&mut self, open_offset: &OpenOffset, outcome: Outcome) {
+        let Some(partition) = self.partitions.get_mut(&open_offset.partition) else { return };
+        if !partition.complete(open_offset.offset, open_offset.bytes) {
             return;
         }
         self.total.records -= 1;
-        self.total.bytes -= ticket.bytes;
-        let origin = partition.origin(ticket.offset);
+        self.total.bytes -= open_offset.bytes;
+        let origin = partition.origin(open_offset.offset);
         let observed =
-            Observed::Outcome { origin: &origin, outcome, committed_at: ticket.committed_at };
+            Observed::Outcome { origin: &origin, outcome, committed_at: open_offset.committed_at };
         self.engine.observer.observe(self.engine.consumer.name(), &observed);
     }
 
     /// Tells a job which records it stands for: since it last ran some may have been merged into
     /// it, and some given up.
-    pub(super) fn tell_merged(&self, job: &mut Job<C::Work>) {
-        if job.tickets.len() == 1 && job.cx.merged().is_empty() {
+    pub(super) fn update_merged(&self, job: &mut Job<C::Work>) {
+        if job.open_offsets.len() == 1 && job.cx.merged().is_empty() {
             return;
         }
-        let known =
-            |ticket: &Ticket| Some((self.partitions.get(&ticket.partition)?, ticket.offset));
-        let merged = job.tickets.iter().skip(1).filter_map(known);
+        let known = |open_offset: &OpenOffset| {
+            Some((self.partitions.get(&open_offset.partition)?, open_offset.offset))
+        };
+        let merged = job.open_offsets.iter().skip(1).filter_map(known);
         let merged = merged.map(|(partition, offset)| partition.origin(offset)).collect();
-        let assigned = job.tickets.iter().filter_map(known).map(|(found, _)| found.assigned_at);
+        let assigned =
+            job.open_offsets.iter().filter_map(known).map(|(found, _)| found.assigned_at);
         let assigned_at = assigned.max().unwrap_or(job.cx.assigned_at());
-        job.cx.covers(merged, assigned_at);
+        job.cx.set_merged(merged, assigned_at);
     }
 }

@@ -316,7 +316,7 @@ impl Partition {
 
     /// Whether nobody has fetched it for a while, by statistics number `number`: it was assigned
     /// before the first that says so, and nothing has come since. Says so again only after as many.
-    pub(crate) fn stands_still(&mut self, number: u64, stopped: bool) -> bool {
+    pub(crate) fn fetch_has_stopped(&mut self, number: u64, stopped: bool) -> bool {
         let next = self.next_offset();
         match self.stopped {
             _ if !stopped => self.stopped = None,
@@ -336,7 +336,7 @@ impl Partition {
     }
 
     /// The watermark, and how many offsets are completed above it: what a commit would say.
-    pub(crate) fn standing(&self) -> (i64, i64) {
+    pub(crate) fn progress(&self) -> (i64, i64) {
         let completed = self.offsets.completed();
         (self.offsets.watermark(), completed.runs().iter().map(|(start, end)| end - start).sum())
     }

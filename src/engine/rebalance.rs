@@ -37,30 +37,31 @@ const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 
 impl<C: Consumer> Session<'_, C> {
     /// Joins the group; where the broker does not look after that, not beside another assignor.
-    pub(super) fn enter(&mut self) -> Result<(), EngineError> {
-        if self.engine.kafka.joins_unchecked() {
+    pub(super) fn join_group(&mut self) -> Result<(), EngineError> {
+        if self.engine.kafka.uses_consumer_protocol() {
             let (client, group) = (Arc::clone(&self.client), self.engine.settings.group.clone());
-            let ask = tokio::task::spawn_blocking(move || kafka::is_ours(&client, &group));
-            self.assignment.entry = Some(ask);
+            let ask =
+                tokio::task::spawn_blocking(move || kafka::uses_our_assignor(&client, &group));
+            self.assignment.joining = Some(ask);
             return Ok(());
         }
         self.subscribe()
     }
 
     /// Joins as soon as it is known that this member may.
-    pub(super) fn finish_entry(&mut self) -> Result<(), EngineError> {
-        let Some(ask) = &mut self.assignment.entry else { return Ok(()) };
+    pub(super) fn finish_joining(&mut self) -> Result<(), EngineError> {
+        let Some(ask) = &mut self.assignment.joining else { return Ok(()) };
         let Some(answer) = ask.now_or_never() else { return Ok(()) };
-        self.assignment.entry = None;
+        self.assignment.joining = None;
         match answer {
             Ok(Ok(Some(true))) => {}
             Ok(Ok(Some(false))) => {
                 self.refuse(ANOTHER_ASSIGNOR);
-                return self.enter();
+                return self.join_group();
             }
-            Ok(Ok(None)) => return self.enter(),
+            Ok(Ok(None)) => return self.join_group(),
             // Where a broker is away for longer that cannot be known, and is no reason to stay away.
-            Ok(Err(_)) if self.began.elapsed() < ENTRY => return self.enter(),
+            Ok(Err(_)) if self.began.elapsed() < ENTRY => return self.join_group(),
             Ok(Err(_)) | Err(_) => {}
         }
         self.refused = None;
@@ -77,18 +78,18 @@ impl<C: Consumer> Session<'_, C> {
     /// Takes in what a callback has noted.
     pub(super) fn rebalanced(&mut self, rebalance: Rebalance, signals: &Signals) {
         if let Rebalance::Refused(error) = rebalance {
-            return self.disagree("give up", error);
+            return self.distrust_client("give up", error);
         }
         if let Rebalance::Lost(names) = rebalance {
             tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                 partitions = names.len(), "partitions lost, another member may have them already");
             let ids = self.ids(&names);
             self.mark_draining(&ids);
-            self.forget(&ids);
+            self.remove_partitions(&ids);
             self.forget_unbegun(&names);
             self.assignment.joined = false;
             // What comes next is told whole.
-            *signals.unheard.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *signals.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return;
         }
         self.refused = None;
@@ -139,7 +140,7 @@ impl<C: Consumer> Session<'_, C> {
         }
         let assigned = list.count();
         if let Err(error) = self.client.incremental_assign(&list) {
-            return self.disagree("take", error);
+            return self.distrust_client("take", error);
         }
         for start in starts {
             if let Some(loss) = start.lost {
@@ -165,7 +166,7 @@ impl<C: Consumer> Session<'_, C> {
             self.report_loss(&start.topic, start.partition, Loss::Recreated);
         }
         let partition = Partition::new(start, left, self.stop, Timestamp::now());
-        let (offset, completed) = partition.standing();
+        let (offset, completed) = partition.progress();
         tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group,
             messaging.destination.name = %partition.topic,
             messaging.destination.partition.id = partition.number,
@@ -196,8 +197,8 @@ impl<C: Consumer> Session<'_, C> {
         }
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.retain(|job| {
-            self.keep_live(job);
-            !job.tickets.is_empty()
+            self.drop_revoked(job);
+            !job.open_offsets.is_empty()
         });
         self.lanes = lanes;
     }
@@ -209,7 +210,7 @@ impl<C: Consumer> Session<'_, C> {
             .iter()
             .all(|id| self.partitions.get(id).is_none_or(|partition| partition.running == 0));
         if drained {
-            self.give_up();
+            self.release_partitions();
         }
     }
 
@@ -226,10 +227,10 @@ impl<C: Consumer> Session<'_, C> {
         }
         tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
             "revoked partitions not drained in time, their next owner repeats what was in flight");
-        self.give_up();
+        self.release_partitions();
     }
 
-    fn give_up(&mut self) {
+    fn release_partitions(&mut self) {
         let Some(Draining { ids, unbegun, .. }) = self.assignment.draining.take() else { return };
         self.store(&ids, false);
         self.commit_rewound(|p| p.draining);
@@ -241,10 +242,10 @@ impl<C: Consumer> Session<'_, C> {
             self.client.incremental_unassign(&list)
         };
         if let Err(error) = result {
-            return self.disagree("give up", error);
+            return self.distrust_client("give up", error);
         }
-        self.tell_given_up(&ids);
-        self.forget(&ids);
+        self.log_given_up(&ids);
+        self.remove_partitions(&ids);
         self.forget_unbegun(&unbegun);
         let revoked = ids.len() + unbegun.len();
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
@@ -255,9 +256,9 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Says how far each of these was done, to be held against where its next owner starts.
-    fn tell_given_up(&self, ids: &[u32]) {
+    fn log_given_up(&self, ids: &[u32]) {
         for partition in ids.iter().filter_map(|id| self.partitions.get(id)) {
-            let (offset, completed) = partition.standing();
+            let (offset, completed) = partition.progress();
             tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group,
                 messaging.destination.name = %partition.topic,
                 messaging.destination.partition.id = partition.number,
@@ -265,7 +266,7 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    pub(super) fn forget(&mut self, ids: &[u32]) {
+    pub(super) fn remove_partitions(&mut self, ids: &[u32]) {
         // librdkafka keeps a pause beyond the assignment: a partition that comes back would be
         // silent for good.
         let paused = |id: &u32| self.partitions.get(id).is_some_and(|partition| partition.paused);
@@ -275,7 +276,7 @@ impl<C: Consumer> Session<'_, C> {
             if let Some(partition) = self.partitions.remove(id) {
                 partition.kill.cancel();
                 self.known.keep(&partition);
-                self.total_without(&partition);
+                self.release_budget(&partition);
                 if let Some(numbers) = self.index.get_mut(&partition.topic) {
                     numbers.remove(&partition.number);
                 }
@@ -368,7 +369,7 @@ impl<C: Consumer> Session<'_, C> {
         let group = &self.engine.settings.group;
         match tokio::time::timeout_at(deadline.into(), commit).await {
             Ok(Ok(Ok(()))) => {
-                self.tell_given_up(&ids);
+                self.log_given_up(&ids);
                 tracing::info!(messaging.consumer.group.name = %group, "offsets committed");
             }
             Ok(Ok(Err(error))) => {

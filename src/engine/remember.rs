@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::Failure;
 use super::once::claim_held;
-use super::work::{Cx, Memo};
+use super::work::{Context, Memo};
 use crate::dedup::{Reply, TakenBack};
 
 /// The key that tells since when this store has been used. It never expires.
@@ -17,7 +17,7 @@ const SINCE: &str = "claims:since";
 /// A lock while it is held.
 #[derive(Clone, Copy)]
 pub struct Locked<'a> {
-    cx: &'a Cx,
+    cx: &'a Context,
     name: &'a str,
 }
 
@@ -33,7 +33,7 @@ impl Locked<'_> {
     }
 }
 
-impl Cx {
+impl Context {
     /// Does `work` while this record alone holds the lock `name`, across partitions and processes,
     /// and gives the lock back however it ends. A lock that a crash left is known by its own record,
     /// else it runs out with the lease.

@@ -22,7 +22,7 @@ use crate::kafka::{self, Signals, TopicId};
 /// How long a broker may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long heartbeats must have been answered after one that was not.
-const HEARD_AGAIN: Duration = Duration::from_secs(5);
+const HEARTBEATS_ARE_BACK: Duration = Duration::from_secs(5);
 /// How often a member joins anew for that at most: each time its partitions move.
 const ANEW: Duration = Duration::from_secs(60);
 
@@ -31,8 +31,8 @@ impl<C: Consumer> Session<'_, C> {
     /// before, and have forgotten it, the group may wait for its answer for good.
     pub(super) fn joined(&mut self) {
         let joined_before = std::mem::replace(&mut self.assignment.joined, true);
-        if !joined_before && self.engine.kafka.returns_unnoticed() {
-            self.seek_orphans();
+        if !joined_before && self.engine.kafka.is_static_classic() {
+            self.search_unowned();
         }
     }
 
@@ -69,31 +69,33 @@ impl<C: Consumer> Session<'_, C> {
         self.commit(&commits, CommitMode::Async);
     }
 
-    fn seek_orphans(&mut self) {
+    fn search_unowned(&mut self) {
         let client = Arc::clone(&self.client);
         let (group, topics) = (self.engine.settings.group.clone(), self.topics.clone());
-        let search = move || kafka::orphans(&client, &group, &topics);
-        self.assignment.orphans = Some(tokio::task::spawn_blocking(search));
+        let search = move || kafka::unowned_partitions(&client, &group, &topics);
+        self.assignment.unowned = Some(tokio::task::spawn_blocking(search));
     }
 
     /// An answer to a heartbeat got lost, and with it maybe what this member was told to take: the
     /// broker takes that for told, and librdkafka asks for its whole assignment only when it joins.
-    pub(super) fn catch_up_with_group(&mut self, now: Instant, signals: &Signals) {
-        let mut unheard = signals.unheard.lock().unwrap_or_else(PoisonError::into_inner);
-        let quiet = unheard.is_some_and(|at| now.saturating_duration_since(at) >= HEARD_AGAIN);
-        let again = self.joined_anew.is_none_or(|at| now.saturating_duration_since(at) >= ANEW);
+    pub(super) fn rejoin_after_lost_heartbeat(&mut self, now: Instant, signals: &Signals) {
+        let mut heartbeat_lost =
+            signals.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let quiet = heartbeat_lost
+            .is_some_and(|at| now.saturating_duration_since(at) >= HEARTBEATS_ARE_BACK);
+        let again = self.rejoined_at.is_none_or(|at| now.saturating_duration_since(at) >= ANEW);
         if !quiet || !again || !self.assignment.is_settled() || signals.brokers.away().is_some() {
             return;
         }
-        *unheard = None;
-        drop(unheard);
-        self.joined_anew = Some(now);
+        *heartbeat_lost = None;
+        drop(heartbeat_lost);
+        self.rejoined_at = Some(now);
         tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
             "answers to heartbeats got lost, joining the group anew to hear what they said");
-        self.join_anew();
+        self.rejoin();
     }
 
-    fn join_anew(&self) {
+    fn rejoin(&self) {
         self.client.unsubscribe();
         if let Err(error) = self.subscribe() {
             tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error,
@@ -102,31 +104,31 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Has the group share out what nobody has: this member leaves and joins again.
-    pub(super) fn adopt_orphans(&mut self) {
-        let Some(search) = &mut self.assignment.orphans else { return };
+    pub(super) fn rejoin_for_unowned(&mut self) {
+        let Some(search) = &mut self.assignment.unowned else { return };
         let Some(found) = search.now_or_never() else { return };
-        self.assignment.orphans = None;
+        self.assignment.unowned = None;
         let settled = self.assignment.is_settled();
         match found {
             Ok(Ok(Some(0))) | Err(_) => {}
             // A rebalance is under way.
-            Ok(Ok(None)) => self.seek_orphans(),
-            Ok(Ok(Some(_))) if !settled => self.seek_orphans(),
-            Ok(Ok(Some(orphans))) => {
-                tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, orphans,
+            Ok(Ok(None)) => self.search_unowned(),
+            Ok(Ok(Some(_))) if !settled => self.search_unowned(),
+            Ok(Ok(Some(unowned))) => {
+                tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, unowned,
                     "partitions without an owner, joining the group anew so that they are shared out");
-                self.join_anew();
+                self.rejoin();
             }
             // A broker is away, which is said elsewhere.
             Ok(Err(error)) => {
                 tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group, %error,
                     "owners of partitions not told, asking again");
-                self.seek_orphans();
+                self.search_unowned();
             }
         }
     }
 
-    pub(super) fn look_at_topics(&mut self, now: Instant) {
+    pub(super) fn recheck_topics(&mut self, now: Instant) {
         let Some(unreadable) = &mut self.unreadable else { return };
         if unreadable.is_over(now, &self.client, &self.topics) {
             self.unreadable = None;
@@ -136,11 +138,11 @@ impl<C: Consumer> Session<'_, C> {
     /// Looks into the logs of partitions that nobody fetches: librdkafka stops where the position is
     /// not in the log any more, and its word about it does not name the partition and may get lost.
     pub(super) fn plan_repairs(&mut self, signals: &Signals) {
-        let readings = signals.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetch_states = signals.fetch_states.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, partition) in &mut self.partitions {
-            let reading = readings.of(&partition.topic, partition.number);
-            let stopped = reading.is_some_and(|reading| reading.stopped) && !partition.draining;
-            if !partition.stands_still(readings.number, stopped) {
+            let fetch = fetch_states.of(&partition.topic, partition.number);
+            let stopped = fetch.is_some_and(|fetch| fetch.stopped) && !partition.draining;
+            if !partition.fetch_has_stopped(fetch_states.number, stopped) {
                 continue;
             }
             let (topic, number) = (Arc::clone(&partition.topic), partition.number);
@@ -168,7 +170,7 @@ impl<C: Consumer> Session<'_, C> {
                         let partition = self.partitions.get(id);
                         let replaced =
                             partition.zip(topic).is_some_and(|(p, t)| p.is_replaced_by(t));
-                        self.read_on(*id, *next, *anew || replaced, bounds);
+                        self.resume_fetch(*id, *next, *anew || replaced, bounds);
                     }
                     Ok(Err(error)) => self.warn_on_error("look into a log", Err(error)),
                     Err(_) => {}
@@ -181,7 +183,7 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and refuses
     /// a seek then: the partition is given up and taken again.
-    fn read_on(&mut self, id: u32, next: i64, anew: bool, bounds: Bounds) {
+    fn resume_fetch(&mut self, id: u32, next: i64, anew: bool, bounds: Bounds) {
         // Something has come since: it is being fetched, and the log holds more by now.
         let stands = |p: &&mut Partition| !p.draining && (anew || p.next_offset() == next);
         let Some(partition) = self.partitions.get_mut(&id).filter(stands) else { return };
@@ -211,19 +213,19 @@ impl<C: Consumer> Session<'_, C> {
             self.client.incremental_assign(&list)
         };
         if let Err(error) = again() {
-            return self.disagree("give up and take again", error);
+            return self.distrust_client("give up and take again", error);
         }
         partition.set_paused(false);
         if recreated {
             let end = if next > high { high } else { offset };
             let loss = if cut_back { Loss::CutBack(next - end) } else { Loss::Recreated };
-            return self.begin_anew(id, offset, anew, loss);
+            return self.restart_partition(id, offset, anew, loss);
         }
         match partition.skip_to(offset) {
             0 => {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                     messaging.destination.name = %topic, messaging.destination.partition.id = number,
-                    messaging.kafka.offset = offset, "partition was not fetched any more, reading on");
+                    messaging.kafka.offset = offset, "partition was not fetched any more, fetch on");
             }
             gone => self.report_loss(&topic, number, Loss::Expired(gone)),
         }
@@ -232,7 +234,7 @@ impl<C: Consumer> Session<'_, C> {
     /// The log is another one than before, or was cut back, and is read from `offset` on: what is known
     /// of offsets holds no longer, and of positions what was finished for sure. Some of a new topic may
     /// have been read already, behind what was not.
-    fn begin_anew(&mut self, id: u32, offset: i64, some_was_read: bool, loss: Loss) {
+    fn restart_partition(&mut self, id: u32, offset: i64, some_was_read: bool, loss: Loss) {
         let Some(partition) = self.partitions.get_mut(&id) else { return };
         let left = if some_was_read { partition.left_of_old_topic() } else { partition.left() };
         let log = match loss {
@@ -253,7 +255,7 @@ impl<C: Consumer> Session<'_, C> {
         };
         self.report_loss(&start.topic, start.partition, loss);
         self.mark_draining(&[id]);
-        self.forget(&[id]);
+        self.remove_partitions(&[id]);
         self.known.keep_as(&start.topic, start.partition, left);
         let id = self.add(start);
         // The automatic commit never goes back by itself.

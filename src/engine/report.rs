@@ -81,18 +81,18 @@ impl<C: Consumer> Session<'_, C> {
             waits_for.push("kafka: this account may not read one of the topics".to_owned());
         }
         if self.assignment.is_planning() {
-            waits_for.push("kafka: reading committed offsets".to_owned());
+            waits_for.push("kafka: fetch committed offsets".to_owned());
         }
         waits_for
     }
 
     pub(super) fn partition_vitals(&self, now: Instant, signals: &Signals) -> Vec<PartitionVitals> {
-        let readings = signals.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetch_states = signals.fetch_states.lock().unwrap_or_else(PoisonError::into_inner);
         let vitals = self.partitions.values().map(|partition| PartitionVitals {
             topic: Arc::clone(&partition.topic),
             number: partition.number,
             lag: partition.lag(
-                readings.of(&partition.topic, partition.number).map_or(0, |reading| reading.lag),
+                fetch_states.of(&partition.topic, partition.number).map_or(0, |fetch| fetch.lag),
             ),
             waiting: partition.waiting(now),
         });
@@ -220,14 +220,14 @@ impl<C: Consumer> Session<'_, C> {
                     messaging.destination.name = topic,
                     messaging.destination.partition.id = partition, records,
                     "log was cut back, as an unclean election of a leader does: so many records that were read are gone, and what came after them unread; \
-                     reading on at the first record not older than the newest finished one; compare the ledgers of that time with wallet_ledger");
+                     fetch on at the first record not older than the newest finished one; compare the ledgers of that time with wallet_ledger");
                 None
             }
             Loss::Recreated => {
                 tracing::error!(messaging.consumer.group.name = %group,
                     messaging.destination.name = topic,
                     messaging.destination.partition.id = partition,
-                    "topic was made anew, or ends before the committed offset: reading it from its beginning");
+                    "topic was made anew, or ends before the committed offset: fetch it from its beginning");
                 None
             }
         };

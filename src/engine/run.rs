@@ -12,7 +12,7 @@ use super::parts::{Engine, EngineError};
 use super::permits::Permits;
 use super::session::{End, Session};
 use super::work::Shared;
-use crate::kafka::Context;
+use crate::kafka::Callbacks;
 use crate::room::Room;
 
 /// How long to wait before a client is made anew.
@@ -57,7 +57,7 @@ impl<C: Consumer> Engine<C> {
             claims: self.claims.clone(),
             permits: Permits::new(self.consumer.limits()),
             answers: Room::new(self.settings.bounds.answers()),
-            patience: OnceLock::new(),
+            client_retries: OnceLock::new(),
         });
         let sights = Arc::default();
         loop {
@@ -83,7 +83,7 @@ impl<C: Consumer> Engine<C> {
     ) -> Result<End, EngineError> {
         let group = &self.settings.group;
         let failed = |source| EngineError::Client { group: group.clone(), source };
-        let (context, signals) = Context::new(group);
+        let (context, signals) = Callbacks::new(group);
         let closing = Arc::clone(&signals.closing);
         let client =
             self.kafka.consumer(group, &self.settings.properties, context).map_err(failed)?;

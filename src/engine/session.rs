@@ -35,7 +35,7 @@ use super::retry::Attempts;
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
 use super::unbegun::Unbegun;
-use super::work::{Cx, Job, Origin, SetAside, Shared, Ticket, Waits, coalesce};
+use super::work::{Context, Job, OpenOffset, Origin, SetAside, Shared, Waits, coalesce};
 use super::{Consumer, Outcome};
 use crate::cdc::{Record, Remark};
 use crate::kafka::{self, GroupConsumer, SavedRecord, Signals};
@@ -95,13 +95,13 @@ pub(crate) struct Session<'a, C: Consumer> {
     /// What is known of topics beyond one assignment.
     pub(super) known: Known,
     /// When this member last joined anew, to hear what it had missed.
-    pub(super) joined_anew: Option<Instant>,
+    pub(super) rejoined_at: Option<Instant>,
     /// What was warned of, by topic.
     pub(super) warned_of: HashSet<(Arc<str>, Remark)>,
     /// Why the group does not take this member in, and what to do.
     pub(super) refused: Option<&'static str>,
     /// How the client came to have other partitions than is believed here.
-    pub(super) disagreement: Option<String>,
+    pub(super) distrusted: Option<String>,
     /// A topic may not be read, and whether that is still so is looked at now and then.
     pub(super) unreadable: Option<Unreadable>,
     /// Holds dead letters where there are too many of them.
@@ -152,17 +152,17 @@ impl<'a, C: Consumer> Session<'a, C> {
             snapshot: SnapshotCount::default(),
             ends: Ends::default(),
             known: Known::default(),
-            joined_anew: None,
+            rejoined_at: None,
             warned_of: HashSet::new(),
             refused: None,
-            disagreement: None,
+            distrusted: None,
             unreadable: None,
             floods: Guard::new(engine.settings.dlq_flood, engine.settings.retry.backoff.max),
         }
     }
 
     pub(crate) async fn run(mut self, mut signals: Signals) -> Result<End, EngineError> {
-        self.enter()?;
+        self.join_group()?;
         let client = Arc::clone(&self.client);
         let mut stream = client.stream();
         let mut recovered = self.engine.breakers.recoveries();
@@ -198,9 +198,9 @@ impl<'a, C: Consumer> Session<'a, C> {
                     if now >= tick_at {
                         ticked = now;
                         self.tick(now, &signals);
-                        self.finish_entry()?;
+                        self.finish_joining()?;
                         if let Some((code, _)) = self.client.client().fatal_error() {
-                            self.abandon().await;
+                            self.kill_tasks().await;
                             return self.fatal(code);
                         }
                     }
@@ -210,10 +210,10 @@ impl<'a, C: Consumer> Session<'a, C> {
                     let mut taken = 0;
                     loop {
                         match message {
-                            Ok(message) => self.take(&message),
+                            Ok(message) => self.on_record(&message),
                             Err(error) => {
                                 if let Some(end) = self.client_error(&error) {
-                                    self.abandon().await;
+                                    self.kill_tasks().await;
                                     return end;
                                 }
                             }
@@ -233,10 +233,10 @@ impl<'a, C: Consumer> Session<'a, C> {
             self.dispatch();
             self.finish_revoke();
             if !self.polling || self.pausing {
-                self.relieve();
+                self.apply_backpressure();
             }
-            if let Some(how) = self.disagreement.take() {
-                self.wind_up().await;
+            if let Some(how) = self.distrusted.take() {
+                self.end_before_its_time().await;
                 return Ok(End::Anew(how));
             }
             if self.may_end() {
@@ -247,7 +247,7 @@ impl<'a, C: Consumer> Session<'a, C> {
     }
 
     /// Takes in one record.
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
+    fn on_record(&mut self, message: &BorrowedMessage<'_>) {
         self.progress = Instant::now();
         let (topic, number, offset) = (message.topic(), message.partition(), message.offset());
         let Some(id) = self.index.get(topic).and_then(|found| found.get(&number)).copied() else {
@@ -277,7 +277,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             _ => 0,
         };
         let bytes = kafka::size(message) + BOOKKEEPING + kept;
-        let ticket = Ticket { partition: id, offset, bytes, committed_at };
+        let open_offset = OpenOffset { partition: id, offset, bytes, committed_at };
         let count = self.partitions.len();
         let Some(partition) = self.partitions.get_mut(&id) else { return };
         if partition.draining {
@@ -304,11 +304,11 @@ impl<'a, C: Consumer> Session<'a, C> {
                 if snapshot {
                     self.count_snapshot(reason);
                 }
-                return self.complete(&ticket, Outcome::Skipped(reason));
+                return self.complete(&open_offset, Outcome::Skipped(reason));
             }
             // Also what cannot be routed: it was set aside when it came for the first time.
             Ok(Route::Process { .. }) | Err(_) if replayed => {
-                return self.complete(&ticket, Outcome::Replayed);
+                return self.complete(&open_offset, Outcome::Replayed);
             }
             Ok(Route::Process { work, lane }) => (lane, Some(work), None),
             Err(error) => {
@@ -318,7 +318,7 @@ impl<'a, C: Consumer> Session<'a, C> {
         };
         let Some(partition) = self.partitions.get(&id) else { return };
         let origin = partition.origin(offset);
-        let cx = Cx::new(
+        let cx = Context::new(
             Arc::clone(&self.shared),
             origin,
             partition.assigned_at,
@@ -328,7 +328,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             work,
             records: smallvec![SavedRecord::copy(message)],
             cx,
-            tickets: smallvec![ticket],
+            open_offsets: smallvec![open_offset],
             stamp: compared,
             attempts: Attempts::default(),
             failed_at: None,
@@ -344,12 +344,12 @@ impl<'a, C: Consumer> Session<'a, C> {
         while self.lanes.running() < MAX_RUNNING && self.stopping.is_none() {
             let Some((lane, job)) = self.lanes.next_ready() else { return };
             // Its original may have finished while it waited behind it.
-            if let (Some(stamp), [ticket]) = (&job.stamp, job.tickets.as_slice())
+            if let (Some(stamp), [open_offset]) = (&job.stamp, job.open_offsets.as_slice())
                 && job.attempts.failures == 0
-                && self.partitions.get(&ticket.partition).is_some_and(|p| p.is_replay(stamp))
+                && self.partitions.get(&open_offset.partition).is_some_and(|p| p.is_replay(stamp))
             {
-                let ticket = *ticket;
-                self.complete(&ticket, Outcome::Replayed);
+                let open_offset = *open_offset;
+                self.complete(&open_offset, Outcome::Replayed);
                 self.lanes.finish(lane);
                 continue;
             }
@@ -360,9 +360,9 @@ impl<'a, C: Consumer> Session<'a, C> {
     pub(super) fn start(&mut self, lane: LaneId, job: Box<Job<C::Work>>) {
         let mut kill = None;
         let Some(mut job) = self.past_floods(lane, job) else { return };
-        self.tell_merged(&mut job);
-        for ticket in &job.tickets {
-            if let Some(partition) = self.partitions.get_mut(&ticket.partition) {
+        self.update_merged(&mut job);
+        for open_offset in &job.open_offsets {
+            if let Some(partition) = self.partitions.get_mut(&open_offset.partition) {
                 partition.running += 1;
                 kill.get_or_insert_with(|| partition.kill.clone());
             }
@@ -373,7 +373,7 @@ impl<'a, C: Consumer> Session<'a, C> {
     }
 
     /// Looks whether records may be asked for again, and pauses or resumes partitions.
-    fn relieve(&mut self) {
+    fn apply_backpressure(&mut self) {
         let now = Instant::now();
         for partition in self.partitions.values_mut() {
             let open = partition.load().records;
@@ -410,7 +410,7 @@ impl<'a, C: Consumer> Session<'a, C> {
 
     /// What is due now and then.
     fn tick(&mut self, now: Instant, signals: &Signals) {
-        self.relieve();
+        self.apply_backpressure();
         self.expire_revoke(now);
         self.report_snapshot(now);
         if self.stopping.is_none() {
@@ -421,9 +421,9 @@ impl<'a, C: Consumer> Session<'a, C> {
                 self.compare_topics(&ids);
             }
             self.ends.look(now, &mut self.partitions, &self.client);
-            self.adopt_orphans();
-            self.catch_up_with_group(now, signals);
-            self.look_at_topics(now);
+            self.rejoin_for_unowned();
+            self.rejoin_after_lost_heartbeat(now, signals);
+            self.recheck_topics(now);
             self.look_at_unbegun(now);
             self.try_held(now);
         }
@@ -447,7 +447,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             .is_some_and(|deadline| self.lanes.running() == 0 || Instant::now() >= deadline)
     }
 
-    pub(super) fn total_without(&mut self, partition: &Partition) {
+    pub(super) fn release_budget(&mut self, partition: &Partition) {
         let load = partition.load();
         self.total.records -= load.records;
         self.total.bytes -= load.bytes;

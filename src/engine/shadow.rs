@@ -26,7 +26,7 @@ use super::start::{Start, bounds_of, start};
 use super::unbegun::reason;
 use super::vitals::{HeldTopics, Vitals};
 use crate::cdc::Record;
-use crate::kafka::{self, Context, GroupConsumer};
+use crate::kafka::{self, Callbacks, GroupConsumer};
 
 /// How often topics and partitions are looked for.
 const LOOK: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ impl<C: Consumer> Engine<C> {
     pub async fn shadow(self, stop: CancellationToken) -> Result<(), EngineError> {
         let group = &self.settings.group;
         let failed = |source| EngineError::Client { group: group.clone(), source };
-        let (context, _signals) = Context::new(group);
+        let (context, _signals) = Callbacks::new(group);
         let client =
             self.kafka.reader(group, &self.settings.properties, context).map_err(failed)?;
         let client = Arc::new(client);
@@ -113,7 +113,7 @@ impl<C: Consumer> Engine<C> {
                     looking = true;
                 }
                 Some(message) = stream.next() => match message {
-                    Ok(message) => shadow.take(&message),
+                    Ok(message) => shadow.on_record(&message),
                     // Connections come and go.
                     Err(error) => tracing::debug!(%error, "kafka client reports an error"),
                 },
@@ -180,7 +180,7 @@ impl<C: Consumer> Shadow<'_, C> {
         self.engine.pulse.update(vitals);
     }
 
-    fn take(&mut self, message: &BorrowedMessage<'_>) {
+    fn on_record(&mut self, message: &BorrowedMessage<'_>) {
         let name = (message.topic().to_owned(), message.partition());
         let offset = message.offset();
         let headers = kafka::text_headers(message);

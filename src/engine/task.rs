@@ -13,7 +13,7 @@ use super::parts::Engine;
 use super::retry::Failure;
 use super::work::{Job, SetAside};
 use super::{Consumer, Outcome};
-use crate::kafka::{DeadLetters, Letter};
+use crate::kafka::{DeadLetter, DeadLetters};
 use crate::outage::Breaker;
 
 /// How long a lane waits for a dead letter topic that cannot be written.
@@ -85,7 +85,7 @@ impl<C: Consumer> TaskContext<C> {
     ) -> Result<Outcome, Failure> {
         let origins = std::iter::once(job.cx.origin()).chain(job.cx.merged());
         for (origin, record) in origins.zip(&job.records) {
-            let letter = Letter {
+            let letter = DeadLetter {
                 topic: &origin.topic,
                 partition: origin.partition,
                 offset: origin.offset,

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Outcome;
 use super::permits::{Limits, Permits};
-use super::work::{Cx, Origin, Shared};
-use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreAway};
+use super::work::{Context, Origin, Shared};
+use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable};
 use crate::outage::{Backoff, Breaker};
 
 /// What the work of tests comes to.
@@ -39,7 +39,7 @@ pub(super) enum SecondPhase {
 pub(super) struct WatchedStore(pub(super) Arc<MemoryStore>, pub(super) Arc<Watched>);
 
 impl Store for WatchedStore {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         let watched = &self.1;
         for op in ops {
             match op {
@@ -52,7 +52,9 @@ impl Store for WatchedStore {
                     match *watched.second_phase.lock().expect("not poisoned") {
                         SecondPhase::Answered => {}
                         SecondPhase::Refused => {
-                            return Box::pin(async { Err(StoreAway::new("connection refused")) });
+                            return Box::pin(async {
+                                Err(StoreUnavailable::new("connection refused"))
+                            });
                         }
                         SecondPhase::Silent => return Box::pin(std::future::pending()),
                     }
@@ -101,7 +103,7 @@ impl Scene {
             claims,
             permits,
             answers: crate::room::Room::new(usize::MAX),
-            patience: Default::default(),
+            client_retries: Default::default(),
         })
     }
 }
@@ -115,7 +117,7 @@ pub(super) fn at(second: i64) -> Timestamp {
 }
 
 /// A record whose partition was assigned at that second.
-pub(super) fn record(process: &Arc<Shared>, offset: i64, assigned_at: i64) -> Cx {
+pub(super) fn record(process: &Arc<Shared>, offset: i64, assigned_at: i64) -> Context {
     let drain = CancellationToken::new();
-    Cx::new(Arc::clone(process), origin(offset), at(assigned_at), drain)
+    Context::new(Arc::clone(process), origin(offset), at(assigned_at), drain)
 }

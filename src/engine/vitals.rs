@@ -77,10 +77,10 @@ impl Vitals {
     /// record in flight hangs, whatever others do or wait for (behaviour section 8.8).
     #[must_use]
     pub fn stalled(&self, now: Instant, timeout: Duration) -> bool {
-        let stands_still = now.saturating_duration_since(self.beat) > timeout;
+        let fetch_has_stopped = now.saturating_duration_since(self.beat) > timeout;
         let idle = self.open == 0 && self.lag <= 0;
         let no_progress = now.saturating_duration_since(self.progress) > timeout;
-        stands_still
+        fetch_has_stopped
             || (!idle && no_progress && self.waits_for.is_empty())
             || self.hangs(now, timeout).is_some()
     }

@@ -14,7 +14,7 @@ use super::frontier::Stamp;
 use super::life::Life;
 use super::permits::{Permit, Permits, Urgency};
 use super::retry::{Attempts, Failure, Served};
-use crate::dedup::{Claims, StoreAway};
+use crate::dedup::{Claims, StoreUnavailable};
 use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
 use crate::room::{Charge, Room};
@@ -32,7 +32,7 @@ pub struct Origin {
 
 /// An open offset of one assigned partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ticket {
+pub(crate) struct OpenOffset {
     /// The assigned partition, unique over the life of the process.
     pub(crate) partition: u32,
     /// The offset.
@@ -81,9 +81,9 @@ pub(crate) struct Job<W> {
     pub(crate) work: Option<W>,
     /// Its own bytes, and those of what was coalesced into it, for the dead letter topic.
     pub(crate) records: SmallVec<[SavedRecord; 1]>,
-    pub(crate) cx: Cx,
+    pub(crate) cx: Context,
     /// Their offsets, in the same order.
-    pub(crate) tickets: SmallVec<[Ticket; 1]>,
+    pub(crate) open_offsets: SmallVec<[OpenOffset; 1]>,
     pub(crate) stamp: Option<Stamp>,
     pub(crate) attempts: Attempts,
     /// When it first failed, in wall-clock time.
@@ -121,18 +121,18 @@ pub(crate) struct Shared {
     /// For answers that work keeps while it waits.
     pub(crate) answers: Arc<Room>,
     /// The dependency whose client repeats by itself while work in flight waits for it.
-    pub(crate) patience: OnceLock<Arc<Breaker>>,
+    pub(crate) client_retries: OnceLock<Arc<Breaker>>,
 }
 
 impl Shared {
     /// The dependencies that work in flight can be waiting for.
     pub(crate) fn awaited(&self) -> impl Iterator<Item = &Arc<Breaker>> {
-        self.patience.get().into_iter().chain([self.claims.breaker()])
+        self.client_retries.get().into_iter().chain([self.claims.breaker()])
     }
 }
 
 /// What a consumer may ask for while it works on a record.
-pub struct Cx {
+pub struct Context {
     shared: Arc<Shared>,
     origin: Origin,
     merged: Vec<Origin>,
@@ -140,7 +140,7 @@ pub struct Cx {
     drain: CancellationToken,
     life: Arc<Life>,
     pub(super) memo: Mutex<Memos>,
-    pub(super) hold: Mutex<Option<Hold>>,
+    pub(super) hold: Mutex<Option<LockState>>,
     /// Answers that this record could use since it last failed.
     served: Mutex<Served>,
     /// What its answers take of the room for them, in this attempt.
@@ -183,7 +183,7 @@ pub(super) enum Memo {
 
 /// What is known of the claim that a record holds alone, across attempts at it.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct LockState {
     pub(super) name: String,
     pub(super) owner: Arc<str>,
     /// From when a settle time counts.
@@ -192,7 +192,7 @@ pub(super) struct Hold {
     pub(super) sending: bool,
 }
 
-impl Cx {
+impl Context {
     pub(crate) fn new(
         shared: Arc<Shared>,
         origin: Origin,
@@ -225,7 +225,7 @@ impl Cx {
 
     /// Tells which records were coalesced into this one by now, and when the partition of any of
     /// them was assigned last.
-    pub(crate) fn covers(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
+    pub(crate) fn set_merged(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
         self.merged = merged;
         self.assigned_at = assigned_at;
     }
@@ -249,7 +249,7 @@ impl Cx {
             claims,
             permits: Permits::new(limits),
             answers: Room::new(usize::MAX),
-            patience: OnceLock::new(),
+            client_retries: OnceLock::new(),
         };
         let origin = Origin { topic: "topic".into(), partition: 0, offset };
         Self::new(Arc::new(shared), origin, Timestamp::now(), CancellationToken::new())
@@ -321,13 +321,13 @@ impl Cx {
     }
 
     /// Awaits what another record may be asking for already: a mere wait for that one. The record
-    /// that asks for all of them does so in [`Cx::for_all`].
+    /// that asks for all of them does so in [`Context::for_all`].
     pub async fn in_turn<T>(&self, shared: impl Future<Output = T> + Send) -> T {
         let _turn = self.life.in_turn();
         shared.await
     }
 
-    /// Asks for what others wait for in [`Cx::in_turn`].
+    /// Asks for what others wait for in [`Context::in_turn`].
     pub async fn for_all<T>(&self, asked: impl Future<Output = T> + Send) -> T {
         let _works = self.life.works();
         asked.await
@@ -338,19 +338,19 @@ impl Cx {
     ///
     /// # Errors
     /// [`Failure::GivenUp`] when the partition is being given up while the dependency is away.
-    pub async fn patiently<T>(
+    pub async fn with_client_retries<T>(
         &self,
         breaker: &Arc<Breaker>,
         request: impl Future<Output = T> + Send,
     ) -> Result<T, Failure> {
-        self.shared.patience.get_or_init(|| Arc::clone(breaker));
+        self.shared.client_retries.get_or_init(|| Arc::clone(breaker));
         self.unless_given_up(breaker, request).await
     }
 
-    /// As [`Cx::patiently`], for a request that ends by itself while the dependency is away.
+    /// As [`Context::with_client_retries`], for a request that ends by itself while the dependency is away.
     ///
     /// # Errors
-    /// As [`Cx::patiently`].
+    /// As [`Context::with_client_retries`].
     pub(super) async fn unless_given_up<T>(
         &self,
         breaker: &Arc<Breaker>,
@@ -379,7 +379,7 @@ impl Cx {
         &self.drain
     }
 
-    pub(super) fn claims_away(&self, away: &StoreAway) -> Failure {
+    pub(super) fn claims_away(&self, away: &StoreUnavailable) -> Failure {
         Failure::Outage {
             breaker: Arc::clone(self.shared.claims.breaker()),
             kind: "claims_away",
@@ -423,7 +423,7 @@ pub(super) fn coalesce<C: Consumer>(
     };
     match consumer.coalesce(work, other) {
         None => {
-            waiting.tickets.extend(newer.tickets);
+            waiting.open_offsets.extend(newer.open_offsets);
             waiting.records.extend(newer.records);
             None
         }

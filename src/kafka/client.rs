@@ -11,12 +11,12 @@ use rdkafka::error::KafkaResult;
 use secrecy::ExposeSecret;
 use tokio::sync::oneshot;
 
-use super::context::Context;
+use super::callbacks::Callbacks;
 use super::topic_ids::{TopicId, TopicIds};
 use crate::config::{self, Beginning, GroupProtocol, Properties};
 
 /// The consumer of one group.
-pub(crate) type GroupConsumer = StreamConsumer<Context>;
+pub(crate) type GroupConsumer = StreamConsumer<Callbacks>;
 
 /// Who shares out partitions in a group of the classic protocol.
 pub(super) const ASSIGNOR: &str = "cooperative-sticky";
@@ -64,14 +64,14 @@ impl Kafka {
 
     /// Whether a member that comes back is given what it had without anyone hearing of it: a static
     /// one of the classic protocol.
-    pub(crate) fn returns_unnoticed(&self) -> bool {
+    pub(crate) fn is_static_classic(&self) -> bool {
         let classic = self.settings.group_protocol == GroupProtocol::Classic;
         classic && self.settings.instance_id.is_some()
     }
 
     /// Whether the broker lets a member in beside others that use another assignor: in a group of the
     /// new protocol.
-    pub(crate) fn joins_unchecked(&self) -> bool {
+    pub(crate) fn uses_consumer_protocol(&self) -> bool {
         self.settings.group_protocol == GroupProtocol::Consumer
     }
 
@@ -124,7 +124,7 @@ impl Kafka {
         &self,
         group: &str,
         own: &Properties,
-        context: Context,
+        context: Callbacks,
     ) -> KafkaResult<GroupConsumer> {
         self.configure(group, own).create_with_context(context)
     }
@@ -135,7 +135,7 @@ impl Kafka {
         &self,
         group: &str,
         own: &Properties,
-        context: Context,
+        context: Callbacks,
     ) -> KafkaResult<GroupConsumer> {
         let mut client = self.configure(group, own);
         client.set("enable.auto.commit", "false");

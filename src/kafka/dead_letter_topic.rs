@@ -149,7 +149,7 @@ fn max_bytes(topic: &ConfigResource) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::double::broker::Broker;
+    use crate::fakes::broker::Broker;
 
     #[tokio::test]
     async fn a_topic_is_looked_for_before_it_is_made() {

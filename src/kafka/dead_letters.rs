@@ -23,7 +23,7 @@ const AGAIN: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
 
 /// A record on its way to the dead letter topic.
-pub(crate) struct Letter<'a> {
+pub(crate) struct DeadLetter<'a> {
     pub(crate) topic: &'a str,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
@@ -127,7 +127,7 @@ impl DeadLetters {
 
     /// Writes one record and waits until it is acknowledged: whole if the topic takes it or can be
     /// made to, else without its value, which lies where the letter says.
-    pub(crate) async fn write(&self, letter: &Letter<'_>) -> Result<(), NotWritten> {
+    pub(crate) async fn write(&self, letter: &DeadLetter<'_>) -> Result<(), NotWritten> {
         let mut sent = self.send(letter, Content::Whole).await;
         if sent.as_ref().is_err_and(is_of_size) && self.makes_room(letter).await {
             for _ in 0..AGAIN {
@@ -157,7 +157,7 @@ impl DeadLetters {
     }
 
     /// Whether the topic did not take what the letter's source takes, and does from now on.
-    async fn makes_room(&self, letter: &Letter<'_>) -> bool {
+    async fn makes_room(&self, letter: &DeadLetter<'_>) -> bool {
         let widened = self.topic.widen(&[letter.topic], 1).await;
         widened.unwrap_or_else(|error| {
             tracing::debug!(messaging.destination.name = self.topic.name(), %error,
@@ -166,7 +166,7 @@ impl DeadLetters {
         })
     }
 
-    async fn send(&self, letter: &Letter<'_>, content: Content) -> Result<(), KafkaError> {
+    async fn send(&self, letter: &DeadLetter<'_>, content: Content) -> Result<(), KafkaError> {
         let timestamp = letter.record.timestamp_ms().map(|ms| ms.to_string());
         let (first_at, last_at) = (letter.first_at.to_string(), letter.last_at.to_string());
         let size = letter.record.size().to_string();
@@ -256,7 +256,7 @@ mod tests {
             7,
             None,
         ));
-        let letter = Letter {
+        let letter = DeadLetter {
             topic: "orders",
             partition: 0,
             offset: 7,

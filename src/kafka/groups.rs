@@ -22,7 +22,7 @@ const TIMEOUT_TO_JOIN: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// While any broker is away: the client asks all of them for their groups.
-pub(crate) fn orphans(
+pub(crate) fn unowned_partitions(
     client: &GroupConsumer,
     group: &str,
     topics: &[String],
@@ -35,13 +35,14 @@ pub(crate) fn orphans(
     let assignments = found.members().iter().filter_map(|member| member.assignment());
     let owned: HashSet<(&str, i32)> =
         assignments.flat_map(|bytes| decode(bytes).unwrap_or_default()).collect();
-    let mut orphans = 0;
+    let mut unowned_partitions = 0;
     for topic in topics {
         let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
         let partitions = metadata.topics().iter().flat_map(|found| found.partitions());
-        orphans += partitions.filter(|p| !owned.contains(&(topic.as_str(), p.id()))).count();
+        unowned_partitions +=
+            partitions.filter(|p| !owned.contains(&(topic.as_str(), p.id()))).count();
     }
-    Ok(Some(orphans))
+    Ok(Some(unowned_partitions))
 }
 
 /// Whether nobody in `group` uses another assignor of the classic protocol than ours; `None` while it
@@ -49,8 +50,8 @@ pub(crate) fn orphans(
 /// partitions with them. Blocks.
 ///
 /// # Errors
-/// As [`orphans`].
-pub(crate) fn is_ours(client: &GroupConsumer, group: &str) -> KafkaResult<Option<bool>> {
+/// As [`unowned_partitions`].
+pub(crate) fn uses_our_assignor(client: &GroupConsumer, group: &str) -> KafkaResult<Option<bool>> {
     let groups = client.fetch_group_list(Some(group), TIMEOUT_TO_JOIN)?;
     let Some(found) = groups.groups().iter().find(|found| found.name() == group) else {
         return Ok(Some(true));

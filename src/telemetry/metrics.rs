@@ -12,7 +12,7 @@ use metrics_util::MetricKindMask;
 
 use crate::engine::vitals::Vitals;
 use crate::engine::{Observed, Observer, Outcome};
-use crate::measures::*;
+use crate::metric_names::*;
 use crate::outage::Breakers;
 
 /// Upper bounds of latency buckets, in seconds.

@@ -56,7 +56,7 @@ pub(crate) enum Promise {
     /// A cancel before its award's run can have been created.
     Settle,
     /// Too much memory.
-    Memory,
+    Stores,
     /// Records not committed long after the last disturbance.
     CatchUp,
     /// Anything else.
@@ -109,7 +109,7 @@ pub(crate) fn check(history: &History, bounds: &Bounds) -> Verdict {
     for (member, kib) in &history.memory {
         verdict.memory = verdict.memory.max(*kib);
         if *kib > bounds.memory {
-            verdict.add(Promise::Memory, format!("member {member} took {} MiB", kib >> 10));
+            verdict.add(Promise::Stores, format!("member {member} took {} MiB", kib >> 10));
         }
     }
     if history.caught_up.is_none() {

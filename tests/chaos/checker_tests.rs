@@ -3,11 +3,11 @@
 
 #[allow(dead_code, reason = "the run uses all of it")]
 mod checker;
-#[allow(dead_code, reason = "the run uses all of it")]
-mod disturb;
 mod explain;
 #[allow(dead_code, reason = "the run uses all of it")]
 mod history;
+#[allow(dead_code, reason = "the run uses all of it")]
+mod plan;
 #[path = "checker_tests/plans.rs"]
 mod plans;
 #[path = "checker_tests/tier.rs"]
@@ -208,7 +208,7 @@ fn memory_lag_and_incidents_are_problems() {
     history.memory.insert("1.1".to_owned(), 101);
     history.caught_up = None;
     history.incidents.push("it ended by itself".to_owned());
-    assert_eq!(broken(&history), [Promise::Memory, Promise::CatchUp, Promise::Conduct]);
+    assert_eq!(broken(&history), [Promise::Stores, Promise::CatchUp, Promise::Conduct]);
 }
 
 /// A repeat of the award, its commit still open, with these disturbances: what explains it.

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::double::{
-    Double, Endpoint, Reply, currency_rows, redemption_result, tier_status,
+use crm_event_processors::fakes::{
+    Endpoint, Fake, Reply, currency_rows, redemption_result, tier_status,
 };
 use jiff::Timestamp;
 use rdkafka::Message;
@@ -30,8 +30,8 @@ pub(crate) type Calls = Arc<Mutex<Vec<Arrival>>>;
 /// A function, two of its arguments, and what it answers to them.
 type Function = (&'static str, [&'static str; 2], fn(&str, &str) -> Reply);
 
-/// Has the double note each function that it carries out.
-pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
+/// Has the fake note each function that it carries out.
+pub(crate) fn listen(fake: &Fake, clock: Clock) -> Calls {
     let calls = Calls::default();
     let functions: [Function; 4] = [
         ("calc_currency_for_source", ["p_source_type", "p_source_id"], |_, id| {
@@ -47,7 +47,7 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
     ];
     for (function, names, answer) in functions {
         let into = Arc::clone(&calls);
-        double.define_for(function, move |key: &str, arguments: &Map<String, Value>| {
+        fake.define_for(function, move |key: &str, arguments: &Map<String, Value>| {
             let [first, second] =
                 names.map(|name| arguments.get(name).and_then(Value::as_str).unwrap_or_default());
             let what = format!("{function}:{first}:{second}");
@@ -69,8 +69,8 @@ pub(crate) fn listen(double: &Double, clock: Clock) -> Calls {
 }
 
 /// Requests that were failed.
-pub(crate) fn met(double: &Double) -> Met {
-    double.inspect(|log| {
+pub(crate) fn met(fake: &Fake) -> Met {
+    fake.inspect(|log| {
         let faults = |endpoint| log.requests(endpoint).faults;
         let partial = log.posts.iter().filter(|post| post.status == 400 && post.stored > 0);
         Met {
@@ -95,10 +95,10 @@ pub(crate) fn panics(logs: &Path) -> Vec<String> {
 }
 
 /// Calls and events.
-pub(crate) fn arrivals(double: &Double, clock: Clock, calls: &Calls) -> Vec<Arrival> {
-    let behind = double.started() - clock.start;
+pub(crate) fn arrivals(fake: &Fake, clock: Clock, calls: &Calls) -> Vec<Arrival> {
+    let behind = fake.started() - clock.start;
     let mut arrivals = std::mem::take(&mut *calls.lock().expect("not poisoned"));
-    double.inspect(|log| {
+    fake.inspect(|log| {
         let mut begun = HashMap::new();
         for post in log.posts.iter().filter(|post| post.seed.is_some()) {
             begun.entry(&post.seed).or_insert(post.at);

@@ -83,7 +83,7 @@ impl<'a> Explainer<'a> {
                     let known = records.entry(name).or_default();
                     known.last =
                         effect.chain.last().filter(|last| *last != name).map(|last| &**last);
-                    known.places.push(record.place());
+                    known.places.push(record.location());
                     if record.copy {
                         known.copied |= !record.positioned;
                     } else {

@@ -10,7 +10,7 @@ use serde_json::Value;
 /// A consumer of the daemon, by name.
 pub(crate) type Consumer = &'static str;
 
-/// Something that a record calls for. The names in it say what arrives at the double or in the
+/// Something that a record calls for. The names in it say what arrives at the fake or in the
 /// dead letter topic: an event's id, or a name made of what stands for one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Effect {
@@ -52,7 +52,7 @@ pub(crate) struct Written {
 
 impl Written {
     /// Where it lies, in words.
-    pub(crate) fn place(&self) -> String {
+    pub(crate) fn location(&self) -> String {
         format!("{}/{}/{}", self.topic, self.partition, self.offset)
     }
 }

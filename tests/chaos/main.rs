@@ -10,13 +10,13 @@
 //! ```
 
 mod checker;
-mod disturb;
 mod evidence;
 mod explain;
 mod history;
 mod load;
 mod members;
 mod offsets;
+mod plan;
 mod report;
 mod run;
 mod sabotage;
@@ -36,9 +36,9 @@ use clap::{Parser, ValueEnum as _};
 use jiff::Timestamp;
 
 use crate::checker::{Bounds, Promise, Verdict, check};
-use crate::disturb::{MINUTES, Plan, RATE, SEEDS, records};
 use crate::history::History;
 use crate::load::Load;
+use crate::plan::{MINUTES, Plan, RATE, SEEDS, records};
 use crate::report::{Figures, Summary, head};
 use crate::run::Spec;
 use crate::sabotage::Sabotage;

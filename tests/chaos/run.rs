@@ -8,19 +8,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crm_event_processors::double::{Double, Endpoint, Options, Poison};
+use crm_event_processors::fakes::{Endpoint, Fake, Options, Poison};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use self::service::restart_empty;
-use crate::disturb::Plan;
 use crate::evidence;
 use crate::history::{Disturbance, Harm, History, Kind};
 use crate::load::{CONSUMERS, Load, TOPICS, full_name};
 use crate::members::{Process, Recipe};
 use crate::offsets::{Group, Sampler};
+use crate::plan::Plan;
 use crate::services::Services;
 use crate::support::daemon::Environment;
 use crate::support::{kafka, unique};
@@ -69,7 +69,7 @@ impl Clock {
 struct World {
     clock: Clock,
     services: Arc<Services>,
-    double: Double,
+    fake: Fake,
     /// Records written so far, copies apart.
     progress: watch::Sender<usize>,
     notes: Mutex<Notes>,
@@ -100,11 +100,11 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     spawn_blocking(move || restart_empty(&own)).await.expect("an empty Redis");
 
     let clock = Clock { start: Instant::now(), wall: Timestamp::now() };
-    let double = Double::start(Options { keep_data: true, ..Options::default() });
-    let double = double.await.expect("a double");
-    let calls = evidence::listen(&double, clock);
-    prepare(&double, &spec);
-    let mut environment = environment(services, &double, &prefix, spec.plan.new_protocol);
+    let fake = Fake::start(Options { keep_data: true, ..Options::default() });
+    let fake = fake.await.expect("a fake");
+    let calls = evidence::listen(&fake, clock);
+    prepare(&fake, &spec);
+    let mut environment = environment(services, &fake, &prefix, spec.plan.new_protocol);
     for (name, value) in &spec.settings {
         environment = environment.with(name, value);
     }
@@ -118,7 +118,7 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     let world = Arc::new(World {
         clock,
         services: Arc::clone(services),
-        double,
+        fake,
         progress: watch::Sender::new(0),
         notes: Mutex::default(),
         recipe,
@@ -162,8 +162,8 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
 
     let mut history = History { written, samples, caught_up, ..History::default() };
     evidence::read_back(bootstrap, &mut history, &prefix).await;
-    history.arrivals = evidence::arrivals(&world.double, clock, &calls);
-    history.met = evidence::met(&world.double);
+    history.arrivals = evidence::arrivals(&world.fake, clock, &calls);
+    history.met = evidence::met(&world.fake);
     history.arrivals.extend(evidence::letters(bootstrap, clock, &letters).await);
     let notes = std::mem::take(&mut *world.notes());
     let Notes { disturbances, memory, slowest_stop, mut incidents } = notes;
@@ -180,28 +180,28 @@ pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     history
 }
 
-fn prepare(double: &Double, spec: &Spec) {
+fn prepare(fake: &Fake, spec: &Spec) {
     let Load { refused, originals, merchants, .. } = &spec.load;
     for id in refused {
-        double.poison(id, Some(Poison::Refused(REFUSAL.to_owned())));
+        fake.poison(id, Some(Poison::Refused(REFUSAL.to_owned())));
     }
-    double.fill("purchase_ledger", originals.clone());
-    double.fill("wallet_ledger", Vec::new());
-    double.fill("merchant_master", merchants.clone());
+    fake.fill("purchase_ledger", originals.clone());
+    fake.fill("wallet_ledger", Vec::new());
+    fake.fill("merchant_master", merchants.clone());
     for endpoint in [Endpoint::Post, Endpoint::Rpc, Endpoint::Rest] {
-        double.set_latency(endpoint, spec.latency);
+        fake.set_latency(endpoint, spec.latency);
     }
 }
 
 fn environment(
     services: &Arc<Services>,
-    double: &Double,
+    fake: &Fake,
     prefix: &str,
     new_protocol: bool,
 ) -> Environment {
     let consumers: Vec<&str> = CONSUMERS.iter().map(|(name, _)| *name).collect();
     let bootstrap = services.kafka();
-    let environment = Environment::new(bootstrap, services.redis(), double.url(), prefix)
+    let environment = Environment::new(bootstrap, services.redis(), fake.url(), prefix)
         .with("CONSUMERS", &consumers.join(","))
         .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &format!("{prefix}.marketplace.orders"))
         // Short, so that much happens in half a minute.

@@ -11,14 +11,14 @@ use crm_event_processors::cdc::{Change, DecodeError, Record};
 use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
 use crm_event_processors::config::{self, ConsumerName, Settings};
 use crm_event_processors::consumers::marketplace::{Marketplace, Work};
-use crm_event_processors::dedup::{Op, Reply, Store, StoreAway};
-use crm_event_processors::double::Fault;
+use crm_event_processors::dedup::{Op, Reply, Store, StoreUnavailable};
 use crm_event_processors::engine::permits::Limits;
 use crm_event_processors::engine::{
-    Consumer, Cx, Failure, Lane, Observed, Observer, Outcome, Plan, Route,
+    Consumer, Context, Failure, Lane, Observed, Observer, Outcome, Plan, Route,
 };
+use crm_event_processors::fakes::Fault;
 use crm_event_processors::outage::Breakers;
-use crm_event_processors::supervisor::{Daemon, Memory, RunError, breakers, sender};
+use crm_event_processors::supervisor::{Daemon, RunError, Stores, breakers, sender};
 use crm_event_processors::telemetry::logs;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::checker::{Promise, Verdict};
-use crate::disturb::{self, Act};
+use crate::plan::{self, Act};
 
 /// Which promise a member breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,7 +56,7 @@ impl Sabotage {
             }
             Self::NoLanes => &[Promise::Order],
             Self::NoClaims => &[Promise::NothingTwice],
-            Self::NoBounds => &[Promise::Memory],
+            Self::NoBounds => &[Promise::Stores],
         }
     }
 
@@ -94,19 +94,19 @@ impl Sabotage {
 /// killed again and again while Inngest resets connections, which it does in between too. Then Redis
 /// forgets everything, and a connector sends everything again: what was committed before must be
 /// known by its place in the log.
-pub(crate) fn plan(records: usize, rate: f64) -> disturb::Plan {
+pub(crate) fn plan(records: usize, rate: f64) -> plan::Plan {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds")]
     let at = |seconds: f64| (seconds * rate) as usize;
     let kill = Act::Kill { down: Duration::from_millis(300) };
     let reset = |ms| Act::Inngest { fault: Fault::Reset, time: Duration::from_millis(ms) };
-    let mut plan = disturb::Plan {
+    let mut plan = plan::Plan {
         members: vec![Vec::new(), Vec::new()],
         // A member that was killed is at work again at once, and has something in flight at the next
         // kill.
         static_members: true,
         redis: vec![(at(7.0), Act::EmptyRedis)],
         replays: vec![at(10.0)],
-        ..disturb::Plan::default()
+        ..plan::Plan::default()
     };
     for round in (1..).map(|round| 3.0 * f64::from(round)).take_while(|time| at(*time) < records) {
         plan.inngest.push((at(round - 1.5), reset(400)));
@@ -117,13 +117,9 @@ pub(crate) fn plan(records: usize, rate: f64) -> disturb::Plan {
 }
 
 /// What fills a member's hands: Inngest takes nothing while a backlog of large records grows.
-pub(crate) fn backlog() -> disturb::Plan {
+pub(crate) fn backlog() -> plan::Plan {
     let outage = Act::Inngest { fault: Fault::status(503), time: Duration::from_secs(12) };
-    disturb::Plan {
-        members: vec![Vec::new()],
-        inngest: vec![(1, outage)],
-        ..disturb::Plan::default()
-    }
+    plan::Plan { members: vec![Vec::new()], inngest: vec![(1, outage)], ..plan::Plan::default() }
 }
 
 /// Runs a member that is sabotaged so, until it is asked to stop.
@@ -132,7 +128,7 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     let mut settings: Settings = *loaded.settings.expect("sound settings");
     logs::init(&settings.log).expect("a log");
     let breakers = breakers(&settings);
-    let mut memory = Memory::redis(&settings, &breakers)?;
+    let mut memory = Stores::redis(&settings, &breakers)?;
     if matches!(sabotage, Sabotage::OnePhaseClaims | Sabotage::NoClaims) {
         memory.claims = Box::new(Unsound { store: memory.claims, sabotage });
     }
@@ -226,7 +222,7 @@ impl Consumer for Twisted {
         self.honest.plan(work)
     }
 
-    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
         let Twist::Early(inngest) = &self.twist else {
             return self.honest.process(cx, work).await;
         };
@@ -253,13 +249,13 @@ struct Unsound {
 }
 
 impl Store for Unsound {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         Box::pin(async move {
             let mut replies = Vec::with_capacity(ops.len());
             for op in ops {
                 if let Op::Claim { key, .. } = op {
                     if self.sabotage == Sabotage::NoClaims {
-                        replies.push(Reply::Ours);
+                        replies.push(Reply::Granted);
                         continue;
                     }
                     let read = [Op::Read { key: key.clone() }];

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::disturb::BROKERS;
+use crate::plan::BROKERS;
 use crate::support::services::native::{script, up};
 use crate::support::{Signal, send_signal};
 

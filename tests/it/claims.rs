@@ -11,8 +11,8 @@ use futures::future::join_all;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
-use crate::support::relay::Relay;
 use crate::support::services::{Redis, redis};
+use crate::support::tcp_proxy::TcpProxy;
 use crate::support::{unique, until};
 
 const WINDOW: Duration = Duration::from_secs(300);
@@ -43,11 +43,15 @@ async fn raw(url: &str) -> MultiplexedConnection {
 async fn a_claim_is_its_records_own_also_after_a_crash_and_held_against_others_until_done() {
     let (first, second) = (claims(redis()), claims(redis()));
     let key = unique("claim");
-    assert_eq!(claim(&first, &key, "g/t/0/7").await, Reply::Ours);
+    assert_eq!(claim(&first, &key, "g/t/0/7").await, Reply::Granted);
     assert_eq!(claim(&second, &key, "g/t/0/9").await, Reply::Held);
     assert_eq!(second.read(key.clone()).await, Some(Reply::Held));
     drop(first);
-    assert_eq!(claim(&second, &key, "g/t/0/7").await, Reply::Ours, "the same record, redelivered");
+    assert_eq!(
+        claim(&second, &key, "g/t/0/7").await,
+        Reply::Granted,
+        "the same record, redelivered"
+    );
     second.confirm(key.clone(), 42, 0).await.expect("Redis answers");
     let third = claims(redis());
     for owner in ["g/t/0/7", "g/t/0/9"] {
@@ -60,11 +64,11 @@ async fn a_claim_is_its_records_own_also_after_a_crash_and_held_against_others_u
 async fn only_its_holder_gives_a_claim_back() {
     let claims = claims(redis());
     let key = unique("claim");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
     claims.release(key.clone(), "other".into()).await;
     assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
     claims.release(key.clone(), "holder".into()).await;
-    assert_eq!(claim(&claims, &key, "other").await, Reply::Ours);
+    assert_eq!(claim(&claims, &key, "other").await, Reply::Granted);
     claims.confirm(key.clone(), 1, 0).await.expect("Redis answers");
     claims.release(key.clone(), "other".into()).await;
     assert_eq!(claim(&claims, &key, "other").await, Reply::Done { accepted_ms: 1, due_ms: 0 });
@@ -75,12 +79,12 @@ async fn a_claim_runs_out_with_its_window_and_is_renewed_by_claiming_again() {
     let claims = claims(redis());
     let mut connection = raw(redis()).await;
     let key = unique("claim");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
     let left: i64 = connection.ttl(&key).await.expect("Redis answers");
     assert!((1..=300).contains(&left), "{left} s");
 
     let _: () = connection.expire(&key, 2).await.expect("Redis answers");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
     let left: i64 = connection.ttl(&key).await.expect("Redis answers");
     assert!(left > 2, "renewed, not {left} s");
     let _: () = connection.expire(&key, 100).await.expect("Redis answers");
@@ -90,7 +94,7 @@ async fn a_claim_runs_out_with_its_window_and_is_renewed_by_claiming_again() {
 
     let _: () = connection.pexpire(&key, 1).await.expect("Redis answers");
     until("the claim to run out", async || {
-        (claim(&claims, &key, "other").await == Reply::Ours).then_some(())
+        (claim(&claims, &key, "other").await == Reply::Granted).then_some(())
     })
     .await;
     claims.confirm(key.clone(), 5, 0).await.expect("Redis answers");
@@ -112,10 +116,10 @@ async fn hundreds_at_a_time_each_get_their_own_answer() {
     };
     // Odd ones are asked for by their holder again, even ones by somebody else.
     let first = everyone(|_| "holder".to_owned()).await;
-    assert!(first.iter().all(|reply| *reply == Reply::Ours));
+    assert!(first.iter().all(|reply| *reply == Reply::Granted));
     let again = everyone(|number| ["other", "holder"][number % 2].to_owned()).await;
     for (number, reply) in again.into_iter().enumerate() {
-        assert_eq!(reply, [Reply::Held, Reply::Ours][number % 2], "{number}");
+        assert_eq!(reply, [Reply::Held, Reply::Granted][number % 2], "{number}");
     }
 }
 
@@ -126,7 +130,7 @@ async fn scripts_need_not_be_known_to_the_server() {
     let mut connection = raw(redis.url()).await;
     for round in 0..2 {
         let key = format!("claim:{round}");
-        assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
+        assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
         assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
         let _: () = redis::cmd("SCRIPT")
             .arg("FLUSH")
@@ -134,7 +138,7 @@ async fn scripts_need_not_be_known_to_the_server() {
             .await
             .expect("Redis answers");
         claims.release(key.clone(), "holder".into()).await;
-        assert_eq!(claim(&claims, &key, "other").await, Reply::Ours);
+        assert_eq!(claim(&claims, &key, "other").await, Reply::Granted);
     }
 }
 
@@ -142,7 +146,7 @@ async fn scripts_need_not_be_known_to_the_server() {
 async fn while_it_is_away_claims_wait_and_go_on_when_it_is_back() {
     let redis = Redis::own();
     let waiting = claims(redis.url());
-    assert_eq!(claim(&waiting, "before", "holder").await, Reply::Ours);
+    assert_eq!(claim(&waiting, "before", "holder").await, Reply::Granted);
     redis.stop();
     let refused = waiting.claim("during".to_owned(), "holder".into()).await;
     assert!(refused.expect_err("away").to_string().contains("REDIS_URL"));
@@ -198,11 +202,11 @@ async fn an_account_that_is_refused_is_an_outage_that_ends_when_the_account_is_t
 
 #[tokio::test]
 async fn a_connection_that_has_gone_silent_is_replaced() {
-    let relay = Relay::to(address(redis())).await;
-    let claims = claims(&format!("redis://{}/", relay.address()));
+    let proxy = TcpProxy::to(address(redis())).await;
+    let claims = claims(&format!("redis://{}/", proxy.address()));
     let key = unique("claim");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Ours);
-    relay.silence();
+    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
+    proxy.silence();
     let silent = claims.claim(key.clone(), "holder".into()).await;
     assert!(silent.expect_err("no answer").to_string().contains("REDIS_URL"));
     answered(&claims, &key).await;
@@ -211,10 +215,10 @@ async fn a_connection_that_has_gone_silent_is_replaced() {
 #[tokio::test]
 async fn a_primary_that_became_a_replica_is_left_for_the_one_that_took_over() {
     let (old, new) = (Redis::own(), Redis::own());
-    let relay = Relay::to(address(old.url())).await;
-    let claims = claims(&format!("redis://{}/", relay.address()));
-    assert_eq!(claim(&claims, "before", "holder").await, Reply::Ours);
-    relay.lead_to(address(new.url()));
+    let proxy = TcpProxy::to(address(old.url())).await;
+    let claims = claims(&format!("redis://{}/", proxy.address()));
+    assert_eq!(claim(&claims, "before", "holder").await, Reply::Granted);
+    proxy.lead_to(address(new.url()));
     let (host, port) = address(new.url()).split_once(':').expect("host and port");
     let _: () = redis::cmd("REPLICAOF")
         .arg(&[host, port])
@@ -232,9 +236,9 @@ async fn while_it_is_away_a_consumer_that_may_proceeds() {
     let redis = Redis::own();
     redis.stop();
     let proceeding = claims_for(redis.url(), WINDOW, OnOutage::Proceed);
-    assert_eq!(claim(&proceeding, "during", "holder").await, Reply::Ours);
+    assert_eq!(claim(&proceeding, "during", "holder").await, Reply::Granted);
     proceeding.confirm("during".to_owned(), 7, 0).await.expect("goes on");
-    assert_eq!(claim(&proceeding, "during", "other").await, Reply::Ours);
+    assert_eq!(claim(&proceeding, "during", "other").await, Reply::Granted);
     redis.start();
     until("claims to be kept again", async || {
         claim(&proceeding, "after", "holder").await;
@@ -247,11 +251,11 @@ async fn while_it_is_away_a_consumer_that_may_proceeds() {
 async fn a_server_that_has_forgotten_gives_claims_anew_and_acceptances_are_remembered_here() {
     let redis = Redis::own();
     let claims = claims(redis.url());
-    assert_eq!(claim(&claims, "award", "holder").await, Reply::Ours);
+    assert_eq!(claim(&claims, "award", "holder").await, Reply::Granted);
     claims.confirm("award".to_owned(), 1_000, 0).await.expect("Redis answers");
     redis.restart_empty();
     until("an answer", async || claims.claim("other".to_owned(), "holder".into()).await.ok()).await;
-    assert_eq!(claim(&claims, "award", "other").await, Reply::Ours, "forgotten");
+    assert_eq!(claim(&claims, "award", "other").await, Reply::Granted, "forgotten");
     let known = claims.read("award".to_owned()).await;
     assert_eq!(
         known,

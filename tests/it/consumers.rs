@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::double::{Double, Options, redemption_result};
+use crm_event_processors::fakes::{Fake, Options, redemption_result};
 use rdkafka::Message as _;
 use rdkafka::message::Headers as _;
 use rdkafka::producer::FutureRecord;
@@ -22,13 +22,13 @@ fn expected() -> Value {
     serde_json::from_str(&text).expect("json")
 }
 
-async fn double() -> Double {
-    Double::start(Options { keep_data: true, ..Options::default() }).await.expect("a double")
+async fn fake() -> Fake {
+    Fake::start(Options { keep_data: true, ..Options::default() }).await.expect("a fake")
 }
 
 /// Name, id and data of every stored event.
-fn events(double: &Double) -> Vec<(String, String, Value)> {
-    double.inspect(|log| {
+fn events(fake: &Fake) -> Vec<(String, String, Value)> {
+    fake.inspect(|log| {
         let events = log.events.iter().map(|event| {
             let data = event.data.as_deref().expect("data is kept");
             let id = event.id.as_deref().expect("an id").to_owned();
@@ -55,8 +55,8 @@ async fn missions_of(recording: &str) {
     let seeded: i64 =
         redis::cmd("SADD").arg(&without).arg("").query_async(&mut cache).await.expect("set");
     assert_eq!(seeded, 1);
-    let double = double().await;
-    double.compute("mv_mission_conditions_expanded", |query| {
+    let fake = fake().await;
+    fake.compute("mv_mission_conditions_expanded", |query| {
         let filter = |name: &str| {
             let found = query.iter().find(|(column, _)| column == name).expect("a filter");
             Value::from(found.1.strip_prefix("eq.").expect("eq"))
@@ -65,7 +65,7 @@ async fn missions_of(recording: &str) {
         vec![Map::from_iter(row.into_iter().chain([("mission_id".to_owned(), MISSION.into())]))]
     });
     feed::produce(brokers, &prefix, 6, &recorded(recording).collect::<Vec<_>>()).await;
-    let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", "mission")
         .start();
     for table in ["purchase_ledger", "wallet_ledger", "form_submissions", "referral_ledger"] {
@@ -74,7 +74,7 @@ async fn missions_of(recording: &str) {
     assert!(daemon.stop().success(), "a clean stop");
 
     let mut found = BTreeSet::new();
-    for (name, id, data) in events(&double) {
+    for (name, id, data) in events(&fake) {
         let text = |field: &str| data[field].as_str().expect("text").to_owned();
         let (kind, row) = (text("event_type"), text("trigger_id"));
         assert_eq!((name.as_str(), text("mission_id").as_str()), ("mission/evaluate", MISSION));
@@ -119,7 +119,7 @@ async fn without_the_states_before_claims_absorb_what_repeats() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redemptions_and_codes_become_their_events_once_and_a_malformed_command_a_dead_letter() {
     let (brokers, prefix, redis) = (services::kafka(), unique("reward"), services::Redis::own());
-    let double = double().await;
+    let fake = fake().await;
     feed::produce(brokers, &prefix, 6, &recorded("life/full.jsonl.gz").collect::<Vec<_>>()).await;
     kafka::ensure_topic(brokers, COMMANDS, 3).await;
     // The topic's name is fixed, so another test's commands may lie there too.
@@ -134,7 +134,7 @@ async fn redemptions_and_codes_become_their_events_once_and_a_malformed_command_
     commands.extend((0..20).map(|number| command(number, 1)));
     commands.push(command(1000, 0));
     send(brokers, COMMANDS, &commands).await;
-    let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", "reward")
         .start();
     for topic in [COMMANDS, &format!("{prefix}.codes")] {
@@ -143,7 +143,7 @@ async fn redemptions_and_codes_become_their_events_once_and_a_malformed_command_
     assert!(daemon.stop().success(), "a clean stop");
 
     let mut found = BTreeMap::new();
-    for (name, id, data) in events(&double) {
+    for (name, id, data) in events(&fake) {
         if name == "reward/code-redeemed" || id.contains(&prefix) {
             assert!(found.insert(id.clone(), (name, data)).is_none(), "each once: {id}");
         }
@@ -192,7 +192,7 @@ async fn orders_are_passed_on_once_in_order_and_without_supabase() {
     const ORDERS: u32 = 2_000;
     const STATUSES: [&str; 3] = ["PAID", "SHIPPED", "COMPLETED"];
     let (brokers, prefix, redis) = (services::kafka(), unique("orders"), services::Redis::own());
-    let double = double().await;
+    let fake = fake().await;
     let topic = format!("{prefix}.renamed");
     kafka::create_topic(brokers, &topic, 4).await;
     let mut records = Vec::new();
@@ -205,7 +205,7 @@ async fn orders_are_passed_on_once_in_order_and_without_supabase() {
         }
     }
     send(brokers, &topic, &records).await;
-    let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", "marketplace")
         .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &topic)
         .with("SUPABASE_URL", "")
@@ -215,7 +215,7 @@ async fn orders_are_passed_on_once_in_order_and_without_supabase() {
     assert!(daemon.stop().success(), "a clean stop");
 
     let mut statuses: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (name, id, data) in events(&double) {
+    for (name, id, data) in events(&fake) {
         let text = |field: &str| data[field].as_str().expect("text").to_owned();
         assert_eq!(name, "marketplace/order-received");
         let (shop, number, status) = (text("shop_id"), text("order_sn"), text("order_status"));

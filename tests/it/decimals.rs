@@ -102,8 +102,8 @@ fn check(row: &Row<'_>, column: &str, said: Option<&str>, mode: &str, place: &st
         Some(said) if mode == "double" => {
             let written: BigDecimal = row.raw(column).expect(place).get().parse().expect(place);
             assert_eq!(read, Ok(Field::Value(written)), "{place}");
-            let double = |text: &str| text.parse::<f64>().expect("a number");
-            assert_eq!(double(row.raw(column).expect(place).get()), double(said), "{place}");
+            let fake = |text: &str| text.parse::<f64>().expect("a number");
+            assert_eq!(fake(row.raw(column).expect(place).get()), fake(said), "{place}");
         }
         Some(said) => assert_eq!(read, Ok(Field::Value(said.parse().expect(said))), "{place}"),
     }

@@ -1,5 +1,5 @@
-//! The whole way: SQL on a real PostgreSQL, a real Debezium, a real Kafka, the real daemon, and the double of Inngest.
-//! The double of Supabase runs the daemon's calls on that PostgreSQL. Tables, functions, publication, roles and
+//! The whole way: SQL on a real PostgreSQL, a real Debezium, a real Kafka, the real daemon, and the fake of Inngest.
+//! The fake of Supabase runs the daemon's calls on that PostgreSQL. Tables, functions, publication, roles and
 //! connector are those of `config/`.
 
 mod connector;
@@ -110,7 +110,7 @@ impl Past {
             let id = event.data["event_id"].as_str();
             id.is_some_and(|id| !id.starts_with(&world.prefix))
         };
-        let mut found = world.double.inspect(|log| Event::from(log, self.events));
+        let mut found = world.fake.inspect(|log| Event::from(log, self.events));
         self.events += found.len();
         found.retain(|event| !of_another_test(event));
         let tiers = found.extract_if(.., |event| event.name.starts_with("tier/")).collect();
@@ -173,7 +173,7 @@ async fn live(
         lives.expected.event(&format!("{name}:{id}"), data);
     }
     let told = |message: &Value| message["messages"][0]["payload"]["event_id"] == kitchen.0;
-    world.double.until(|log| log.broadcasts.iter().any(told)).await;
+    world.fake.until(|log| log.broadcasts.iter().any(told)).await;
 
     let found = past.next(world, workflows, &stretch, lives.expected).await;
     assert_eq!(past.asleep, asleep, "{stretch}: no award sleeps whose purchase was refunded");
@@ -228,16 +228,16 @@ async fn tiers(world: &World, found: &[Event], members: &[(String, &str)], sched
 
 /// Prints how long it takes from a purchase's commit, as its award carries it, to the award's acceptance.
 async fn latency(world: &World) {
-    let awards = |log: &crm_event_processors::double::Log| {
+    let awards = |log: &crm_event_processors::fakes::Log| {
         log.events.iter().filter(|event| &*event.name == "currency/award").count()
     };
-    let before = world.double.inspect(awards);
+    let before = world.fake.inspect(awards);
     for batch in 1..=BATCHES {
         let purchases: Vec<_> = (0..BATCH).map(|_| lives::completed("50.00")).collect();
         world.commit(&purchases).await;
-        world.double.until(|log| awards(log) == before + batch * BATCH).await;
+        world.fake.until(|log| awards(log) == before + batch * BATCH).await;
     }
-    let mut took: Vec<_> = world.double.inspect(|log| {
+    let mut took: Vec<_> = world.fake.inspect(|log| {
         let measured = log.events.iter().filter(|event| &*event.name == "currency/award");
         let took = measured.skip(before).map(|event| {
             let data = event.data.as_deref().expect("data is kept");

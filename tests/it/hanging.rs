@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use crm_event_processors::double::{Double, Endpoint, Fault, Lasting, Options};
+use crm_event_processors::fakes::{Endpoint, Fake, Fault, Lasting, Options};
 use rdkafka::producer::FutureRecord;
 use serde_json::{Map, Value, json};
 
@@ -35,13 +35,13 @@ fn purchase(row: usize) -> (String, String) {
 async fn two_thousand_rows_of_twenty_missions_are_held_as_rows() {
     let (brokers, prefix) = (services::kafka(), unique("hanging"));
     let redis = services::Redis::own();
-    let double = Double::start(Options::default()).await.expect("a double");
+    let fake = Fake::start(Options::default()).await.expect("a fake");
     let active = |number| {
         let mission = format!("mission-{number:02}");
         object(json!({"mission_id": mission, "merchant_id": "m", "condition_type": "purchase"}))
     };
-    double.fill("mv_mission_conditions_expanded", (0..MISSIONS).map(active).collect());
-    double.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
+    fake.fill("mv_mission_conditions_expanded", (0..MISSIONS).map(active).collect());
+    fake.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
     feed::produce(brokers, &prefix, 6, &[]).await;
     let topic = format!("{prefix}.purchase_ledger");
     let rows: Vec<(String, String)> = (0..ROWS).map(purchase).collect();
@@ -49,18 +49,18 @@ async fn two_thousand_rows_of_twenty_missions_are_held_as_rows() {
         .iter()
         .map(|(key, value)| FutureRecord::to(&topic).key(key.as_bytes()).payload(value.as_bytes()));
     kafka::produce(brokers, records).await;
-    let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", "mission")
         .with("BUFFER_BYTES", "32MiB")
         .with("CLIENT_REQUEST_TIMEOUT", "2s")
         .start();
     // Each of the four requests under way hangs, times out and is repeated.
-    double.until(|log| log.requests(Endpoint::Post).faults >= 8).await;
-    double.heal(Endpoint::Post);
+    fake.until(|log| log.requests(Endpoint::Post).faults >= 8).await;
+    fake.heal(Endpoint::Post);
     feed::caught_up(brokers, &format!("{prefix}-mission"), &topic).await;
     let peak = daemon.peak_memory();
     assert!(daemon.stop().success(), "a clean stop");
-    double.inspect(|log| {
+    fake.inspect(|log| {
         let ids = log.events.iter().filter_map(|event| event.id.as_deref());
         let ids: HashSet<&str> = ids.collect();
         assert_eq!((ids.len(), log.events.len()), (ROWS * MISSIONS, ROWS * MISSIONS), "each once");

@@ -1,4 +1,4 @@
-//! The Inngest client over real HTTP, against the double.
+//! The Inngest client over real HTTP, against the fake.
 
 mod batching;
 mod faults;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig, SendError};
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use crm_event_processors::outage::{Backoff, Breaker};
 use secrecy::SecretString;
 use serde_json::json;
@@ -20,9 +20,9 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("it must come to an end")
 }
 
-/// A double, a client of it and the client's breaker.
+/// A fake, a client of it and the client's breaker.
 struct Scene {
-    double: Double,
+    fake: Fake,
     inngest: Inngest,
     breaker: Arc<Breaker>,
 }
@@ -34,15 +34,15 @@ async fn scene() -> Scene {
 async fn scene_with(change: impl FnOnce(&mut InngestConfig)) -> Scene {
     let key = KEY.replace(' ', "");
     let options = Options { event_key: Some(key.clone()), ..Options::default() };
-    let double = Double::start(options).await.expect("a double");
-    let mut config = InngestConfig::new(double.url(), SecretString::from(key));
+    let fake = Fake::start(options).await.expect("a fake");
+    let mut config = InngestConfig::new(fake.url(), SecretString::from(key));
     let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(10) };
     config.backoff = backoff;
     config.settle = Duration::from_millis(10);
     change(&mut config);
     let breaker = Arc::new(Breaker::new("inngest", 3, backoff));
     let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a client");
-    Scene { double, inngest, breaker }
+    Scene { fake, inngest, breaker }
 }
 
 fn events<T: AsRef<str>>(ids: impl IntoIterator<Item = T>) -> Events {
@@ -67,7 +67,7 @@ impl Scene {
 
     /// How many copies of each event were stored.
     fn copies(&self) -> HashMap<String, usize> {
-        self.double.inspect(|log| {
+        self.fake.inspect(|log| {
             let mut copies = HashMap::new();
             for id in log.ids() {
                 *copies.entry(id.to_owned()).or_default() += 1;
@@ -78,7 +78,7 @@ impl Scene {
 
     /// How many different events of one sender's id Inngest would see.
     fn internal_ids(&self, id: &str) -> usize {
-        self.double.inspect(|log| {
+        self.fake.inspect(|log| {
             let of_id = log.events.iter().filter(|event| event.id.as_deref() == Some(id));
             of_id.map(|event| event.internal_id).collect::<HashSet<_>>().len()
         })

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crm_event_processors::double::{Double, Log, Options, Reply};
+use crm_event_processors::fakes::{Fake, Log, Options, Reply};
 use crm_event_processors::recording::Recorded;
 use serde_json::{Map, Value, json};
 
@@ -79,16 +79,16 @@ fn compare(what: &str, found: Vec<String>, must: &BTreeSet<String>, may: &BTreeS
 async fn live(recording: &str) {
     let (brokers, prefix) = (services::kafka(), unique("life"));
     let redis = services::Redis::own();
-    let double =
-        Double::start(Options { keep_data: true, ..Options::default() }).await.expect("a double");
+    let fake =
+        Fake::start(Options { keep_data: true, ..Options::default() }).await.expect("a fake");
     let records: Vec<_> = recorded(recording).collect();
-    double.fill("purchase_ledger", as_of(&records, purchases()));
+    fake.fill("purchase_ledger", as_of(&records, purchases()));
     // Every source earns here, as the expectations assume.
-    double.define("calc_currency_for_source", |_| {
+    fake.define("calc_currency_for_source", |_| {
         Reply::json(&json!([{"currency_type": "points", "component": "base", "amount": 7}]))
     });
     feed::produce(brokers, &prefix, PARTITIONS, &records).await;
-    let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("INNGEST_CANCEL_SETTLE", "1s")
         .with("CURRENCY_ORIGINAL_PATIENCE", "2s")
         .start();
@@ -99,7 +99,7 @@ async fn live(recording: &str) {
     assert!(daemon.stop().success(), "a clean stop");
 
     let (expected, none) = (expected(), BTreeSet::new());
-    double.inspect(|log| {
+    fake.inspect(|log| {
         let awards = events(log, "currency/award").filter_map(|(id, _)| Some(id?.to_owned()));
         compare("awards", awards.collect(), &strings(&expected["award"]), &none);
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crm_event_processors::double::{Double, Log, Options, Stored, currency_rows};
+use crm_event_processors::fakes::{Fake, Log, Options, Stored, currency_rows};
 use serde_json::Value;
 
 use crate::support::daemon::Environment;
@@ -137,18 +137,18 @@ pub(crate) fn repeats(log: &Log) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recorded_change_becomes_its_event_exactly_once_within_128_mib() {
     let (brokers, prefix) = (services::kafka(), unique("load"));
-    let double =
-        Double::start(Options { keep_data: true, ..Options::default() }).await.expect("a double");
+    let fake =
+        Fake::start(Options { keep_data: true, ..Options::default() }).await.expect("a fake");
     let redis = services::Redis::own();
     produce(brokers, &prefix).await;
-    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CURRENCY_CONCURRENCY", "64")
         .with("INNGEST_CANCEL_SETTLE", "2s");
     let daemon = environment.start();
     caught_up(brokers, &prefix).await;
     let peak = daemon.peak_memory();
     assert!(daemon.stop().success(), "a clean stop");
-    double.inspect(|log| {
+    fake.inspect(|log| {
         verify(log);
         assert_eq!(repeats(log), 0, "each event once");
         let cancelled = cancelled(log);
@@ -166,13 +166,13 @@ async fn every_recorded_change_becomes_its_event_exactly_once_within_128_mib() {
 async fn killed_at_random_moments_it_loses_nothing_and_repeats_only_what_was_in_flight() {
     let kills: u64 = std::env::var("LOAD_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
     let (brokers, prefix) = (services::kafka(), unique("kill"));
-    let double =
-        Double::start(Options { keep_data: true, ..Options::default() }).await.expect("a double");
+    let fake =
+        Fake::start(Options { keep_data: true, ..Options::default() }).await.expect("a fake");
     let redis = services::Redis::own();
     produce(brokers, &prefix).await;
     // Static membership: a dynamic member that was killed holds its partitions until the session
     // times out.
-    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CURRENCY_CONCURRENCY", "64")
         .with("INNGEST_CANCEL_SETTLE", "2s")
         .with("KAFKA_INSTANCE_ID", "one");
@@ -182,13 +182,13 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_only_what_was_in_
         // Somewhere in the share of the work that this life is to do.
         let share = total / (kills + 1);
         let moment = kill * share + fastrand::u64(0..share.max(1));
-        double.until(|log| log.events.len() as u64 > moment).await;
+        fake.until(|log| log.events.len() as u64 > moment).await;
         daemon.kill();
     }
     let daemon = environment.start();
     caught_up(brokers, &prefix).await;
     assert!(daemon.stop().success(), "a clean stop");
-    let repeats = double.inspect(|log| {
+    let repeats = fake.inspect(|log| {
         verify(log);
         repeats(log)
     });

@@ -1,7 +1,7 @@
 //! Tests that need more than one part of the daemon, or a real service: one binary, so that they
 //! share what is started.
 
-mod all_five;
+mod all_consumers;
 mod cases;
 mod claims;
 mod consumers;
@@ -11,20 +11,20 @@ mod decode_mutations;
 mod decode_recordings;
 mod demo;
 mod deploys;
-mod double;
 mod explain;
 mod explain_cases;
+mod fakes;
 mod full_path;
 mod hanging;
 mod inngest;
 mod life;
 mod load;
+mod new_consumer;
 mod packaging;
 mod promises;
 mod replay;
 mod security;
 mod services_smoke;
-mod sixth;
 mod supabase;
 mod support;
 mod tier;

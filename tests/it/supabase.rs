@@ -1,12 +1,10 @@
-//! The Supabase client over real HTTP, against the double.
+//! The Supabase client over real HTTP, against the fake.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crm_event_processors::clients::supabase::{CallError, CallFault, Supabase, SupabaseConfig};
-use crm_event_processors::double::{
-    Double, Endpoint, Fault, Lasting, Options, Reply, currency_rows,
-};
+use crm_event_processors::fakes::{Endpoint, Fake, Fault, Lasting, Options, Reply, currency_rows};
 use crm_event_processors::outage::{Backoff, Breakers};
 use secrecy::SecretString;
 use serde_json::value::RawValue;
@@ -15,21 +13,21 @@ use serde_json::{Map, Value, json};
 const CALC: &str = "calc_currency_for_source";
 
 struct Scene {
-    double: Double,
+    fake: Fake,
     supabase: Supabase,
     breakers: Arc<Breakers>,
 }
 
 async fn scene(key: &str, change: impl FnOnce(&mut SupabaseConfig)) -> Scene {
     let options = Options { supabase_key: Some(key.to_owned()), ..Options::default() };
-    let double = Double::start(options).await.expect("a double");
-    let mut config = SupabaseConfig::new(format!("{}/", double.url()), SecretString::from(key));
+    let fake = Fake::start(options).await.expect("a fake");
+    let mut config = SupabaseConfig::new(format!("{}/", fake.url()), SecretString::from(key));
     change(&mut config);
     // Breakers that stay open once they are: nothing here depends on how fast it runs.
     let hour = Duration::from_secs(3600);
     let breakers = Arc::new(Breakers::new(3, Backoff { base: hour, max: hour }));
     let supabase = Supabase::new(&config, Arc::clone(&breakers)).expect("a client");
-    Scene { double, supabase, breakers }
+    Scene { fake, supabase, breakers }
 }
 
 async fn plain() -> Scene {
@@ -53,21 +51,21 @@ fn object(value: Value) -> Map<String, Value> {
 async fn a_function_answers_with_the_value_as_it_came() {
     let scene = plain().await;
     let raw = r#"[{"amount":1.10,"big":9007199254740993}]"#;
-    scene.double.define("exact", |_| {
+    scene.fake.define("exact", |_| {
         Reply::json(&json!([{ "amount": 1.1, "big": 9_007_199_254_740_993_u64 }]))
     });
     let answer = scene.supabase.rpc("exact", &json!({})).await.expect("an answer");
     let kept: Box<RawValue> = answer.json().expect("json");
     assert_eq!(kept.get(), raw.replace("1.10", "1.1"));
     assert_eq!(scene.call(CALC).await.expect("rows"), Value::from(currency_rows("s")));
-    let bad = SupabaseConfig::new(scene.double.url(), SecretString::from("k"));
+    let bad = SupabaseConfig::new(scene.fake.url(), SecretString::from("k"));
     assert_eq!(bad.max_answer_bytes, 8 << 20);
 }
 
 #[tokio::test]
 async fn arguments_arrive_by_name_and_a_void_function_answers_null() {
     let scene = plain().await;
-    scene.double.define("void", |arguments| {
+    scene.fake.define("void", |arguments| {
         assert_eq!(arguments["p_source_id"], "s");
         Reply::void()
     });
@@ -79,7 +77,7 @@ async fn rows_are_selected_with_encoded_filters() {
     let scene = plain().await;
     let row = |id: &str, zone: Value| object(json!({ "id": id, "zone": zone, "other": 1 }));
     let rows = vec![row("a&b=c d", json!("UTC")), row("x", Value::Null), row("y", json!("Z"))];
-    scene.double.fill("merchant_master", rows);
+    scene.fake.fill("merchant_master", rows);
     let select = |filter: &'static str| {
         let query = [("id", filter), ("select", "id,zone")];
         let supabase = scene.supabase.clone();
@@ -126,7 +124,7 @@ async fn a_function_table_or_column_that_is_not_there_is_a_deploy_half_done() {
     assert_eq!((error.is_outage(), error.code.as_deref()), (true, Some("PGRST205")));
     assert!(error.to_string().contains("table nowhere"), "{error}");
 
-    scene.double.fill("merchant_master", vec![object(json!({ "id": 1 }))]);
+    scene.fake.fill("merchant_master", vec![object(json!({ "id": 1 }))]);
     let query = [("select", "id,colour")];
     let error = scene.supabase.select("merchant_master", &query).await.expect_err("no column");
     assert_eq!((error.is_outage(), error.code.as_deref()), (true, Some("42703")));
@@ -135,7 +133,7 @@ async fn a_function_table_or_column_that_is_not_there_is_a_deploy_half_done() {
 #[tokio::test]
 async fn what_a_function_raises_about_the_record_is_the_records_fault_and_no_outage() {
     let scene = plain().await;
-    scene.double.define("raise", |_| Reply::error(400, "P0001", "no such reward"));
+    scene.fake.define("raise", |_| Reply::error(400, "P0001", "no such reward"));
     for _ in 0..5 {
         let error = scene.call("raise").await.expect_err("raised");
         assert_eq!((error.fault, error.kind()), (CallFault::Record, "supabase_refused"));
@@ -176,7 +174,7 @@ async fn every_kind_of_trouble_is_an_outage_with_the_right_signs() {
         let short = Duration::from_millis(300);
         let scene = scene("k", |config| config.http.timeout = short).await;
         for endpoint in [Endpoint::Rpc, Endpoint::Rest] {
-            scene.double.fail(endpoint, fault.clone(), Lasting::Next(1));
+            scene.fake.fail(endpoint, fault.clone(), Lasting::Next(1));
         }
         let errors = [
             scene.call(CALC).await.expect_err("a fault"),
@@ -190,7 +188,7 @@ async fn every_kind_of_trouble_is_an_outage_with_the_right_signs() {
             assert!(!text.contains('\n') && !text.contains('<'), "{text}");
             assert!(text.contains(CALC) || text.contains("wallet_ledger"), "{text}");
             let answered = matches!(fault, Fault::Status { page: true, .. });
-            assert!(!answered || text.contains(scene.double.url()), "{text}");
+            assert!(!answered || text.contains(scene.fake.url()), "{text}");
         }
         scene.call(CALC).await.expect("one failure does not open the breaker");
     }
@@ -199,7 +197,7 @@ async fn every_kind_of_trouble_is_an_outage_with_the_right_signs() {
 #[tokio::test]
 async fn a_statement_that_ran_into_its_time_out_is_an_overload() {
     let scene = plain().await;
-    scene.double.define("slow", |_| {
+    scene.fake.define("slow", |_| {
         Reply::error(500, "57014", "canceling statement due to statement timeout")
     });
     let error = scene.call("slow").await.expect_err("too slow");
@@ -209,8 +207,8 @@ async fn a_statement_that_ran_into_its_time_out_is_an_overload() {
 #[tokio::test]
 async fn an_open_breaker_answers_at_once_and_only_for_its_own_function() {
     let scene = plain().await;
-    scene.double.define("well", |_| Reply::void());
-    scene.double.define("ill", |_| Reply::error(500, "XX000", "internal error"));
+    scene.fake.define("well", |_| Reply::void());
+    scene.fake.define("ill", |_| Reply::error(500, "XX000", "internal error"));
     for _ in 0..3 {
         scene.call("ill").await.expect_err("ill");
     }
@@ -223,7 +221,7 @@ async fn an_open_breaker_answers_at_once_and_only_for_its_own_function() {
     assert!(wait > Duration::from_secs(1000), "{wait:?}");
     scene.call("well").await.expect("another function is well");
     scene.supabase.select("wallet_ledger", &[]).await.expect("a table is well");
-    assert_eq!(scene.double.inspect(|log| log.calls["ill"]), 3);
+    assert_eq!(scene.fake.inspect(|log| log.calls["ill"]), 3);
     let away: Vec<String> = scene
         .breakers
         .all()
@@ -239,7 +237,7 @@ async fn an_open_breaker_answers_at_once_and_only_for_its_own_function() {
 #[tokio::test]
 async fn the_wait_that_the_server_asks_for_reaches_the_caller() {
     let scene = plain().await;
-    scene.double.fail(Endpoint::Rpc, Fault::too_many(1700), Lasting::Next(1));
+    scene.fake.fail(Endpoint::Rpc, Fault::too_many(1700), Lasting::Next(1));
     let error = scene.call(CALC).await.expect_err("too many");
     let wait = Some(Duration::from_secs(1700));
     assert_eq!(error.fault, CallFault::Outage { retry_after: wait });
@@ -250,7 +248,7 @@ async fn the_wait_that_the_server_asks_for_reaches_the_caller() {
 #[tokio::test]
 async fn an_answer_beyond_the_limit_is_not_read() {
     let scene = scene("k", |config| config.max_answer_bytes = 1000).await;
-    scene.double.define("large", |_| Reply::json(&"x".repeat(2000).into()));
+    scene.fake.define("large", |_| Reply::json(&"x".repeat(2000).into()));
     let error = scene.call("large").await.expect_err("too large");
     assert_eq!((error.is_outage(), error.kind()), (true, "supabase_too_large"));
 }

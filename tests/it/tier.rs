@@ -146,7 +146,7 @@ async fn protocol(store: &impl Store) {
     let claim = Op::Claim { key: format!("{key}-claim"), owner: "g/t/0/1".into() };
     let replies = store.execute(&[claim, free("g/t/1/2", 0), acquire("g/t/0/4", None)]).await;
     let replies = replies.expect("answers");
-    assert_eq!(replies, [Reply::Ours, Reply::Ours, acquired(Some(0), false)], "in one go");
+    assert_eq!(replies, [Reply::Granted, Reply::Granted, acquired(Some(0), false)], "in one go");
 }
 
 const WINDOW: Duration = Duration::from_secs(300);

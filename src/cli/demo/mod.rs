@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use self::screen::Screen;
 use crate::config::process_environment;
 use crate::demo::faults::Fault;
-use crate::demo::{self, DemoError, Feed, Options, Told};
-use crate::double::Endpoint;
+use crate::demo::{self, DemoError, Feed, Options, Progress};
+use crate::fakes::Endpoint;
 use crate::telemetry::logs;
 
 /// Records a second where nothing is said: slow enough to be watched.
@@ -27,7 +27,7 @@ pub struct Args {
     /// Feed at least so many records: the recording is repeated under fresh ids [default: once]
     #[arg(long, value_name = "N")]
     records: Option<usize>,
-    /// Go on until CTRL-C, then judge
+    /// Go on until CTRL-C, then check
     #[arg(long)]
     keep_running: bool,
     /// How long requests take at least: post=, rpc= and rest=, such as rpc=20ms,post=50ms
@@ -79,19 +79,19 @@ pub async fn demo(args: &Args) -> Result<bool, DemoError> {
     logs::init(&demo::log_settings(&options.environment)?).ok();
     let colours = io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let (told, mut heard) = mpsc::unbounded_channel();
+    let (progress, mut heard) = mpsc::unbounded_channel();
     let screen = std::thread::spawn(move || {
         let mut screen = Screen::new(io::stdout(), colours);
-        // Parts of a daemon that was torn down may keep their end of the channel for a while.
-        while let Some(told) = heard.blocking_recv()
-            && !matches!(told, Told::Over)
+        // Dependencies of a daemon that was torn down may keep their end of the channel for a while.
+        while let Some(progress) = heard.blocking_recv()
+            && !matches!(progress, Progress::Over)
         {
-            screen.tell(&told);
+            screen.tell(&progress);
         }
         screen
     });
     let stop = CancellationToken::new();
-    let run = demo::run(&options, told, &stop);
+    let run = demo::run(&options, progress, &stop);
     tokio::pin!(run);
     let mut presses = 0;
     let report = loop {
@@ -106,7 +106,7 @@ pub async fn demo(args: &Args) -> Result<bool, DemoError> {
             }
         }
     };
-    let right = report.findings.as_ref().is_some_and(|findings| findings.is_right());
+    let right = report.differences.as_ref().is_some_and(|differences| differences.is_right());
     // A screen that panicked has shown that already.
     if let Ok(mut screen) = screen.join() {
         screen.conclude(&report);

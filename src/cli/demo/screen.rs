@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::demo::demand::{Event, Findings};
+use crate::demo::expectation::{Differences, Event};
 use crate::demo::watch::Tally;
-use crate::demo::{Report, Told};
+use crate::demo::{Progress, Report};
 use crate::engine::{Origin, Outcome};
 
 /// Lines of one kind before they are only counted.
 const EVENTS: usize = 12;
 const OTHERS: usize = 3;
-/// Findings that are named.
+/// Differences that are named.
 const FINDINGS: usize = 20;
 const WIDTH: usize = 100;
 
@@ -39,19 +39,19 @@ impl<W: Write> Screen<W> {
     }
 
     /// Shows what happens.
-    pub(super) fn tell(&mut self, told: &Told) {
-        match told {
-            Told::Over => {}
-            Told::Note(text) => {
+    pub(super) fn tell(&mut self, progress: &Progress) {
+        match progress {
+            Progress::Over => {}
+            Progress::Note(text) => {
                 self.wrapped("", text, BOLD);
             }
-            Told::Event(event) => {
+            Progress::Event(event) => {
                 self.capped(EVENTS, &event.name, GREEN, "sent", &about(event));
             }
-            Told::Waits { consumer, origin, reason } => {
+            Progress::Waits { consumer, origin, reason } => {
                 self.capped(OTHERS, reason, YELLOW, "waits", &place(consumer, origin));
             }
-            Told::Outcome { consumer, origin, outcome } => match outcome {
+            Progress::Outcome { consumer, origin, outcome } => match outcome {
                 Outcome::Sent => {}
                 Outcome::Skipped(reason) => {
                     self.capped(OTHERS, reason, DIM, "skipped", &place(consumer, origin));
@@ -146,9 +146,9 @@ impl<W: Write> Screen<W> {
             }
         }
         self.plain("");
-        match &report.findings {
+        match &report.differences {
             None => self.line(YELLOW, "interrupted: what arrived was not judged"),
-            Some(findings) => self.verdict(findings, report.fed),
+            Some(differences) => self.verdict(differences, report.fed),
         }
     }
 
@@ -170,16 +170,16 @@ impl<W: Write> Screen<W> {
         }
     }
 
-    fn verdict(&mut self, findings: &Findings, fed: usize) {
-        if findings.is_right() {
-            let right = findings.right;
+    fn verdict(&mut self, differences: &Differences, fed: usize) {
+        if differences.is_right() {
+            let right = differences.right;
             self.wrapped(
                 "",
-                &format!("RIGHT: {fed} records, and all {right} outcomes that they demand"),
+                &format!("RIGHT: {fed} records, and all {right} outcomes that they expectation"),
                 GREEN,
             );
-            if findings.repeated > 0 {
-                let again = findings.repeated;
+            if differences.repeated > 0 {
+                let again = differences.repeated;
                 let text = format!("{again} came again, each with the same id and content");
                 self.wrapped("  ", &text, GREEN);
             }
@@ -187,9 +187,9 @@ impl<W: Write> Screen<W> {
         }
         self.line(RED, "WRONG:");
         for (what, lines) in [
-            ("missing", &findings.missing),
-            ("too many", &findings.extra),
-            ("different", &findings.different),
+            ("missing", &differences.missing),
+            ("too many", &differences.extra),
+            ("different", &differences.different),
         ] {
             for line in lines.iter().take(FINDINGS) {
                 self.line(RED, &format!("  {what:<9} {line}"));
@@ -267,7 +267,7 @@ mod tests {
 
     use super::*;
 
-    fn report(findings: Option<Findings>) -> Report {
+    fn report(differences: Option<Differences>) -> Report {
         let tally = Tally {
             records: 4,
             sent: 2,
@@ -281,7 +281,7 @@ mod tests {
             consumers: vec![("currency", tally, 3)],
             met_fault: 1,
             dead_letters: Vec::new(),
-            findings,
+            differences,
         }
     }
 
@@ -293,8 +293,8 @@ mod tests {
 
     #[test]
     fn a_right_result_is_told_with_counts_and_latencies() {
-        let findings = Findings { right: 3, repeated: 1, ..Findings::default() };
-        let text = shown(|screen| screen.conclude(&report(Some(findings))));
+        let differences = Differences { right: 3, repeated: 1, ..Differences::default() };
+        let text = shown(|screen| screen.conclude(&report(Some(differences))));
         assert!(text.contains("RIGHT: 4 records, and all 3 outcomes"), "{text}");
         assert!(text.contains("1 came again"), "{text}");
         assert!(text.contains("1.5    7 ms   3.0 s") && text.contains("2000000"), "{text}");
@@ -302,12 +302,12 @@ mod tests {
 
     #[test]
     fn a_wrong_result_names_what_is_wrong_and_an_interrupted_one_is_not_judged() {
-        let findings = Findings {
+        let differences = Differences {
             missing: vec!["currency/award:purchase:1".to_owned()],
             extra: vec!["x".to_owned(); FINDINGS + 5],
-            ..Findings::default()
+            ..Differences::default()
         };
-        let text = shown(|screen| screen.conclude(&report(Some(findings))));
+        let text = shown(|screen| screen.conclude(&report(Some(differences))));
         assert!(text.contains("WRONG") && text.contains("missing   currency/award:purchase:1"));
         assert!(text.contains("and 5 more") && !text.contains("RIGHT"), "{text}");
         let text = shown(|screen| screen.conclude(&report(None)));
@@ -322,9 +322,9 @@ mod tests {
         let event = Event { name: "currency/cancelled".to_owned(), id: None, data };
         let text = shown(|screen| {
             for _ in 0..100 {
-                screen.tell(&Told::Event(event.clone()));
+                screen.tell(&Progress::Event(event.clone()));
             }
-            screen.tell(&Told::Note("word ".repeat(200)));
+            screen.tell(&Progress::Note("word ".repeat(200)));
         });
         assert_eq!(text.matches(id).count(), EVENTS);
         assert!(text.contains("33.333407 %"), "{text}");

@@ -29,12 +29,12 @@ pub(super) enum Verdict {
     TooLarge { message: String },
     /// The events may or may not have been taken, or the server takes none at present: the same
     /// request again.
-    Retry { says: Says, retry_after: Option<Duration>, message: String },
+    Retry { evidence: Evidence, retry_after: Option<Duration>, message: String },
 }
 
 /// What a failure says about the events of the request that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Says {
+pub(super) enum Evidence {
     /// A whole answer that is about this very request: a 500, an odd 400.
     Answered,
     /// No whole answer came. Only once others are accepted meanwhile may it be the events' doing.
@@ -65,11 +65,11 @@ pub(super) fn judge(
     retry_after: Option<Duration>,
 ) -> Verdict {
     let reply = Reply::parse(body);
-    let retry = |says, message| Verdict::Retry { says, retry_after, message };
+    let retry = |evidence, message| Verdict::Retry { evidence, retry_after, message };
     match (status, reply) {
         (200, Some(reply)) if reply.took_all(events) => Verdict::Accepted,
         (200, reply) => retry(
-            says(200, reply.as_ref()),
+            evidence(200, reply.as_ref()),
             "inngest answered 200 without naming every event: \
              check the base url and what stands in between"
                 .to_owned(),
@@ -84,7 +84,7 @@ pub(super) fn judge(
             message: "inngest answered 413: the request is too large".to_owned(),
         },
         (status, reply) => {
-            let says = says(status, reply.as_ref());
+            let evidence = evidence(status, reply.as_ref());
             let text = reply.and_then(|reply| reply.error).unwrap_or_default();
             let mut message = format!("inngest answered {status}");
             for part in [one_line(&text).as_str(), advice(status)] {
@@ -93,19 +93,19 @@ pub(super) fn judge(
                     message.push_str(part);
                 }
             }
-            retry(says, message)
+            retry(evidence, message)
         }
     }
 }
 
 /// What an answer that accepts nothing says about the events.
-fn says(status: u16, reply: Option<&Reply>) -> Says {
+fn evidence(status: u16, reply: Option<&Reply>) -> Evidence {
     if about_everybody(status) {
-        Says::Nothing
+        Evidence::Nothing
     } else if reply.is_some_and(|reply| reply.is_inngests(status)) && !about_the_way(status) {
-        Says::Answered
+        Evidence::Answered
     } else {
-        Says::Unclear
+        Evidence::Unclear
     }
 }
 
@@ -263,8 +263,8 @@ mod tests {
         }
     }
 
-    fn is(expected: Says, verdict: &Verdict) -> bool {
-        matches!(verdict, Verdict::Retry { says, .. } if *says == expected)
+    fn is(expected: Evidence, verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Retry { evidence, .. } if *evidence == expected)
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
             r#"{"ids":["a","b"],"status":200"#,
         ] {
             let verdict = judge(200, odd.as_bytes(), 2, None);
-            assert!(is(Says::Unclear, &verdict), "{odd}");
+            assert!(is(Evidence::Unclear, &verdict), "{odd}");
         }
     }
 
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn a_400_that_makes_no_sense_is_of_unknown_outcome() {
         let too_many = r#"{"ids":["a","b","c"],"status":400}"#;
-        assert!(is(Says::Answered, &judge(400, too_many.as_bytes(), 2, None)));
+        assert!(is(Evidence::Answered, &judge(400, too_many.as_bytes(), 2, None)));
     }
 
     #[test]
@@ -329,10 +329,10 @@ mod tests {
             for body in ["", "<html>", "{}", r#"{"message":"no Route matched with those values"}"#]
             {
                 let verdict = judge(status, body.as_bytes(), 2, None);
-                assert!(is(Says::Unclear, &verdict), "{status} {body}: {verdict:?}");
+                assert!(is(Evidence::Unclear, &verdict), "{status} {body}: {verdict:?}");
             }
         }
-        assert!(is(Says::Nothing, &judge(404, b"<html>", 2, None)), "a wrong address");
+        assert!(is(Evidence::Nothing, &judge(404, b"<html>", 2, None)), "a wrong address");
     }
 
     #[test]
@@ -340,16 +340,17 @@ mod tests {
         let everybody = [301, 303, 401, 402, 403, 404, 405, 406, 409, 412, 429];
         let the_way = [408, 502, 503, 504, 520, 524];
         let the_request = [500, 501, 422];
-        let all = everybody.map(|status| (status, Says::Nothing)).into_iter();
-        let all = all.chain(the_way.map(|status| (status, Says::Unclear)));
-        for (status, expected) in all.chain(the_request.map(|status| (status, Says::Answered))) {
+        let all = everybody.map(|status| (status, Evidence::Nothing)).into_iter();
+        let all = all.chain(the_way.map(|status| (status, Evidence::Unclear)));
+        for (status, expected) in all.chain(the_request.map(|status| (status, Evidence::Answered)))
+        {
             let wait = Some(Duration::from_secs(3));
             let body = format!(r#"{{"ids":[""],"status":{status},"error":"x"}}"#);
             let verdict = judge(status, body.as_bytes(), 1, wait);
-            let Verdict::Retry { says, retry_after, .. } = verdict else {
+            let Verdict::Retry { evidence, retry_after, .. } = verdict else {
                 panic!("{status}: {verdict:?}");
             };
-            assert_eq!((says, retry_after), (expected, wait), "{status}");
+            assert_eq!((evidence, retry_after), (expected, wait), "{status}");
         }
         assert!(matches!(judge(413, b"", 1, None), Verdict::TooLarge { .. }));
     }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::answer::{Cause, Says, Verdict};
+use super::answer::{Cause, Evidence, Verdict};
 use super::event::Events;
 use super::{Accepted, SendError};
 use crate::room::Charge;
@@ -146,7 +146,7 @@ pub(super) struct Batch {
     /// How often it failed with an answer that may be about its events.
     pub(super) answers: u32,
     /// How often it failed with others accepted in between; the first answer counts too.
-    pub(super) strikes: u32,
+    pub(super) counted_failures: u32,
     /// How many batches had been accepted when it was first sent, then when it last failed.
     pub(super) accepted_before: Option<u64>,
     /// Whether some of it may have been taken, although no answer said so.
@@ -198,7 +198,7 @@ impl Batch {
             seed: None,
             attempts: 0,
             answers: 0,
-            strikes: 0,
+            counted_failures: 0,
             accepted_before: None,
             maybe_taken: false,
             met_silence: false,
@@ -246,19 +246,19 @@ impl Batch {
 
     /// Counts a failure against it, where that says anything: `accepted` batches were accepted so
     /// far.
-    pub(super) fn failed(&mut self, says: Says, accepted: u64) {
-        self.maybe_taken |= says != Says::Nothing;
-        self.met_silence |= says == Says::Silent;
+    pub(super) fn failed(&mut self, evidence: Evidence, accepted: u64) {
+        self.maybe_taken |= evidence != Evidence::Nothing;
+        self.met_silence |= evidence == Evidence::Silent;
         let others_passed = self.accepted_before.is_some_and(|before| accepted > before);
-        let strikes = match says {
-            Says::Nothing | Says::Unclear => return,
-            Says::Silent => others_passed,
-            Says::Answered => {
+        let counted_failures = match evidence {
+            Evidence::Nothing | Evidence::Unclear => return,
+            Evidence::Silent => others_passed,
+            Evidence::Answered => {
                 self.answers += 1;
-                self.strikes == 0 || others_passed
+                self.counted_failures == 0 || others_passed
             }
         };
-        self.strikes += u32::from(strikes);
+        self.counted_failures += u32::from(counted_failures);
         self.accepted_before = Some(accepted);
     }
 
@@ -274,9 +274,9 @@ impl Batch {
             return Some(self);
         }
         self.parts.retain(|part| !gone(part));
-        let Self { attempts, answers, strikes, accepted_before, is_part, due, .. } = self;
+        let Self { attempts, answers, counted_failures, accepted_before, is_part, due, .. } = self;
         let rest = Self::new(self.parts);
-        Some(Self { attempts, answers, strikes, accepted_before, is_part, due, ..rest })
+        Some(Self { attempts, answers, counted_failures, accepted_before, is_part, due, ..rest })
     }
 
     /// Whether every caller has gone.

@@ -1,6 +1,6 @@
 //! Inngest's event API: micro-batches across all lanes and consumers of the process.
 //!
-//! [`Inngest::send`] hands events to one collector task, which fills requests from all callers
+//! [`Inngest::send`] hands events to one batcher task, which fills requests from all callers
 //! (a bounded wait of a few milliseconds, 5,000 events, a byte limit) and keeps a few of them under
 //! way. Each caller gets the outcome of its own events:
 //!
@@ -24,7 +24,7 @@
 
 mod answer;
 mod batch;
-mod collector;
+mod batcher;
 mod event;
 mod limits;
 mod queue;
@@ -43,9 +43,9 @@ pub use event::{Events, InvalidEvent};
 
 use self::batch::Limits;
 use self::batch::Submission;
-use self::collector::{Collector, Wire};
-use super::hidden::Hidden;
+use self::batcher::{Batcher, Wire};
 use super::http::{self, HttpConfig, SetupError};
+use super::key_redaction::KeyRedaction;
 use crate::outage::{Backoff, Breaker};
 use crate::room::{Room, Turn};
 
@@ -141,7 +141,7 @@ pub enum SendError {
         /// As [`Accepted::served`].
         served: u32,
     },
-    /// The collector has ended, since the process is stopping.
+    /// The batcher has ended, since the process is stopping.
     #[error("the inngest client has stopped")]
     Closed,
 }
@@ -174,7 +174,7 @@ impl From<InvalidEvent> for SendError {
     }
 }
 
-/// The process's way to Inngest. Cheap to clone; the collector ends when the last clone is dropped.
+/// The process's way to Inngest. Cheap to clone; the batcher ends when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Inngest {
     // Unbounded: each caller has one submission here at most, and the room bounds their bytes.
@@ -184,7 +184,7 @@ pub struct Inngest {
 }
 
 impl Inngest {
-    /// Starts the collector on the current runtime. Outages are reported to `breaker`, which also
+    /// Starts the batcher on the current runtime. Outages are reported to `breaker`, which also
     /// gives leave to every request.
     ///
     /// # Errors
@@ -193,8 +193,8 @@ impl Inngest {
         let wire = Wire::new(config)?;
         let (submissions, incoming) = mpsc::unbounded_channel();
         let limits = Limits { events: config.max_events.max(1), bytes: config.max_bytes };
-        let collector = Collector::new(config, limits, incoming);
-        tokio::spawn(async move { collector.run(&wire, &breaker).await });
+        let batcher = Batcher::new(config, limits, incoming);
+        tokio::spawn(async move { batcher.run(&wire, &breaker).await });
         let room = Room::new(config.max_written_bytes);
         Ok(Self { submissions, max_event_bytes: config.max_event_bytes, room })
     }
@@ -274,7 +274,7 @@ impl Wire {
                 .map_err(|_| SetupError::Key { service: SERVICE, setting: "INNGEST_ENV" })?;
             headers.insert(ENVIRONMENT, value);
         }
-        let hidden = Hidden::new(&config.event_key);
-        Ok(Self { http: http::client(SERVICE, &config.http, &url)?, url, headers, hidden })
+        let redaction = KeyRedaction::new(&config.event_key);
+        Ok(Self { http: http::client(SERVICE, &config.http, &url)?, url, headers, redaction })
     }
 }

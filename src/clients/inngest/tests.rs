@@ -1,27 +1,27 @@
-//! What batches remember of failures, against the double.
+//! What batches remember of failures, against the fake.
 
 use serde_json::json;
 
 use super::*;
-use crate::double::{Double, Endpoint, Fault, Lasting, Options, Poison};
+use crate::fakes::{Endpoint, Fake, Fault, Lasting, Options, Poison};
 
 struct Scene {
-    double: Double,
+    fake: Fake,
     inngest: Inngest,
     breaker: Arc<Breaker>,
 }
 
 async fn scene(change: impl FnOnce(&mut InngestConfig)) -> Scene {
-    let double = Double::start(Options::default()).await.expect("the double starts");
+    let fake = Fake::start(Options::default()).await.expect("the fake starts");
     let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(5) };
-    let key = || SecretString::from("for-the-double");
-    let mut config = InngestConfig { backoff, ..InngestConfig::new(double.url(), key()) };
+    let key = || SecretString::from("for-the-fake");
+    let mut config = InngestConfig { backoff, ..InngestConfig::new(fake.url(), key()) };
     config.settle = Duration::from_millis(5);
     config.max_wait = Duration::from_millis(50);
     change(&mut config);
     let breaker = Arc::new(Breaker::new("inngest", 1_000, backoff));
     let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a usable address");
-    Scene { double, inngest, breaker }
+    Scene { fake, inngest, breaker }
 }
 
 impl Scene {
@@ -34,7 +34,7 @@ impl Scene {
     }
 
     fn posts(&self) -> usize {
-        self.double.inspect(|log| log.posts.len())
+        self.fake.inspect(|log| log.posts.len())
     }
 
     /// Sends a bad event with neighbours, while others pass, until it has come to an end.
@@ -61,10 +61,10 @@ impl Scene {
 #[tokio::test]
 async fn an_event_that_was_found_to_fail_alone_takes_no_neighbours_with_it_again() {
     let scene = scene(|_| {}).await;
-    scene.double.poison("bad", Some(Poison::Status(500)));
+    scene.fake.poison("bad", Some(Poison::Status(500)));
     assert!(matches!(scene.send_with_neighbours(0).await, Err(SendError::Outage { .. })));
     let failed = |scene: &Scene, from: usize| {
-        scene.double.inspect(|log| {
+        scene.fake.inspect(|log| {
             let failed = log.posts[from..].iter().filter(|post| post.status != 200);
             failed.map(|post| post.bytes).collect::<Vec<_>>()
         })
@@ -87,12 +87,12 @@ async fn a_gateways_answers_and_those_of_another_shape_never_take_a_batch_apart(
         Fault::OddSuccess,
     ] {
         let scene = scene(|_| {}).await;
-        scene.double.fail(Endpoint::Post, fault.clone(), Lasting::Next(40));
+        scene.fake.fail(Endpoint::Post, fault.clone(), Lasting::Next(40));
         let ids: Vec<String> = (0..8).map(|id| format!("e-{id}")).collect();
         let sent =
             futures::future::join_all(ids.iter().map(|id| async { scene.send(&[id]).await }));
         assert!(sent.await.iter().all(Result::is_ok), "{fault:?}");
-        let seeds = scene.double.inspect(|log| {
+        let seeds = scene.fake.inspect(|log| {
             log.posts.iter().map(|post| (post.seed.clone(), post.body_hash)).collect::<Vec<_>>()
         });
         assert_eq!(seeds.len(), 41, "{fault:?}");
@@ -105,7 +105,7 @@ async fn one_413_does_not_shrink_requests_for_good() {
     let scene = scene(|config| config.max_wait = Duration::from_millis(20)).await;
     let many: Vec<String> = (0..100).map(|id| format!("many-{id}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    scene.double.fail(Endpoint::Post, Fault::status(413), Lasting::Next(1));
+    scene.fake.fail(Endpoint::Post, Fault::status(413), Lasting::Next(1));
     scene.send(&many).await.expect("accepted in parts");
     let parts = scene.posts() - 1;
     assert!(parts >= 2, "in parts");
@@ -120,7 +120,7 @@ async fn one_413_does_not_shrink_requests_for_good() {
 #[tokio::test]
 async fn what_a_caller_was_served_itself_is_told_apart_from_what_others_were() {
     let scene = scene(|_| {}).await;
-    scene.double.poison("bad", Some(Poison::Refused("its queue is not there".to_owned())));
+    scene.fake.poison("bad", Some(Poison::Refused("its queue is not there".to_owned())));
     let refused = scene.send(&["a", "b", "bad"]).await.expect_err("refused");
     assert!(matches!(refused, SendError::Refused { certain: false, .. }), "{refused:?}");
     assert_eq!((u64::from(refused.served()), scene.breaker.successes()), (1, 1), "its own");

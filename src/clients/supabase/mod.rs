@@ -29,9 +29,9 @@ use tokio::time::Instant;
 
 pub use error::{CallError, CallFault};
 
-use super::hidden::Hidden;
 use super::http::{self, HttpConfig, ReadError, SetupError};
-use crate::measures;
+use super::key_redaction::KeyRedaction;
+use crate::metric_names;
 use crate::outage::{Breaker, Breakers};
 
 const SERVICE: &str = "supabase";
@@ -115,7 +115,7 @@ struct Shared {
     /// The base as messages show it.
     address: String,
     headers: HeaderMap,
-    hidden: Hidden,
+    redaction: KeyRedaction,
     max_answer_bytes: usize,
     breakers: Arc<Breakers>,
 }
@@ -134,7 +134,7 @@ impl Supabase {
             address: shown(&base),
             base: base.into(),
             headers: key_headers(&config.key)?,
-            hidden: Hidden::new(&config.key),
+            redaction: KeyRedaction::new(&config.key),
             max_answer_bytes: config.max_answer_bytes,
             breakers,
         };
@@ -247,7 +247,7 @@ impl Supabase {
             return Ok(());
         }
         let body = http::read(response, self.shared.max_answer_bytes).await.unwrap_or_default();
-        let body = self.shared.hidden.take_out(body);
+        let body = self.shared.redaction.redact(body);
         Err(CallError::answer(what, &self.shared.address, status.as_u16(), &body, None))
     }
 
@@ -278,7 +278,7 @@ impl Supabase {
             let answer = Answer { body, what: what.into(), breaker, latency, total };
             decode(&answer).map(|decoded| (decoded, answer))
         });
-        measures::request(dependency, latency, outcome.is_ok());
+        metric_names::request(dependency, latency, outcome.is_ok());
         match outcome {
             Ok(answered) => {
                 leave.succeeded();
@@ -316,7 +316,7 @@ impl Supabase {
         let success = (200..300).contains(&status);
         match body {
             Ok(body) if !success => {
-                let body = self.shared.hidden.take_out(body);
+                let body = self.shared.redaction.redact(body);
                 Err(CallError::answer(what, address, status, &body, wait))
             }
             // The status tells enough where the rest of an error cannot be had.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::consumers::testing::Bench;
-use crate::double::{Backend, Reply};
+use crate::fakes::{Backend, Reply};
 
 const TABLE: &str = "purchase_ledger";
 
@@ -24,7 +24,7 @@ async fn with_rows(count: u32) -> Bench {
         Value::Object(row) => row,
         _ => Map::new(),
     };
-    bench.double.fill(TABLE, (0..count).rev().map(row).collect());
+    bench.fake.fill(TABLE, (0..count).rev().map(row).collect());
     bench
 }
 
@@ -35,7 +35,7 @@ async fn read(bench: &Bench) -> Result<Vec<u32>, Failure> {
 }
 
 fn requests(bench: &Bench) -> u64 {
-    bench.double.inspect(|log| log.calls[TABLE])
+    bench.fake.inspect(|log| log.calls[TABLE])
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn one_page_is_one_request_and_nothing_is_an_answer() {
 #[tokio::test]
 async fn a_server_that_cuts_earlier_is_asked_until_all_are_there() {
     let bench = with_rows(201).await;
-    bench.double.cut_at(7);
+    bench.fake.cut_at(7);
     assert_eq!(read(&bench).await.expect("rows").len(), 101);
     assert_eq!(requests(&bench), 15);
 }
@@ -96,7 +96,7 @@ async fn all_rows_or_an_outage_and_never_a_part_of_them() {
     ];
     for (expected, server) in servers {
         let bench = Bench::start().await;
-        bench.double.delegate(Server(server));
+        bench.fake.delegate(Server(server));
         match read(&bench).await {
             Err(Failure::Outage { kind, .. }) => assert_eq!(kind, expected),
             other => panic!("{other:?}"),
@@ -110,7 +110,7 @@ async fn an_answer_in_another_shape_is_an_outage_that_is_named_and_no_sign_of_li
         Reply::json(&json!({ "rows": "none" }))
     }
     let bench = Bench::start().await;
-    bench.double.delegate(Server(odd));
+    bench.fake.delegate(Server(odd));
     let dependency = bench.calls.breaker(&format!("supabase/{TABLE}"));
     for _ in 0..1_000 {
         let rows = bench.calls.select::<Row>(&bench.cx(1), TABLE, &[]).await;
@@ -129,7 +129,7 @@ async fn a_refusal_is_no_sign_that_others_are_served() {
         Reply::error(400, "22P02", "no such thing")
     }
     let bench = Bench::start().await;
-    bench.double.delegate(Server(refuses));
+    bench.fake.delegate(Server(refuses));
     let rows = bench.calls.select::<Row>(&bench.cx(1), TABLE, &[]).await;
     assert!(matches!(rows, Err(Failure::Poison { .. })), "{rows:?}");
     assert_eq!(bench.calls.breaker(&format!("supabase/{TABLE}")).successes(), 0);

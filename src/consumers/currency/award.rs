@@ -12,10 +12,10 @@ use super::{AWARD, CALCULATE, Currency, NOTHING};
 use crate::clients::inngest::Events;
 use crate::consumers::award_time::{self, MerchantSettings};
 use crate::consumers::call::outcome;
-use crate::consumers::snapshot::YOUNG;
+use crate::consumers::snapshot::RECENT;
 use crate::dedup::{Moment, TakenBack};
-use crate::engine::{Accepted, ClaimState, Cx, Failure, Locked, Once, Outcome};
-use crate::measures;
+use crate::engine::{Accepted, ClaimState, Context, Failure, Locked, Once, Outcome};
+use crate::metric_names;
 
 /// Inngest knows an event id for so long.
 const IDS_KNOWN: SignedDuration = SignedDuration::from_hours(24);
@@ -57,7 +57,7 @@ impl Currency {
     /// A source counts.
     pub(super) async fn awarded(
         &self,
-        cx: &Cx,
+        cx: &Context,
         source: &Source,
         at: Moment,
         turn: Turn,
@@ -66,7 +66,7 @@ impl Currency {
         let name = source.claim("award");
         let believed = match turn {
             Turn::Here => true,
-            Turn::Young => !is_late(at) && self.claims_tell(cx, at).await?,
+            Turn::Recent => !is_late(at) && self.claims_tell(cx, at).await?,
             Turn::Again | Turn::Unsure => false,
         };
         if !believed {
@@ -96,17 +96,17 @@ impl Currency {
         }
     }
 
-    /// Whether claims have been kept for as long as a young row can have existed, so that they know
+    /// Whether claims have been kept for as long as a recent row can have existed, so that they know
     /// everything that was awarded for it and taken back.
-    async fn claims_tell(&self, cx: &Cx, at: Moment) -> Result<bool, Failure> {
-        let created = at.before(SignedDuration::try_from(YOUNG).unwrap_or(IDS_KNOWN));
+    async fn claims_tell(&self, cx: &Context, at: Moment) -> Result<bool, Failure> {
+        let created = at.before(SignedDuration::try_from(RECENT).unwrap_or(IDS_KNOWN));
         Ok(cx.claims_since().await?.is_some_and(|since| since <= created))
     }
 
     /// A source counts whose award was taken back, as claims or the row itself tell.
     async fn awarded_again(
         &self,
-        cx: &Cx,
+        cx: &Context,
         source: &Source,
         at: Moment,
         turn: Turn,
@@ -128,7 +128,7 @@ impl Currency {
     /// Decides, under the lock of the source, whether it is awarded again.
     async fn next_award(
         &self,
-        cx: &Cx,
+        cx: &Context,
         lock: Locked<'_>,
         source: &Source,
         at: Moment,
@@ -178,7 +178,7 @@ impl Currency {
     /// were emptied. Else it never counted, and its first award needs no other id.
     async fn may_be_forgotten(
         &self,
-        cx: &Cx,
+        cx: &Context,
         source: &Source,
         at: Moment,
     ) -> Result<bool, Failure> {
@@ -190,7 +190,7 @@ impl Currency {
     /// When the reverse of the award before has run, where that may lie ahead.
     async fn after_reverse(
         &self,
-        cx: &Cx,
+        cx: &Context,
         source: &Source,
         reversed_ms: i64,
         again: Option<&str>,
@@ -201,7 +201,7 @@ impl Currency {
         Ok(decided.max(accepted).map(|at| self.settled_at(at)))
     }
 
-    async fn award(&self, cx: &Cx, award: Award<'_>) -> Result<Accepted, Failure> {
+    async fn award(&self, cx: &Context, award: Award<'_>) -> Result<Accepted, Failure> {
         let Award { source, again, .. } = award;
         let rows = self.calculated(cx, source).await?;
         if rows.is_empty() {
@@ -232,7 +232,7 @@ impl Currency {
     /// What there is to award for a source.
     pub(super) async fn calculated(
         &self,
-        cx: &Cx,
+        cx: &Context,
         source: &Source,
     ) -> Result<Vec<Box<RawValue>>, Failure> {
         let arguments = json!({
@@ -250,7 +250,7 @@ impl Currency {
     /// that there is none (behaviour section 3).
     async fn check_never_awarded(
         &self,
-        cx: &Cx,
+        cx: &Context,
         award: &Award<'_>,
         settings: Option<&MerchantSettings>,
     ) -> Result<(), Failure> {
@@ -280,10 +280,10 @@ impl Currency {
 pub(super) const AWARD_STATE_UNKNOWN: &str = "award_state_unknown";
 
 /// Whether a change is handled so late that Inngest may have forgotten the id that was used when its row
-/// was still young.
+/// was still recent.
 fn is_late(at: Moment) -> bool {
-    let young = SignedDuration::try_from(YOUNG).unwrap_or(IDS_KNOWN);
-    Timestamp::now().duration_since(at.commit_time()) > IDS_KNOWN - young
+    let recent = SignedDuration::try_from(RECENT).unwrap_or(IDS_KNOWN);
+    Timestamp::now().duration_since(at.commit_time()) > IDS_KNOWN - recent
 }
 
 /// When the award is due, by its merchant's settings. An unknown zone was logged when they were read.
@@ -291,7 +291,7 @@ fn due(settings: Option<&MerchantSettings>, now: Timestamp) -> Timestamp {
     let Some(settings) = settings else { return now };
     let due = award_time::award_time(settings, now);
     if due.zone_unknown {
-        counter!(measures::UNKNOWN_ZONES).increment(1);
+        counter!(metric_names::UNKNOWN_ZONES).increment(1);
     }
     due.at
 }

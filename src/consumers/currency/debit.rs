@@ -14,7 +14,7 @@ use super::work::{Debit, Source};
 use super::{Currency, NOTHING, REVERSE};
 use crate::consumers::award_time;
 use crate::consumers::call::outcome;
-use crate::engine::{ClaimState, Cx, Failure, Locked, Outcome};
+use crate::engine::{ClaimState, Context, Failure, Locked, Outcome};
 
 /// How soon to look again for an award that is not known (yet).
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -24,13 +24,13 @@ const LATE: SignedDuration = SignedDuration::from_hours(24);
 
 impl Currency {
     /// A part of a purchase is taken back.
-    pub(super) async fn debited(&self, cx: &Cx, debit: &Debit) -> Result<Outcome, Failure> {
+    pub(super) async fn debited(&self, cx: &Context, debit: &Debit) -> Result<Outcome, Failure> {
         let source = &debit.source;
         let name = source.claim("reverse");
         if matches!(cx.claim_state(&name).await?, ClaimState::Done(_)) {
             return Ok(Outcome::Duplicate);
         }
-        if debit.ask_wallet && self.ledger.wallet_has(cx, source.kind, &source.id).await? {
+        if debit.check_wallet && self.ledger.wallet_has(cx, source.kind, &source.id).await? {
             return Ok(Outcome::Skipped("reversed_before"));
         }
         let original = self.original(cx, debit).await?;
@@ -53,7 +53,7 @@ impl Currency {
         Ok(outcome(&[cx.once(&name, reverse).await?], NOTHING))
     }
 
-    async fn original(&self, cx: &Cx, debit: &Debit) -> Result<Purchase, Failure> {
+    async fn original(&self, cx: &Context, debit: &Debit) -> Result<Purchase, Failure> {
         let Some(number) = &debit.original else {
             let message = "the debit row names no original: external_ref is empty".to_owned();
             return Err(Failure::Poison { kind: "no_original", message });
@@ -87,7 +87,7 @@ impl Currency {
 
     async fn decide_debit(
         &self,
-        cx: &Cx,
+        cx: &Context,
         lock: Locked<'_>,
         debit: &Debit,
         original: &Purchase,
@@ -139,7 +139,7 @@ impl Currency {
     /// The share of a debit about which nothing was decided.
     fn undecided(
         &self,
-        cx: &Cx,
+        cx: &Context,
         decision: &mut Decision,
         remembered: bool,
         debit: &Debit,
@@ -163,7 +163,7 @@ impl Currency {
     }
 
     /// A wait for an award that is still to come, until patience with it ends.
-    fn wait_for(&self, cx: &Cx, award: &str) -> Result<(), Failure> {
+    fn wait_for(&self, cx: &Context, award: &str) -> Result<(), Failure> {
         let waited = cx.awaited(award);
         if waited >= self.original_patience {
             return Ok(());
@@ -175,7 +175,7 @@ impl Currency {
     /// Where nothing was decided yet, or that was forgotten, the debits before this one come first.
     async fn count_earlier(
         &self,
-        cx: &Cx,
+        cx: &Context,
         decision: &mut Decision,
         debit: &Debit,
         original: &Purchase,
@@ -196,7 +196,7 @@ impl Currency {
     /// that lags behind or after a delay that no claim tells.
     async fn await_award(
         &self,
-        cx: &Cx,
+        cx: &Context,
         debit: &Debit,
         original: &Purchase,
     ) -> Result<(), Failure> {

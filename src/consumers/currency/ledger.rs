@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::work::{Debit, Source};
 use crate::cdc::word;
 use crate::consumers::call::Calls;
-use crate::engine::{Cx, Failure};
+use crate::engine::{Context, Failure};
 
 const PURCHASES: &str = "purchase_ledger";
 const WALLET: &str = "wallet_ledger";
@@ -206,7 +206,7 @@ impl Ledger {
     /// When Supabase cannot be asked.
     pub async fn numbered(
         &self,
-        cx: &Cx,
+        cx: &Context,
         merchant: &str,
         number: &str,
     ) -> Result<Vec<Purchase>, Failure> {
@@ -220,7 +220,7 @@ impl Ledger {
     /// When Supabase cannot be asked.
     pub async fn debits_of(
         &self,
-        cx: &Cx,
+        cx: &Context,
         purchase: &Source,
         number: &str,
         decided: impl Fn(&str) -> bool + Send,
@@ -250,7 +250,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When Supabase cannot be asked.
-    pub async fn wallet(&self, cx: &Cx, source: &Source) -> Result<Wallet, Failure> {
+    pub async fn wallet(&self, cx: &Context, source: &Source) -> Result<Wallet, Failure> {
         #[derive(Deserialize)]
         struct Entry {
             component: Option<String>,
@@ -267,7 +267,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When Supabase cannot be asked.
-    pub async fn wallet_has(&self, cx: &Cx, kind: &str, id: &str) -> Result<bool, Failure> {
+    pub async fn wallet_has(&self, cx: &Context, kind: &str, id: &str) -> Result<bool, Failure> {
         let (kind, id) = (format!("eq.{kind}"), format!("eq.{id}"));
         let query =
             [("source_type", &*kind), ("source_id", &*id), ("select", "id"), ("limit", "1")];
@@ -276,7 +276,11 @@ impl Ledger {
     }
 
     /// Those of these debits whose reversal the wallet holds.
-    async fn reversed(&self, cx: &Cx, debits: &[Purchase]) -> Result<BTreeSet<String>, Failure> {
+    async fn reversed(
+        &self,
+        cx: &Context,
+        debits: &[Purchase],
+    ) -> Result<BTreeSet<String>, Failure> {
         #[derive(Deserialize)]
         struct Entry {
             source_id: String,
@@ -295,7 +299,7 @@ impl Ledger {
 
     async fn purchases(
         &self,
-        cx: &Cx,
+        cx: &Context,
         merchant: &str,
         (column, value): (&str, &str),
     ) -> Result<Vec<Purchase>, Failure> {

@@ -23,7 +23,7 @@ use super::merchants::Merchants;
 use crate::cdc::{Change, DecodeError};
 use crate::dedup::TakenBack;
 use crate::engine::permits::Limits;
-use crate::engine::{Consumer, Cx, Failure, Outcome, Plan, Route};
+use crate::engine::{Consumer, Context, Failure, Outcome, Plan, Route};
 
 const AWARD: &str = "currency/award";
 const CANCELLED: &str = "currency/cancelled";
@@ -67,7 +67,7 @@ pub struct Noted(AtomicI64);
 const NOTED_EVERY_MS: i64 = 60_000;
 
 impl Noted {
-    async fn note(&self, cx: &Cx) -> Result<(), Failure> {
+    async fn note(&self, cx: &Context) -> Result<(), Failure> {
         let now = Timestamp::now().as_millisecond();
         if now - self.0.load(Ordering::Relaxed) >= NOTED_EVERY_MS {
             self.0.store(now, Ordering::Relaxed);
@@ -100,7 +100,7 @@ impl Consumer for Currency {
         plan(work)
     }
 
-    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
         match work {
             Work::Award { source, at, turn } => self.awarded(cx, source, *at, *turn).await,
             // Boxed: most of what is under way is awards, which need less memory.
@@ -150,7 +150,7 @@ fn plan(work: &Work) -> Plan {
             Plan {
                 lane: claim_lane(source.kind, &source.id),
                 claim: format!("{}, {}", source.claim("cancel"), source.claim("reverse")),
-                steps: ask(refund.ask_wallet)
+                steps: ask(refund.check_wallet)
                     .into_iter()
                     .chain(debits)
                     .chain([format!("event {CANCELLED}"), event(REVERSE, source)])
@@ -160,7 +160,7 @@ fn plan(work: &Work) -> Plan {
         Work::Debit(debit) => Plan {
             lane: claim_lane(debit.source.kind, &debit.source.id),
             claim: debit.source.claim("reverse"),
-            steps: ask(debit.ask_wallet)
+            steps: ask(debit.check_wallet)
                 .into_iter()
                 .chain([
                     "rest purchase_ledger".to_owned(),

@@ -9,7 +9,7 @@ use super::work::{Refund, claim};
 use super::{Currency, NOTHING, REVERSE};
 use crate::consumers::call::outcome;
 use crate::dedup::TakenBack;
-use crate::engine::{Accepted, ClaimState, Cx, Failure, Locked, Outcome};
+use crate::engine::{Accepted, ClaimState, Context, Failure, Locked, Outcome};
 
 /// What was decided about one refund.
 pub(super) enum Decided {
@@ -21,7 +21,7 @@ pub(super) enum Decided {
 
 impl Currency {
     /// A source is taken back as a whole.
-    pub(super) async fn refunded(&self, cx: &Cx, refund: &Refund) -> Result<Outcome, Failure> {
+    pub(super) async fn refunded(&self, cx: &Context, refund: &Refund) -> Result<Outcome, Failure> {
         let source = &refund.source;
         let lock = source.lock();
         let (mut share, again) =
@@ -54,7 +54,7 @@ impl Currency {
 
     async fn decide_whole(
         &self,
-        cx: &Cx,
+        cx: &Context,
         lock: Locked<'_>,
         refund: &Refund,
     ) -> Result<Decided, Failure> {
@@ -64,14 +64,14 @@ impl Currency {
             Some(_) => false,
             None => {
                 let wallet = self.ledger.wallet(cx, source).await?;
-                if refund.ask_wallet && wallet.is_reversed() {
+                if refund.check_wallet && wallet.is_reversed() {
                     return Ok(Decided::Over(Outcome::Skipped("reversed_before")));
                 }
                 wallet.holds_award_after_reversal()
             }
         };
         let mut decision = known.unwrap_or_default();
-        // Memory was emptied since it was awarded again: the ids of the first award were used.
+        // Stores was emptied since it was awarded again: the ids of the first award were used.
         if forgotten {
             decision.begin(refund.at);
         }
@@ -123,7 +123,7 @@ impl Currency {
     /// What was decided about the refunds of a source.
     pub(super) async fn decision(
         &self,
-        cx: &Cx,
+        cx: &Context,
         kind: &str,
         id: &str,
     ) -> Result<Option<Decision>, Failure> {

@@ -10,7 +10,7 @@ use super::{CANCELLED, Currency, REVERSE};
 use crate::clients::inngest::Events;
 use crate::consumers::call::{settled, unwritable};
 use crate::dedup::TakenBack;
-use crate::engine::{Accepted, ClaimState, Cx, Failure, Once};
+use crate::engine::{Accepted, ClaimState, Context, Failure, Once};
 
 /// The data of `currency/cancelled`, and which award it cancels.
 pub(super) struct Cancel<'a> {
@@ -61,7 +61,7 @@ impl<'a> Cancel<'a> {
 
 impl Currency {
     /// Cancels an award that may sleep.
-    pub(super) async fn cancel(&self, cx: &Cx, cancel: Cancel<'_>) -> Result<Once, Failure> {
+    pub(super) async fn cancel(&self, cx: &Context, cancel: Cancel<'_>) -> Result<Once, Failure> {
         let Cancel { kind, id, again, mark, .. } = cancel;
         let award = named("award", kind, id, again);
         let data = Cancelled {
@@ -88,7 +88,7 @@ impl Currency {
     /// Marks an award as taken back, and the first one of its source, which is asked for first.
     async fn mark(
         &self,
-        cx: &Cx,
+        cx: &Context,
         award: &str,
         first: Option<String>,
         by: TakenBack,
@@ -106,7 +106,7 @@ impl Currency {
 
     /// Waits until a cancel can reach its award: Inngest ignores one that it takes in before the
     /// run that it should cancel has been created (behaviour section 3, "Cancel race").
-    async fn settle(&self, cx: &Cx, award: &str) -> Result<(), Failure> {
+    async fn settle(&self, cx: &Context, award: &str) -> Result<(), Failure> {
         let since = match cx.accepted_at(award).await? {
             Some(Some(accepted)) => accepted,
             Some(None) => return Ok(()),
@@ -118,7 +118,7 @@ impl Currency {
 
     pub(super) async fn reverse(
         &self,
-        cx: &Cx,
+        cx: &Context,
         source: &Source,
         id: &str,
         original: Option<&str>,

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use super::work::{Debit, Refund, Source, Turn, Work};
 use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::config::Snapshot;
-use crate::consumers::owner::{owner, was_anonymous};
 use crate::consumers::snapshot;
+use crate::consumers::tenant::{tenant, was_anonymous};
 use crate::consumers::words::{self, PURCHASE_STATUSES, is};
 use crate::dedup::Moment;
 use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
@@ -61,7 +61,7 @@ const TABLES: [Table; 3] = [
 
 /// What a row's state means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum RowState {
     /// It counts.
     Counts,
     /// It was refunded, cancelled or the like.
@@ -99,31 +99,31 @@ pub fn route(
     let before = match &change.before {
         // An index as replica identity brings only its own columns.
         Some(before) if before.field(table.status).is_known() => {
-            Some(standing_before(table, settings, before)?)
+            Some(state_before(table, settings, before)?)
         }
         _ => None,
     };
-    let after = standing_after(table, settings, row)?;
+    let after = state_after(table, settings, row)?;
     let turn = match turned(change, row, before, after)? {
         Ok(turn) => turn,
         Err(reason) => return Ok(Route::Skip(reason)),
     };
-    if after != Standing::Debits && has_negative_amount(table, row)? {
+    if after != RowState::Debits && has_negative_amount(table, row)? {
         return Ok(Route::Skip("negative_amount"));
     }
     let Some(id) = row.needed_filled("id")? else { return Ok(Route::Skip("no_id")) };
-    let Some((user_id, merchant_id)) = owner(row, table.user)? else {
+    let Some((user_id, merchant_id)) = tenant(row, table.user)? else {
         return Ok(Route::Skip("anonymous"));
     };
     let source = Source { kind: table.kind, id, user_id, merchant_id };
     let lane = Lane::in_partition((source.kind, &source.id));
     let at = moment(change);
     let work = match after {
-        Standing::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn)?)),
-        Standing::Debits => {
+        RowState::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn)?)),
+        RowState::Debits => {
             // Under REPLICA IDENTITY DEFAULT any update may be the one by which it turned.
             let turns =
-                before == Some(Standing::Open) || (before.is_none() && change.op == Op::Update);
+                before == Some(RowState::Open) || (before.is_none() && change.op == Op::Update);
             Work::Debit(Box::new(debit(row, source, at, turn, turns)?))
         }
         _ => Work::Award { source, at, turn },
@@ -135,28 +135,28 @@ pub fn route(
 fn turned(
     change: &Change<'_>,
     row: &Row<'_>,
-    before: Option<Standing>,
-    after: Standing,
+    before: Option<RowState>,
+    after: RowState,
 ) -> Result<Result<Turn, &'static str>, DecodeError> {
-    use Standing::{Counts, Debits, EarnsNothing, Open, TakenBack};
+    use RowState::{Counts, Debits, EarnsNothing, Open, TakenBack};
     Ok(match (after, before) {
         (Counts | Debits | TakenBack, Some(before)) if before == after => Err("counted_before"),
         (TakenBack, Some(Open | EarnsNothing | Debits)) => Err("never_counted"),
         (TakenBack, None) if change.op == Op::Create => Err("never_counted"),
         (Counts, Some(TakenBack)) => Ok(Turn::Again),
-        (Counts | Debits | TakenBack, Some(before)) if before != Standing::Other => Ok(Turn::Here),
+        (Counts | Debits | TakenBack, Some(before)) if before != RowState::Other => Ok(Turn::Here),
         (Debits | TakenBack, Some(_)) => Ok(Turn::Here),
         // A purchase that was reopened may have been awarded before it was.
         (Counts, Some(_)) | (Counts | Debits | TakenBack, None) => {
             if change.op == Op::Create {
                 Ok(Turn::Here)
             } else if snapshot::was_young(row, change.commit_time)? {
-                Ok(Turn::Young)
+                Ok(Turn::Recent)
             } else {
                 Ok(Turn::Unsure)
             }
         }
-        (Open | EarnsNothing | Standing::Other, _) => Err("does_not_count"),
+        (Open | EarnsNothing | RowState::Other, _) => Err("does_not_count"),
     })
 }
 
@@ -201,8 +201,8 @@ fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refun
         amount = row.decimal("final_amount").ok().and_then(Field::value);
         updated_at = row.timestamp("updated_at")?.value();
     }
-    let ask_wallet = turn == Turn::Unsure;
-    Ok(Refund { source, at, ask_wallet, number, amount, updated_at })
+    let check_wallet = turn == Turn::Unsure;
+    Ok(Refund { source, at, check_wallet, number, amount, updated_at })
 }
 
 fn debit(
@@ -219,7 +219,7 @@ fn debit(
         at,
         original,
         amount: row.decimal("final_amount")?.value(),
-        ask_wallet: turn == Turn::Unsure,
+        check_wallet: turn == Turn::Unsure,
         created_at: row.timestamp("created_at")?.value(),
         turned_at: if turns { row.timestamp("updated_at")?.value() } else { None },
     })
@@ -235,8 +235,8 @@ fn deleted(
     if let Some(before) = before
         && before.field(table.status).is_known()
         && matches!(
-            standing_before(table, settings, before)?,
-            Standing::Open | Standing::EarnsNothing | Standing::Debits
+            state_before(table, settings, before)?,
+            RowState::Open | RowState::EarnsNothing | RowState::Debits
         )
     {
         return Ok(Route::Skip("never_counted"));
@@ -259,52 +259,48 @@ fn deleted(
 }
 
 /// What a row meant before a change: what belonged to nobody, and what earned nothing, got nothing.
-fn standing_before(
+fn state_before(
     table: &Table,
     settings: &Settings,
     before: &Row<'_>,
-) -> Result<Standing, DecodeError> {
+) -> Result<RowState, DecodeError> {
     if was_anonymous(before, table.user)? {
-        return Ok(Standing::EarnsNothing);
+        return Ok(RowState::EarnsNothing);
     }
-    let standing = standing_after(table, settings, before)?;
-    let debit = matches!(standing, Standing::Debits | Standing::Open);
+    let state = state_after(table, settings, before)?;
+    let debit = matches!(state, RowState::Debits | RowState::Open);
     if table.kind == PURCHASE && !debit && earns_nothing(before)? {
-        return Ok(Standing::EarnsNothing);
+        return Ok(RowState::EarnsNothing);
     }
-    Ok(standing)
+    Ok(state)
 }
 
 /// What a row means. What counted is taken back even if the same change says that it earns nothing.
-fn standing_after(
-    table: &Table,
-    settings: &Settings,
-    row: &Row<'_>,
-) -> Result<Standing, DecodeError> {
+fn state_after(table: &Table, settings: &Settings, row: &Row<'_>) -> Result<RowState, DecodeError> {
     if table.kind == PURCHASE {
         return purchase(row);
     }
     Ok(match row.word(table.status)?.value() {
-        Some(status) if *status == *table.counts => Standing::Counts,
+        Some(status) if *status == *table.counts => RowState::Counts,
         Some(status) if settings.taken_back.iter().any(|word| **word == *status) => {
-            Standing::TakenBack
+            RowState::TakenBack
         }
-        _ => Standing::Open,
+        _ => RowState::Open,
     })
 }
 
-fn purchase(row: &Row<'_>) -> Result<Standing, DecodeError> {
+fn purchase(row: &Row<'_>) -> Result<RowState, DecodeError> {
     let status = row.word("status")?.value();
     if is(row, "record_type", &["debit"])? {
         let open = matches!(status.as_deref(), Some("pending" | "cancelled"));
-        return Ok(if open { Standing::Open } else { Standing::Debits });
+        return Ok(if open { RowState::Open } else { RowState::Debits });
     }
     Ok(match status.as_deref() {
-        Some("refunded" | "cancelled") => Standing::TakenBack,
-        Some("pending") => Standing::Open,
-        _ if earns_nothing(row)? => Standing::EarnsNothing,
-        Some("completed") => Standing::Counts,
-        _ => Standing::Other,
+        Some("refunded" | "cancelled") => RowState::TakenBack,
+        Some("pending") => RowState::Open,
+        _ if earns_nothing(row)? => RowState::EarnsNothing,
+        Some("completed") => RowState::Counts,
+        _ => RowState::Other,
     })
 }
 

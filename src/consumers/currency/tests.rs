@@ -8,7 +8,7 @@ use super::*;
 use crate::clients::redis::Cache;
 use crate::consumers::testing::{ALL, Bench, LIMITS};
 use crate::dedup::Moment;
-use crate::double::Reply;
+use crate::fakes::Reply;
 
 const SETTLE: Duration = Duration::from_secs(30);
 const WHOLE: &str = "currency/reverse:purchase:p";
@@ -46,7 +46,7 @@ impl Scene {
             next: AtomicI64::new(1),
         };
         scene.merchant(json!({}));
-        scene.bench.double.fill("wallet_ledger", Vec::new());
+        scene.bench.fake.fill("wallet_ledger", Vec::new());
         scene.row("p", json!({}));
         scene
     }
@@ -57,7 +57,7 @@ impl Scene {
             "currency_award_delay_minutes": null, "currency_award_time": null,
             "currency_award_timezone": null});
         extend(&mut row, settings);
-        self.bench.double.fill("merchant_master", vec![object(row)]);
+        self.bench.fake.fill("merchant_master", vec![object(row)]);
     }
 
     /// Writes a row of `purchase_ledger`: purchase `p` of 100, created an hour ago, unless told so.
@@ -77,7 +77,7 @@ impl Scene {
         let mut ledger = self.ledger.lock().expect("not poisoned");
         ledger.retain(|row| row["id"] != id);
         ledger.push(object(row));
-        self.bench.double.fill("purchase_ledger", ledger.clone());
+        self.bench.fake.fill("purchase_ledger", ledger.clone());
     }
 
     fn credited(&self, id: &str, component: &str) {
@@ -85,7 +85,7 @@ impl Scene {
             "source_id": id, "component": component});
         let mut wallet = self.wallet.lock().expect("not poisoned");
         wallet.push(object(row));
-        self.bench.double.fill("wallet_ledger", wallet.clone());
+        self.bench.fake.fill("wallet_ledger", wallet.clone());
     }
 
     fn at(&self) -> Moment {
@@ -118,7 +118,7 @@ impl Scene {
         Work::Refund(Box::new(Refund {
             source: source("p"),
             at,
-            ask_wallet: false,
+            check_wallet: false,
             number: Some("N".to_owned()),
             amount: Some(BigDecimal::from(100)),
             updated_at,
@@ -132,7 +132,7 @@ impl Scene {
             at: self.at(),
             original: Some("N".to_owned()),
             amount: Some(BigDecimal::from(amount)),
-            ask_wallet: false,
+            check_wallet: false,
             created_at: ago(30).parse().ok(),
             turned_at: None,
         }))
@@ -415,7 +415,7 @@ async fn a_debit_waits_for_an_award_that_is_still_to_come_and_not_for_one_of_not
     assert_eq!(scene.sent().len(), 2);
 
     let scene = Scene::start().await;
-    scene.bench.double.define(CALCULATE, |_| Reply::json(&json!([])));
+    scene.bench.fake.define(CALCULATE, |_| Reply::json(&json!([])));
     assert_eq!(scene.done(&scene.debit("d1", -25)).await, Outcome::Sent);
 }
 
@@ -479,7 +479,7 @@ async fn a_young_row_whose_claims_were_emptied_goes_by_the_wallet() {
         for component in entries {
             scene.credited("p", component);
         }
-        let outcome = scene.done(&scene.award(Turn::Young)).await;
+        let outcome = scene.done(&scene.award(Turn::Recent)).await;
         match expected {
             Ok(id) => assert_eq!(scene.sent(), [(id.to_owned(), None)]),
             Err(skipped) => assert_eq!(outcome, skipped),
@@ -548,7 +548,7 @@ async fn a_row_that_was_taken_back_deleted_and_inserted_again_is_awarded() {
 
 #[tokio::test]
 async fn a_commit_at_the_beginning_of_time_ends_nothing() {
-    for turn in [Turn::Here, Turn::Young, Turn::Again, Turn::Unsure] {
+    for turn in [Turn::Here, Turn::Recent, Turn::Again, Turn::Unsure] {
         let scene = Scene::start().await;
         let at = Moment { commit_ms: Timestamp::MIN.as_millisecond(), lsn: Some(1) };
         let award = Work::Award { source: source("p"), at, turn };
@@ -563,7 +563,7 @@ async fn a_young_row_that_is_handled_a_day_late_goes_by_the_wallet() {
     scene.credited("p", "base");
     let late = Timestamp::now() - jiff::SignedDuration::from_hours(6);
     let at = Moment { commit_ms: late.as_millisecond(), lsn: Some(1) };
-    let award = Work::Award { source: source("p"), at, turn: Turn::Young };
+    let award = Work::Award { source: source("p"), at, turn: Turn::Recent };
     assert_eq!(scene.done(&award).await, Outcome::Skipped("awarded_before"));
 }
 

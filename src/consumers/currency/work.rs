@@ -75,8 +75,8 @@ pub enum Work {
 pub enum Turn {
     /// Its state before says so, or the row is new.
     Here,
-    /// Its state before does not tell, but the row is young: claims and event ids absorb repeats.
-    Young,
+    /// Its state before does not tell, but the row is recent: claims and event ids absorb repeats.
+    Recent,
     /// It was refunded or cancelled before: it counts once more.
     Again,
     /// Nobody can tell from the change: it may have been awarded before.
@@ -91,7 +91,7 @@ pub struct Refund {
     /// When the change was committed.
     pub at: Moment,
     /// The row is old and what it was before is not known: ask whether it was taken back already.
-    pub ask_wallet: bool,
+    pub check_wallet: bool,
     /// `transaction_number`, by which debit rows name it.
     pub number: Option<String>,
     /// The row's `final_amount`; none where that is no number.
@@ -112,7 +112,7 @@ pub struct Debit {
     /// The debit row's `final_amount`.
     pub amount: Option<BigDecimal>,
     /// The row is old and what it was before is not known: ask whether it was handled already.
-    pub ask_wallet: bool,
+    pub check_wallet: bool,
     /// The row's `created_at`.
     pub created_at: Option<Timestamp>,
     /// Since when it counts, where it may have been pending before and the row tells.

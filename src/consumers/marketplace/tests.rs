@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::consumers::testing::{Bench, LIMITS, record};
-use crate::double::{Endpoint, Fault, Lasting};
+use crate::fakes::{Endpoint, Fault, Lasting};
 
 const TOPIC: &str = "marketplace.orders";
 
@@ -103,15 +103,15 @@ async fn a_status_of_an_order_is_sent_once_and_the_next_status_again() {
             (format!("marketplace/order-received:lazada:4711:A:1:{status}"), data(status))
         })
     );
-    bench.double.inspect(|log| assert!(log.calls.is_empty(), "Supabase is not needed"));
+    bench.fake.inspect(|log| assert!(log.calls.is_empty(), "Supabase is not needed"));
 }
 
 #[tokio::test]
 async fn an_outage_of_inngest_delays_an_order_and_does_not_lose_or_double_it() {
     let bench = Bench::start().await;
     let marketplace = marketplace(&bench);
-    bench.double.fail(Endpoint::Post, Fault::status(503), Lasting::Next(2));
-    bench.double.fail(Endpoint::Post, Fault::Reset, Lasting::Next(1));
+    bench.fake.fail(Endpoint::Post, Fault::status(503), Lasting::Next(2));
+    bench.fake.fail(Endpoint::Post, Fault::Reset, Lasting::Next(1));
     let (work, _) = routed(&order(json!(1), "PAID")).expect("an order");
     let done = marketplace.process(&bench.cx(1), &work).await.expect("sent");
     assert_eq!((done, bench.events().len()), (Outcome::Sent, 1));

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, with_change};
-use crate::double::{Endpoint, Fault, Lasting, active_missions};
+use crate::fakes::{Endpoint, Fault, Lasting, active_missions};
 use crate::outage::{Backoff, Breaker};
 
 /// The event types and the row, or the skip's reason.
@@ -126,11 +126,11 @@ fn a_purchase_counts_when_it_becomes_completed_and_is_no_debit() {
     assert_eq!(types("r", Value::Null, row.clone()), Ok(vec!["purchase"]));
     assert_eq!(types("u", pending.clone(), row.clone()), Ok(vec!["purchase"]));
     assert_eq!(types("u", debit.clone(), row.clone()), Ok(vec!["purchase"]));
-    let young = with(&row, json!({"created_at": hours(Timestamp::now(), -19)}));
+    let recent = with(&row, json!({"created_at": hours(Timestamp::now(), -19)}));
     let old = with(&row, json!({"created_at": hours(Timestamp::now(), -21)}));
     for (before, after, expected) in [
-        (json!({"id": "p"}), young.clone(), Ok(vec!["purchase"])),
-        (Value::Null, young, Ok(vec!["purchase"])),
+        (json!({"id": "p"}), recent.clone(), Ok(vec!["purchase"])),
+        (Value::Null, recent, Ok(vec!["purchase"])),
         (Value::Null, old.clone(), Err("turned_long_ago")),
         (Value::Null, row.clone(), Err("turned_long_ago")),
         (pending.clone(), old, Ok(vec!["purchase"])),
@@ -247,7 +247,7 @@ fn mission(bench: &Bench, cache: Cache) -> Mission {
     }
 }
 
-/// A merchant that has so many missions of a type at the double.
+/// A merchant that has so many missions of a type at the fake.
 fn merchant(event_type: &str, missions: usize) -> String {
     (0..10_000)
         .map(|number| format!("m{number}"))
@@ -267,7 +267,7 @@ fn work(merchant: &str, row: &str, event_types: &[&'static str]) -> Work {
 }
 
 fn rest_requests(bench: &Bench) -> u64 {
-    bench.double.inspect(|log| log.requests(Endpoint::Rest).count)
+    bench.fake.inspect(|log| log.requests(Endpoint::Rest).count)
 }
 
 #[tokio::test]
@@ -289,7 +289,7 @@ async fn each_active_mission_gets_one_event_and_all_go_in_one_request() {
         );
     }
     assert_eq!(events.len(), 3);
-    bench.double.inspect(|log| assert_eq!(log.posts.len(), 1));
+    bench.fake.inspect(|log| assert_eq!(log.posts.len(), 1));
 
     let again = mission.process(&bench.cx(2), &work).await;
     assert_eq!(again.expect("known"), Outcome::Duplicate);
@@ -303,7 +303,7 @@ fn activate(bench: &Bench, count: usize) {
         let row = json!({"mission_id": mission, "merchant_id": "m", "condition_type": "purchase"});
         row.as_object().expect("an object").clone()
     };
-    bench.double.fill(CONDITIONS, (0..count).map(row).collect());
+    bench.fake.fill(CONDITIONS, (0..count).map(row).collect());
 }
 
 /// A row of so many bytes.
@@ -327,14 +327,14 @@ async fn while_inngest_hangs_events_are_written_only_as_far_as_there_is_room() {
     })
     .await;
     activate(&bench, 20);
-    bench.double.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
+    bench.fake.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
     let mission = mission(&bench, Cache::none());
     let all = join_all((0..2_000).map(|row| {
         let (mission, cx) = (&mission, bench.cx(row));
         async move { mission.process(&cx, &sized(&row.to_string(), 512)).await }
     }));
     // What hangs is sent once more after its time-out: whatever can be written by then is.
-    let hung = bench.double.until(|log| log.requests(Endpoint::Post).faults >= 8);
+    let hung = bench.fake.until(|log| log.requests(Endpoint::Post).faults >= 8);
     let mut all = Box::pin(all);
     tokio::select! {
         _ = &mut all => panic!("nothing is answered"),
@@ -343,7 +343,7 @@ async fn while_inngest_hangs_events_are_written_only_as_far_as_there_is_room() {
     let written = bench.sender.written_bytes();
     let one = 20 * 1_024;
     assert!((ROOM..ROOM + one).contains(&written), "{written} bytes are written");
-    bench.double.heal(Endpoint::Post);
+    bench.fake.heal(Endpoint::Post);
     assert!(all.await.iter().all(|done| matches!(done, Ok(Outcome::Sent))));
     all_once(&bench, 40_000);
     assert_eq!(bench.sender.written_bytes(), 0);
@@ -358,7 +358,7 @@ async fn what_many_missions_make_of_a_large_row_is_written_in_parts() {
     assert!(mission.kept(&work) > 300_000, "the row is kept besides its record");
     assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
     all_once(&bench, 20);
-    bench.double.inspect(|log| {
+    bench.fake.inspect(|log| {
         assert!(log.posts.iter().all(|post| post.bytes < PART_BYTES + 64));
     });
 }
@@ -401,7 +401,7 @@ async fn no_active_mission_is_an_answer_that_is_remembered() {
 #[tokio::test]
 async fn many_rows_that_need_one_set_cause_one_request() {
     let bench = Bench::start().await;
-    bench.double.set_latency(Endpoint::Rest, Duration::from_millis(20));
+    bench.fake.set_latency(Endpoint::Rest, Duration::from_millis(20));
     let mission = mission(&bench, Cache::none());
     let merchant = merchant("purchase", 1);
     let done = join_all((0..50).map(|row| {
@@ -421,7 +421,7 @@ async fn a_view_that_is_missing_or_unwell_is_an_outage_and_the_next_attempt_goes
     let merchant = merchant("purchase", 1);
     let (work, cx) = (work(&merchant, "p", &["purchase"]), bench.cx(1));
     for fault in [Fault::status(503), Fault::status(401), Fault::Reset, Fault::OddSuccess] {
-        bench.double.fail(Endpoint::Rest, fault.clone(), Lasting::Next(1));
+        bench.fake.fail(Endpoint::Rest, fault.clone(), Lasting::Next(1));
         let failed = mission.process(&cx, &work).await;
         assert!(matches!(failed, Err(Failure::Outage { .. })), "{fault:?}: {failed:?}");
     }
@@ -442,7 +442,7 @@ async fn a_mission_with_several_conditions_is_evaluated_once() {
             .collect::<Map<_, _>>()
     };
     let view = ["b", "a", "b"].map(row).to_vec();
-    bench.double.fill("mv_mission_conditions_expanded", view);
+    bench.fake.fill("mv_mission_conditions_expanded", view);
     let mission = mission(&bench, Cache::none());
     let work = work("m", "p", &["purchase"]);
     assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
@@ -458,7 +458,7 @@ async fn a_merchant_may_have_more_missions_than_a_server_answers_with_at_once() 
         let columns = columns.into_iter().chain([("condition_type", "purchase".to_owned())]);
         columns.map(|(name, text)| (name.to_owned(), text.into())).collect::<Map<_, _>>()
     };
-    bench.double.fill("mv_mission_conditions_expanded", (0..1_500).map(row).collect());
+    bench.fake.fill("mv_mission_conditions_expanded", (0..1_500).map(row).collect());
     let mission = mission(&bench, Cache::none());
     let work = work("m", "p", &["purchase"]);
     assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, record, with_change};
-use crate::double::{Endpoint, Fault, Lasting, Reply, redemption_result};
+use crate::fakes::{Endpoint, Fault, Lasting, Reply, redemption_result};
 
 fn command(value: &str) -> Result<Work, String> {
     match route_redemption(&record(COMMANDS, value.as_bytes())) {
@@ -24,7 +24,7 @@ fn redeem(event_id: &str) -> Work {
     command(&redemption(event_id).to_string()).expect("a command")
 }
 
-/// An event id for which the double's answer fulfils `wanted`.
+/// An event id for which the fake's answer fulfils `wanted`.
 fn event_where(wanted: impl Fn(&Value) -> bool) -> String {
     (0..10_000)
         .map(|number| format!("e{number}"))
@@ -107,7 +107,7 @@ fn a_members_redemptions_share_a_lane_and_members_do_not() {
 #[tokio::test]
 async fn a_redemption_is_carried_out_and_told_with_the_answer_as_it_came() {
     let bench = Bench::start().await;
-    bench.double.define(REDEEM, |arguments| {
+    bench.fake.define(REDEEM, |arguments| {
         assert_eq!(
             Value::Object(arguments.clone()),
             json!({"p_reward_id": "r", "p_quantity": 2, "p_user_id": "u", "p_merchant_id": "m",
@@ -124,7 +124,7 @@ async fn a_redemption_is_carried_out_and_told_with_the_answer_as_it_came() {
 
     let again = reward.process(&bench.cx(2), &redeem("e")).await.expect("known");
     assert_eq!(again, Outcome::Duplicate);
-    bench.double.inspect(|log| {
+    bench.fake.inspect(|log| {
         assert_eq!((log.events.len(), log.calls[REDEEM]), (1, 1));
         assert!(log.broadcasts.is_empty(), "a screen that gets its reward needs no word");
     });
@@ -146,8 +146,8 @@ async fn both_forms_of_a_business_answer_are_told_to_inngest_and_to_the_screen()
         let mut data = redemption(&event);
         data["result"] = answer.clone();
         assert_eq!(bench.events()[at], (format!("reward/redemption-failed:{event}"), data));
-        bench.double.until(|log| log.broadcasts.len() > at).await;
-        let broadcast = bench.double.inspect(|log| log.broadcasts[at].clone());
+        bench.fake.until(|log| log.broadcasts.len() > at).await;
+        let broadcast = bench.fake.inspect(|log| log.broadcasts[at].clone());
         assert_eq!(
             broadcast,
             json!({"messages": [{"topic": "redemption:u", "event": "redemption_failed",
@@ -162,19 +162,19 @@ async fn both_forms_of_a_business_answer_are_told_to_inngest_and_to_the_screen()
 async fn a_broadcast_that_fails_or_hangs_neither_delays_nor_fails_the_record() {
     let bench = Bench::start().await;
     let reward = reward(&bench);
-    bench.double.define(REDEEM, |_| Reply::json(&json!({"success": false})));
-    bench.double.fail(Endpoint::Broadcast, Fault::status(500), Lasting::Next(1));
-    bench.double.fail(Endpoint::Broadcast, Fault::Hang, Lasting::UntilHealed);
+    bench.fake.define(REDEEM, |_| Reply::json(&json!({"success": false})));
+    bench.fake.fail(Endpoint::Broadcast, Fault::status(500), Lasting::Next(1));
+    bench.fake.fail(Endpoint::Broadcast, Fault::Hang, Lasting::UntilHealed);
     for offset in 0..40 {
         let work = redeem(&format!("e{offset}"));
         let done = reward.process(&bench.cx(offset), &work).await.expect("sent");
         assert_eq!(done, Outcome::Sent);
     }
-    let requests = |log: &crate::double::Log| log.requests(Endpoint::Broadcast);
-    bench.double.until(|log| requests(log).count >= 33).await;
+    let requests = |log: &crate::fakes::Log| log.requests(Endpoint::Broadcast);
+    bench.fake.until(|log| requests(log).count >= 33).await;
     assert_eq!(bench.events().len(), 40);
     // One failed; 32 hang; what came while 32 were under way was not sent, and none is repeated.
-    let count = bench.double.inspect(|log| requests(log).count);
+    let count = bench.fake.inspect(|log| requests(log).count);
     assert_eq!(count + reward.broadcasts.lost(), 40 + 1);
     assert_eq!(count, 33);
 }
@@ -193,7 +193,7 @@ async fn an_outage_is_retried_and_asks_with_the_same_event_id() {
         Fault::Truncated,
         Fault::OddSuccess,
     ] {
-        bench.double.fail(Endpoint::Rpc, fault.clone(), Lasting::Next(1));
+        bench.fake.fail(Endpoint::Rpc, fault.clone(), Lasting::Next(1));
         let failed = reward.process(&cx, &work).await;
         assert!(matches!(failed, Err(Failure::Outage { .. })), "{fault:?}: {failed:?}");
     }
@@ -207,14 +207,14 @@ async fn an_answer_of_another_shape_is_a_deploy_half_done_and_not_a_business_ans
     let bench = Bench::start().await;
     let reward = reward(&bench);
     for answer in [json!(null), json!({"ok": true}), json!([]), json!({"success": "yes"})] {
-        bench.double.define(REDEEM, move |_| Reply::json(&answer));
+        bench.fake.define(REDEEM, move |_| Reply::json(&answer));
         let failed = reward.process(&bench.cx(1), &redeem("e")).await;
         assert!(
             matches!(failed, Err(Failure::Outage { kind: "supabase_answer", .. })),
             "{failed:?}"
         );
     }
-    bench.double.drop_function(REDEEM);
+    bench.fake.drop_function(REDEEM);
     let failed = reward.process(&bench.cx(1), &redeem("e")).await;
     assert!(matches!(failed, Err(Failure::Outage { kind: "supabase_setup", .. })), "{failed:?}");
     assert!(bench.events().is_empty());
@@ -225,7 +225,7 @@ async fn what_the_function_refuses_is_the_records_fault() {
     let bench = Bench::start().await;
     let reward = reward(&bench);
     for code in ["22P02", "23503", "P0001"] {
-        bench.double.define(REDEEM, move |_| Reply::error(400, code, "refused"));
+        bench.fake.define(REDEEM, move |_| Reply::error(400, code, "refused"));
         let failed = reward.process(&bench.cx(1), &redeem("e")).await;
         assert!(matches!(failed, Err(Failure::Poison { .. })), "{code}: {failed:?}");
     }
@@ -348,20 +348,20 @@ async fn a_redeemed_code_is_told_once() {
 async fn an_open_inngest_outage_does_not_tell_the_screen_before_the_event_is_accepted() {
     let bench = Bench::start().await;
     let reward = reward(&bench);
-    bench.double.define(REDEEM, |_| Reply::json(&json!({"success": false, "title": "no"})));
-    bench.double.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
+    bench.fake.define(REDEEM, |_| Reply::json(&json!({"success": false, "title": "no"})));
+    bench.fake.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
     let (cx, work) = (bench.cx(1), redeem("e"));
     let waiting = reward.process(&cx, &work);
     tokio::pin!(waiting);
-    let refused = bench.double.until(|log| log.requests(Endpoint::Post).faults > 2);
+    let refused = bench.fake.until(|log| log.requests(Endpoint::Post).faults > 2);
     tokio::select! {
         done = &mut waiting => panic!("{done:?}"),
         () = refused => {}
     }
-    bench.double.inspect(|log| assert!(log.broadcasts.is_empty()));
-    bench.double.heal(Endpoint::Post);
+    bench.fake.inspect(|log| assert!(log.broadcasts.is_empty()));
+    bench.fake.heal(Endpoint::Post);
     assert_eq!(waiting.await.expect("sent"), Outcome::Sent);
-    let told = bench.double.until(|log| log.broadcasts.len() == 1);
+    let told = bench.fake.until(|log| log.broadcasts.len() == 1);
     tokio::time::timeout(Duration::from_secs(60), told).await.expect("the screen is told");
 }
 

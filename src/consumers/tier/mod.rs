@@ -10,13 +10,13 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use self::rules::{Member, OneAnswer, Upgrade, Verdict};
+use self::rules::{AnswerOrRows, Member, Upgrade, Verdict};
 use super::call::{Calls, Sender, settled, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::config::Snapshot;
 use crate::engine::permits::Limits;
-use crate::engine::{Consumer, Cx, Failure, Held, Outcome, Plan, Route};
+use crate::engine::{Consumer, Context, Failure, LockGuard, Outcome, Plan, Route};
 
 const CANCELLED: &str = "tier/upgrade-cancelled";
 const UPGRADE: &str = "tier/upgrade";
@@ -75,8 +75,8 @@ impl Consumer for Tier {
         }
     }
 
-    async fn process(&self, cx: &Cx, member: &Member) -> Result<Outcome, Failure> {
-        cx.alone(&member.claim(), |held| self.evaluate(cx, member, held)).await
+    async fn process(&self, cx: &Context, member: &Member) -> Result<Outcome, Failure> {
+        cx.exclusively(&member.claim(), |held| self.evaluate(cx, member, held)).await
     }
 
     /// One evaluation after the newest of several waiting changes covers all of them: it reads
@@ -96,13 +96,18 @@ struct Scheduled<'a> {
 }
 
 impl Tier {
-    async fn evaluate(&self, cx: &Cx, member: &Member, held: Held<'_>) -> Result<Outcome, Failure> {
+    async fn evaluate(
+        &self,
+        cx: &Context,
+        member: &Member,
+        held: LockGuard<'_>,
+    ) -> Result<Outcome, Failure> {
         // Before the evaluation, so that it is still fresh when its events go out.
         if let Some(accepted) = held.accepted_at() {
             settled(accepted, self.settle)?;
         }
         let arguments = json!({"p_user_id": member.user_id, "p_merchant_id": member.merchant_id});
-        let OneAnswer(answer) = self.calls.rpc(cx, EVALUATE, &arguments).await?;
+        let AnswerOrRows(answer) = self.calls.rpc(cx, EVALUATE, &arguments).await?;
         match answer.unwrap_or_default().verdict() {
             Verdict::Nothing(reason) => return Ok(Outcome::Skipped(reason)),
             Verdict::NoTier => {
@@ -143,7 +148,7 @@ impl Tier {
         Ok(Outcome::Sent)
     }
 
-    async fn apply(&self, cx: &Cx, member: &Member, tier: &RawValue) -> Result<(), Failure> {
+    async fn apply(&self, cx: &Context, member: &Member, tier: &RawValue) -> Result<(), Failure> {
         #[derive(Serialize)]
         struct Arguments<'a> {
             p_user_id: &'a str,

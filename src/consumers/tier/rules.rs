@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::cdc::{Change, DecodeError, Op, Remark, Row};
 use crate::config::Snapshot;
-use crate::consumers::owner::owner;
 use crate::consumers::snapshot;
+use crate::consumers::tenant::tenant;
 use crate::consumers::words::{self, is};
 use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
 
@@ -63,7 +63,7 @@ pub fn route(
     if !triggers(change, row)? {
         return Ok(Route::Skip("no_trigger"));
     }
-    let Some((user_id, merchant_id)) = owner(row, "user_id")? else {
+    let Some((user_id, merchant_id)) = tenant(row, "user_id")? else {
         return Ok(Route::Skip("anonymous"));
     };
     let member = Member { user_id, merchant_id };
@@ -109,30 +109,31 @@ pub struct Answer {
 /// An answer as the function's kind makes PostgREST write it: the object of a function that returns
 /// one, the rows of one that returns a table, `null` or no row where there is nothing to say.
 #[derive(Debug, Default)]
-pub struct OneAnswer(pub Option<Answer>);
+pub struct AnswerOrRows(pub Option<Answer>);
 
-impl<'de> Deserialize<'de> for OneAnswer {
+impl<'de> Deserialize<'de> for AnswerOrRows {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ObjectOrRows;
         impl<'de> Visitor<'de> for ObjectOrRows {
-            type Value = OneAnswer;
+            type Value = AnswerOrRows;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object, or rows of which the first counts")
             }
 
-            fn visit_unit<E: de::Error>(self) -> Result<OneAnswer, E> {
-                Ok(OneAnswer(None))
+            fn visit_unit<E: de::Error>(self) -> Result<AnswerOrRows, E> {
+                Ok(AnswerOrRows(None))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OneAnswer, A::Error> {
-                Answer::deserialize(MapAccessDeserializer::new(map)).map(|it| OneAnswer(Some(it)))
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<AnswerOrRows, A::Error> {
+                Answer::deserialize(MapAccessDeserializer::new(map))
+                    .map(|it| AnswerOrRows(Some(it)))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<OneAnswer, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<AnswerOrRows, A::Error> {
                 let first = rows.next_element()?;
                 while rows.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(OneAnswer(first))
+                Ok(AnswerOrRows(first))
             }
         }
         deserializer.deserialize_any(ObjectOrRows)
@@ -207,15 +208,15 @@ mod tests {
     fn an_answer_is_an_object_or_the_first_of_rows_or_nothing() {
         let object = r#"{"recommended_action": "upgrade", "recommended_tier_id": "t-1"}"#;
         for text in [object.to_owned(), format!("[{object}]"), format!("[{object}, {object}]")] {
-            let OneAnswer(answer) = serde_json::from_str(&text).expect("an answer");
+            let AnswerOrRows(answer) = serde_json::from_str(&text).expect("an answer");
             let verdict = answer.expect("it says something").verdict();
             assert!(matches!(verdict, Verdict::Apply { .. }), "{text}");
         }
         for text in ["null", "[]"] {
-            let OneAnswer(answer) = serde_json::from_str(text).expect("an answer");
+            let AnswerOrRows(answer) = serde_json::from_str(text).expect("an answer");
             assert!(answer.is_none(), "{text}");
         }
-        assert!(serde_json::from_str::<OneAnswer>("\"upgrade\"").is_err());
+        assert!(serde_json::from_str::<AnswerOrRows>("\"upgrade\"").is_err());
     }
 
     fn decide(topic: &str, value: &Value) -> Result<Member, &'static str> {

@@ -19,8 +19,8 @@ use crate::engine::retry::Policy;
 use crate::engine::session::End;
 use crate::engine::vitals::Pulse;
 use crate::engine::work::Shared;
-use crate::engine::{Cx, Engine, Failure, Observed, Observer, Outcome, Plan, Route, Settings};
-use crate::kafka::{Context, DeadLetters, GroupConsumer, Kafka, Rebalance};
+use crate::engine::{Context, Engine, Failure, Observed, Observer, Outcome, Plan, Route, Settings};
+use crate::kafka::{Callbacks, DeadLetters, GroupConsumer, Kafka, Rebalance};
 use crate::outage::{Backoff, Breakers};
 
 const TOPIC: &str = "t";
@@ -52,7 +52,7 @@ impl Consumer for Idle {
         Plan { lane: String::new(), claim: String::new(), steps: Vec::new() }
     }
 
-    async fn process(&self, _: &Cx, (): &()) -> Result<Outcome, Failure> {
+    async fn process(&self, _: &Context, (): &()) -> Result<Outcome, Failure> {
         Ok(Outcome::Skipped("idle"))
     }
 }
@@ -120,9 +120,9 @@ async fn ended(
         claims: engine.claims.clone(),
         permits: Permits::new(Limits { min: 1, max: 1 }),
         answers: crate::room::Room::new(usize::MAX),
-        patience: OnceLock::new(),
+        client_retries: OnceLock::new(),
     });
-    let (context, mut signals) = Context::new("g");
+    let (context, mut signals) = Callbacks::new("g");
     let client = engine.kafka.consumer("g", &Properties::default(), context).expect("a client");
     let client = Arc::new(client);
     let (group, rebalances) = mpsc::unbounded_channel();

@@ -16,34 +16,34 @@ fn breaker() -> Arc<Breaker> {
     Arc::new(Breaker::new("inngest", 1, backoff))
 }
 
-async fn when(held: Held<'_>) -> Option<Timestamp> {
+async fn when(held: LockGuard<'_>) -> Option<Timestamp> {
     held.accepted_at()
 }
 
 /// Runs work that only tells from when a settle time counts.
-async fn since(cx: &Cx) -> Option<Timestamp> {
+async fn since(cx: &Context) -> Option<Timestamp> {
     let told = Mutex::new(None);
     let tell = async |held| {
         *told.lock().expect("not poisoned") = Some(when(held).await);
         Ok(SENT)
     };
-    let outcome = cx.alone(NAME, tell).await;
+    let outcome = cx.exclusively(NAME, tell).await;
     assert_eq!(outcome.expect("it runs"), SENT);
     told.into_inner().expect("not poisoned").expect("it ran")
 }
 
-async fn send(cx: &Cx, accepted: i64) {
-    let work = async |held: Held<'_>| {
+async fn send(cx: &Context, accepted: i64) {
+    let work = async |held: LockGuard<'_>| {
         held.settling(&breaker(), async move { Ok(at(accepted)) }).await?;
         Ok(SENT)
     };
-    assert_eq!(cx.alone(NAME, work).await.expect("it runs"), SENT);
+    assert_eq!(cx.exclusively(NAME, work).await.expect("it runs"), SENT);
 }
 
 /// Begins work that never ends by itself, and drops it with its process once it holds the claim.
-async fn crash(cx: &Cx) {
+async fn crash(cx: &Context) {
     let began = Notify::new();
-    let work = cx.alone(NAME, |_| async {
+    let work = cx.exclusively(NAME, |_| async {
         began.notify_one();
         std::future::pending().await
     });
@@ -61,8 +61,8 @@ fn is_held(result: &Result<Outcome, Failure>) -> bool {
 async fn one_record_at_a_time_is_at_it_and_the_next_is_no_duplicate() {
     let scene = Scene::new(Duration::from_secs(300));
     let (one, other) = (record(&scene.process(), 1, 100), record(&scene.process(), 2, 100));
-    let nested = one.alone(NAME, |_| async {
-        let meanwhile = other.alone(NAME, |_| async { Ok(SENT) }).await;
+    let nested = one.exclusively(NAME, |_| async {
+        let meanwhile = other.exclusively(NAME, |_| async { Ok(SENT) }).await;
         assert!(is_held(&meanwhile), "{meanwhile:?}");
         Ok(SENT)
     });
@@ -98,7 +98,7 @@ async fn a_time_of_acceptance_that_lies_ahead_is_when_its_record_learnt_of_it_ho
             told.push(when(held).await);
             Err(waits())
         };
-        cx.alone(NAME, tell).await.expect_err("it waits, and holds its claim");
+        cx.exclusively(NAME, tell).await.expect_err("it waits, and holds its claim");
         let of_step = cx.accepted_at("award").await.expect("it was done");
         told.push(of_step.expect("a claim tells"));
     }
@@ -112,7 +112,7 @@ async fn a_claim_that_a_crash_left_is_known_by_its_own_record_alone() {
     crash(&record(&scene.process(), 1, 100)).await;
     let process = scene.process();
     let other = record(&process, 2, 200);
-    let refused = other.alone(NAME, |_| async { Ok(SENT) }).await;
+    let refused = other.exclusively(NAME, |_| async { Ok(SENT) }).await;
     assert!(is_held(&refused), "{refused:?}");
     let own = record(&process, 1, 300);
     assert_eq!(since(&own).await, Some(at(300)), "it may have sent just before it crashed");
@@ -124,7 +124,7 @@ async fn a_claim_that_a_crash_left_is_known_by_its_record_when_that_was_merged()
     let scene = Scene::new(Duration::from_secs(300));
     crash(&record(&scene.process(), 1, 100)).await;
     let mut newer = record(&scene.process(), 2, 200);
-    newer.covers(vec![origin(7), origin(1)], at(300));
+    newer.set_merged(vec![origin(7), origin(1)], at(300));
     assert_eq!(since(&newer).await, Some(at(300)));
     let after = record(&scene.process(), 3, 200);
     assert_eq!(since(&after).await, Some(at(300)), "it was given back");
@@ -138,7 +138,7 @@ async fn a_claim_is_renewed_while_its_work_takes_long() {
         scene.until_taken(4).await;
         Ok(SENT)
     };
-    assert_eq!(cx.alone(NAME, |_| renewed).await.expect("it ends"), SENT);
+    assert_eq!(cx.exclusively(NAME, |_| renewed).await.expect("it ends"), SENT);
 }
 
 #[tokio::test]
@@ -148,14 +148,14 @@ async fn work_whose_claim_another_record_took_is_broken_off_and_counts_as_sent()
     let (key, lease) = (format!("g:{NAME}"), Duration::from_secs(300));
     let thief = Op::Acquire { key, owner: "thief".into(), left_by: None, lease };
     let store = &scene.store.0;
-    let work = async |held: Held<'_>| {
+    let work = async |held: LockGuard<'_>| {
         store.clear();
         store.execute(std::slice::from_ref(&thief)).await.expect("answered");
         held.settling(&breaker(), std::future::pending()).await?;
         Ok(SENT)
     };
     let before = Timestamp::now();
-    let lost = cx.alone(NAME, work).await;
+    let lost = cx.exclusively(NAME, work).await;
     assert!(is_held(&lost), "{lost:?}");
     store.clear();
     assert!(since(&cx).await > Some(before), "its send may have been accepted");
@@ -173,7 +173,7 @@ async fn what_is_still_being_sent_when_its_record_is_given_up_keeps_the_claim_un
         begins.notify_one();
         Ok(accepted.await.expect("it is accepted"))
     };
-    let work = cx.alone(NAME, async |held| {
+    let work = cx.exclusively(NAME, async |held| {
         held.settling(&breaker(), send).await?;
         Ok(SENT)
     });
@@ -183,7 +183,7 @@ async fn what_is_still_being_sent_when_its_record_is_given_up_keeps_the_claim_un
     }
     scene.until_taken(2).await;
     let next = record(&scene.process(), 1, 200);
-    let meanwhile = next.alone(NAME, |_| async { Ok(SENT) }).await;
+    let meanwhile = next.exclusively(NAME, |_| async { Ok(SENT) }).await;
     assert!(is_held(&meanwhile), "{meanwhile:?}");
     accept.send(at(500)).expect("it is still being sent");
     let told = loop {
@@ -192,7 +192,7 @@ async fn what_is_still_being_sent_when_its_record_is_given_up_keeps_the_claim_un
             *told.lock().expect("not poisoned") = Some(when(held).await);
             Ok(SENT)
         };
-        if !is_held(&next.alone(NAME, tell).await) {
+        if !is_held(&next.exclusively(NAME, tell).await) {
             break told.into_inner().expect("not poisoned");
         }
         tokio::task::yield_now().await;
@@ -205,11 +205,11 @@ async fn a_send_that_failed_may_have_been_accepted() {
     let scene = Scene::new(Duration::from_secs(300));
     let cx = record(&scene.process(), 1, 100);
     let before = Timestamp::now();
-    let failing = async |held: Held<'_>| {
+    let failing = async |held: LockGuard<'_>| {
         held.settling(&breaker(), async { Err(Failure::GivenUp) }).await?;
         Ok(SENT)
     };
-    let failed = cx.alone(NAME, failing).await;
+    let failed = cx.exclusively(NAME, failing).await;
     assert!(matches!(failed, Err(Failure::GivenUp)));
     assert!(since(&cx).await >= Some(before));
 }
@@ -219,7 +219,7 @@ async fn a_record_that_is_set_aside_gives_its_claim_back() {
     let scene = Scene::new(Duration::from_secs(300));
     let cx = record(&scene.process(), 1, 100);
     let poison = || Failure::Poison { kind: "no_tier", message: String::new() };
-    let failed = cx.alone(NAME, |_| async { Err(poison()) }).await;
+    let failed = cx.exclusively(NAME, |_| async { Err(poison()) }).await;
     assert!(matches!(failed, Err(Failure::Poison { .. })));
     cx.release_claims().await;
     assert_eq!(since(&record(&scene.process(), 2, 50)).await, Some(at(100)));
@@ -231,12 +231,12 @@ async fn work_that_another_record_did_meanwhile_starts_again_and_lets_that_settl
     let cx = record(&scene.process(), 1, 100);
     let store = &scene.store.0;
     let free = Op::Free { key: format!("g:{NAME}"), owner: "g/t/9/9".into(), accepted_ms: 500_000 };
-    let work = async |_: Held<'_>| {
+    let work = async |_: LockGuard<'_>| {
         store.clear();
         store.execute(std::slice::from_ref(&free)).await.expect("answered");
         std::future::pending().await
     };
-    let lost = cx.alone(NAME, work).await;
+    let lost = cx.exclusively(NAME, work).await;
     assert!(is_held(&lost), "{lost:?}");
     assert_eq!(since(&cx).await, Some(at(500)));
 }

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::dedup::{Op, Store};
-use crate::engine::Held;
+use crate::engine::LockGuard;
 use crate::engine::testing::{SENT, Scene, SecondPhase, at, origin, record};
 
 const LOCK: &str = "tier:u:m";
@@ -76,9 +76,10 @@ async fn what_is_done_while_claims_are_away_waits_for_them_and_is_done_once() {
         }
         scene.second_phase(SecondPhase::Answered);
     };
-    let (alone, ()) = futures::future::join(cx.alone(LOCK, |_| async { Ok(SENT) }), back).await;
+    let (alone, ()) =
+        futures::future::join(cx.exclusively(LOCK, |_| async { Ok(SENT) }), back).await;
     assert_eq!(alone.expect("it ends"), SENT);
-    let other = next.alone(LOCK, |_| async { Ok(SENT) }).await;
+    let other = next.exclusively(LOCK, |_| async { Ok(SENT) }).await;
     assert_eq!(other.expect("it was given back"), SENT);
 }
 
@@ -94,7 +95,7 @@ async fn given_up_when_done(becomes: SecondPhase) {
     scene.second_phase(becomes);
     let given_up = |offset| {
         let drain = CancellationToken::new();
-        (Cx::new(scene.process(), origin(offset), at(100), drain.clone()), drain)
+        (Context::new(scene.process(), origin(offset), at(100), drain.clone()), drain)
     };
     let accepted = Some(at(500));
     let ((one, drained), (two, lock_drained), (three, sleep_drained)) =
@@ -103,7 +104,7 @@ async fn given_up_when_done(becomes: SecondPhase) {
         drained.cancel();
         Ok(accepted)
     };
-    let locked = async |_: Held<'_>| {
+    let locked = async |_: LockGuard<'_>| {
         lock_drained.cancel();
         Ok(SENT)
     };
@@ -113,7 +114,7 @@ async fn given_up_when_done(becomes: SecondPhase) {
     };
     let (once, alone, sleeps) = futures::future::join3(
         one.once("award", work),
-        two.alone(LOCK, locked),
+        two.exclusively(LOCK, locked),
         three.once("sleeps", sleeps),
     )
     .await;

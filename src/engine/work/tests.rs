@@ -30,7 +30,7 @@ async fn what_waits_for_room_is_given_up_at_once() {
     Arc::get_mut(&mut shared).expect("nobody else has it").answers = Room::new(100);
     let drain = CancellationToken::new();
     let origin = Origin { topic: "t".into(), partition: 0, offset: 1 };
-    let cx = Cx::new(Arc::clone(&shared), origin, Timestamp::UNIX_EPOCH, drain.clone());
+    let cx = Context::new(Arc::clone(&shared), origin, Timestamp::UNIX_EPOCH, drain.clone());
     let _held = shared.answers.charge(100);
     let mut waits = Box::pin(cx.permit(Urgency::One));
     assert!(futures::poll!(&mut waits).is_pending());

@@ -12,7 +12,7 @@ pub(super) fn lost(history: &History, arrivals: &Arrivals<'_>, verdict: &mut Ver
     for record in history.written.iter().filter(|record| !record.copy) {
         for effect in &record.effects {
             if arrivals.done(effect, record.at).is_none() {
-                let (place, at) = (record.place(), record.at.as_secs_f64());
+                let (place, at) = (record.location(), record.at.as_secs_f64());
                 let problem =
                     format!("{} of {place}, written at {at:.3} s", effect.chain.join(", "));
                 verdict.add(Promise::NothingLost, problem);

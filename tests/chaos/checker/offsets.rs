@@ -69,7 +69,7 @@ pub(super) fn commits(history: &History, arrivals: &Arrivals<'_>, verdict: &mut 
             let done = own.map(|effect| arrivals.done(effect, record.at).unwrap_or(Duration::MAX));
             let done = done.max().unwrap_or_default();
             let partition = finished.entry((&record.topic, record.partition)).or_default();
-            partition.insert(record.offset, (done, record.place()));
+            partition.insert(record.offset, (done, record.location()));
         }
         for partition in finished.values_mut() {
             let mut so_far = (Duration::ZERO, String::new());

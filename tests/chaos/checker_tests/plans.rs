@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crm_event_processors::double::Fault;
+use crm_event_processors::fakes::Fault;
 
 use crate::BOUNDS;
-use crate::disturb::{Act, MINUTES, Plan, RATE, SEEDS, records};
+use crate::plan::{Act, MINUTES, Plan, RATE, SEEDS, records};
 
 /// What a plan holds, one name for each kind of thing.
 fn kinds(plan: &Plan) -> BTreeSet<String> {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crm_event_processors::double::redemption_result;
+use crm_event_processors::fakes::redemption_result;
 use serde_json::json;
 
 use super::effects::{effect, letter, merchant};

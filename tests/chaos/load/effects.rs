@@ -1,6 +1,6 @@
 //! What changes call for, by behaviour.md alone.
 
-use crm_event_processors::double::{active_missions, currency_rows, tier_status};
+use crm_event_processors::fakes::{active_missions, currency_rows, tier_status};
 use serde_json::json;
 
 use super::lives::Maker;

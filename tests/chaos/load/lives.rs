@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crm_event_processors::double::currency_rows;
+use crm_event_processors::fakes::currency_rows;
 use fastrand::Rng;
 use serde_json::{Value, json};
 

@@ -9,9 +9,9 @@ use futures::future::join_all;
 use tokio::time::sleep;
 
 use super::{GRACE, World};
-use crate::disturb::{Act, Steps};
 use crate::history::{Disturbance, Harm};
 use crate::members::Process;
+use crate::plan::{Act, Steps};
 
 /// How much longer than its grace a member may take to stop, on a busy machine.
 const SLACK: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ impl World {
                 break;
             }
             process = Some(match process.take() {
-                Some(running) => self.disturb(number, &mut incarnation, running, act).await,
+                Some(running) => self.inject(number, &mut incarnation, running, act).await,
                 None => self.start(number, &mut incarnation),
             });
         }
@@ -105,7 +105,7 @@ impl World {
             && self.notes().disturbances.iter().any(stood_still)
     }
 
-    async fn disturb(
+    async fn inject(
         &self,
         number: usize,
         incarnation: &mut u32,

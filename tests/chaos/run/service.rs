@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crm_event_processors::double::{Endpoint, Fault, Lasting};
+use crm_event_processors::fakes::{Endpoint, Fault, Lasting};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::World;
-use crate::disturb::{Act, Steps};
 use crate::history::{Harm, Kind};
+use crate::plan::{Act, Steps};
 use crate::services::{self, REDIS, Services};
 
 impl World {
@@ -87,11 +87,11 @@ impl World {
 
     async fn fail(&self, endpoints: &[Endpoint], fault: &Fault, time: Duration) -> Harm {
         for endpoint in endpoints {
-            self.double.fail(*endpoint, fault.clone(), Lasting::UntilHealed);
+            self.fake.fail(*endpoint, fault.clone(), Lasting::UntilHealed);
         }
         sleep(time).await;
         for endpoint in endpoints {
-            self.double.heal(*endpoint);
+            self.fake.heal(*endpoint);
         }
         match fault {
             Fault::HandledThenReset | Fault::Truncated => Harm::AnswerLost,

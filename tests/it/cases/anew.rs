@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
@@ -41,16 +41,16 @@ async fn make_anew(topic: &str, gap: Gap, log: &Log) {
 
 async fn made_anew(gap: Gap) {
     let (brokers, prefix, redis) = (services::kafka(), unique("anew"), services::Redis::own());
-    let double = Double::start(Options::default()).await.expect("a double");
-    award_all(&double);
+    let fake = Fake::start(Options::default()).await.expect("a fake");
+    award_all(&fake);
     let (topic, group) = (format!("{prefix}.purchase_ledger"), format!("{prefix}-currency"));
     kafka::create_topic(brokers, &topic, 1).await;
     send(&topic, 0..9).await;
-    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix);
+    let environment = Environment::new(brokers, redis.url(), fake.url(), &prefix);
     let (daemon, log) = environment.start_logging();
     let committed = async |offset| until_committed(&group, &topic, offset).await;
     committed(9).await;
-    assert_eq!(awards(&double).len(), 9);
+    assert_eq!(awards(&fake).len(), 9);
 
     make_anew(&topic, gap, &log).await;
     // Only what is kept of positions knows of the old ones now.
@@ -60,7 +60,7 @@ async fn made_anew(gap: Gap) {
     let more = if gap == Gap::ShortAndMore { 20 } else { 12 };
     send(&topic, 7..more).await;
     let count = usize::try_from(more).expect("a small number");
-    until_awarded(&double, count).await;
+    until_awarded(&fake, count).await;
     committed(i64::try_from(more - 7).expect("a small number")).await;
     daemon.kill();
 
@@ -68,10 +68,10 @@ async fn made_anew(gap: Gap) {
     send(&topic, 5..6).await;
     send(&topic, more..more + 2).await;
     let daemon = environment.start();
-    until_awarded(&double, count + 2).await;
+    until_awarded(&fake, count + 2).await;
     committed(i64::try_from(more - 7 + 3).expect("a small number")).await;
     assert!(daemon.stop().success(), "a clean stop");
-    let awards = awards(&double);
+    let awards = awards(&fake);
     let expected: BTreeMap<_, _> = (0..more + 2).map(|lsn| (lsn, 1)).collect();
     assert_eq!(awards, expected, "each once");
 }

@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use rdkafka::message::{BorrowedHeaders, Message as _, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::FutureRecord;
 use serde_json::json;
@@ -51,7 +51,7 @@ fn order(number: u32) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_whose_name_is_no_text_ends_nothing_and_a_dead_letter_keeps_it() {
     let (brokers, prefix, redis) = (services::kafka(), unique("bytes"), services::Redis::own());
-    let double = Double::start(Options::default()).await.expect("a double");
+    let fake = Fake::start(Options::default()).await.expect("a fake");
     let topic = format!("{prefix}.orders");
     kafka::create_topic(brokers, &topic, 1).await;
     let values = [order(0), "no order".to_owned(), order(2)];
@@ -61,14 +61,14 @@ async fn a_header_whose_name_is_no_text_ends_nothing_and_a_dead_letter_keeps_it(
     });
     kafka::produce(brokers, records).await;
 
-    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", "marketplace")
         .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &topic);
     let daemon = environment.start();
     feed::caught_up(brokers, &format!("{prefix}-marketplace"), &topic).await;
     assert!(daemon.stop().success(), "a clean stop");
     let mut ids: Vec<_> =
-        double.inspect(|log| log.events.iter().filter_map(|e| e.id.clone()).collect());
+        fake.inspect(|log| log.events.iter().filter_map(|e| e.id.clone()).collect());
     // Two orders are two lanes.
     ids.sort();
     let id = |number| format!("marketplace/order-received:shopee:1:sn{number}:PAID");

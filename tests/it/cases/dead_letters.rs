@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::double::{Double, Options, Reply};
+use crm_event_processors::fakes::{Fake, Options, Reply};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
 use serde_json::json;
@@ -35,10 +35,10 @@ async fn send_again(topic: &str, letters: &[(u64, &str)]) {
 struct Evaluations(Arc<Mutex<BTreeMap<String, u32>>>);
 
 impl Evaluations {
-    fn of(double: &Double) -> Self {
+    fn of(fake: &Fake) -> Self {
         let seen = Self::default();
         let noted = seen.clone();
-        double.define("evaluate_user_tier_status", move |arguments| {
+        fake.define("evaluate_user_tier_status", move |arguments| {
             let user = arguments["p_user_id"].as_str().expect("a user").to_owned();
             *noted.0.lock().expect("not poisoned").entry(user).or_default() += 1;
             Reply::json(&json!({"recommended_action": "assign_entry"}))
@@ -55,9 +55,9 @@ impl Evaluations {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_is_handled_again_by_the_consumer_that_set_it_aside_and_by_no_other() {
     let (brokers, prefix, redis) = (services::kafka(), unique("letters"), services::Redis::own());
-    let double = Double::start(Options::default()).await.expect("a double");
-    award_all(&double);
-    let evaluations = Evaluations::of(&double);
+    let fake = Fake::start(Options::default()).await.expect("a fake");
+    award_all(&fake);
+    let evaluations = Evaluations::of(&fake);
     let topic = format!("{prefix}.purchase_ledger");
     kafka::create_topic(brokers, &topic, 1).await;
     kafka::create_topic(brokers, &format!("{prefix}.wallet_ledger"), 1).await;
@@ -71,14 +71,14 @@ async fn a_dead_letter_is_handled_again_by_the_consumer_that_set_it_aside_and_by
     let mut forget = async || {
         let () = redis::cmd("FLUSHALL").query_async(&mut claims).await.expect("emptied");
     };
-    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let environment = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", &GROUPS.join(","))
         // A tier waits so long after a start where no claim tells when it last changed.
         .with("INNGEST_CANCEL_SETTLE", "1s");
     send(&topic, 0..4).await;
     let daemon = environment.start();
     committed(4).await;
-    assert_eq!(awards(&double), (0..4).map(|lsn| (lsn, 1)).collect());
+    assert_eq!(awards(&fake), (0..4).map(|lsn| (lsn, 1)).collect());
 
     forget().await;
     send(&topic, [0]).await; // the connector's
@@ -89,7 +89,7 @@ async fn a_dead_letter_is_handled_again_by_the_consumer_that_set_it_aside_and_by
     send(&topic, [10]).await;
     committed(11).await;
     let expected = BTreeMap::from([(0, 1), (1, 2), (2, 1), (3, 1), (10, 1), (50, 1)]);
-    assert_eq!(awards(&double), expected);
+    assert_eq!(awards(&fake), expected);
     for (lsn, times) in [(0, 1..=1), (1, 1..=1), (2, 2..=3), (3, 1..=1), (10, 1..=1)] {
         assert!(times.contains(&evaluations.count(lsn)), "u{lsn}: {}", evaluations.count(lsn));
     }
@@ -102,14 +102,14 @@ async fn a_dead_letter_is_handled_again_by_the_consumer_that_set_it_aside_and_by
     committed(14).await;
     assert!(daemon.stop().success(), "a clean stop");
     let expected = BTreeMap::from([(0, 1), (1, 2), (2, 1), (3, 1), (10, 1), (11, 1), (50, 1)]);
-    assert_eq!(awards(&double), expected);
+    assert_eq!(awards(&fake), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_that_lacks_its_value_is_set_aside_again_and_deletes_nothing() {
     let (brokers, prefix, redis) = (services::kafka(), unique("lacking"), services::Redis::own());
-    let double = Double::start(Options::default()).await.expect("a double");
-    award_all(&double);
+    let fake = Fake::start(Options::default()).await.expect("a fake");
+    award_all(&fake);
     let topic = format!("{prefix}.purchase_ledger");
     kafka::create_topic(brokers, &topic, 1).await;
     let (key, _) = purchase(0);
@@ -121,12 +121,12 @@ async fn a_dead_letter_that_lacks_its_value_is_set_aside_again_and_deletes_nothi
         FutureRecord::<[u8], [u8]>::to(&topic).key(key.as_bytes()).headers(headers)
     };
     kafka::produce(brokers, [letter("currency"), letter("tier")]).await;
-    let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CDC_TOMBSTONES", "delete")
         .start();
     until_committed(&format!("{prefix}-currency"), &topic, 2).await;
     assert!(daemon.stop().success(), "a clean stop");
-    assert!(double.inspect(|log| log.events.is_empty()), "nothing is cancelled");
+    assert!(fake.inspect(|log| log.events.is_empty()), "nothing is cancelled");
     let letters = kafka::read_topic(brokers, &format!("{prefix}.dlq")).await;
     assert_eq!(letters.len(), 1, "the one of this consumer");
 }

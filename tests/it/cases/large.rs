@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
@@ -35,7 +35,7 @@ fn headers_of(letter: &OwnedMessage) -> BTreeMap<String, String> {
 /// settings where it is there before the daemon.
 async fn letter_of(dead_letters: Option<&[(&str, &str)]>) -> (String, Vec<u8>, OwnedMessage) {
     let (brokers, prefix, redis) = (services::kafka(), unique("large"), services::Redis::own());
-    let double = Double::start(Options::default()).await.expect("a double");
+    let fake = Fake::start(Options::default()).await.expect("a fake");
     let topic = format!("{prefix}.orders");
     create(brokers, &topic, &[("max.message.bytes", "20000000")]).await;
     if let Some(settings) = dead_letters {
@@ -51,13 +51,13 @@ async fn letter_of(dead_letters: Option<&[(&str, &str)]>) -> (String, Vec<u8>, O
     let records = values.map(|value| FutureRecord::to(&topic).key(b"k".as_slice()).payload(value));
     kafka::produce(brokers, records).await;
 
-    let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+    let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", "marketplace")
         .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &topic)
         .start();
     feed::caught_up(brokers, &format!("{prefix}-marketplace"), &topic).await;
     assert!(daemon.stop().success(), "a clean stop");
-    assert_eq!(double.inspect(|log| log.events.len()), GOOD);
+    assert_eq!(fake.inspect(|log| log.events.len()), GOOD);
     let mut letters = kafka::read_topic(brokers, &format!("{prefix}.dlq")).await;
     assert_eq!(letters.len(), 1);
     (topic, broken, letters.remove(0))

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use jiff::Timestamp;
 
 use super::purchases::{award_all, awards, commit_us, send, until_committed};
@@ -14,13 +14,13 @@ use crate::support::{kafka, services, unique};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_comes_late_is_handled_where_its_time_is_named_and_no_other_is_again() {
     let (brokers, prefix, redis) = (services::kafka(), unique("late"), services::Redis::own());
-    let double = Double::start(Options::default()).await.expect("a double");
-    award_all(&double);
+    let fake = Fake::start(Options::default()).await.expect("a fake");
+    award_all(&fake);
     let topic = format!("{prefix}.purchase_ledger");
     kafka::create_topic(brokers, &topic, 1).await;
     let committed =
         async |offset| until_committed(&format!("{prefix}-currency"), &topic, offset).await;
-    let environment = Environment::new(brokers, redis.url(), double.url(), &prefix);
+    let environment = Environment::new(brokers, redis.url(), fake.url(), &prefix);
     send(&topic, [0, 1, 4, 5]).await;
     let daemon = environment.start();
     committed(4).await;
@@ -31,7 +31,7 @@ async fn a_change_that_comes_late_is_handled_where_its_time_is_named_and_no_othe
     send(&topic, [1, 2]).await;
     committed(6).await;
     assert!(daemon.stop().success(), "a clean stop");
-    assert_eq!(awards(&double).get(&2), None, "it looks like a replay");
+    assert_eq!(awards(&fake).get(&2), None, "it looks like a replay");
 
     let time = |lsn| Timestamp::from_microsecond(commit_us(lsn)).expect("a time");
     let span = format!("{}..{}", time(3), time(4));
@@ -40,5 +40,5 @@ async fn a_change_that_comes_late_is_handled_where_its_time_is_named_and_no_othe
     committed(11).await;
     assert!(daemon.stop().success(), "a clean stop");
     let expected = BTreeMap::from([(0, 1), (1, 1), (3, 1), (4, 1), (5, 1), (6, 1)]);
-    assert_eq!(awards(&double), expected);
+    assert_eq!(awards(&fake), expected);
 }

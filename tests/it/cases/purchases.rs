@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crm_event_processors::double::{Double, Reply};
+use crm_event_processors::fakes::{Fake, Reply};
 use rdkafka::producer::FutureRecord;
 use serde_json::json;
 
@@ -35,16 +35,16 @@ pub(super) async fn send(topic: &str, lsns: impl IntoIterator<Item = u64>) {
 }
 
 /// Has every purchase call for an award at once.
-pub(super) fn award_all(double: &Double) {
-    double.define("calc_currency_for_source", |_| {
+pub(super) fn award_all(fake: &Fake) {
+    fake.define("calc_currency_for_source", |_| {
         Reply::json(&json!([{"currency_type": "points", "component": "base", "amount": 7}]))
     });
 }
 
 /// How often each purchase was awarded, by its log position.
-pub(super) fn awards(double: &Double) -> BTreeMap<u64, u32> {
+pub(super) fn awards(fake: &Fake) -> BTreeMap<u64, u32> {
     let mut awards = BTreeMap::new();
-    double.inspect(|log| {
+    fake.inspect(|log| {
         for event in log.events.iter().filter(|event| &*event.name == "currency/award") {
             let id = event.id.as_deref().expect("an id");
             let lsn = id.strip_prefix("currency/award:purchase:p").expect("a purchase's");
@@ -54,8 +54,8 @@ pub(super) fn awards(double: &Double) -> BTreeMap<u64, u32> {
     awards
 }
 
-pub(super) async fn until_awarded(double: &Double, purchases: usize) {
-    until("the awards", async || (awards(double).len() >= purchases).then_some(())).await;
+pub(super) async fn until_awarded(fake: &Fake, purchases: usize) {
+    until("the awards", async || (awards(fake).len() >= purchases).then_some(())).await;
 }
 
 /// Waits until the group has committed `offset` of the topic's only partition.

@@ -1,6 +1,6 @@
 //! The embedded broker does what the daemon and the tests expect of a Kafka.
 
-use crm_event_processors::double::broker::{Broker, BrokerError};
+use crm_event_processors::fakes::broker::{Broker, BrokerError};
 use crm_event_processors::recording::Recorded;
 use rdkafka::Message as _;
 use rdkafka::message::Headers as _;

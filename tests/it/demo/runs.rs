@@ -1,11 +1,11 @@
-//! The demo as a newcomer runs it, with every fault: what arrives is what the recordings demand.
+//! The demo as a newcomer runs it, with every fault: what arrives is what the recordings expectation.
 
 use std::time::Duration;
 
 use crm_event_processors::config::Environment;
 use crm_event_processors::demo::faults::Fault;
-use crm_event_processors::demo::{self, Feed, Options, Report, Told};
-use crm_event_processors::double::Endpoint;
+use crm_event_processors::demo::{self, Feed, Options, Progress, Report};
+use crm_event_processors::fakes::Endpoint;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,22 +22,22 @@ fn options(fault: Option<Fault>) -> Options {
 }
 
 /// Runs it and answers what was told besides.
-async fn run(options: &Options) -> (Report, Vec<Told>) {
-    let (told, mut heard) = mpsc::unbounded_channel();
-    let report = demo::run(options, told, &CancellationToken::new()).await.expect("it runs");
+async fn run(options: &Options) -> (Report, Vec<Progress>) {
+    let (progress, mut heard) = mpsc::unbounded_channel();
+    let report = demo::run(options, progress, &CancellationToken::new()).await.expect("it runs");
     let mut all = Vec::new();
-    while let Ok(told) = heard.try_recv() {
-        all.push(told);
+    while let Ok(progress) = heard.try_recv() {
+        all.push(progress);
     }
     (report, all)
 }
 
 /// The report of a run that must be right.
-async fn right(options: &Options) -> (Report, Vec<Told>) {
-    let (report, told) = run(options).await;
-    let findings = report.findings.as_ref().expect("it was not interrupted");
-    assert!(findings.is_right(), "{findings:#?}");
-    (report, told)
+async fn right(options: &Options) -> (Report, Vec<Progress>) {
+    let (report, progress) = run(options).await;
+    let differences = report.differences.as_ref().expect("it was not interrupted");
+    assert!(differences.is_right(), "{differences:#?}");
+    (report, progress)
 }
 
 fn waited_for(report: &Report, reason: &str) -> u64 {
@@ -54,7 +54,7 @@ fn kinds(report: &Report) -> Vec<&str> {
 
 #[tokio::test]
 async fn the_plain_demo_is_right_and_shows_every_event() {
-    let (report, told) = right(&options(None)).await;
+    let (report, progress) = right(&options(None)).await;
     assert_eq!(report.fed, ROUND);
     let names: Vec<&str> = report.consumers.iter().map(|(name, ..)| *name).collect();
     assert_eq!(names, ["currency", "tier", "mission", "reward", "marketplace"]);
@@ -65,11 +65,11 @@ async fn the_plain_demo_is_right_and_shows_every_event() {
     assert!(report.consumers[4].1.skipped["unpaid"] > 0);
     let (_, tally, _) = &report.consumers[0];
     let events: usize = report.consumers.iter().map(|(_, _, events)| events).sum();
-    let shown = told.iter().filter(|told| matches!(told, Told::Event(_))).count();
+    let shown = progress.iter().filter(|progress| matches!(progress, Progress::Event(_))).count();
     assert_eq!(shown, events);
     assert!(tally.replayed > 0, "the restarted connector repeats changes");
     assert_eq!(u64::try_from(tally.latencies.len()), Ok(tally.sent));
-    assert_eq!(report.findings.as_ref().map(|findings| findings.repeated), Some(0));
+    assert_eq!(report.differences.as_ref().map(|differences| differences.repeated), Some(0));
     assert_eq!(report.dead_letters.len(), 6, "debits whose originals are missing");
     assert_eq!(kinds(&report), ["original_not_found"]);
     assert_eq!(report.met_fault, 0);
@@ -125,10 +125,11 @@ async fn supabase_that_fails_with_500_loses_nothing() {
 
 #[tokio::test]
 async fn claims_that_are_lost_award_nothing_twice() {
-    let (report, told) = right(&options(Some(Fault::RedisEmpty))).await;
+    let (report, progress) = right(&options(Some(Fault::RedisEmpty))).await;
     assert!(report.consumers[0].1.replayed > 0);
-    let struck = |told: &Told| matches!(told, Told::Note(line) if line.starts_with("FAULT"));
-    assert!(told.iter().any(struck));
+    let struck =
+        |progress: &Progress| matches!(progress, Progress::Note(line) if line.starts_with("FAULT"));
+    assert!(progress.iter().any(struck));
 }
 
 #[tokio::test]
@@ -151,29 +152,29 @@ async fn a_daemon_that_is_torn_down_and_started_again_loses_nothing() {
 #[tokio::test]
 async fn a_demo_that_keeps_running_finishes_its_round_when_told_to_stop_and_is_judged() {
     let stop = CancellationToken::new();
-    let (told, mut heard) = mpsc::unbounded_channel();
+    let (progress, mut heard) = mpsc::unbounded_channel();
     let feed = Feed { keep_running: true, ..Feed::default() };
     let options = Options { feed, ..options(None) };
-    let run = demo::run(&options, told, &stop);
+    let run = demo::run(&options, progress, &stop);
     tokio::pin!(run);
     let report = loop {
         tokio::select! {
             report = &mut run => break report.expect("it runs"),
-            Some(told) = heard.recv() => if matches!(told, Told::Event(_)) {
+            Some(progress) = heard.recv() => if matches!(progress, Progress::Event(_)) {
                 stop.cancel();
             },
         }
     };
     assert!(report.fed >= ROUND && report.fed.is_multiple_of(ROUND), "{}", report.fed);
-    let findings = report.findings.expect("judged");
-    assert!(findings.is_right(), "{findings:#?}");
+    let differences = report.differences.expect("judged");
+    assert!(differences.is_right(), "{differences:#?}");
 }
 
 #[tokio::test]
 async fn any_other_demo_is_interrupted_and_not_judged() {
     let stop = CancellationToken::new();
     stop.cancel();
-    let (told, _heard) = mpsc::unbounded_channel();
-    let report = demo::run(&options(None), told, &stop).await.expect("it ends cleanly");
-    assert_eq!(report.findings, None);
+    let (progress, _heard) = mpsc::unbounded_channel();
+    let report = demo::run(&options(None), progress, &stop).await.expect("it ends cleanly");
+    assert_eq!(report.differences, None);
 }

@@ -1,10 +1,10 @@
 //! The demo's verdict fails when anything is missing, extra or different.
 
-use crm_event_processors::demo::demand::{
-    Allowance, Demand, Evaluations, Event, Findings, Letter, Seen, judge,
+use crm_event_processors::demo::expectation::{
+    Allowed, Differences, Evaluations, Event, Expectation, Letter, Received, check,
 };
-use crm_event_processors::demo::recordings::Shipped;
-use crm_event_processors::double::{active_missions, currency_rows, tier_status};
+use crm_event_processors::demo::recordings::Bundled;
+use crm_event_processors::fakes::{active_missions, currency_rows, tier_status};
 use serde_json::{Value, json};
 
 const CANCELLED: &str = "tier/upgrade-cancelled";
@@ -25,19 +25,19 @@ fn event(name: &str, id: Option<&str>, data: Value) -> Event {
 }
 
 /// What a faultless daemon would have sent.
-fn perfect(demand: &Demand) -> Seen {
-    let mut seen = Seen::default();
-    for id in demand.awards_with_rows() {
+fn perfect(expectation: &Expectation) -> Received {
+    let mut seen = Received::default();
+    for id in expectation.awards_with_rows() {
         let [_, kind, row] = id.split(':').collect::<Vec<_>>()[..] else { panic!("{id}") };
         let data =
             json!({"source_type": kind, "source_id": row, "currency_rows": currency_rows(row)});
         seen.events.push(event("currency/award", Some(id), data));
     }
-    for (kind, row) in &demand.cancelled_must {
+    for (kind, row) in &expectation.cancelled_must {
         let data = json!({"source_type": kind, "source_id": row});
         seen.events.push(event("currency/cancelled", None, data));
     }
-    for reverse in &demand.reverse {
+    for reverse in &expectation.reverse {
         let mut data = json!({"source_type": "purchase", "source_id": reverse.source_id});
         if let (Some(original), Some(share)) =
             (&reverse.original_source_id, reverse.refund_percentage)
@@ -47,12 +47,13 @@ fn perfect(demand: &Demand) -> Seen {
         }
         seen.events.push(event("currency/reverse", Some(&reverse.id), data));
     }
-    seen.dead_letters = demand.dead_letter_rows.iter().map(|row| letter("currency", row)).collect();
-    for member in &demand.tier_members {
+    seen.dead_letters =
+        expectation.dead_letter_rows.iter().map(|row| letter("currency", row)).collect();
+    for member in &expectation.tier_members {
         evaluate(member, &mut seen);
     }
-    for (event_type, row) in &demand.mission {
-        let owner = &demand.owners[row];
+    for (event_type, row) in &expectation.mission {
+        let owner = &expectation.owners[row];
         for mission in active_missions(&owner.merchant_id, event_type) {
             let id = format!("mission/evaluate:{mission}:{event_type}:{row}");
             let data = json!({"user_id": owner.user_id, "merchant_id": owner.merchant_id,
@@ -61,25 +62,29 @@ fn perfect(demand: &Demand) -> Seen {
             seen.events.push(event("mission/evaluate", Some(&id), data));
         }
     }
-    for (event_id, data) in &demand.redemptions {
+    for (event_id, data) in &expectation.redemptions {
         let success = data["result"]["success"] == true;
         let name = if success { "reward/redeemed" } else { "reward/redemption-failed" };
         seen.events.push(event(name, Some(&format!("{name}:{event_id}")), data.clone()));
     }
-    for row in &demand.code_redeemed {
+    for row in &expectation.code_redeemed {
         let data = json!({"code_id": row.code_id, "code": row.code, "user_id": row.user_id,
             "merchant_id": "m", "redeemed_at": null});
         let id = format!("reward/code-redeemed:{}", row.code_id);
         seen.events.push(event("reward/code-redeemed", Some(&id), data));
     }
-    for id in demand.order_histories.iter().flatten() {
-        seen.events.push(event("marketplace/order-received", Some(id), demand.orders[id].clone()));
+    for id in expectation.order_histories.iter().flatten() {
+        seen.events.push(event(
+            "marketplace/order-received",
+            Some(id),
+            expectation.orders[id].clone(),
+        ));
     }
     seen
 }
 
 /// One evaluation of a member and what follows from it.
-fn evaluate(member: &str, seen: &mut Seen) {
+fn evaluate(member: &str, seen: &mut Received) {
     let evaluations = Evaluations { times: 1, last_after: TRIGGERED + 1 };
     seen.evaluated.insert(member.to_owned(), evaluations);
     let (user, merchant) = member.split_once('|').expect("a member");
@@ -113,72 +118,72 @@ fn letter(consumer: &str, row: &str) -> Letter {
     }
 }
 
-fn demand() -> Demand {
-    let round = Shipped::unpack().and_then(|shipped| shipped.round(0)).expect("a round");
-    let mut demand = round.demand;
-    demand.last_triggers =
-        demand.tier_members.iter().map(|member| (member.clone(), TRIGGERED)).collect();
-    demand
+fn expectation() -> Expectation {
+    let round = Bundled::unpack().and_then(|shipped| shipped.round(0)).expect("a round");
+    let mut expectation = round.expectation;
+    expectation.last_triggers =
+        expectation.tier_members.iter().map(|member| (member.clone(), TRIGGERED)).collect();
+    expectation
 }
 
 /// Judges what is seen after `spoil`.
-fn judged(allowance: &Allowance, spoil: impl FnOnce(&mut Seen)) -> Findings {
-    let demand = demand();
-    let mut seen = perfect(&demand);
+fn judged(allowed: &Allowed, spoil: impl FnOnce(&mut Received)) -> Differences {
+    let expectation = expectation();
+    let mut seen = perfect(&expectation);
     spoil(&mut seen);
-    judge(&demand, &seen, allowance)
+    check(&expectation, &seen, allowed)
 }
 
-fn find<'a>(seen: &'a mut Seen, name: &str) -> &'a mut Event {
+fn find<'a>(seen: &'a mut Received, name: &str) -> &'a mut Event {
     seen.events.iter_mut().find(|event| event.name == name).expect("one of them")
 }
 
 #[test]
 fn what_the_recordings_demand_is_right() {
-    let findings = judged(&Allowance::default(), |_| {});
-    assert!(findings.is_right(), "{findings:#?}");
-    assert!(findings.right > 100);
+    let differences = judged(&Allowed::default(), |_| {});
+    assert!(differences.is_right(), "{differences:#?}");
+    assert!(differences.right > 100);
 }
 
 #[test]
 fn every_single_missing_event_or_dead_letter_is_named() {
-    let all = perfect(&demand());
+    let all = perfect(&expectation());
     for index in 0..all.events.len() {
-        let findings = judged(&Allowance::default(), |seen| drop(seen.events.remove(index)));
-        assert_eq!((findings.missing.len(), findings.extra.len()), (1, 0), "{index}");
+        let differences = judged(&Allowed::default(), |seen| drop(seen.events.remove(index)));
+        assert_eq!((differences.missing.len(), differences.extra.len()), (1, 0), "{index}");
     }
     for index in 0..all.dead_letters.len() {
-        let findings = judged(&Allowance::default(), |seen| drop(seen.dead_letters.remove(index)));
-        assert_eq!((findings.missing.len(), findings.extra.len()), (1, 0), "{index}");
+        let differences = judged(&Allowed::default(), |seen| drop(seen.dead_letters.remove(index)));
+        assert_eq!((differences.missing.len(), differences.extra.len()), (1, 0), "{index}");
     }
 }
 
 #[test]
 fn events_that_nobody_demands_are_named() {
     for name in ["currency/award", "currency/cancelled", "currency/reverse"] {
-        let findings = judged(&Allowance::default(), |seen| {
+        let differences = judged(&Allowed::default(), |seen| {
             let data = json!({"source_type": "purchase", "source_id": "x", "currency_rows": []});
             seen.events.push(event(name, None, data));
         });
-        assert_eq!(findings.extra, [format!("{name}:purchase:x")]);
+        assert_eq!(differences.extra, [format!("{name}:purchase:x")]);
     }
     for name in NAMES_WITH_ID {
-        let findings = judged(&Allowance::default(), |seen| {
+        let differences = judged(&Allowed::default(), |seen| {
             seen.events.push(event(name, Some("x"), json!({})));
         });
-        assert_eq!(findings.extra, ["x"], "{name}");
+        assert_eq!(differences.extra, ["x"], "{name}");
     }
     for name in [CANCELLED, UPGRADE] {
-        let findings = judged(&Allowance::default(), |seen| {
+        let differences = judged(&Allowed::default(), |seen| {
             let data = json!({"user_id": "nobody", "merchant_id": "m"});
             seen.events.push(event(name, None, data));
         });
-        assert_eq!(findings.extra, ["tier evaluation or events of nobody|m"], "{name}");
+        assert_eq!(differences.extra, ["tier evaluation or events of nobody|m"], "{name}");
     }
     for consumer in ["currency", "tier", "mission", "reward", "marketplace"] {
-        let findings =
-            judged(&Allowance::default(), |seen| seen.dead_letters.push(letter(consumer, "x")));
-        assert_eq!(findings.extra, [format!("dead letter of {consumer}: x")]);
+        let differences =
+            judged(&Allowed::default(), |seen| seen.dead_letters.push(letter(consumer, "x")));
+        assert_eq!(differences.extra, [format!("dead letter of {consumer}: x")]);
     }
 }
 
@@ -186,36 +191,36 @@ fn events_that_nobody_demands_are_named() {
 fn an_event_that_came_twice_is_wrong_unless_the_fault_allows_it() {
     let names = ["currency/award", "currency/cancelled", "currency/reverse"];
     for name in names.into_iter().chain(NAMES_WITH_ID) {
-        let twice = |seen: &mut Seen| {
+        let twice = |seen: &mut Received| {
             let copy = find(seen, name).clone();
             seen.events.push(copy);
         };
-        assert_eq!(judged(&Allowance::default(), twice).extra.len(), 1, "{name}");
-        let allowed = Allowance { repeats: true, ..Allowance::default() };
-        let findings = judged(&allowed, twice);
-        assert!(findings.is_right(), "{findings:#?}");
-        assert_eq!(findings.repeated, 1);
+        assert_eq!(judged(&Allowed::default(), twice).extra.len(), 1, "{name}");
+        let allowed = Allowed { repeats: true, ..Allowed::default() };
+        let differences = judged(&allowed, twice);
+        assert!(differences.is_right(), "{differences:#?}");
+        assert_eq!(differences.repeated, 1);
     }
 }
 
 #[test]
 fn a_repeat_with_other_content_is_never_allowed() {
-    let allowed = Allowance { repeats: true, ..Allowance::default() };
-    let findings = judged(&allowed, |seen| {
+    let allowed = Allowed { repeats: true, ..Allowed::default() };
+    let differences = judged(&allowed, |seen| {
         let mut copy = find(seen, "currency/cancelled").clone();
         copy.data["user_id"] = json!("somebody else");
         seen.events.push(copy);
     });
-    assert_eq!(findings.different.len(), 1);
+    assert_eq!(differences.different.len(), 1);
 }
 
 #[test]
 fn wrong_content_is_named() {
-    let rows = judged(&Allowance::default(), |seen| {
+    let rows = judged(&Allowed::default(), |seen| {
         find(seen, "currency/award").data["currency_rows"] = json!([]);
     });
     assert_eq!(rows.different.len(), 1, "{rows:#?}");
-    let share = judged(&Allowance::default(), |seen| {
+    let share = judged(&Allowed::default(), |seen| {
         let debit = seen.events.iter_mut().find(|e| !e.data["refund_percentage"].is_null());
         debit.expect("a partial refund").data["refund_percentage"] = json!(99.5);
     });
@@ -224,14 +229,14 @@ fn wrong_content_is_named() {
 
 #[test]
 fn an_award_that_inngest_refuses_must_become_a_dead_letter() {
-    let demand = demand();
-    let refused = demand.awards_with_rows().next().expect("an award").clone();
-    let allowance = Allowance { refused: [refused.clone()].into(), ..Allowance::default() };
-    let sent = judged(&allowance, |_| {});
+    let expectation = expectation();
+    let refused = expectation.awards_with_rows().next().expect("an award").clone();
+    let allowed = Allowed { refused: [refused.clone()].into(), ..Allowed::default() };
+    let sent = judged(&allowed, |_| {});
     assert_eq!(sent.extra, [refused.as_str()]);
     assert_eq!(sent.missing.len(), 1, "its dead letter");
     let row = refused.rsplit(':').next().expect("a row");
-    let set_aside = judged(&allowance, |seen| {
+    let set_aside = judged(&allowed, |seen| {
         seen.events.retain(|event| event.id.as_ref() != Some(&refused));
         seen.dead_letters.push(letter("currency", row));
     });
@@ -257,21 +262,21 @@ fn content_of_the_others_that_is_wrong_is_named() {
         (UPGRADE, "to_tier_id"),
         (UPGRADE, "effective_at"),
     ] {
-        let findings = judged(&Allowance::default(), |seen| {
+        let differences = judged(&Allowed::default(), |seen| {
             find(seen, name).data[field] = json!(4711);
         });
-        assert_eq!(findings.different.len(), 1, "{name} {field}: {findings:#?}");
+        assert_eq!(differences.different.len(), 1, "{name} {field}: {differences:#?}");
     }
 }
 
 #[test]
 fn a_member_must_be_evaluated_after_its_last_change_and_nobody_else_may_be() {
-    let early = judged(&Allowance::default(), |seen| {
+    let early = judged(&Allowed::default(), |seen| {
         let evaluations = seen.evaluated.values_mut().next().expect("a member");
         evaluations.last_after = TRIGGERED;
     });
     assert_eq!((early.missing.len(), early.extra.len()), (1, 0), "{early:#?}");
-    let nobody = judged(&Allowance::default(), |seen| {
+    let nobody = judged(&Allowed::default(), |seen| {
         let evaluations = Evaluations { times: 1, last_after: TRIGGERED + 1 };
         seen.evaluated.insert("nobody|m".to_owned(), evaluations);
     });
@@ -281,7 +286,7 @@ fn a_member_must_be_evaluated_after_its_last_change_and_nobody_else_may_be() {
 #[test]
 fn tiers_that_are_not_given_or_given_otherwise_are_named() {
     let applied = |spoil: fn(&mut Vec<Value>)| {
-        judged(&Allowance::default(), |seen| {
+        judged(&Allowed::default(), |seen| {
             spoil(seen.applied.values_mut().next().expect("an upgrade at once"));
         })
     };
@@ -292,7 +297,7 @@ fn tiers_that_are_not_given_or_given_otherwise_are_named() {
 
 #[test]
 fn more_upgrades_or_cancels_than_evaluations_are_named_and_as_many_are_right() {
-    let member = |seen: &Seen| {
+    let member = |seen: &Received| {
         let data = &seen.events.iter().find(|event| event.name == UPGRADE).expect("one").data;
         format!(
             "{}|{}",
@@ -300,7 +305,7 @@ fn more_upgrades_or_cancels_than_evaluations_are_named_and_as_many_are_right() {
             data["merchant_id"].as_str().unwrap_or("")
         )
     };
-    let again = |seen: &mut Seen| {
+    let again = |seen: &mut Received| {
         let upgrade = find(seen, UPGRADE).clone();
         let mut data = json!({});
         for field in ["user_id", "merchant_id"] {
@@ -308,41 +313,41 @@ fn more_upgrades_or_cancels_than_evaluations_are_named_and_as_many_are_right() {
         }
         seen.events.extend([event(CANCELLED, None, data), upgrade]);
     };
-    assert_eq!(judged(&Allowance::default(), again).extra.len(), 2);
-    let findings = judged(&Allowance::default(), |seen| {
+    assert_eq!(judged(&Allowed::default(), again).extra.len(), 2);
+    let differences = judged(&Allowed::default(), |seen| {
         again(seen);
         let member = member(seen);
         seen.evaluated.get_mut(&member).expect("evaluated").times = 2;
     });
-    assert!(findings.is_right(), "{findings:#?}");
+    assert!(differences.is_right(), "{differences:#?}");
 }
 
 #[test]
 fn an_upgrade_must_come_after_its_own_cancel_and_the_last_cancel_before_it() {
-    let findings = judged(&Allowance::default(), |seen| {
+    let differences = judged(&Allowed::default(), |seen| {
         let at = seen.events.iter().position(|event| event.name == UPGRADE).expect("one");
         seen.events.swap(at - 1, at);
     });
-    assert_eq!(findings.different.len(), 1, "{findings:#?}");
+    assert_eq!(differences.different.len(), 1, "{differences:#?}");
 }
 
 #[test]
 fn an_order_whose_states_come_in_another_order_is_named() {
-    let findings = judged(&Allowance::default(), |seen| {
+    let differences = judged(&Allowed::default(), |seen| {
         let received = |event: &Event| event.name == "marketplace/order-received";
         let at = seen.events.iter().position(received).expect("an order");
         seen.events.swap(at, at + 1);
     });
-    assert_eq!(findings.different.len(), 1, "{findings:#?}");
+    assert_eq!(differences.different.len(), 1, "{differences:#?}");
 }
 
 #[test]
 fn what_nobody_can_read_must_be_set_aside_by_each_consumer_that_takes_it() {
     let unreadable = ["tier", "marketplace"].map(|consumer| (consumer, "x".to_owned()));
-    let allowance = Allowance { unreadable: unreadable.into(), ..Allowance::default() };
-    let half = |seen: &mut Seen| seen.dead_letters.push(letter("tier", "x"));
-    assert_eq!(judged(&allowance, half).missing, ["dead letter of marketplace: x"]);
-    let whole = judged(&allowance, |seen| {
+    let allowed = Allowed { unreadable: unreadable.into(), ..Allowed::default() };
+    let half = |seen: &mut Received| seen.dead_letters.push(letter("tier", "x"));
+    assert_eq!(judged(&allowed, half).missing, ["dead letter of marketplace: x"]);
+    let whole = judged(&allowed, |seen| {
         half(seen);
         seen.dead_letters.push(letter("marketplace", "x"));
     });

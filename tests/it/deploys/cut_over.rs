@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::producer::FutureRecord;
@@ -40,7 +40,7 @@ fn stood_at(partition: i32, records: i64) -> Option<i64> {
 pub(super) struct Scene {
     pub(super) brokers: &'static str,
     pub(super) prefix: String,
-    pub(super) double: Double,
+    pub(super) fake: Fake,
     /// The events that each partition's records call for, record by record.
     called_for: BTreeMap<(Stream, i32), Vec<Vec<String>>>,
 }
@@ -49,9 +49,9 @@ impl Scene {
     pub(super) async fn new() -> Self {
         let (brokers, prefix) = (services::kafka(), unique("cut"));
         let options = Options { keep_data: true, ..Options::default() };
-        let double = Double::start(options).await.expect("a double");
-        double.fill("merchant_master", vec![merchant()]);
-        let mut scene = Self { brokers, prefix, double, called_for: BTreeMap::new() };
+        let fake = Fake::start(options).await.expect("a fake");
+        fake.fill("merchant_master", vec![merchant()]);
+        let mut scene = Self { brokers, prefix, fake, called_for: BTreeMap::new() };
         let mut number = 0;
         for (stream, _) in STREAMS {
             let topic = scene.topic(stream);
@@ -90,7 +90,7 @@ impl Scene {
 
     /// Of a daemon that is not told where a new group begins: this one is none.
     pub(super) fn environment(&self) -> Environment {
-        Environment::new(self.brokers, services::redis(), self.double.url(), &self.prefix)
+        Environment::new(self.brokers, services::redis(), self.fake.url(), &self.prefix)
             .without("KAFKA_AUTO_OFFSET_RESET")
             .with("CONSUMERS", "currency,marketplace")
             .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &self.topic(Stream::Orders))
@@ -134,7 +134,7 @@ impl Scene {
             }
         }
         let arrived: Vec<String> =
-            self.double.inspect(|log| log.events.iter().map(name_of).collect());
+            self.fake.inspect(|log| log.events.iter().map(name_of).collect());
         let once: BTreeSet<String> = arrived.iter().cloned().collect();
         assert_eq!(once.len(), arrived.len(), "each once");
         let (lost, extra) = (due.difference(&once).next(), once.difference(&due).next());
@@ -283,7 +283,7 @@ async fn waited_for(protocol: &str) {
         (says_so && consumers.len() == 2).then_some(())
     })
     .await;
-    assert!(fleet.turns().is_empty() && scene.double.inspect(|log| log.events.is_empty()));
+    assert!(fleet.turns().is_empty() && scene.fake.inspect(|log| log.events.is_empty()));
 
     for member in old {
         member.leave().await;
@@ -355,9 +355,7 @@ async fn topics_that_the_old_service_never_read_are_held_until_they_begin_as_ope
     feed::caught_up(scene.brokers, &scene.group("currency"), &referrals).await;
     assert_eq!(fleet.stop("decided").await.code(), Some(0));
     let awarded = |award: &str| {
-        scene
-            .double
-            .inspect(|log| log.events.iter().any(|event| event.id.as_deref() == Some(award)))
+        scene.fake.inspect(|log| log.events.iter().any(|event| event.id.as_deref() == Some(award)))
     };
     assert_eq!((awarded(&old), awarded(&new)), (false, true));
 }

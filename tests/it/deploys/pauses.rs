@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crm_event_processors::double::Log;
+use crm_event_processors::fakes::Log;
 
 use super::fleet::Place;
 use super::rolling::{Deploy, Step};

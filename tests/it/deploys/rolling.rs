@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crm_event_processors::double::{Double, Endpoint, Log, Options};
+use crm_event_processors::fakes::{Endpoint, Fake, Log, Options};
 
 use super::fleet::{Fleet, Owners, owners, shares};
 use super::pauses;
@@ -36,7 +36,7 @@ enum Shape {
 /// What was done to the group, and how that began and ended.
 pub(super) struct Step {
     pub(super) what: &'static str,
-    /// When, by the double's clock.
+    /// When, by the fake's clock.
     pub(super) from: Duration,
     pub(super) to: Duration,
     /// Which of the fleet's turns it took.
@@ -73,7 +73,7 @@ fn topic(prefix: &str, stream: Stream) -> String {
 
 struct Scene {
     brokers: &'static str,
-    double: Arc<Double>,
+    fake: Arc<Fake>,
     fleet: Fleet,
     deploy: Deploy,
 }
@@ -82,24 +82,24 @@ impl Scene {
     async fn new(protocol: &str) -> Self {
         let (brokers, prefix) = (services::kafka(), unique("deploy"));
         let options = Options { keep_data: true, ..Options::default() };
-        let double = Double::start(options).await.expect("a double");
+        let fake = Fake::start(options).await.expect("a fake");
         for endpoint in [Endpoint::Post, Endpoint::Rpc] {
-            double.set_latency(endpoint, LATENCY);
+            fake.set_latency(endpoint, LATENCY);
         }
-        double.fill("merchant_master", vec![merchant()]);
+        fake.fill("merchant_master", vec![merchant()]);
         kafka::create_topic(brokers, &topic(&prefix, Stream::Purchases), PURCHASES).await;
         kafka::create_topic(brokers, &topic(&prefix, Stream::Orders), ORDERS).await;
         for table in ["referral_ledger", "mission_claims"] {
             kafka::create_topic(brokers, &format!("{prefix}.{table}"), 1).await;
         }
-        let environment = Environment::new(brokers, services::redis(), double.url(), &prefix)
+        let environment = Environment::new(brokers, services::redis(), fake.url(), &prefix)
             .with("CONSUMERS", "currency,marketplace")
             .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &topic(&prefix, Stream::Orders))
             .with("KAFKA_GROUP_PROTOCOL", protocol)
             .with("CURRENCY_CONCURRENCY", "64")
             .with("INNGEST_CANCEL_SETTLE", "1s");
         let deploy = Deploy { prefix, steps: Vec::new(), sent: Vec::new() };
-        Self { brokers, double: Arc::new(double), fleet: Fleet::new(environment), deploy }
+        Self { brokers, fake: Arc::new(fake), fleet: Fleet::new(environment), deploy }
     }
 
     /// Does something to the group, and waits until it has come to rest and each partition goes on
@@ -108,14 +108,14 @@ impl Scene {
         let turns = self.fleet.turns();
         let before = owners(&turns);
         let members_before = self.fleet.names();
-        let (seen, from) = self.double.inspect(|log| (log.events.len(), clock(log)));
+        let (seen, from) = self.fake.inspect(|log| (log.events.len(), clock(log)));
         change(&mut self.fleet).await;
         self.until_rest(Some(seen)).await;
         let after = self.fleet.turns();
         self.deploy.steps.push(Step {
             what,
             from,
-            to: self.double.inspect(clock),
+            to: self.fake.inspect(clock),
             turns: turns.len()..after.len(),
             members_before,
             members_after: self.fleet.names(),
@@ -144,7 +144,7 @@ impl Scene {
     }
 
     fn all_at_work(&self, owners: &Owners, seen: usize) -> bool {
-        self.double.inspect(|log| {
+        self.fake.inspect(|log| {
             let at_work: BTreeSet<(Spot, &str)> = log.events[seen..]
                 .iter()
                 .filter_map(|event| Some((spot_of(event.id.as_deref()?), sender(log, event.post))))
@@ -212,7 +212,7 @@ pub(super) fn sender(log: &Log, post: u32) -> &str {
 
 async fn roll(protocol: &str, shape: Shape) {
     let mut scene = Scene::new(protocol).await;
-    let asked = count_calls(&scene.double);
+    let asked = count_calls(&scene.fake);
     for (old, _) in ROUNDS {
         scene.fleet.start(old);
     }
@@ -220,11 +220,11 @@ async fn roll(protocol: &str, shape: Shape) {
     let streams = [(Stream::Purchases, PURCHASES), (Stream::Orders, ORDERS)];
     let topics =
         streams.map(|(stream, partitions)| (stream, scene.deploy.topic(stream), partitions));
-    let traffic = Traffic::start(scene.brokers, &scene.double, &topics);
-    let double = Arc::clone(&scene.double);
+    let traffic = Traffic::start(scene.brokers, &scene.fake, &topics);
+    let fake = Arc::clone(&scene.fake);
     let spots: Vec<Spot> = scene.deploy.spots().map(|(spot, _)| spot).collect();
     let flow = async |_: &mut Fleet| {
-        let flowing = double.until(|log| {
+        let flowing = fake.until(|log| {
             let flows = |spot: &Spot| log.ids().filter(|id| spot_of(id) == *spot).count() >= CALM;
             log.events.len() >= CALM * spots.len() && spots.iter().all(flows)
         });
@@ -236,7 +236,7 @@ async fn roll(protocol: &str, shape: Shape) {
     }
     scene.deploy.sent = tokio::time::timeout(PATIENCE, traffic.stop()).await.expect("they end");
 
-    let Scene { brokers, double, mut fleet, deploy } = scene;
+    let Scene { brokers, fake, mut fleet, deploy } = scene;
     for (group, stream) in deploy.groups().iter().zip([Stream::Purchases, Stream::Orders]) {
         let topic = deploy.topic(stream);
         feed::caught_up(brokers, group, &topic).await;
@@ -247,7 +247,7 @@ async fn roll(protocol: &str, shape: Shape) {
     verdict::committed_is_what_was_read(brokers, &deploy).await;
     verdict::quiet(&fleet);
     let turns = fleet.turns();
-    double.inspect(|log| {
+    fake.inspect(|log| {
         pauses::report(protocol, &format!("{shape:?}"), &deploy, log);
         verdict::each_once_and_in_order(&deploy, log);
         verdict::handed_over_where_it_was_done(&deploy, &turns, log);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crm_event_processors::double::Endpoint;
+use crm_event_processors::fakes::Endpoint;
 use rdkafka::producer::FutureRecord;
 use serde_json::Value;
 
@@ -59,7 +59,7 @@ async fn a_shadow_names_what_is_then_done_and_leaves_no_trace() {
         assert_eq!(committed, scene.stands(stream));
         assert!(kafka::committed(scene.brokers, &group, &referrals).await.is_empty());
     }
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         assert!(log.events.is_empty());
         let endpoints = [Endpoint::Post, Endpoint::Rpc, Endpoint::Rest, Endpoint::Broadcast];
         assert!(endpoints.into_iter().all(|endpoint| log.requests(endpoint).count == 0));
@@ -74,7 +74,7 @@ async fn a_shadow_names_what_is_then_done_and_leaves_no_trace() {
     scene.caught_up().await;
     feed::caught_up(scene.brokers, &scene.group("currency"), &referrals).await;
     assert_eq!(daemon.stop().code(), Some(0));
-    let sent = scene.double.inspect(|log| {
+    let sent = scene.fake.inspect(|log| {
         log.events.iter().filter_map(|event| event.id.as_deref()).map(str::to_owned).collect()
     });
     assert_eq!(named, sent);

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crm_event_processors::double::{Double, Log, Reply, Stored, currency_rows};
+use crm_event_processors::fakes::{Fake, Log, Reply, Stored, currency_rows};
 use futures::future::join_all;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 use serde_json::{Map, Value, json};
@@ -47,11 +47,7 @@ pub(super) struct Traffic {
 
 impl Traffic {
     /// Starts it on these topics, each with so many partitions.
-    pub(super) fn start(
-        brokers: &str,
-        double: &Arc<Double>,
-        topics: &[(Stream, String, i32)],
-    ) -> Self {
+    pub(super) fn start(brokers: &str, fake: &Arc<Fake>, topics: &[(Stream, String, i32)]) -> Self {
         let stop = CancellationToken::new();
         let belt = Arc::new(Belt::new(brokers));
         let mut hands = JoinSet::new();
@@ -61,7 +57,7 @@ impl Traffic {
                     spot: (*stream, partition),
                     topic: topic.clone(),
                     belt: Arc::clone(&belt),
-                    double: Arc::clone(double),
+                    fake: Arc::clone(fake),
                 };
                 hands.spawn(hand.work(stop.clone()));
             }
@@ -80,7 +76,7 @@ impl Traffic {
 pub(super) fn name_of(event: &Stored) -> String {
     event.id.as_deref().map_or_else(
         || {
-            let data = event.data.as_deref().expect("the double keeps data");
+            let data = event.data.as_deref().expect("the fake keeps data");
             let data: Value = serde_json::from_str(data).expect("json");
             format!("{}:purchase:{}", event.name, data["source_id"].as_str().expect("a source"))
         },
@@ -144,14 +140,14 @@ struct Hand {
     spot: Spot,
     topic: String,
     belt: Arc<Belt>,
-    double: Arc<Double>,
+    fake: Arc<Fake>,
 }
 
 impl Hand {
     async fn work(self, stop: CancellationToken) -> Vec<Sent> {
         let mut sent = Vec::new();
         while !stop.is_cancelled() {
-            let mut seen = self.double.inspect(|log| log.events.len());
+            let mut seen = self.fake.inspect(|log| log.events.len());
             let (bundle, deliveries) = self.belt.put(&self.topic, self.spot);
             for delivery in join_all(deliveries).await {
                 let delivery = delivery.expect("the producer lives");
@@ -162,7 +158,7 @@ impl Hand {
                 seen = log.events.len();
                 news.iter().any(|event| event.id.as_deref() == Some(&*bundle.awaited))
             };
-            self.double.until(accepted).await;
+            self.fake.until(accepted).await;
             let Bundle { key, events, .. } = bundle;
             let record = |events| Sent { spot: self.spot, lane: key.clone(), events };
             sent.extend(events.into_iter().map(record));
@@ -196,7 +192,7 @@ fn order(partition: i32, number: u64) -> Bundle {
 
 /// A completed purchase; one in [`REFUNDED`] is refunded before it can have been awarded.
 fn purchase(partition: i32, number: u64) -> Bundle {
-    // The double answers no rows for some, as the real function does; those make no event.
+    // The fake answers no rows for some, as the real function does; those make no event.
     let id = std::iter::repeat_with(|| {
         format!("{:08x}-0000-4000-{partition:04x}-{number:012x}", fastrand::u32(..))
     })
@@ -272,10 +268,10 @@ pub(super) fn merchant() -> Map<String, Value> {
 pub(super) type Asked = Arc<Mutex<BTreeMap<String, usize>>>;
 
 /// Counts the calls for each source.
-pub(super) fn count_calls(double: &Double) -> Asked {
+pub(super) fn count_calls(fake: &Fake) -> Asked {
     let asked = Asked::default();
     let counted = Arc::clone(&asked);
-    double.define("calc_currency_for_source", move |arguments| {
+    fake.define("calc_currency_for_source", move |arguments| {
         let id = arguments["p_source_id"].as_str().expect("a source");
         let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
         *counted.entry(id.to_owned()).or_default() += 1;

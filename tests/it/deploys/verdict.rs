@@ -1,10 +1,10 @@
-//! What must hold of a deploy, judged by the double's log, the members' logs and the broker.
+//! What must hold of a deploy, judged by the fake's log, the members' logs and the broker.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
-use crm_event_processors::double::Log;
 use crm_event_processors::engine::metadata;
+use crm_event_processors::fakes::Log;
 
 use super::fleet::{Fleet, Turn, shares};
 use super::rolling::{Deploy, Step, sender};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crm_event_processors::double::Log;
+use crm_event_processors::fakes::Log;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 
@@ -121,7 +121,7 @@ pub(super) struct Event {
 impl Event {
     /// Those of the log from `first` on.
     pub(super) fn from(log: &Log, first: usize) -> Vec<Self> {
-        let event = |event: &crm_event_processors::double::Stored| Self {
+        let event = |event: &crm_event_processors::fakes::Stored| Self {
             name: event.name.to_string(),
             id: event.id.as_deref().map(str::to_owned),
             data: serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json"),

@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crm_event_processors::double::{Backend, Reply};
+use crm_event_processors::fakes::{Backend, Reply};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};

@@ -1,7 +1,7 @@
 //! What a real database refuses, as PostgREST tells it, and what the daemon takes that for.
 
 use crm_event_processors::clients::supabase::classify::{Fault, classify};
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use reqwest::Client;
 use serde_json::{Value, json};
 
@@ -32,25 +32,25 @@ const FAILING: &str = "
 
 struct Api {
     http: Client,
-    double: Double,
+    fake: Fake,
 }
 
 impl Api {
     async fn start() -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let http = Client::builder().no_proxy().build().expect("a client");
-        let double = Double::start(Options::default()).await.expect("a double");
-        double.delegate(Postgrest::new(database().await.as_authenticator()));
-        Self { http, double }
+        let fake = Fake::start(Options::default()).await.expect("a fake");
+        fake.delegate(Postgrest::new(database().await.as_authenticator()));
+        Self { http, fake }
     }
 
     async fn call(&self, function: &str, arguments: Value) -> (u16, Value) {
-        let url = format!("{}/rest/v1/rpc/{function}", self.double.url());
+        let url = format!("{}/rest/v1/rpc/{function}", self.fake.url());
         Self::answer(self.http.post(url).body(arguments.to_string())).await
     }
 
     async fn read(&self, query: &str) -> (u16, Value) {
-        let url = format!("{}/rest/v1/{query}", self.double.url());
+        let url = format!("{}/rest/v1/{query}", self.fake.url());
         Self::answer(self.http.get(url)).await
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crm_event_processors::double::{Double, Stored};
+use crm_event_processors::fakes::{Fake, Stored};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,7 +25,7 @@ const NEAR: SignedDuration = SignedDuration::from_secs(5);
 /// How far the workflows are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Progress {
-    /// Events of the double's log that they have handled.
+    /// Events of the fake's log that they have handled.
     pub(super) handled: usize,
     /// Rows that they have written to the wallet.
     pub(super) written: u64,
@@ -43,23 +43,23 @@ pub(super) struct Workflows {
 }
 
 impl Workflows {
-    /// Runs them on whatever the double accepts, in its order.
-    pub(super) fn start(double: Arc<Double>, crm: Client) -> Self {
+    /// Runs them on whatever the fake accepts, in its order.
+    pub(super) fn start(fake: Arc<Fake>, crm: Client) -> Self {
         let (tell, progress) = watch::channel(Progress::default());
         let (alarm, mut rings) = mpsc::unbounded_channel::<oneshot::Sender<()>>();
         let started =
-            Timestamp::now() - SignedDuration::try_from(double.started().elapsed()).expect("short");
+            Timestamp::now() - SignedDuration::try_from(fake.started().elapsed()).expect("short");
         let task = tokio::spawn(async move {
             let mut server =
                 Server { crm, started, ran: BTreeSet::new(), runs: BTreeMap::new(), written: 0 };
             let mut handled = 0;
             loop {
                 let ring = tokio::select! {
-                    () = double.until(|log| log.events.len() > handled) => None,
+                    () = fake.until(|log| log.events.len() > handled) => None,
                     () = tokio::time::sleep(Duration::from_millis(50)) => None, // a run may be due
                     ring = rings.recv() => ring,
                 };
-                let came: Vec<_> = double.inspect(|log| log.events[handled..].to_vec());
+                let came: Vec<_> = fake.inspect(|log| log.events[handled..].to_vec());
                 handled += came.len();
                 for event in came {
                     server.take(event).await;
@@ -106,7 +106,7 @@ struct Run {
 
 struct Server {
     crm: Client,
-    /// When the double started: its log counts from then.
+    /// When the fake started: its log counts from then.
     started: Timestamp,
     /// Ids that ran: a repeat starts no second run.
     ran: BTreeSet<Box<str>>,

@@ -1,9 +1,9 @@
-//! Everything that the full path needs, running: database, connector, broker, daemon, and the double with its database
+//! Everything that the full path needs, running: database, connector, broker, daemon, and the fake with its database
 //! behind it.
 
 use std::sync::Arc;
 
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use jiff::Timestamp;
 use rdkafka::Message as _;
 use rdkafka::producer::FutureRecord;
@@ -30,8 +30,8 @@ const TAKES: [(&str, &[&str]); 4] = [
 
 pub(super) struct World {
     pub(super) crm: Client,
-    pub(super) double: Arc<Double>,
-    /// When the double started: its log counts from then.
+    pub(super) fake: Arc<Fake>,
+    /// When the fake started: its log counts from then.
     pub(super) started: Timestamp,
     /// What begins the names of everything that is ours on the shared broker.
     pub(super) prefix: String,
@@ -48,13 +48,13 @@ impl World {
         let (brokers, prefix) = (services::kafka(), unique("path"));
         let (redis, database) = (services::Redis::own(), database().await);
         let options = Options { keep_data: true, ..Options::default() };
-        let double = Double::start(options).await.expect("a double");
+        let fake = Fake::start(options).await.expect("a fake");
         let started = Timestamp::now();
-        double.delegate(Postgrest::new(database.as_authenticator()));
+        fake.delegate(Postgrest::new(database.as_authenticator()));
         kafka::ensure_topic(brokers, COMMANDS, 3).await;
         let orders = format!("{prefix}.orders");
         kafka::create_topic(brokers, &orders, 3).await;
-        let daemon = Environment::new(brokers, redis.url(), double.url(), &prefix)
+        let daemon = Environment::new(brokers, redis.url(), fake.url(), &prefix)
             .with("CDC_TOPIC_PREFIX", &format!("{prefix}.public"))
             .with("CONSUMERS", "currency,tier,mission,reward,marketplace")
             .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &orders)
@@ -70,13 +70,13 @@ impl World {
             kafka::until_led(brokers, &format!("{prefix}.public.{table}"), PARTITIONS).await;
         }
         let crm = database.crm().await;
-        let double = Arc::new(double);
-        Self { crm, double, started, prefix, brokers, connector, daemon, _redis: redis }
+        let fake = Arc::new(fake);
+        Self { crm, fake, started, prefix, brokers, connector, daemon, _redis: redis }
     }
 
     /// Inngest's workflows on a connection of their own.
     pub(super) async fn workflows(&self) -> Workflows {
-        Workflows::start(Arc::clone(&self.double), database().await.crm().await)
+        Workflows::start(Arc::clone(&self.fake), database().await.crm().await)
     }
 
     /// Commits statements, each text in a transaction of its own.
@@ -122,7 +122,7 @@ impl World {
             feed::caught_up(self.brokers, &self.group("reward"), COMMANDS).await;
             let orders = self.topic("orders");
             feed::caught_up(self.brokers, &self.group("marketplace"), &orders).await;
-            let events = self.double.inspect(|log| log.events.len());
+            let events = self.fake.inspect(|log| log.events.len());
             let now = workflows.handled(events).await;
             if now.written == before.written {
                 return now;

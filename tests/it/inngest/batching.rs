@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crm_event_processors::clients::SetupError;
 use crm_event_processors::clients::inngest::{Inngest, InngestConfig, SendError};
-use crm_event_processors::double::{Double, Endpoint, Fault, Lasting, Options, Poison};
+use crm_event_processors::fakes::{Endpoint, Fake, Fault, Lasting, Options, Poison};
 use futures::future::join_all;
 use secrecy::SecretString;
 
@@ -22,7 +22,7 @@ async fn the_events_of_many_callers_share_few_requests() {
     let ids: Vec<String> = (0..1000).map(|id| id.to_string()).collect();
     let outcomes = scene.send_each(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
     assert!(outcomes.iter().all(Result::is_ok));
-    let posts = scene.double.inspect(|log| log.posts.len());
+    let posts = scene.fake.inspect(|log| log.posts.len());
     assert!(posts <= 50, "{posts} requests for 1000 events");
     assert_eq!(scene.copies().len(), 1000);
     assert!(scene.copies().values().all(|copies| *copies == 1));
@@ -34,7 +34,7 @@ async fn a_full_batch_does_not_wait() {
     let scene = scene_with(|config| (config.max_wait, config.max_events) = (forever, 10)).await;
     let outcomes = scene.send_each(&["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]).await;
     assert!(outcomes.iter().all(Result::is_ok));
-    assert_eq!(scene.double.inspect(|log| log.posts.len()), 1);
+    assert_eq!(scene.fake.inspect(|log| log.posts.len()), 1);
 }
 
 #[tokio::test]
@@ -48,24 +48,24 @@ async fn a_batch_is_full_at_its_bytes_too() {
             30,
         )));
     assert!(first_thirty.await.iter().all(Result::is_ok));
-    let largest = scene.double.inspect(|log| log.requests(Endpoint::Post).largest);
+    let largest = scene.fake.inspect(|log| log.requests(Endpoint::Post).largest);
     assert!(largest <= 300, "{largest} bytes");
 }
 
 #[tokio::test]
 async fn only_a_few_requests_are_under_way_at_a_time() {
     let scene = scene_with(|config| (config.max_events, config.requests) = (1, 2)).await;
-    scene.double.set_latency(Endpoint::Post, Duration::from_millis(2));
+    scene.fake.set_latency(Endpoint::Post, Duration::from_millis(2));
     let ids: Vec<String> = (0..40).map(|id| id.to_string()).collect();
     scene.send_each(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    assert_eq!(scene.double.inspect(|log| log.requests(Endpoint::Post).most_under_way), 2);
+    assert_eq!(scene.fake.inspect(|log| log.requests(Endpoint::Post).most_under_way), 2);
 }
 
 #[tokio::test]
 async fn the_events_of_one_send_arrive_in_order_within_one_request() {
     let scene = scene().await;
     scene.send(&["c", "a", "b"]).await.expect("accepted");
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         assert_eq!(log.ids().collect::<Vec<_>>(), ["c", "a", "b"]);
         assert_eq!(log.posts.len(), 1);
         assert_eq!(&*log.events[0].name, "test/event");
@@ -76,7 +76,7 @@ async fn the_events_of_one_send_arrive_in_order_within_one_request() {
 async fn no_events_are_no_request() {
     let scene = scene().await;
     scene.send(&[]).await.expect("nothing to accept");
-    assert_eq!(scene.double.inspect(|log| log.posts.len()), 0);
+    assert_eq!(scene.fake.inspect(|log| log.posts.len()), 0);
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn more_than_the_server_takes_at_a_time_goes_on_with_the_rest_in_order() {
     let scene = scene_with(|config| config.max_events = 6000).await;
     let ids: Vec<String> = (0..5_500).map(|id| id.to_string()).collect();
     within(scene.inngest.send(events(&ids))).await.expect("accepted");
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         assert!(log.ids().eq(ids.iter()), "in order and each once");
         assert_eq!(log.posts[0].status, 400);
         assert_eq!(log.posts[0].stored, 5000);
@@ -94,7 +94,7 @@ async fn more_than_the_server_takes_at_a_time_goes_on_with_the_rest_in_order() {
 #[tokio::test]
 async fn after_a_partial_400_only_the_poison_is_refused_and_nothing_is_sent_twice() {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(50)).await;
-    scene.double.poison("3", Some(Poison::Refused(NAME_IS_EMPTY.to_owned())));
+    scene.fake.poison("3", Some(Poison::Refused(NAME_IS_EMPTY.to_owned())));
     let outcomes = scene.send_each(&["1", "2", "3", "4", "5"]).await;
     assert!(is_refused(&outcomes[2], true), "{:?}", outcomes[2]);
     for index in [0, 1, 3, 4] {
@@ -108,10 +108,10 @@ async fn after_a_partial_400_only_the_poison_is_refused_and_nothing_is_sent_twic
 #[tokio::test]
 async fn a_poisoned_event_stops_only_the_rest_of_its_own_send() {
     let scene = scene().await;
-    scene.double.poison("b", Some(Poison::Refused(NAME_IS_EMPTY.to_owned())));
+    scene.fake.poison("b", Some(Poison::Refused(NAME_IS_EMPTY.to_owned())));
     let outcome = scene.send(&["a", "b", "c"]).await;
     assert!(is_refused(&outcome, true), "{outcome:?}");
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         assert_eq!(log.ids().collect::<Vec<_>>(), ["a"]);
         assert_eq!(log.posts.len(), 2, "the suspect was tried alone");
     });
@@ -120,7 +120,7 @@ async fn a_poisoned_event_stops_only_the_rest_of_its_own_send() {
 #[tokio::test]
 async fn a_400_that_takes_nothing_is_not_held_against_events_that_pass_alone() {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(50)).await;
-    scene.double.fail(Endpoint::Post, Fault::status(400), Lasting::Next(1));
+    scene.fake.fail(Endpoint::Post, Fault::status(400), Lasting::Next(1));
     let outcomes = scene.send_each(&["1", "2", "3"]).await;
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
     assert_eq!(scene.copies().len(), 3);
@@ -131,7 +131,7 @@ async fn a_400_that_takes_nothing_is_not_held_against_events_that_pass_alone() {
 #[tokio::test]
 async fn a_400_for_an_unknown_reason_is_refused_without_certainty() {
     let scene = scene().await;
-    scene.double.poison("a", Some(Poison::Refused("the queue is not there".to_owned())));
+    scene.fake.poison("a", Some(Poison::Refused("the queue is not there".to_owned())));
     let outcome = scene.send(&["a"]).await;
     assert!(is_refused(&outcome, false), "{outcome:?}");
     let error = outcome.expect_err("refused");
@@ -142,7 +142,7 @@ async fn a_400_for_an_unknown_reason_is_refused_without_certainty() {
 #[tokio::test]
 async fn a_server_that_refuses_everything_for_an_unknown_reason_counts_as_away() {
     let scene = scene().await;
-    scene.double.fail(Endpoint::Post, Fault::status(400), Lasting::UntilHealed);
+    scene.fake.fail(Endpoint::Post, Fault::status(400), Lasting::UntilHealed);
     let many: Vec<String> = (0..20).map(|id| id.to_string()).collect();
     let sends = join_all(many.iter().map(|id| scene.inngest.send(events([id]))));
     within(futures::future::join(scene.breaker.until_away(), sends)).await;
@@ -151,7 +151,7 @@ async fn a_server_that_refuses_everything_for_an_unknown_reason_counts_as_away()
 #[tokio::test]
 async fn a_413_is_halved_until_the_event_that_is_too_large_is_alone() {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(50)).await;
-    scene.double.poison("4", Some(Poison::Status(413)));
+    scene.fake.poison("4", Some(Poison::Status(413)));
     let outcomes = scene.send_each(&["1", "2", "3", "4", "5", "6", "7"]).await;
     for (index, outcome) in outcomes.iter().enumerate() {
         assert_eq!(is_refused(outcome, true), index == 3, "{index}: {outcome:?}");
@@ -167,7 +167,7 @@ async fn what_cannot_be_accepted_is_refused_without_asking() {
     large.push("test/event", None, &json!({ "x": "x".repeat(100) })).expect("valid");
     let outcome = within(scene.inngest.send(large)).await.map(|_| ());
     assert!(is_refused(&outcome, true), "{outcome:?}");
-    assert_eq!(scene.double.inspect(|log| log.posts.len()), 0);
+    assert_eq!(scene.fake.inspect(|log| log.posts.len()), 0);
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn the_environment_and_a_fresh_seed_go_with_every_request() {
     let scene = scene_with(|config| config.environment = Some("branch/x".to_owned())).await;
     scene.send(&["1"]).await.expect("accepted");
     scene.send(&["2"]).await.expect("accepted");
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         let mut seeds = HashSet::new();
         for post in &log.posts {
             assert_eq!(post.environment.as_deref(), Some("branch/x"));
@@ -217,7 +217,7 @@ async fn the_environment_and_a_fresh_seed_go_with_every_request() {
 
 #[tokio::test]
 async fn a_base_address_may_carry_a_path_and_must_be_http() {
-    let double = Double::start(Options::default()).await.expect("a double");
+    let fake = Fake::start(Options::default()).await.expect("a fake");
     let breaker = || Arc::new(Breaker::new("inngest", 3, scene_backoff()));
     for base in ["ftp://127.0.0.1", "inn.gs", ""] {
         let config = InngestConfig::new(base, SecretString::from("key"));
@@ -225,7 +225,7 @@ async fn a_base_address_may_carry_a_path_and_must_be_http() {
         assert!(matches!(error, SetupError::Address { .. }), "{error}");
     }
     for key in ["", "  ", "a b", "ü"] {
-        let config = InngestConfig::new(double.url(), SecretString::from(key));
+        let config = InngestConfig::new(fake.url(), SecretString::from(key));
         let error = Inngest::start(&config, breaker()).expect_err("no key");
         assert!(matches!(error, SetupError::Key { .. }), "{error}");
     }
@@ -253,7 +253,7 @@ async fn every_caller_gets_its_own_outcome_under_random_batches_poison_and_fault
                 2 => Fault::Truncated,
                 _ => Fault::status(429),
             };
-            scene.double.fail(Endpoint::Post, fault, Lasting::Next(1));
+            scene.fake.fail(Endpoint::Post, fault, Lasting::Next(1));
         }
         let callers: Vec<Vec<String>> = (0..200)
             .map(|caller| (0..random.usize(1..5)).map(|i| format!("{caller}-{i}")).collect())
@@ -265,7 +265,7 @@ async fn every_caller_gets_its_own_outcome_under_random_batches_poison_and_fault
             }
             let certain = random.bool();
             let text = if certain { NAME_IS_EMPTY } else { "no idea" };
-            scene.double.poison(id, Some(Poison::Refused(text.to_owned())));
+            scene.fake.poison(id, Some(Poison::Refused(text.to_owned())));
             bad.insert(id.clone(), certain);
         }
         let sends = callers.iter().map(|ids| scene.inngest.send(events(ids)));
@@ -283,7 +283,7 @@ async fn every_caller_gets_its_own_outcome_under_random_batches_poison_and_fault
             for (index, id) in ids.iter().enumerate() {
                 assert_eq!(scene.internal_ids(id), usize::from(index < taken), "{round}: {id}");
             }
-            scene.double.inspect(|log| {
+            scene.fake.inspect(|log| {
                 let mut first_copies = Vec::new();
                 for id in log.ids().filter(|id| ids.iter().any(|own| own == id)) {
                     if !first_copies.contains(&id) {

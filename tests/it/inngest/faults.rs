@@ -1,14 +1,14 @@
 //! Outages are waited out; what is of unknown outcome is repeated so that nothing runs twice.
 
 use crm_event_processors::clients::inngest::SendError;
-use crm_event_processors::double::{Endpoint, Fault, Lasting, Poison};
+use crm_event_processors::fakes::{Endpoint, Fault, Lasting, Poison};
 
 use super::*;
 
-/// The double's POSTs so far: seed and hash of the body.
+/// The fake's POSTs so far: seed and hash of the body.
 fn requests(scene: &Scene) -> Vec<(Option<String>, u64)> {
     scene
-        .double
+        .fake
         .inspect(|log| log.posts.iter().map(|post| (post.seed.clone(), post.body_hash)).collect())
 }
 
@@ -27,7 +27,7 @@ async fn a_request_of_unknown_outcome_is_repeated_with_the_same_bytes_and_seed()
         (Fault::status(429), 1),
     ] {
         let scene = scene_with(|config| config.http.timeout = Duration::from_millis(300)).await;
-        scene.double.fail(Endpoint::Post, fault.clone(), Lasting::Next(1));
+        scene.fake.fail(Endpoint::Post, fault.clone(), Lasting::Next(1));
         scene.send(&["a", "b"]).await.expect("accepted in the end");
         let requests = requests(&scene);
         assert_eq!(requests.len(), 2, "{fault:?}");
@@ -42,8 +42,8 @@ async fn a_request_of_unknown_outcome_is_repeated_with_the_same_bytes_and_seed()
 #[tokio::test]
 async fn a_truncated_partial_400_is_of_unknown_outcome_too() {
     let scene = scene().await;
-    scene.double.poison("b", Some(Poison::Refused("event name is empty".to_owned())));
-    scene.double.fail(Endpoint::Post, Fault::Truncated, Lasting::Next(1));
+    scene.fake.poison("b", Some(Poison::Refused("event name is empty".to_owned())));
+    scene.fake.fail(Endpoint::Post, Fault::Truncated, Lasting::Next(1));
     let outcome = scene.send(&["a", "b"]).await;
     assert!(matches!(outcome, Err(SendError::Refused { certain: true, .. })), "{outcome:?}");
     let requests = requests(&scene);
@@ -72,12 +72,12 @@ async fn an_outage_is_waited_out_for_as_long_as_it_takes() {
         Fault::status(303),
     ] {
         let scene = scene().await;
-        scene.double.fail(Endpoint::Post, fault.clone(), Lasting::UntilHealed);
+        scene.fake.fail(Endpoint::Post, fault.clone(), Lasting::UntilHealed);
         let outage = async {
             within(scene.breaker.until_away()).await;
-            within(scene.double.until(|log| log.posts.len() >= 8)).await;
+            within(scene.fake.until(|log| log.posts.len() >= 8)).await;
             assert!(scene.breaker.away().is_some(), "{fault:?} must show");
-            scene.double.heal(Endpoint::Post);
+            scene.fake.heal(Endpoint::Post);
         };
         let (sent, ()) = futures::join!(scene.send(&["a"]), outage);
         sent.expect("accepted after the outage");
@@ -122,7 +122,7 @@ async fn an_address_where_nobody_listens_is_an_outage_that_does_not_name_the_key
 #[tokio::test]
 async fn the_wait_that_the_server_asks_for_wins() {
     let scene = scene().await;
-    scene.double.fail(Endpoint::Post, Fault::too_many(1800), Lasting::Next(1));
+    scene.fake.fail(Endpoint::Post, Fault::too_many(1800), Lasting::Next(1));
     let sending = scene.inngest.send(events(["a"]));
     tokio::select! {
         outcome = sending => panic!("it waits: {outcome:?}"),
@@ -131,14 +131,14 @@ async fn the_wait_that_the_server_asks_for_wins() {
     let away = scene.breaker.away().expect("away");
     let wait = away.until - away.since;
     assert_eq!(wait, Duration::from_secs(1800));
-    assert_eq!(scene.double.inspect(|log| log.posts.len()), 1);
+    assert_eq!(scene.fake.inspect(|log| log.posts.len()), 1);
 }
 
 #[tokio::test]
 async fn events_whose_caller_has_gone_are_not_sent_after_the_outage() {
     let scene = scene().await;
     // An hour: whatever is sent before the breaker is closed below is sent wrongly.
-    scene.double.fail(Endpoint::Post, Fault::too_many(3600), Lasting::Next(1));
+    scene.fake.fail(Endpoint::Post, Fault::too_many(3600), Lasting::Next(1));
     let tried = scene.inngest.send(events(["tried"]));
     tokio::select! {
         outcome = tried => panic!("it waits: {outcome:?}"),
@@ -149,33 +149,33 @@ async fn events_whose_caller_has_gone_are_not_sent_after_the_outage() {
     scene.breaker.succeeded();
     scene.send(&["later"]).await.expect("accepted");
     scene.send(&["last"]).await.expect("accepted");
-    scene.double.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["later", "last"]));
+    scene.fake.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["later", "last"]));
 }
 
 #[tokio::test]
 async fn a_request_whose_callers_have_gone_is_not_repeated() {
     let scene = scene().await;
-    scene.double.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
+    scene.fake.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
     let tried = scene.inngest.send(events(["tried"]));
     tokio::select! {
         outcome = tried => panic!("it waits: {outcome:?}"),
         () = within(scene.breaker.until_away()) => {}
     }
-    let posts = scene.double.inspect(|log| log.posts.len());
+    let posts = scene.fake.inspect(|log| log.posts.len());
     let outage = async {
-        within(scene.double.until(|log| log.posts.len() >= posts + 5)).await;
-        scene.double.heal(Endpoint::Post);
+        within(scene.fake.until(|log| log.posts.len() >= posts + 5)).await;
+        scene.fake.heal(Endpoint::Post);
     };
     let (sent, ()) = futures::join!(scene.send(&["later"]), outage);
     sent.expect("accepted");
     scene.send(&["last"]).await.expect("accepted");
-    scene.double.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["later", "last"]));
+    scene.fake.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["later", "last"]));
 }
 
 #[tokio::test]
 async fn a_batch_keeps_the_wait_it_was_given_while_others_pass() {
     let scene = scene().await;
-    scene.double.fail(Endpoint::Post, Fault::too_many(3600), Lasting::Next(1));
+    scene.fake.fail(Endpoint::Post, Fault::too_many(3600), Lasting::Next(1));
     let told_to_wait = scene.inngest.send(events(["told to wait"]));
     tokio::pin!(told_to_wait);
     tokio::select! {
@@ -186,13 +186,13 @@ async fn a_batch_keeps_the_wait_it_was_given_while_others_pass() {
     scene.send(&["another"]).await.expect("accepted");
     scene.send(&["last"]).await.expect("accepted");
     assert!(futures::FutureExt::now_or_never(told_to_wait).is_none(), "it still waits");
-    scene.double.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["another", "last"]));
+    scene.fake.inspect(|log| assert_eq!(log.ids().collect::<Vec<_>>(), ["another", "last"]));
 }
 
 #[tokio::test]
 async fn a_batch_lives_on_while_one_of_its_callers_waits() {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(50)).await;
-    scene.double.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
+    scene.fake.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
     let staying = scene.send(&["stays"]);
     let leaving = async {
         let sending = scene.inngest.send(events(["leaves"]));
@@ -200,7 +200,7 @@ async fn a_batch_lives_on_while_one_of_its_callers_waits() {
             outcome = sending => panic!("it waits: {outcome:?}"),
             () = within(scene.breaker.until_away()) => {}
         }
-        scene.double.heal(Endpoint::Post);
+        scene.fake.heal(Endpoint::Post);
     };
     let (stayed, ()) = futures::join!(staying, leaving);
     stayed.expect("accepted");
@@ -221,7 +221,7 @@ async fn an_event_that_is_never_answered_does_not_hold_its_neighbours_and_is_tol
 async fn narrowed_down(poison: Poison) {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(20)).await;
     for event in ["bad-1", "bad-2", "bad-3", "bad-4", "bad-5"] {
-        scene.double.poison(event, Some(poison.clone()));
+        scene.fake.poison(event, Some(poison.clone()));
     }
     let outcomes = async {
         let mut ids = vec!["bad-1", "bad-2", "bad-3", "bad-4", "bad-5"];
@@ -231,7 +231,7 @@ async fn narrowed_down(poison: Poison) {
     // Others, whose requests pass in between; without them nobody could tell it from an outage.
     let others = async {
         // Not in the same request: who waits for that one does not pass.
-        within(scene.double.until(|log| !log.posts.is_empty())).await;
+        within(scene.fake.until(|log| !log.posts.is_empty())).await;
         for id in 0.. {
             within(scene.inngest.send(events([format!("other-{id}")]))).await.expect("accepted");
         }
@@ -252,8 +252,8 @@ async fn narrowed_down(poison: Poison) {
 #[tokio::test]
 async fn only_an_event_that_was_accepted_counts_as_an_answer_to_others() {
     let scene = scene().await;
-    scene.double.poison("bad", Some(Poison::Refused("event name is empty".to_owned())));
-    scene.double.poison("large", Some(Poison::Status(413)));
+    scene.fake.poison("bad", Some(Poison::Refused("event name is empty".to_owned())));
+    scene.fake.poison("large", Some(Poison::Status(413)));
     for id in ["bad", "large"] {
         let outcome = scene.send(&[id]).await;
         assert!(matches!(outcome, Err(SendError::Refused { certain: true, .. })), "{outcome:?}");
@@ -266,7 +266,7 @@ async fn only_an_event_that_was_accepted_counts_as_an_answer_to_others() {
 #[tokio::test]
 async fn one_bad_event_at_a_quiet_time_does_not_hold_its_neighbours() {
     let scene = scene_with(|config| config.max_wait = Duration::from_millis(50)).await;
-    scene.double.poison("bad", Some(Poison::Status(500)));
+    scene.fake.poison("bad", Some(Poison::Status(500)));
     let bad = scene.inngest.send(events(["bad"]));
     let good = scene.send_each(&["1", "2", "3", "4", "5", "6", "7"]);
     // With nothing else to compare it with, the bad one may go on waiting.

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crm_event_processors::double::{Endpoint, Fault, Lasting, Reply, currency_rows};
+use crm_event_processors::fakes::{Endpoint, Fault, Lasting, Reply, currency_rows};
 use serde_json::Value;
 
 use super::world::World;
@@ -35,7 +35,7 @@ async fn killed_after_the_claim_the_record_knows_its_claim_and_what_passed_it_is
     let (daemon, first) = begun(&mut world).await;
     let refused: Arc<Mutex<Option<String>>> = Arc::default();
     let refuse = Arc::clone(&refused);
-    world.double.define("calc_currency_for_source", move |arguments| {
+    world.fake.define("calc_currency_for_source", move |arguments| {
         let id = arguments.get("p_source_id").and_then(Value::as_str).unwrap_or_default();
         let mut refused = refuse.lock().expect("not poisoned");
         // The next one to come is the victim.
@@ -63,13 +63,13 @@ async fn killed_after_the_claim_the_record_knows_its_claim_and_what_passed_it_is
 async fn killed_before_the_event_is_accepted_the_record_is_awarded_once() {
     let mut world = World::new().await;
     let (daemon, first) = begun(&mut world).await;
-    world.double.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
+    world.fake.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
     let victim = world.purchase().await;
-    world.double.until(|log| log.posts.iter().any(|post| post.status == 503)).await;
+    world.fake.until(|log| log.posts.iter().any(|post| post.status == 503)).await;
     assert_eq!(world.committed().await, 1);
     daemon.kill();
 
-    world.double.heal(Endpoint::Post);
+    world.fake.heal(Endpoint::Post);
     recovered(&mut world, 2).await;
     assert_eq!((world.awards(&first), world.awards(&victim)), (1, 1));
 }
@@ -80,14 +80,14 @@ async fn killed_after_the_event_was_accepted_and_before_that_was_known_it_is_rep
     let mut world = World::new().await;
     let (daemon, first) = begun(&mut world).await;
     // Every request is handled, and no answer arrives.
-    world.double.fail(Endpoint::Post, Fault::HandledThenReset, Lasting::UntilHealed);
+    world.fake.fail(Endpoint::Post, Fault::HandledThenReset, Lasting::UntilHealed);
     let victim = world.purchase().await;
     world.until_awarded(&victim).await;
     daemon.kill();
     assert_eq!(world.committed().await, 1);
     let before = world.awards(&victim);
 
-    world.double.heal(Endpoint::Post);
+    world.fake.heal(Endpoint::Post);
     recovered(&mut world, 2).await;
     assert_eq!(world.awards(&first), 1);
     assert_eq!(world.awards(&victim), before + 1, "in flight at the kill, so sent once more");
@@ -124,12 +124,12 @@ async fn killed_after_the_commit_nothing_is_looked_at_again() {
 async fn a_static_member_killed_while_it_gives_partitions_up_leaves_none_without_an_owner() {
     const PARTITIONS: i32 = 4;
     let mut world = World::with_partitions(PARTITIONS).await;
-    world.double.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
+    world.fake.fail(Endpoint::Post, Fault::Hang, Lasting::UntilHealed);
     let one = world.start();
     for _ in 0..PARTITIONS {
         world.purchase().await;
     }
-    world.double.until(|log| !log.posts.is_empty()).await;
+    world.fake.until(|log| !log.posts.is_empty()).await;
     // The first is now to give half of them up, and keeps them as long as it waits for Inngest.
     let (_two, log) = world
         .environment
@@ -139,7 +139,7 @@ async fn a_static_member_killed_while_it_gives_partitions_up_leaves_none_without
         .start_logging();
     log.until("partitions assigned").await;
     one.kill();
-    world.double.heal(Endpoint::Post);
+    world.fake.heal(Endpoint::Post);
 
     // The broker gives it back the half that it was to keep, and tells nobody of the other half.
     let _one = world.start();

@@ -116,7 +116,7 @@ fn copies(records: &[Recorded]) -> Vec<(usize, usize)> {
 
 /// Each event that has an id once, each cancel once.
 fn assert_once_each(world: &World) -> usize {
-    world.double.inspect(|log| {
+    world.fake.inspect(|log| {
         let mut seen = HashSet::new();
         for event in &log.events {
             let name = match &event.id {

@@ -9,14 +9,16 @@ use crm_event_processors::cdc::{self, Change, DecodeError, Record};
 use crm_event_processors::config::{
     self, GroupProtocol, OffsetReset, Properties, ReplayRecognition,
 };
-use crm_event_processors::dedup::{Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreAway};
+use crm_event_processors::dedup::{
+    Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable,
+};
 use crm_event_processors::engine::backpressure::Bounds;
 use crm_event_processors::engine::permits::Limits;
 use crm_event_processors::engine::retry::Policy;
 use crm_event_processors::engine::vitals::Pulse;
 use crm_event_processors::engine::{
-    Consumer, Cx, Engine, EngineError, Failure, Lane, Observed, Observer, Once, Origin, Outcome,
-    Plan, Route, Settings,
+    Consumer, Context, Engine, EngineError, Failure, Lane, Observed, Observer, Once, Origin,
+    Outcome, Plan, Route, Settings,
 };
 use crm_event_processors::kafka::{DeadLetters, Kafka};
 use crm_event_processors::outage::{Backoff, Breaker, Breakers};
@@ -115,7 +117,7 @@ impl Consumer for Scripted {
         if work.value.starts_with("keeps") { KEPT } else { 0 }
     }
 
-    async fn process(&self, cx: &Cx, work: &Work) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
         let Origin { partition, offset, .. } = *cx.origin();
         let call = self.note(Call {
             key: work.key.clone(),
@@ -125,7 +127,7 @@ impl Consumer for Scripted {
             earlier: 0,
         });
         if call.value.starts_with("waits") {
-            let waited = cx.patiently(&self.away, (self.script)(call)).await;
+            let waited = cx.with_client_retries(&self.away, (self.script)(call)).await;
             return waited.unwrap_or_else(|given_up| {
                 self.given_up.send_modify(|count| *count += 1);
                 Err(given_up)
@@ -180,12 +182,12 @@ impl Gate {
     pub(super) async fn until_waiting(&self, visitors: usize) {
         let mut waiting = self.waiting.subscribe();
         let all = waiting.wait_for(|waiting| *waiting >= visitors);
-        patiently("visitors at the gate", all).await.expect("the gate is there");
+        with_client_retries("visitors at the gate", all).await.expect("the gate is there");
     }
 }
 
 /// Waits for `what`, at most [`PATIENCE`].
-pub(super) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(super) async fn with_client_retries<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(done) => done,
         Err(_) => panic!("waited {PATIENCE:?} in vain for {what}"),
@@ -209,12 +211,12 @@ impl Silent {
     pub(super) async fn until_asked(&self, times: usize) {
         let mut asked = self.asked.subscribe();
         let all = asked.wait_for(|asked| *asked >= times);
-        patiently("claims to be marked", all).await.expect("the store is there");
+        with_client_retries("claims to be marked", all).await.expect("the store is there");
     }
 }
 
 impl Store for Silent {
-    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreAway>> {
+    fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         let marks = ops.iter().filter(|op| matches!(op, Op::Confirm { .. })).count();
         self.asked.send_modify(|asked| *asked += marks);
         let answer = self.claims.execute(ops);
@@ -451,7 +453,7 @@ impl Member {
     /// Waits until what was seen satisfies a condition, and answers what was seen.
     pub(super) async fn until(&self, what: &str, mut seen: impl FnMut(&Seen) -> bool) -> Seen {
         let mut watch = self.watch.0.subscribe();
-        let reached = patiently(what, watch.wait_for(|now| seen(now))).await;
+        let reached = with_client_retries(what, watch.wait_for(|now| seen(now))).await;
         reached.expect("the observer is there").clone()
     }
 
@@ -467,7 +469,8 @@ impl Member {
     /// Waits until so many waits were given up, because of a stop or a revoke.
     pub(super) async fn until_given_up(&self, count: usize) {
         let mut given_up = self.consumer.given_up.subscribe();
-        let reached = patiently("waits given up", given_up.wait_for(|now| *now >= count)).await;
+        let reached =
+            with_client_retries("waits given up", given_up.wait_for(|now| *now >= count)).await;
         reached.expect("the consumer is there");
     }
 
@@ -487,7 +490,7 @@ impl Member {
 
     /// Waits for its end.
     pub(super) async fn ended(&mut self) -> Result<(), EngineError> {
-        patiently("the engine's end", &mut self.task).await.expect("no panic")
+        with_client_retries("the engine's end", &mut self.task).await.expect("no panic")
     }
 
     /// Stops it and waits for its end, which must be a clean one.

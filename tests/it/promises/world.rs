@@ -1,7 +1,7 @@
 //! The currency consumer's surroundings, for promises that need the whole way of a change: the
-//! daemon as a process on real brokers and a real Redis, and a double of the rest.
+//! daemon as a process on real brokers and a real Redis, and a fake of the rest.
 
-use crm_event_processors::double::{Double, Options, currency_rows};
+use crm_event_processors::fakes::{Fake, Options, currency_rows};
 use crm_event_processors::recording::Recorded;
 use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;
@@ -13,7 +13,7 @@ use crate::support::{unique, until};
 
 /// A topic of purchases, and what the daemon is told.
 pub(super) struct World {
-    pub(super) double: Double,
+    pub(super) fake: Fake,
     pub(super) topic: String,
     prefix: String,
     pub(super) environment: Environment,
@@ -33,15 +33,15 @@ impl World {
         let topic = format!("{prefix}.purchase_ledger");
         create_topic(kafka(), &topic, partitions).await;
         let options = Options { keep_data: true, ..Options::default() };
-        let double = Double::start(options).await.expect("a double");
-        let environment = Environment::new(kafka(), redis(), double.url(), &prefix)
+        let fake = Fake::start(options).await.expect("a fake");
+        let environment = Environment::new(kafka(), redis(), fake.url(), &prefix)
             // A static member that was killed goes on at once; another would wait for its session.
             .with("KAFKA_INSTANCE_ID", "one")
             .with("COMMIT_INTERVAL", "50ms")
             .with("BACKOFF_BASE", "10ms")
             .with("BACKOFF_MAX", "50ms")
             .with("LOG_LEVEL", "error");
-        Self { double, topic, prefix, environment, partitions, purchases: 0 }
+        Self { fake, topic, prefix, environment, partitions, purchases: 0 }
     }
 
     /// Starts the daemon.
@@ -78,14 +78,14 @@ impl World {
 
     /// How often the currency of a source was asked for.
     pub(super) fn calls(&self) -> u64 {
-        self.double
+        self.fake
             .inspect(|log| log.calls.get("calc_currency_for_source").copied().unwrap_or_default())
     }
 
     /// Sends the change of a completed purchase, and answers its id.
     pub(super) async fn purchase(&mut self) -> String {
         self.purchases += 1;
-        // The double answers no rows for some, as the real function does; those make no event.
+        // The fake answers no rows for some, as the real function does; those make no event.
         let id = std::iter::repeat_with(|| {
             format!("{:08x}-0000-4000-8000-{:012x}", fastrand::u32(..), self.purchases)
         })
@@ -125,7 +125,7 @@ impl World {
     /// How often the award of a purchase was stored, and whether all of it was the same each time.
     pub(super) fn awards(&self, id: &str) -> usize {
         let event_id = award(id);
-        self.double.inspect(|log| {
+        self.fake.inspect(|log| {
             let found = log.events.iter().filter(|event| event.id.as_deref() == Some(&*event_id));
             let data: Vec<_> = found.map(|event| &event.data).collect();
             assert!(data.windows(2).all(|pair| pair[0] == pair[1]), "one id, one content");

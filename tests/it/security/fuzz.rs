@@ -19,7 +19,7 @@ use crm_event_processors::cdc::{self, Change, DecodeError, Decoded, Field, Optio
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, ConsumerName};
 use crm_event_processors::consumers::refund::refund_percentage;
-use crm_event_processors::consumers::registry::{self, Parts, Registered};
+use crm_event_processors::consumers::registry::{self, AnyConsumer, Dependencies};
 use crm_event_processors::engine::{intake, metadata};
 use crm_event_processors::recording::Recorded;
 use crm_event_processors::supervisor;
@@ -99,7 +99,7 @@ fn corpus() -> Vec<Recorded> {
 }
 
 /// Every consumer, with clients that are never asked.
-fn consumers() -> Vec<Arc<dyn Registered>> {
+fn consumers() -> Vec<Arc<dyn AnyConsumer>> {
     let environment = [
         ("KAFKA_BOOTSTRAP_SERVERS", "kafka.invalid:9092"),
         ("REDIS_URL", "redis://redis.invalid"),
@@ -113,7 +113,7 @@ fn consumers() -> Vec<Arc<dyn Registered>> {
     let loaded = config::load(&environment, std::path::Path::new(""));
     let settings = loaded.settings.expect("settings");
     let breakers = supervisor::breakers(&settings);
-    let parts = Parts {
+    let parts = Dependencies {
         settings: &settings,
         calls: supervisor::calls(&settings, &breakers).expect("a client"),
         sender: supervisor::sender(&settings, &breakers).expect("a client"),
@@ -174,7 +174,7 @@ fn check_message(message: &str) {
     assert!(message.len() <= MAX_MESSAGE, "a message of {} bytes", message.len());
 }
 
-fn check(record: &Recorded, consumers: &[Arc<dyn Registered>], tally: &mut Tally) {
+fn check(record: &Recorded, consumers: &[Arc<dyn AnyConsumer>], tally: &mut Tally) {
     let now = Timestamp::UNIX_EPOCH;
     record.lend(|lent| {
         let decoded = cdc::decode(lent, &Options::default());

@@ -11,7 +11,7 @@ use rdkafka::Message as _;
 use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;
 
-use super::peer::{Answer, Peer};
+use super::http_server::{Answer, HttpServer};
 use crate::support::daemon::{Daemon, Environment};
 use crate::support::http::Health;
 use crate::support::kafka::{committed, create_topic, produce, read_topic};
@@ -160,8 +160,8 @@ async fn answers_without_end_fill_no_memory_and_set_no_record_aside() {
             produce(brokers, [record]).await;
         }
     }
-    let peer = Peer::start(|_, number| too_much(number)).await;
-    let environment = Environment::new(brokers, services::redis(), peer.url(), &prefix)
+    let server = HttpServer::start(|_, number| too_much(number)).await;
+    let environment = Environment::new(brokers, services::redis(), server.url(), &prefix)
         .with("CONSUMERS", "currency,marketplace")
         .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &orders)
         .with("HTTP_LISTEN", health.listen())
@@ -175,11 +175,11 @@ async fn answers_without_end_fill_no_memory_and_set_no_record_aside() {
         let waits =
             |name: &str, text: &str| consumers[name]["waits_for"].to_string().contains(text);
         let both = waits("currency", "supabase/rpc/") && waits("marketplace", "inngest");
-        (both && peer.requests() > 60).then_some(())
+        (both && server.requests() > 60).then_some(())
     })
     .await;
     let peak = daemon.peak_memory();
-    println!("{} requests, peak memory {peak} KiB", peer.requests());
+    println!("{} requests, peak memory {peak} KiB", server.requests());
     assert!(peak < 256 << 10, "{peak} KiB");
     assert!(daemon.stop().success(), "a clean stop");
     for (name, topic) in [("currency", &purchases), ("marketplace", &orders)] {

@@ -1,10 +1,10 @@
 //! TLS, accounts, secrets that stay secret, and peers that mean no good.
 
+mod canary;
 mod fuzz;
+mod http_server;
 mod limits;
 mod mutate;
-mod peer;
-mod planted;
 mod secrets;
 mod tls;
 

@@ -14,8 +14,8 @@ use rdkafka::producer::FutureRecord;
 use serde_json::{Value, json};
 
 use super::Secure;
-use super::peer::{Answer, Peer};
-use super::planted::{Planted, none_in};
+use super::canary::{Canary, none_in};
+use super::http_server::{Answer, HttpServer};
 use crate::support::daemon::Environment;
 use crate::support::feed;
 use crate::support::http::Health;
@@ -28,31 +28,31 @@ const LOUDEST: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,librdkafka=tr
 
 /// The secrets of one configuration.
 struct Secrets {
-    kafka: Planted,
-    redis: Planted,
-    cache: Planted,
-    supabase: Planted,
-    inngest: Planted,
-    key_password: Planted,
-    keystore: Planted,
-    proxy: Planted,
+    kafka: Canary,
+    redis: Canary,
+    cache: Canary,
+    supabase: Canary,
+    inngest: Canary,
+    key_password: Canary,
+    keystore: Canary,
+    proxy: Canary,
 }
 
 impl Secrets {
     fn new() -> Self {
         Self {
-            kafka: Planted::new("KAFKA_API_SECRET"),
-            redis: Planted::new("the password in REDIS_URL"),
-            cache: Planted::new("the password in CRM_CACHE_REDIS_URL"),
-            supabase: Planted::new("SUPABASE_SERVICE_ROLE_KEY"),
-            inngest: Planted::new("INNGEST_EVENT_KEY"),
-            key_password: Planted::new("ssl.key.password in KAFKA_PROPERTIES"),
-            keystore: Planted::new("ssl.keystore.password in KAFKA_PROPERTIES"),
-            proxy: Planted::new("the password in HTTPS_PROXY"),
+            kafka: Canary::new("KAFKA_API_SECRET"),
+            redis: Canary::new("the password in REDIS_URL"),
+            cache: Canary::new("the password in CRM_CACHE_REDIS_URL"),
+            supabase: Canary::new("SUPABASE_SERVICE_ROLE_KEY"),
+            inngest: Canary::new("INNGEST_EVENT_KEY"),
+            key_password: Canary::new("ssl.key.password in KAFKA_PROPERTIES"),
+            keystore: Canary::new("ssl.keystore.password in KAFKA_PROPERTIES"),
+            proxy: Canary::new("the password in HTTPS_PROXY"),
         }
     }
 
-    fn all(&self) -> [&Planted; 8] {
+    fn all(&self) -> [&Canary; 8] {
         let Self { kafka, redis, cache, supabase, inngest, key_password, keystore, proxy } = self;
         [kafka, redis, cache, supabase, inngest, key_password, keystore, proxy]
     }
@@ -60,7 +60,7 @@ impl Secrets {
     /// A configuration that holds all of them; nobody listens where it points to.
     fn environment(&self) -> Environment {
         let nobody = "127.0.0.1:9";
-        let redis = |secret: &Planted| format!("rediss://me:{}@{nobody}/0", secret.encoded());
+        let redis = |secret: &Canary| format!("rediss://me:{}@{nobody}/0", secret.encoded());
         let web = "https://project.invalid";
         Environment::new(nobody, &redis(&self.redis), web, &unique("secrets"))
             .with("CONSUMERS", "currency,tier,mission,reward,marketplace")
@@ -103,8 +103,8 @@ fn check_and_a_start_that_fails_show_no_secret() {
         secrets.none_in_output("check", &output);
     }
     // Each secret where it makes its setting wrong.
-    let broken = |secret: &Planted| format!("{}\u{7}", secret.value());
-    let userinfo = |secret: &Planted| format!("https://me:{}@host", secret.value());
+    let broken = |secret: &Canary| format!("{}\u{7}", secret.value());
+    let userinfo = |secret: &Canary| format!("https://me:{}@host", secret.value());
     for (variable, value) in [
         ("KAFKA_API_SECRET", broken(&secrets.kafka)),
         ("KAFKA_BOOTSTRAP_SERVERS", format!("me:{}@broker:9092", secrets.kafka.value())),
@@ -172,10 +172,10 @@ fn repeating(request: &str, number: usize) -> Answer {
 async fn a_server_that_repeats_the_key_has_it_taken_out_of_every_error() {
     let secrets = Secrets::new();
     let backoff = Backoff { base: Duration::ZERO, max: Duration::ZERO };
-    let peer = Peer::start(repeating).await;
+    let server = HttpServer::start(repeating).await;
     let breakers = Arc::new(Breakers::new(1, backoff));
     let key = secrets.supabase.value().into();
-    let supabase = Supabase::new(&SupabaseConfig::new(peer.url(), key), Arc::clone(&breakers))
+    let supabase = Supabase::new(&SupabaseConfig::new(server.url(), key), Arc::clone(&breakers))
         .expect("a client");
     for _ in 0..20 {
         let error = supabase.rpc("f", &json!({})).await.expect_err("it never answers well");
@@ -188,13 +188,13 @@ async fn a_server_that_repeats_the_key_has_it_taken_out_of_every_error() {
     secrets.none_in("the client of Supabase", &format!("{supabase:?}"));
 
     let key = secrets.inngest.value().into();
-    let config = InngestConfig { backoff, ..InngestConfig::new(peer.url(), key) };
+    let config = InngestConfig { backoff, ..InngestConfig::new(server.url(), key) };
     let breaker = breakers.get("inngest");
     let inngest = Inngest::start(&config, Arc::clone(&breaker)).expect("a client");
-    let before = peer.requests();
+    let before = server.requests();
     let mut away = breaker.watch();
     let mut told = 0;
-    while peer.requests() < before + 20 {
+    while server.requests() < before + 20 {
         let events = Events::one("a/b", None, &json!({})).expect("an event");
         let sending = inngest.send(events);
         tokio::pin!(sending);
@@ -211,7 +211,7 @@ async fn a_server_that_repeats_the_key_has_it_taken_out_of_every_error() {
                         secrets.none_in("Inngest's outage", &away.error);
                         told += 1;
                     }
-                    if peer.requests() >= before + 20 { break; }
+                    if server.requests() >= before + 20 { break; }
                 }
             }
         }
@@ -222,8 +222,8 @@ async fn a_server_that_repeats_the_key_has_it_taken_out_of_every_error() {
 
 /// Somebody's data, as records hold it.
 struct Person {
-    user: Planted,
-    email: Planted,
+    user: Canary,
+    email: Canary,
 }
 
 impl Person {
@@ -304,9 +304,9 @@ impl Person {
 async fn neither_a_secret_nor_a_persons_data_is_shown_while_everything_fails() {
     let services = Secure::services();
     let (secrets, prefix) = (Secrets::new(), unique("secrets"));
-    let person = Person { user: Planted::new("a user's id"), email: Planted::new("an address") };
-    let account = Planted::known("the real password", services.password());
-    let planted = || secrets.all().into_iter().chain([&person.user, &person.email, &account]);
+    let person = Person { user: Canary::new("a user's id"), email: Canary::new("an address") };
+    let account = Canary::known("the real password", services.password());
+    let canaries = || secrets.all().into_iter().chain([&person.user, &person.email, &account]);
     let records = person.records(&prefix);
     let mut topics: Vec<_> = records.iter().map(|(topic, _)| topic.clone()).collect();
     topics.sort_unstable();
@@ -321,7 +321,7 @@ async fn neither_a_secret_nor_a_persons_data_is_shown_while_everything_fails() {
     });
     produce(services.kafka(), sent).await;
 
-    let peer = Peer::start(repeating).await;
+    let server = HttpServer::start(repeating).await;
     for format in ["json", "human"] {
         let health = Health::free();
         let environment = secrets
@@ -331,8 +331,8 @@ async fn neither_a_secret_nor_a_persons_data_is_shown_while_everything_fails() {
             .with("KAFKA_API_SECRET", services.password())
             .with("SSL_CERT_FILE", services.ca())
             .with("REDIS_URL", services.redis_tls())
-            .with("SUPABASE_URL", peer.url())
-            .with("INNGEST_EVENT_API_BASE_URL", peer.url())
+            .with("SUPABASE_URL", server.url())
+            .with("INNGEST_EVENT_API_BASE_URL", server.url())
             .with("CDC_TOPIC_PREFIX", &prefix)
             .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &format!("{prefix}.orders"))
             .with("CONSUMER_GROUP_ID", &format!("{prefix}-{format}"))
@@ -343,12 +343,12 @@ async fn neither_a_secret_nor_a_persons_data_is_shown_while_everything_fails() {
             .with("LOG_FORMAT", format)
             .with("RUST_BACKTRACE", "full");
         let (daemon, log) = environment.start_quietly();
-        let (before, mut seen) = (peer.requests(), String::new());
+        let (before, mut seen) = (server.requests(), String::new());
         until("requests that fail in every way", async || {
             for path in ["/readyz", "/metrics"] {
                 seen += &health.get(path).await?.1;
             }
-            (peer.requests() > before + 200).then_some(())
+            (server.requests() > before + 200).then_some(())
         })
         .await;
         let letters = until("dead letters", async || {
@@ -361,13 +361,13 @@ async fn neither_a_secret_nor_a_persons_data_is_shown_while_everything_fails() {
         assert!(seen.contains("supabase/rpc/") && seen.contains("inngest"), "both were away");
         assert!(log.contains("set aside"), "records were set aside");
         assert!(log.contains("librdkafka") && log.len() > 100_000, "it was loud: {}", log.len());
-        none_in(planted(), "the health endpoints", &seen);
-        none_in(planted(), "the log", &log);
+        none_in(canaries(), "the health endpoints", &seen);
+        none_in(canaries(), "the log", &log);
         for letter in letters {
             let headers = letter.headers().expect("headers");
             let message = headers.iter().find(|header| header.key == "dlq.error.message");
             let message = message.and_then(|header| header.value).expect("a message");
-            none_in(planted(), "a dead letter's message", &String::from_utf8_lossy(message));
+            none_in(canaries(), "a dead letter's message", &String::from_utf8_lossy(message));
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use rdkafka::message::Headers as _;
 use rdkafka::{Message as _, producer::FutureRecord};
 use redis::AsyncCommands as _;
@@ -47,7 +47,7 @@ impl Drop for Https {
 /// A topic of orders with one that is well and one that is none, and who waits for them.
 struct Orders {
     services: &'static Secure,
-    double: Double,
+    fake: Fake,
     topic: String,
     group: String,
 }
@@ -57,8 +57,8 @@ impl Orders {
         let services = Secure::services();
         let (topic, group) = (unique("orders"), unique("tls"));
         create_topic(services.kafka(), &topic, 1).await;
-        let double = Double::start(Options::default()).await.expect("a double");
-        let orders = Self { services, double, topic, group };
+        let fake = Fake::start(Options::default()).await.expect("a fake");
+        let orders = Self { services, fake, topic, group };
         orders.send(r#"{"shop_id":1,"order_sn":"A1","order_status":"PAID"}"#).await;
         orders.send("no order").await;
         orders
@@ -71,7 +71,7 @@ impl Orders {
 
     /// Everything but how to reach Kafka and Redis.
     fn environment(&self, kafka: &str, redis: &str) -> Environment {
-        Environment::new(kafka, redis, self.double.url(), &self.group)
+        Environment::new(kafka, redis, self.fake.url(), &self.group)
             .with("CONSUMERS", "marketplace")
             .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &self.topic)
             .with("BACKOFF_BASE", "10ms")
@@ -106,7 +106,7 @@ impl Orders {
         })
         .await;
         assert!(daemon.stop().success(), "a clean stop");
-        self.double.inspect(|log| {
+        self.fake.inspect(|log| {
             let ids: Vec<_> = log.events.iter().filter_map(|event| event.id.as_deref()).collect();
             assert_eq!(ids, ["marketplace/order-received:shopee:1:A1:PAID"]);
         });
@@ -210,7 +210,7 @@ async fn a_redis_that_cannot_be_trusted_or_entered_is_an_outage_that_tells_what_
     let too_plain = tls.replace("rediss://", "redis://");
     orders.refused(&with_redis(&too_plain), &["redis: ", "rediss://"]).await;
     assert_eq!(orders.committed().await.unwrap_or(0), 0);
-    assert_eq!(orders.double.inspect(|log| log.events.len()), 0);
+    assert_eq!(orders.fake.inspect(|log| log.events.len()), 0);
 
     orders.delivered(&trusting(tls)).await;
 }

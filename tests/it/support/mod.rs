@@ -6,8 +6,8 @@ pub(crate) mod http;
 pub(crate) mod kafka;
 pub(crate) mod mock;
 pub(crate) mod recordings;
-pub(crate) mod relay;
 pub(crate) mod services;
+pub(crate) mod tcp_proxy;
 
 use std::io;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The door to real services: an address from the environment, else a container where a Docker engine answers, else
+//! The source to real services: an address from the environment, else a container where a Docker engine answers, else
 //! started natively by `tests/services/up`.
 //!
 //! What is started here is shared by all tests of the process and ends with it, however it ends. A test that needs a
@@ -6,14 +6,14 @@
 //! takes one of its own, always a native one.
 
 mod docker;
-mod door;
 pub(crate) mod native;
+mod source;
 
 use std::{env, sync::OnceLock};
 
 pub(crate) use self::native::{Cluster, Redis, up};
 
-use self::door::{Door, connect_door, door};
+use self::source::{ServiceSource, connect_source, service_source};
 
 type Shared<T> = OnceLock<Result<T, String>>;
 
@@ -21,9 +21,9 @@ type Shared<T> = OnceLock<Result<T, String>>;
 pub(crate) fn kafka() -> &'static str {
     static KAFKA: Shared<String> = Shared::new();
     shared::<String>(&KAFKA, "kafka", "TEST_KAFKA", || match kafka_door() {
-        Door::Given(address) => Ok(address),
-        Door::Docker => Ok(docker::kafka()),
-        Door::Native => native::shared("kafka", "TEST_KAFKA"),
+        ServiceSource::Given(address) => Ok(address),
+        ServiceSource::Docker => Ok(docker::kafka()),
+        ServiceSource::Native => native::shared("kafka", "TEST_KAFKA"),
     })
 }
 
@@ -33,9 +33,9 @@ pub(crate) fn kafka() -> &'static str {
 pub(crate) fn redis() -> &'static str {
     static REDIS: Shared<String> = Shared::new();
     shared::<String>(&REDIS, "redis", "TEST_REDIS", || match door_of("TEST_REDIS") {
-        Door::Given(address) => Ok(address),
-        Door::Docker => Ok(docker::redis()),
-        Door::Native => native::shared("redis", "TEST_REDIS"),
+        ServiceSource::Given(address) => Ok(address),
+        ServiceSource::Docker => Ok(docker::redis()),
+        ServiceSource::Native => native::shared("redis", "TEST_REDIS"),
     })
 }
 
@@ -46,9 +46,9 @@ pub(crate) fn redis() -> &'static str {
 pub(crate) fn postgres() -> &'static str {
     static POSTGRES: Shared<String> = Shared::new();
     shared::<String>(&POSTGRES, "postgres", "TEST_POSTGRES", || match postgres_door() {
-        Door::Given(address) => Ok(address),
-        Door::Docker => Ok(docker::postgres()),
-        Door::Native => native::shared("postgres", "TEST_POSTGRES"),
+        ServiceSource::Given(address) => Ok(address),
+        ServiceSource::Docker => Ok(docker::postgres()),
+        ServiceSource::Native => native::shared("postgres", "TEST_POSTGRES"),
     })
 }
 
@@ -65,31 +65,31 @@ pub(crate) fn connect() -> &'static Connect {
     static CONNECT: Shared<Connect> = Shared::new();
     let start = || {
         let seen_here = || native::host_and_port(postgres());
-        let url = match connect_door(door_of("TEST_CONNECT"), &kafka_door(), &postgres_door()) {
-            Door::Given(address) => address,
-            Door::Docker => {
+        let url = match connect_source(door_of("TEST_CONNECT"), &kafka_door(), &postgres_door()) {
+            ServiceSource::Given(address) => address,
+            ServiceSource::Docker => {
                 kafka();
                 postgres();
                 return Ok(docker::connect());
             }
-            Door::Native => native::connect(kafka())?,
+            ServiceSource::Native => native::connect(kafka())?,
         };
         Ok(Connect { url, database: seen_here() })
     };
     shared(&CONNECT, "connect", "TEST_CONNECT", start)
 }
 
-fn kafka_door() -> Door {
+fn kafka_door() -> ServiceSource {
     door_of("TEST_KAFKA")
 }
 
-fn postgres_door() -> Door {
+fn postgres_door() -> ServiceSource {
     door_of("TEST_POSTGRES")
 }
 
-fn door_of(variable: &str) -> Door {
+fn door_of(variable: &str) -> ServiceSource {
     let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
-    door(set(variable), set("TEST_SERVICES").is_some(), docker::engine_answers)
+    service_source(set(variable), set("TEST_SERVICES").is_some(), docker::engine_answers)
 }
 
 fn shared<T>(

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
 use crm_event_processors::dedup::{Op, RedisStore, Reply as Answer, Store as _};
-use crm_event_processors::double::{
-    Double, Endpoint, Fault, Lasting, Log, Options, Reply, Stored, tier_status,
+use crm_event_processors::fakes::{
+    Endpoint, Fake, Fault, Lasting, Log, Options, Reply, Stored, tier_status,
 };
 use jiff::Timestamp;
 use rdkafka::producer::FutureRecord;
@@ -31,15 +31,15 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Notes what `double` is asked from now on. Evaluations are answered by `answer`, of a user
+    /// Notes what `fake` is asked from now on. Evaluations are answered by `answer`, of a user
     /// and a merchant.
     pub(crate) fn of(
-        double: &Double,
+        fake: &Fake,
         answer: impl Fn(&str, &str) -> Value + Send + Sync + 'static,
     ) -> Arc<Self> {
         let seen = Arc::new(Self::default());
         let evaluated = Arc::clone(&seen);
-        double.define("evaluate_user_tier_status", move |arguments| {
+        fake.define("evaluate_user_tier_status", move |arguments| {
             let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
             let member = format!("{user}:{merchant}");
             *evaluated.evaluated.lock().expect("not poisoned").entry(member).or_default() += 1;
@@ -47,7 +47,7 @@ impl Seen {
             Reply::json(&answer(user, merchant))
         });
         let applied = Arc::clone(&seen);
-        double.define("apply_tier_upgrade", move |arguments| {
+        fake.define("apply_tier_upgrade", move |arguments| {
             let (user, merchant) = (text(arguments, "p_user_id"), text(arguments, "p_merchant_id"));
             let tier = arguments["p_to_tier_id"].clone();
             let mut applied = applied.applied.lock().expect("not poisoned");
@@ -83,7 +83,7 @@ impl Seen {
 struct Scene {
     brokers: &'static str,
     prefix: String,
-    double: Double,
+    fake: Fake,
     redis: services::Redis,
     seen: Arc<Seen>,
 }
@@ -96,10 +96,10 @@ impl Scene {
     /// Evaluations are answered by `answer`, of a user and a merchant.
     async fn new(answer: impl Fn(&str, &str) -> Value + Send + Sync + 'static) -> Self {
         let options = Options { keep_data: true, ..Options::default() };
-        let double = Double::start(options).await.expect("a double");
-        let seen = Seen::of(&double, answer);
+        let fake = Fake::start(options).await.expect("a fake");
+        let seen = Seen::of(&fake, answer);
         let (brokers, prefix) = (services::kafka(), unique("tier"));
-        Self { brokers, prefix, double, redis: services::Redis::own(), seen }
+        Self { brokers, prefix, fake, redis: services::Redis::own(), seen }
     }
 
     async fn with_topics(self) -> Self {
@@ -111,7 +111,7 @@ impl Scene {
     }
 
     fn environment(&self, settle: &str) -> Environment {
-        Environment::new(self.brokers, self.redis.url(), self.double.url(), &self.prefix)
+        Environment::new(self.brokers, self.redis.url(), self.fake.url(), &self.prefix)
             .with("CONSUMERS", "tier")
             .with("INNGEST_CANCEL_SETTLE", settle)
             .with("KAFKA_INSTANCE_ID", "one")
@@ -299,7 +299,7 @@ async fn a_crash_during_an_evaluation_is_no_duplicate_and_does_not_wait_for_the_
     scene.caught_up().await;
     assert!(scene.seen.count("upgraded") >= 2);
     assert!(daemon.stop().success(), "a clean stop");
-    scene.double.inspect(|log| assert!(!named(log, "tier/upgrade").is_empty()));
+    scene.fake.inspect(|log| assert!(!named(log, "tier/upgrade").is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -307,17 +307,17 @@ async fn after_a_crash_behind_an_accepted_upgrade_the_repeat_lets_it_settle() {
     const SETTLE: Duration = Duration::from_secs(5);
     let scene = Scene::new(upgrade).await.with_topics().await;
     // Accepted, but the daemon does not learn it.
-    scene.double.fail(Endpoint::Post, Fault::HandledThenReset, Lasting::UntilHealed);
+    scene.fake.fail(Endpoint::Post, Fault::HandledThenReset, Lasting::UntilHealed);
     let daemon = scene.environment("5s").start();
     scene.trigger("purchase_ledger", 0, "upgraded").await;
-    scene.double.until(|log| !named(log, "tier/upgrade").is_empty()).await;
+    scene.fake.until(|log| !named(log, "tier/upgrade").is_empty()).await;
     daemon.kill();
-    scene.double.heal(Endpoint::Post);
-    let before = scene.double.inspect(|log| log.posts.len());
+    scene.fake.heal(Endpoint::Post);
+    let before = scene.fake.inspect(|log| log.posts.len());
     let daemon = scene.environment("5s").start();
     scene.caught_up().await;
     assert!(daemon.stop().success(), "a clean stop");
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         let (first, repeat): (Vec<&Stored>, Vec<&Stored>) =
             log.events.iter().partition(|event| (event.post as usize) < before);
         let names: Vec<&str> = repeat.iter().map(|event| &*event.name).collect();
@@ -390,6 +390,6 @@ async fn the_recorded_load_evaluates_every_triggered_member_and_acts_on_each_ans
     assert!(daemon.stop().success(), "a clean stop");
     assert!(peak < 128 * 1024, "peak memory of {peak} KiB");
 
-    let count = scene.double.inspect(|log| verify(&members, &scene.seen, log));
+    let count = scene.fake.inspect(|log| verify(&members, &scene.seen, log));
     println!("{count} evaluations of {} members, peak memory {peak} KiB", members.len());
 }

@@ -94,19 +94,19 @@ fn those_whose_caller_has_gone_are_left_out() {
 
 #[test]
 fn who_has_gone_is_left_out_of_a_repeat_too_unless_something_may_have_been_taken() {
-    for says in [Says::Nothing, Says::Silent, Says::Unclear, Says::Answered] {
+    for evidence in [Evidence::Nothing, Evidence::Silent, Evidence::Unclear, Evidence::Answered] {
         let (a, gone) = submission(&[1]);
         let (b, stays) = submission(&[2]);
         let mut batch = queue([a, b]).take(LIMITS).expect("a batch");
         batch.seed = Some("fixed".to_owned());
-        batch.failed(says, 0);
+        batch.failed(evidence, 0);
         drop(gone);
         let again = batch.without_abandoned().expect("one is left");
-        let (left, seed) = match says {
-            Says::Nothing => (vec![2], None),
+        let (left, seed) = match evidence {
+            Evidence::Nothing => (vec![2], None),
             _ => (vec![1, 2], Some("fixed".to_owned())),
         };
-        assert_eq!((ids(&again.body()), &again.seed), (left, &seed), "{says:?}");
+        assert_eq!((ids(&again.body()), &again.seed), (left, &seed), "{evidence:?}");
         drop(stays);
         assert!(again.without_abandoned().is_none());
     }
@@ -195,23 +195,27 @@ fn a_failure_counts_against_a_batch_by_what_it_says_and_by_whether_others_passed
     let (a, _a) = submission(&[1]);
     let mut batch = queue([a]).take(LIMITS).expect("a batch");
     batch.accepted_before = Some(7);
-    for (says, accepted, strikes, answers) in [
-        (Says::Silent, 7, 0, 0),   // nobody gets an answer
-        (Says::Silent, 9, 1, 0),   // others did
-        (Says::Silent, 9, 1, 0),   // not since
-        (Says::Nothing, 12, 1, 0), // a rate limit
-        (Says::Unclear, 12, 1, 0), // a gateway's page
-        (Says::Silent, 12, 2, 0),
-        (Says::Answered, 12, 2, 1),
-        (Says::Answered, 13, 3, 2),
+    for (evidence, accepted, counted_failures, answers) in [
+        (Evidence::Silent, 7, 0, 0),   // nobody gets an answer
+        (Evidence::Silent, 9, 1, 0),   // others did
+        (Evidence::Silent, 9, 1, 0),   // not since
+        (Evidence::Nothing, 12, 1, 0), // a rate limit
+        (Evidence::Unclear, 12, 1, 0), // a gateway's page
+        (Evidence::Silent, 12, 2, 0),
+        (Evidence::Answered, 12, 2, 1),
+        (Evidence::Answered, 13, 3, 2),
     ] {
-        batch.failed(says, accepted);
-        assert_eq!((batch.strikes, batch.answers), (strikes, answers), "{says:?} at {accepted}");
+        batch.failed(evidence, accepted);
+        assert_eq!(
+            (batch.counted_failures, batch.answers),
+            (counted_failures, answers),
+            "{evidence:?} at {accepted}"
+        );
     }
     let (b, _b) = submission(&[2]);
     let mut batch = queue([b]).take(LIMITS).expect("a batch");
-    batch.failed(Says::Answered, 0);
-    assert_eq!(batch.strikes, 1, "the first answer counts, whoever else passed");
+    batch.failed(Evidence::Answered, 0);
+    assert_eq!(batch.counted_failures, 1, "the first answer counts, whoever else passed");
 }
 
 #[test]
@@ -221,7 +225,7 @@ fn a_repeat_is_the_same_batch() {
     batch.seed = Some("seed".to_owned());
     let body = batch.body();
     let retry = Verdict::Retry {
-        says: Says::Answered,
+        evidence: Evidence::Answered,
         retry_after: Some(Duration::ZERO),
         message: String::new(),
     };

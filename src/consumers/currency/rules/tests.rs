@@ -34,7 +34,7 @@ fn purchase(status: &str, changes: Value) -> Value {
 /// Whether it takes back the whole, and whether it first asks the wallet.
 fn refunds(routed: Result<Work, &'static str>) -> Result<bool, String> {
     match routed {
-        Ok(Work::Refund(refund)) => Ok(refund.ask_wallet),
+        Ok(Work::Refund(refund)) => Ok(refund.check_wallet),
         other => Err(format!("{other:?}")),
     }
 }
@@ -93,10 +93,10 @@ fn a_purchase_that_counts_again_or_may_have_counted_is_told_apart_from_one_that_
         assert_eq!(awards(routed("u", before, completed())), Ok(Turn::Again));
     }
     let reopened = |changes| purchase("processing", changes);
-    assert_eq!(awards(routed("u", reopened(json!({})), completed())), Ok(Turn::Young));
+    assert_eq!(awards(routed("u", reopened(json!({})), completed())), Ok(Turn::Recent));
     let (before, after) = (reopened(old()), purchase("completed", old()));
     assert_eq!(awards(routed("u", before, after)), Ok(Turn::Unsure));
-    assert_eq!(awards(routed("u", Value::Null, completed())), Ok(Turn::Young));
+    assert_eq!(awards(routed("u", Value::Null, completed())), Ok(Turn::Recent));
     assert_eq!(awards(routed("u", Value::Null, purchase("completed", old()))), Ok(Turn::Unsure));
 }
 
@@ -122,7 +122,7 @@ fn debit(status: &str, changes: Value) -> Value {
 #[test]
 fn a_debit_takes_back_once_it_is_neither_pending_nor_cancelled() {
     let debits = |routed: Result<Work, &'static str>| match routed {
-        Ok(Work::Debit(debit)) => Ok((debit.original, debit.ask_wallet)),
+        Ok(Work::Debit(debit)) => Ok((debit.original, debit.check_wallet)),
         other => Err(format!("{other:?}")),
     };
     let number = Some("N-1".to_owned());

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crm_event_processors::double::{Double, Options};
+use crm_event_processors::fakes::{Fake, Options};
 use futures::StreamExt as _;
 use futures::future::join_all;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,7 +35,7 @@ pub(super) enum Way {
 pub(super) struct Stage {
     database: Database,
     pub(super) crm: Client,
-    pub(super) double: Arc<Double>,
+    pub(super) fake: Arc<Fake>,
     pub(super) workflows: Workflows,
     prefix: String,
     brokers: &'static str,
@@ -55,14 +55,14 @@ impl Stage {
         let (brokers, prefix) = (services::kafka(), unique("refunds"));
         let (redis, database) = (services::Redis::own(), another().await);
         let options = Options { keep_data: true, ..Options::default() };
-        let double = Arc::new(Double::start(options).await.expect("a double"));
-        double.delegate(Postgrest::new(database.as_authenticator()));
+        let fake = Arc::new(Fake::start(options).await.expect("a fake"));
+        fake.delegate(Postgrest::new(database.as_authenticator()));
         let host = |url: &str| {
             let url = url::Url::parse(url).expect("a URL");
             format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))
         };
         let to_redis = Tripwire::to(host(redis.url())).await;
-        let to_http = Tripwire::to(host(double.url())).await;
+        let to_http = Tripwire::to(host(fake.url())).await;
         let (redis_url, http_url) =
             (format!("redis://{}/", to_redis.address()), format!("http://{}", to_http.address()));
         let environment = Environment::new(brokers, &redis_url, &http_url, &prefix)
@@ -89,11 +89,11 @@ impl Stage {
             kafka::create_topic(brokers, &format!("{prefix}.public.{table}"), partitions).await;
         }
         let connector = Connector::start_with(&database, &prefix, &settings).await;
-        let workflows = Workflows::start(Arc::clone(&double), database.crm().await);
+        let workflows = Workflows::start(Arc::clone(&fake), database.crm().await);
         Self {
             database,
             crm,
-            double,
+            fake,
             workflows,
             prefix,
             brokers,
@@ -147,8 +147,8 @@ impl Stage {
     /// Waits until no cancel would come too soon for its award if Redis knew nothing any more.
     pub(super) async fn settled_awards(&self) {
         until("the awards to settle", async || {
-            let last = self.double.inspect(|log| log.events.last().map(|event| event.at));
-            let past = |at| self.double.started().elapsed() > at + SETTLE;
+            let last = self.fake.inspect(|log| log.events.last().map(|event| event.at));
+            let past = |at| self.fake.started().elapsed() > at + SETTLE;
             last.is_none_or(past).then_some(())
         })
         .await;
@@ -213,7 +213,7 @@ impl Stage {
             let topic = format!("{}.public.{table}", self.prefix);
             feed::caught_up(self.brokers, &format!("{}-currency", self.prefix), &topic).await;
         }
-        let events = self.double.inspect(|log| log.events.len());
+        let events = self.fake.inspect(|log| log.events.len());
         self.workflows.handled(events).await
     }
 

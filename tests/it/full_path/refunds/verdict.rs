@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crm_event_processors::double::Log;
+use crm_event_processors::fakes::Log;
 use serde_json::Value;
 
 use super::play::{Cents, Op, Play};
@@ -40,7 +40,7 @@ pub(super) struct Act {
 pub(super) async fn judge(stage: &Stage, acts: &[Act]) {
     let forgotten = acts.iter().filter(|act| act.emptied).flat_map(|act| &act.plays);
     let forgotten: BTreeSet<&str> = forgotten.map(|play| &*play.id).collect();
-    let (sent, mut wrong) = stage.double.inspect(|log| collect(log, &forgotten));
+    let (sent, mut wrong) = stage.fake.inspect(|log| collect(log, &forgotten));
     let left = balances(stage).await;
     let letters = stage.letters().await;
     let mut expected = 0;

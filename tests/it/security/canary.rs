@@ -5,12 +5,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 /// A secret, by what it is.
 #[derive(Debug, Clone)]
-pub(crate) struct Planted {
+pub(crate) struct Canary {
     what: &'static str,
     halves: [String; 2],
 }
 
-impl Planted {
+impl Canary {
     /// A random value. What stands between its halves looks different in every encoding, the
     /// halves themselves stay as they are in text, JSON, and behind percent signs.
     pub(crate) fn new(what: &'static str) -> Self {
@@ -69,29 +69,29 @@ impl Planted {
 }
 
 /// Fails if the text holds any of them.
-pub(crate) fn none_in<'a>(planted: impl IntoIterator<Item = &'a Planted>, place: &str, text: &str) {
-    for planted in planted {
-        planted.must_not_be_in(place, text);
+pub(crate) fn none_in<'a>(canaries: impl IntoIterator<Item = &'a Canary>, place: &str, text: &str) {
+    for canaries in canaries {
+        canaries.must_not_be_in(place, text);
     }
 }
 
 #[test]
 fn a_planted_value_is_found_in_every_form() {
-    let planted = Planted::new("it");
+    let canaries = Canary::new("it");
     let forms = [
-        planted.value(),
-        planted.encoded(),
-        planted.uuid(),
-        planted.value().to_uppercase(),
-        BASE64.encode(planted.value()),
-        BASE64.encode(format!("user:{}", planted.value())),
-        BASE64.encode(format!("xy{}", planted.value())),
-        serde_json::json!({ "a": planted.value() }).to_string(),
-        format!("{:?}", planted.value().as_str()),
+        canaries.value(),
+        canaries.encoded(),
+        canaries.uuid(),
+        canaries.value().to_uppercase(),
+        BASE64.encode(canaries.value()),
+        BASE64.encode(format!("user:{}", canaries.value())),
+        BASE64.encode(format!("xy{}", canaries.value())),
+        serde_json::json!({ "a": canaries.value() }).to_string(),
+        format!("{:?}", canaries.value().as_str()),
     ];
     for form in forms {
-        let found = std::panic::catch_unwind(|| planted.must_not_be_in("a test", &form));
+        let found = std::panic::catch_unwind(|| canaries.must_not_be_in("a test", &form));
         assert!(found.is_err(), "{form}");
     }
-    planted.must_not_be_in("a test", &Planted::new("another").value());
+    canaries.must_not_be_in("a test", &Canary::new("another").value());
 }

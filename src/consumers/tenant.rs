@@ -10,14 +10,14 @@ const MERCHANT: &str = "merchant_id";
 ///
 /// # Errors
 /// When one of them cannot be decoded, or the row does not have its column.
-pub fn owner(row: &Row<'_>, user: &str) -> Result<Option<(String, String)>, DecodeError> {
+pub fn tenant(row: &Row<'_>, user: &str) -> Result<Option<(String, String)>, DecodeError> {
     Ok(row.needed_filled(user)?.zip(row.needed_filled(MERCHANT)?))
 }
 
 /// Whether a row is known to have belonged to nobody: whatever its state, it called for nothing.
 ///
 /// # Errors
-/// As [`owner`].
+/// As [`tenant`].
 pub fn was_anonymous(before: &Row<'_>, user: &str) -> Result<bool, DecodeError> {
     for column in [user, MERCHANT] {
         match before.text(column)? {

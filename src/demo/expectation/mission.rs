@@ -3,17 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 
-use super::{Allowance, Demand, Findings, Seen, by_id, judge_letters, text};
+use super::{Allowed, Differences, Expectation, Received, by_id, judge_letters, text};
 use crate::consumers::mission;
-use crate::double::active_missions;
+use crate::fakes::active_missions;
 
 const EVALUATE: &str = "mission/evaluate";
 
-pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
+pub(super) fn check(
+    expectation: &Expectation,
+    seen: &Received,
+    allowed: &Allowed,
+    differences: &mut Differences,
+) {
     let mut wanted = BTreeMap::new();
-    for (event_type, row) in &demand.mission {
-        let Some(owner) = demand.owners.get(row) else {
-            findings.missing.push(format!("the record of {event_type} {row}"));
+    for (event_type, row) in &expectation.mission {
+        let Some(owner) = expectation.owners.get(row) else {
+            differences.missing.push(format!("the record of {event_type} {row}"));
             continue;
         };
         for mission in active_missions(&owner.merchant_id, event_type) {
@@ -23,7 +28,7 @@ pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, finding
     }
     let arrived = by_id(seen, &[EVALUATE]);
     let must: BTreeSet<String> = wanted.keys().cloned().collect();
-    findings.compare(&arrived, &must, &BTreeSet::new(), allowance.repeats);
+    differences.compare(&arrived, &must, &BTreeSet::new(), allowed.repeats);
     for (id, (owner, mission, event_type, row)) in &wanted {
         for data in arrived.get(id).into_iter().flatten() {
             let named = [
@@ -35,12 +40,12 @@ pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, finding
             ];
             let wrong = named.iter().filter(|(field, value)| text(data, field) != **value);
             for (field, _) in wrong {
-                findings.different.push(format!("{id}: another {field}"));
+                differences.different.push(format!("{id}: another {field}"));
             }
             if text(&data["event_data"], "id") != **row {
-                findings.different.push(format!("{id}: event_data is another row"));
+                differences.different.push(format!("{id}: event_data is another row"));
             }
         }
     }
-    judge_letters(mission::NAME, iter::empty(), seen, allowance, findings);
+    judge_letters(mission::NAME, iter::empty(), seen, allowed, differences);
 }

@@ -1,4 +1,4 @@
-//! What the double saw: requests counted, events kept lean.
+//! What the fake saw: requests counted, events kept lean.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct Post {
     pub stored: usize,
     /// The status that was, or was to be, answered; 0 for none.
     pub status: u16,
-    /// When it arrived, counted from the double's start.
+    /// When it arrived, counted from the fake's start.
     pub at: Duration,
 }
 
@@ -55,13 +55,13 @@ pub struct Stored {
     pub ts: Option<i64>,
     /// Which POST it came with, counted from 0.
     pub post: u32,
-    /// Its data as it came, if the double was told to keep it.
+    /// Its data as it came, if the fake was told to keep it.
     pub data: Option<Box<str>>,
-    /// When it was stored, counted from the double's start.
+    /// When it was stored, counted from the fake's start.
     pub at: Duration,
 }
 
-/// Everything that the double saw, in order of arrival.
+/// Everything that the fake saw, in order of arrival.
 #[derive(Debug, Default)]
 pub struct Log {
     requests: [Requests; Endpoint::COUNT],

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::demand::Event;
+use super::expectation::Event;
 use super::faults::Fault;
-use super::recordings::ShippedError;
+use super::recordings::BundledError;
 use crate::config::{Environment, Problems};
-use crate::double::Endpoint;
-use crate::double::broker::BrokerError;
 use crate::engine::{Origin, Outcome};
+use crate::fakes::Endpoint;
+use crate::fakes::broker::BrokerError;
 use crate::supervisor::RunError;
 
 /// What a run of the demo is told.
@@ -37,7 +37,7 @@ pub struct Feed {
 
 /// Something to show while the demo runs.
 #[derive(Debug, Clone)]
-pub enum Told {
+pub enum Progress {
     /// A line.
     Note(String),
     /// Inngest stored an event.
@@ -75,10 +75,10 @@ pub enum DemoError {
     Broker(#[from] BrokerError),
     /// What is fed.
     #[error(transparent)]
-    Shipped(#[from] ShippedError),
-    /// The double.
-    #[error("no port of 127.0.0.1 can be had for the services' double")]
-    Double(#[source] std::io::Error),
+    Bundled(#[from] BundledError),
+    /// The fake.
+    #[error("no port of 127.0.0.1 can be had for the services' fake")]
+    Fake(#[source] std::io::Error),
     /// The daemon's runtime.
     #[error("the daemon's runtime cannot be started")]
     Runtime(#[source] std::io::Error),

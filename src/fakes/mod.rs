@@ -6,11 +6,11 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> std::io::Result<()> {
-//! use crm_event_processors::double::{Double, Endpoint, Fault, Lasting, Options};
+//! use crm_event_processors::fakes::{Fake, Endpoint, Fault, Lasting, Options};
 //!
-//! let double = Double::start(Options::default()).await?;
-//! double.fail(Endpoint::Post, Fault::too_many(1), Lasting::Next(3));
-//! assert_eq!(double.inspect(|log| log.events.len()), 0);
+//! let fake = Fake::start(Options::default()).await?;
+//! fake.fail(Endpoint::Post, Fault::too_many(1), Lasting::Next(3));
+//! assert_eq!(fake.inspect(|log| log.events.len()), 0);
 //! # Ok(())
 //! # }
 //! ```
@@ -50,7 +50,7 @@ use self::connection::{Cut, Door};
 use self::faults::Plan;
 use self::supabase::Database;
 
-/// How the double is set up.
+/// How the fake is set up.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The only event key that is known; any that is not empty if `None`, as on a dev server.
@@ -61,16 +61,16 @@ pub struct Options {
     pub keep_data: bool,
 }
 
-/// A running double. It takes no connections any more when it is dropped.
+/// A running fake. It takes no connections any more when it is dropped.
 #[derive(Debug)]
-pub struct Double {
+pub struct Fake {
     shared: Arc<Shared>,
     url: String,
     server: JoinHandle<()>,
 }
 
-impl Double {
-    /// Starts a double on a free port of 127.0.0.1. It knows the functions
+impl Fake {
+    /// Starts a fake on a free port of 127.0.0.1. It knows the functions
     /// `calc_currency_for_source` ([`currency_rows`]), `evaluate_user_tier_status`
     /// ([`tier_status`]), `apply_tier_upgrade` and `redeem_reward_with_points`
     /// ([`redemption_result`]), the view `mv_mission_conditions_expanded` ([`active_missions`]) and
@@ -103,28 +103,28 @@ impl Double {
         let app = app.into_make_service_with_connect_info::<Cut>();
         let server = tokio::spawn(async move {
             if let Err(error) = axum::serve(Door(listener), app).await {
-                tracing::error!(%error, "the double has stopped");
+                tracing::error!(%error, "the fake has stopped");
             }
         });
-        let double = Self { shared, url, server };
-        double.define("calc_currency_for_source", |arguments| {
+        let fake = Self { shared, url, server };
+        fake.define("calc_currency_for_source", |arguments| {
             let source_id = arguments.get("p_source_id").and_then(Value::as_str);
             Reply::json(&currency_rows(source_id.unwrap_or_default()).into())
         });
-        double.define("redeem_reward_with_points", |arguments| {
+        fake.define("redeem_reward_with_points", |arguments| {
             let event_id = arguments.get("p_event_id").and_then(Value::as_str);
             Reply::json(&redemption_result(event_id.unwrap_or_default()))
         });
-        double.compute("mv_mission_conditions_expanded", supabase::mission_conditions);
-        double.define("evaluate_user_tier_status", |arguments| {
+        fake.compute("mv_mission_conditions_expanded", supabase::mission_conditions);
+        fake.define("evaluate_user_tier_status", |arguments| {
             let text = |name| arguments.get(name).and_then(Value::as_str).unwrap_or_default();
             Reply::json(&tier_status(text("p_user_id"), text("p_merchant_id")))
         });
-        double.define("apply_tier_upgrade", |_| Reply::void());
+        fake.define("apply_tier_upgrade", |_| Reply::void());
         for table in ["merchant_master", "purchase_ledger", "wallet_ledger"] {
-            double.fill(table, Vec::new());
+            fake.fill(table, Vec::new());
         }
-        Ok(double)
+        Ok(fake)
     }
 
     /// The base address, of both services.
@@ -149,7 +149,7 @@ impl Double {
         self.shared.plan(endpoint, |plan| plan.add(fault, lasting));
     }
 
-    /// As [`Double::fail`], for the calls of one function alone; goes before what all calls meet.
+    /// As [`Fake::fail`], for the calls of one function alone; goes before what all calls meet.
     pub fn fail_function(&self, function: &str, fault: Fault, lasting: Lasting) {
         self.shared.functions().entry(function.to_owned()).or_default().add(fault, lasting);
     }
@@ -182,7 +182,7 @@ impl Double {
         self.define_for(function, move |_, arguments| handler(arguments));
     }
 
-    /// As [`Double::define`], for a function that tells its callers apart: `handler` gets the key
+    /// As [`Fake::define`], for a function that tells its callers apart: `handler` gets the key
     /// that the request came with, too.
     pub fn define_for(
         &self,
@@ -217,8 +217,8 @@ impl Double {
         self.shared.database.cut_at(max_rows);
     }
 
-    /// Has functions and tables answered by `backend` from now on: what [`Double::define`],
-    /// [`Double::fill`] and [`Double::compute`] put there is not asked any more. The first backend
+    /// Has functions and tables answered by `backend` from now on: what [`Fake::define`],
+    /// [`Fake::fill`] and [`Fake::compute`] put there is not asked any more. The first backend
     /// stays.
     pub fn delegate(&self, backend: impl Backend + 'static) {
         self.shared.database.delegate(backend);
@@ -247,7 +247,7 @@ async fn wait(latency: Duration) {
     tokio::task::spawn_blocking(move || std::thread::sleep(latency)).await.ok();
 }
 
-impl Drop for Double {
+impl Drop for Fake {
     fn drop(&mut self) {
         self.server.abort();
     }

@@ -3,18 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 
-use super::{Allowance, Demand, Findings, Seen, by_id, judge_letters};
+use super::{Allowed, Differences, Expectation, Received, by_id, judge_letters};
 use crate::consumers::marketplace;
 
 const RECEIVED: &str = "marketplace/order-received";
 
-pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
+pub(super) fn check(
+    expectation: &Expectation,
+    seen: &Received,
+    allowed: &Allowed,
+    differences: &mut Differences,
+) {
     let arrived = by_id(seen, &[RECEIVED]);
-    let must: BTreeSet<String> = demand.orders.keys().cloned().collect();
-    findings.compare(&arrived, &must, &BTreeSet::new(), allowance.repeats);
-    for (id, wanted) in &demand.orders {
+    let must: BTreeSet<String> = expectation.orders.keys().cloned().collect();
+    differences.compare(&arrived, &must, &BTreeSet::new(), allowed.repeats);
+    for (id, wanted) in &expectation.orders {
         for data in arrived.get(id).into_iter().flatten().filter(|data| **data != wanted) {
-            findings.different.push(format!("{id}: {data}"));
+            differences.different.push(format!("{id}: {data}"));
         }
     }
 
@@ -23,12 +28,12 @@ pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, finding
     for (at, id) in orders.filter_map(|event| event.id.as_deref()).enumerate() {
         first.entry(id).or_insert(at);
     }
-    for history in &demand.order_histories {
+    for history in &expectation.order_histories {
         // Those that did not arrive are missing above.
         let there: Vec<&String> = history.iter().filter(|id| first.contains_key(&***id)).collect();
         for pair in there.windows(2).filter(|pair| first[&**pair[0]] > first[&**pair[1]]) {
-            findings.different.push(format!("{}: came before what came before it", pair[1]));
+            differences.different.push(format!("{}: came before what came before it", pair[1]));
         }
     }
-    judge_letters(marketplace::NAME, iter::empty(), seen, allowance, findings);
+    judge_letters(marketplace::NAME, iter::empty(), seen, allowed, differences);
 }

@@ -14,9 +14,9 @@ const SHORTEST: usize = 8;
 
 /// A key in every form in which it may come back.
 #[derive(Clone)]
-pub(super) struct Hidden(Vec<SecretString>);
+pub(super) struct KeyRedaction(Vec<SecretString>);
 
-impl Hidden {
+impl KeyRedaction {
     pub(super) fn new(key: &SecretString) -> Self {
         let key = key.expose_secret().trim();
         if key.len() < SHORTEST {
@@ -37,20 +37,20 @@ impl Hidden {
     }
 
     /// The body of an error without the key.
-    pub(super) fn take_out(&self, body: Bytes) -> Bytes {
+    pub(super) fn redact(&self, body: Bytes) -> Bytes {
         let text = String::from_utf8_lossy(&body);
         let found = self.0.iter().filter(|form| text.contains(form.expose_secret()));
-        let hidden = found.fold(None, |hidden: Option<String>, form| {
-            let text = hidden.as_deref().unwrap_or(&text);
+        let redaction = found.fold(None, |redaction: Option<String>, form| {
+            let text = redaction.as_deref().unwrap_or(&text);
             Some(text.replace(form.expose_secret(), "***"))
         });
-        hidden.map_or_else(|| body.clone(), Bytes::from)
+        redaction.map_or_else(|| body.clone(), Bytes::from)
     }
 }
 
-impl fmt::Debug for Hidden {
+impl fmt::Debug for KeyRedaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hidden")
+        f.write_str("KeyRedaction")
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn a_key_is_taken_out_in_every_form_and_nothing_else() {
         let key = "so+secret/as a=key";
-        let hidden = Hidden::new(&SecretString::from(key));
+        let redaction = KeyRedaction::new(&SecretString::from(key));
         let forms = [
             key.to_owned(),
             "so%2Bsecret%2Fas+a%3Dkey".to_owned(),
@@ -71,12 +71,12 @@ mod tests {
         ];
         for form in forms {
             let body = Bytes::from(format!("{{\"error\":\"no {form}\"}}"));
-            let shown = hidden.take_out(body);
+            let shown = redaction.redact(body);
             let shown = std::str::from_utf8(&shown).expect("text");
             assert!(shown.starts_with("{\"error\":\"no ***"), "{form}: {shown}");
         }
         let body = Bytes::from_static(b"{\"error\":\"secret\"}");
-        assert_eq!(hidden.take_out(body.clone()), body);
-        assert_eq!(Hidden::new(&SecretString::from("e")).take_out(body.clone()), body);
+        assert_eq!(redaction.redact(body.clone()), body);
+        assert_eq!(KeyRedaction::new(&SecretString::from("e")).redact(body.clone()), body);
     }
 }

@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{Allowance, Demand, Findings, Reverse, Seen, judge_letters, row_of, text};
+use super::{Allowed, Differences, Expectation, Received, Reverse, judge_letters, row_of, text};
 use crate::consumers::currency;
-use crate::double::currency_rows;
+use crate::fakes::currency_rows;
 
-pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
+pub(super) fn check(
+    expectation: &Expectation,
+    seen: &Received,
+    allowed: &Allowed,
+    differences: &mut Differences,
+) {
     let (mut awards, mut cancelled, mut reversed) =
         (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for event in &seen.events {
@@ -22,28 +27,31 @@ pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, finding
         by_name.entry(id).or_default().push(&event.data);
     }
 
-    let must: BTreeSet<String> =
-        demand.awards_with_rows().filter(|id| !allowance.refused.contains(*id)).cloned().collect();
-    findings.compare(&awards, &must, &BTreeSet::new(), allowance.repeats);
+    let must: BTreeSet<String> = expectation
+        .awards_with_rows()
+        .filter(|id| !allowed.refused.contains(*id))
+        .cloned()
+        .collect();
+    differences.compare(&awards, &must, &BTreeSet::new(), allowed.repeats);
     for (id, copies) in &awards {
         let rows = Value::from(currency_rows(row_of(id)));
         if copies.iter().any(|data| data["currency_rows"] != rows) {
-            findings.different.push(format!("{id}: not the rows that the function answered"));
+            differences.different.push(format!("{id}: not the rows that the function answered"));
         }
         if copies.iter().any(|data| source_name("currency/award", data) != *id) {
-            findings.different.push(format!("{id}: its data name another source"));
+            differences.different.push(format!("{id}: its data name another source"));
         }
     }
 
     let names = |sources: &BTreeSet<(String, String)>| -> BTreeSet<String> {
         sources.iter().map(|(kind, id)| format!("currency/cancelled:{kind}:{id}")).collect()
     };
-    let (must, may) = (names(&demand.cancelled_must), names(&demand.cancelled_may));
-    findings.compare(&cancelled, &must, &may, allowance.repeats);
+    let (must, may) = (names(&expectation.cancelled_must), names(&expectation.cancelled_may));
+    differences.compare(&cancelled, &must, &may, allowed.repeats);
 
-    let must = demand.reverse.iter().map(|reverse| reverse.id.clone()).collect();
-    findings.compare(&reversed, &must, &demand.reverse_may, allowance.repeats);
-    for wanted in &demand.reverse {
+    let must = expectation.reverse.iter().map(|reverse| reverse.id.clone()).collect();
+    differences.compare(&reversed, &must, &expectation.reverse_may, allowed.repeats);
+    for wanted in &expectation.reverse {
         for data in reversed.get(&wanted.id).into_iter().flatten() {
             let sent = Reverse {
                 id: wanted.id.clone(),
@@ -52,14 +60,14 @@ pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, finding
                 refund_percentage: data["refund_percentage"].as_f64(),
             };
             if sent != *wanted {
-                findings.different.push(format!("{}: {data}", wanted.id));
+                differences.different.push(format!("{}: {data}", wanted.id));
             }
         }
     }
 
-    let refused = allowance.refused.iter().map(|id| row_of(id));
-    let rows = demand.dead_letter_rows.iter().map(String::as_str).chain(refused);
-    judge_letters(currency::NAME, rows, seen, allowance, findings);
+    let refused = allowed.refused.iter().map(|id| row_of(id));
+    let rows = expectation.dead_letter_rows.iter().map(String::as_str).chain(refused);
+    judge_letters(currency::NAME, rows, seen, allowed, differences);
 }
 
 /// What an event is about, written as its id is.

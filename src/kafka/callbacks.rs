@@ -36,7 +36,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What statistics say of one partition that is consumed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Reading {
+pub(crate) struct FetchState {
     /// Records behind the position.
     pub(crate) lag: i64,
     /// Nobody fetches it.
@@ -45,61 +45,61 @@ pub(crate) struct Reading {
 
 /// What the last statistics say.
 #[derive(Debug, Default)]
-pub(crate) struct Readings {
+pub(crate) struct FetchStates {
     /// How many statistics there were by now.
     pub(crate) number: u64,
-    partitions: HashMap<String, HashMap<i32, Reading>>,
+    partitions: HashMap<String, HashMap<i32, FetchState>>,
 }
 
-impl Readings {
+impl FetchStates {
     /// What they say of one partition.
-    pub(crate) fn of(&self, topic: &str, partition: i32) -> Option<Reading> {
+    pub(crate) fn of(&self, topic: &str, partition: i32) -> Option<FetchState> {
         self.partitions.get(topic)?.get(&partition).copied()
     }
 }
 
 /// Callbacks of one consumer.
-pub(crate) struct Context {
+pub(crate) struct Callbacks {
     group: String,
     rebalances: mpsc::UnboundedSender<Rebalance>,
     closing: Arc<AtomicBool>,
-    readings: Arc<Mutex<Readings>>,
+    fetch_states: Arc<Mutex<FetchStates>>,
     brokers: Arc<Brokers>,
     session_lost: Mutex<Option<Instant>>,
-    unheard: Arc<Mutex<Option<Instant>>>,
+    heartbeat_lost: Arc<Mutex<Option<Instant>>>,
 }
 
-/// The loop's end of [`Context`].
+/// The loop's end of [`Callbacks`].
 pub(crate) struct Signals {
     pub(crate) rebalances: mpsc::UnboundedReceiver<Rebalance>,
     /// Set before the client is dropped: from then on a revoke is answered on the spot.
     pub(crate) closing: Arc<AtomicBool>,
     /// What statistics say of the partitions.
-    pub(crate) readings: Arc<Mutex<Readings>>,
+    pub(crate) fetch_states: Arc<Mutex<FetchStates>>,
     /// Whether any broker can be reached.
     pub(crate) brokers: Arc<Brokers>,
     /// When a heartbeat of the new protocol last had no answer.
-    pub(crate) unheard: Arc<Mutex<Option<Instant>>>,
+    pub(crate) heartbeat_lost: Arc<Mutex<Option<Instant>>>,
 }
 
-impl Context {
+impl Callbacks {
     pub(crate) fn new(group: &str) -> (Self, Signals) {
         let (sender, rebalances) = mpsc::unbounded_channel();
         let signals = Signals {
             rebalances,
             closing: Arc::default(),
-            readings: Arc::default(),
+            fetch_states: Arc::default(),
             brokers: Arc::new(Brokers::new(group)),
-            unheard: Arc::default(),
+            heartbeat_lost: Arc::default(),
         };
         let context = Self {
             group: group.to_owned(),
             rebalances: sender,
             closing: Arc::clone(&signals.closing),
-            readings: Arc::clone(&signals.readings),
+            fetch_states: Arc::clone(&signals.fetch_states),
             brokers: Arc::clone(&signals.brokers),
             session_lost: Mutex::default(),
-            unheard: Arc::clone(&signals.unheard),
+            heartbeat_lost: Arc::clone(&signals.heartbeat_lost),
         };
         (context, signals)
     }
@@ -112,7 +112,7 @@ impl Context {
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if facility == "FAIL" && !self.brokers.failed(message, Instant::now()) {
             tracing::debug!(target: "librdkafka", client = %self.group, facility, message, "librdkafka");
@@ -123,8 +123,9 @@ impl ClientContext for Context {
             *lost = Some(Instant::now());
         }
         if facility == "REQTMOUT" && message.contains("ConsumerGroupHeartbeat") {
-            let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
-            *unheard = Some(Instant::now());
+            let mut heartbeat_lost =
+                self.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner);
+            *heartbeat_lost = Some(Instant::now());
         }
         log(&self.group, level, facility, message);
     }
@@ -141,10 +142,13 @@ impl ClientContext for Context {
     fn stats_raw(&self, statistics: &[u8]) {
         match serde_json::from_slice::<Statistics>(statistics) {
             Ok(statistics) => {
-                let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
-                *readings =
-                    Readings { number: readings.number + 1, partitions: statistics.partitions() };
-                drop(readings);
+                let mut fetch_states =
+                    self.fetch_states.lock().unwrap_or_else(PoisonError::into_inner);
+                *fetch_states = FetchStates {
+                    number: fetch_states.number + 1,
+                    partitions: statistics.partitions(),
+                };
+                drop(fetch_states);
                 if statistics.is_connected() {
                     self.brokers.up();
                 } else {
@@ -156,7 +160,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for Callbacks {
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -183,8 +187,8 @@ impl ConsumerContext for Context {
         };
         // Without a loop the client is being dropped in the middle of its work, and would wait for
         // good for an answer that nobody else gives.
-        let unheard = self.rebalances.send(rebalance);
-        if matches!(unheard, Err(SendError(Rebalance::Revoke(_))))
+        let undelivered = self.rebalances.send(rebalance);
+        if matches!(undelivered, Err(SendError(Rebalance::Revoke(_))))
             && let Err(error) = consumer.incremental_unassign(partitions)
         {
             tracing::debug!(messaging.consumer.group.name = %self.group, %error, "partitions not unassigned");
@@ -256,12 +260,12 @@ struct PartitionStatistics {
 impl Statistics {
     /// Each partition that is consumed. Offsets have gaps, so the lag is an upper bound; it is 0
     /// where everything was delivered, markers apart.
-    fn partitions(&self) -> HashMap<String, HashMap<i32, Reading>> {
+    fn partitions(&self) -> HashMap<String, HashMap<i32, FetchState>> {
         let reading = |p: &PartitionStatistics| {
             // Before the first record only the fetch position is known.
             let position = if p.app_offset >= 0 { p.app_offset } else { p.next_offset };
             let lag = if position >= 0 { (p.ls_offset - position).max(0) } else { 0 };
-            Reading { lag, stopped: p.fetch_state == "none" }
+            FetchState { lag, stopped: p.fetch_state == "none" }
         };
         let of_topic = |topic: &TopicStatistics| {
             let consumed = topic.partitions.iter().filter(|(_, p)| p.desired);
@@ -287,13 +291,13 @@ mod tests {
 
     #[test]
     fn a_heartbeat_of_the_new_protocol_without_an_answer_is_noted() {
-        let (context, signals) = Context::new("g");
+        let (context, signals) = Callbacks::new("g");
         let told = |request: &str| {
             let text = format!(
                 "[thrd:GroupCoordinator]: GroupCoordinator/3: Timed out {request} in flight (after 1000ms, timeout #0)"
             );
             context.log(RDKafkaLogLevel::Warning, "REQTMOUT", &text);
-            signals.unheard.lock().expect("not poisoned").is_some()
+            signals.heartbeat_lost.lock().expect("not poisoned").is_some()
         };
         assert!(!told("FetchRequest"));
         assert!(told("ConsumerGroupHeartbeatRequest"));
@@ -310,8 +314,10 @@ mod tests {
                     "-1": {"app_offset": -1001, "next_offset": -1001, "ls_offset": -1001}}}}}"#,
         )
         .expect("statistics");
-        let read =
-            [(0, Reading { lag: 15, stopped: false }), (1, Reading { lag: 5, stopped: true })];
+        let read = [
+            (0, FetchState { lag: 15, stopped: false }),
+            (1, FetchState { lag: 5, stopped: true }),
+        ];
         assert_eq!(statistics.partitions()["t"], HashMap::from(read));
         assert!(statistics.is_connected());
         let brokers = |coordinator: &str| {

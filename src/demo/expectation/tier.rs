@@ -7,38 +7,43 @@ use std::iter;
 
 use serde_json::{Value, json};
 
-use super::{Allowance, Demand, Event, Findings, Seen, judge_letters, text};
+use super::{Allowed, Differences, Event, Expectation, Received, judge_letters, text};
 use crate::consumers::tier;
-use crate::double::tier_status;
+use crate::fakes::tier_status;
 use crate::recording::Recorded;
 
 const CANCELLED: &str = "tier/upgrade-cancelled";
 const UPGRADE: &str = "tier/upgrade";
 
-pub(super) fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance, findings: &mut Findings) {
+pub(super) fn check(
+    expectation: &Expectation,
+    seen: &Received,
+    allowed: &Allowed,
+    differences: &mut Differences,
+) {
     let mut events: BTreeMap<String, Vec<&Event>> = BTreeMap::new();
     for event in seen.events.iter().filter(|event| [CANCELLED, UPGRADE].contains(&&*event.name)) {
         let (user, merchant) = (text(&event.data, "user_id"), text(&event.data, "merchant_id"));
         events.entry(format!("{user}|{merchant}")).or_default().push(event);
     }
-    for member in &demand.tier_members {
+    for member in &expectation.tier_members {
         let evaluations = seen.evaluated.get(member).copied().unwrap_or_default();
-        match demand.last_triggers.get(member) {
-            Some(last) if evaluations.last_after > *last => findings.right += 1,
-            _ => {
-                findings.missing.push(format!("tier evaluation of {member} after its last change"))
-            }
+        match expectation.last_triggers.get(member) {
+            Some(last) if evaluations.last_after > *last => differences.right += 1,
+            _ => differences
+                .missing
+                .push(format!("tier evaluation of {member} after its last change")),
         }
         let sent = events.remove(member).unwrap_or_default();
         let applied = seen.applied.get(member).map_or(&[][..], Vec::as_slice);
-        judge_member(member, evaluations.times, &sent, applied, findings);
+        judge_member(member, evaluations.times, &sent, applied, differences);
     }
     let others: BTreeSet<&String> =
         events.keys().chain(seen.evaluated.keys()).chain(seen.applied.keys()).collect();
-    for member in others.into_iter().filter(|member| !demand.tier_members.contains(*member)) {
-        findings.extra.push(format!("tier evaluation or events of {member}"));
+    for member in others.into_iter().filter(|member| !expectation.tier_members.contains(*member)) {
+        differences.extra.push(format!("tier evaluation or events of {member}"));
     }
-    judge_letters(tier::NAME, iter::empty(), seen, allowance, findings);
+    judge_letters(tier::NAME, iter::empty(), seen, allowed, differences);
 }
 
 fn judge_member(
@@ -46,7 +51,7 @@ fn judge_member(
     evaluations: usize,
     sent: &[&Event],
     applied: &[Value],
-    findings: &mut Findings,
+    differences: &mut Differences,
 ) {
     let (user, merchant) = member.split_once('|').unwrap_or((member, ""));
     let status = tier_status(user, merchant);
@@ -63,14 +68,16 @@ fn judge_member(
         ("rpc apply_tier_upgrade", upgrades && !scheduled, applied.len()),
     ] {
         match (wanted, found) {
-            (true, 0) => findings.missing.push(format!("{what}:{member}")),
+            (true, 0) => differences.missing.push(format!("{what}:{member}")),
             (false, 0) => {}
-            (true, found) if found <= evaluations => findings.right += 1,
-            (_, found) => findings.extra.push(format!("{what}:{member}, {found} times")),
+            (true, found) if found <= evaluations => differences.right += 1,
+            (_, found) => differences.extra.push(format!("{what}:{member}, {found} times")),
         }
     }
     if scheduled && !sent.is_empty() && !in_order(sent) {
-        findings.different.push(format!("{UPGRADE}:{member}: not each after a cancel of its own"));
+        differences
+            .different
+            .push(format!("{UPGRADE}:{member}: not each after a cancel of its own"));
     }
     let tier = &status["recommended_tier_id"];
     let plain = json!({"user_id": user, "merchant_id": merchant});
@@ -81,11 +88,11 @@ fn judge_member(
     for event in sent {
         let wanted = if event.name == UPGRADE { &full } else { &plain };
         if event.data != *wanted || event.id.is_some() {
-            findings.different.push(format!("{}:{member}: {}", event.name, event.data));
+            differences.different.push(format!("{}:{member}: {}", event.name, event.data));
         }
     }
     if applied.iter().any(|given| given != tier) {
-        findings.different.push(format!("rpc apply_tier_upgrade:{member}: another tier"));
+        differences.different.push(format!("rpc apply_tier_upgrade:{member}: another tier"));
     }
 }
 

@@ -7,14 +7,14 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 /// Passes connections on to a server. Ends when dropped.
-pub(crate) struct Relay {
+pub(crate) struct TcpProxy {
     address: String,
     server: Arc<Mutex<String>>,
     silence: watch::Sender<()>,
     task: AbortHandle,
 }
 
-impl Relay {
+impl TcpProxy {
     /// To the server at `host:port`.
     pub(crate) async fn to(server: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
@@ -56,7 +56,7 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
+impl Drop for TcpProxy {
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -1,7 +1,7 @@
 //! One consumer's dependency hangs: the others keep going, and readiness says which one waits for
 //! what (behaviour section 8.8).
 
-use crm_event_processors::double::{Endpoint, Fault, Lasting};
+use crm_event_processors::fakes::{Endpoint, Fault, Lasting};
 use serde_json::Value;
 
 use super::{Scene, TAKES, ids};
@@ -14,9 +14,9 @@ const RECORDS: &str = "crm_records_total";
 /// Lets the function that `hung` calls hang, until all others have finished everything.
 async fn hangs(hung: &str, function: &str, event: &str) {
     let scene = Scene::with("life/full.jsonl.gz").await;
-    scene.double.fill("purchase_ledger", purchases());
+    scene.fake.fill("purchase_ledger", purchases());
     scene.send_orders(500).await;
-    scene.double.fail_function(function, Fault::Hang, Lasting::UntilHealed);
+    scene.fake.fail_function(function, Fault::Hang, Lasting::UntilHealed);
     let health = Health::free();
     let daemon = scene
         .environment()
@@ -58,16 +58,16 @@ async fn hangs(hung: &str, function: &str, event: &str) {
     }
     assert_eq!(metrics.sum("crm_dependency_away", &[("dependency", &dependency)]), 1.0);
     assert_eq!(metrics.sum("crm_dependency_away", &[]), 1.0, "and nothing else:\n{metrics}");
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         assert!(log.events.iter().all(|stored| !stored.name.starts_with(event)));
         assert!(!ids(log, "mission/evaluate").is_empty());
         assert_eq!(ids(log, "marketplace/order-received").len(), 500);
         assert!(log.requests(Endpoint::Rpc).faults > 0, "it was called");
     });
 
-    scene.double.heal_function(function);
+    scene.fake.heal_function(function);
     scene.caught_up(|_| true).await;
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         assert!(log.events.iter().any(|stored| stored.name.starts_with(event)));
     });
     assert!(daemon.stop().success(), "a clean stop");

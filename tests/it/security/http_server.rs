@@ -24,13 +24,13 @@ impl Answer {
 }
 
 /// Ends when dropped.
-pub(crate) struct Peer {
+pub(crate) struct HttpServer {
     url: String,
     requests: Arc<AtomicUsize>,
     server: AbortHandle,
 }
 
-impl Peer {
+impl HttpServer {
     /// A server that answers each request, whose head and number from 0 it is given, and closes.
     pub(crate) async fn start(
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
@@ -61,7 +61,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for HttpServer {
     fn drop(&mut self) {
         self.server.abort();
     }

@@ -6,8 +6,8 @@ mod stop;
 
 use std::collections::BTreeSet;
 
-use crm_event_processors::double::{
-    Double, Log, Options, active_missions, redemption_result, tier_status,
+use crm_event_processors::fakes::{
+    Fake, Log, Options, active_missions, redemption_result, tier_status,
 };
 use rdkafka::producer::FutureRecord;
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ const TAKES: [(&str, &[&str]); 5] = [
 struct Scene {
     brokers: &'static str,
     prefix: String,
-    double: Double,
+    fake: Fake,
     redis: services::Redis,
 }
 
@@ -45,7 +45,7 @@ impl Scene {
         let scene = Self {
             brokers: services::kafka(),
             prefix: unique("five"),
-            double: Double::start(options).await.expect("a double"),
+            fake: Fake::start(options).await.expect("a fake"),
             redis: services::Redis::own(),
         };
         let records: Vec<_> = recorded(recording).collect();
@@ -65,7 +65,7 @@ impl Scene {
 
     fn environment(&self) -> Environment {
         let environment =
-            Environment::new(self.brokers, self.redis.url(), self.double.url(), &self.prefix)
+            Environment::new(self.brokers, self.redis.url(), self.fake.url(), &self.prefix)
                 .with("CONSUMERS", "currency,tier,mission,reward,marketplace")
                 .with("KAFKA_TOPIC_MARKETPLACE_ORDERS", &self.topic("orders"))
                 .with("CURRENCY_ORIGINAL_PATIENCE", "2s")
@@ -180,13 +180,13 @@ async fn all_five_on_the_recorded_load_do_what_the_rules_say_within_192_mib() {
     let scene = Scene::with("load_50k.jsonl.gz").await;
     scene.send_orders(ORDERS).await;
     let redemptions = scene.send_redemptions(200).await;
-    let evaluations = Seen::of(&scene.double, tier_status);
+    let evaluations = Seen::of(&scene.fake, tier_status);
     let daemon = scene.environment().start();
     scene.caught_up(|_| true).await;
     let peak = daemon.peak_memory();
     assert!(daemon.stop().success(), "a clean stop");
 
-    let count = scene.double.inspect(|log| {
+    let count = scene.fake.inspect(|log| {
         load::verify(log);
         assert_eq!(load::repeats(log), 0, "each event once");
         same("missions", &ids(log, "mission/evaluate"), &missions_of_the_load());

@@ -1,6 +1,6 @@
-//! The judgement: what arrived against what the recorded truth demands. Pure.
+//! The judgement: what arrived against what the recorded truth expects. Pure.
 //!
-//! Each consumer has one module here and one entry in [`JUDGES`]; a consumer without a judge does
+//! Each consumer has one module here and one entry in [`CHECKS`]; a consumer without a check does
 //! not take part in the demo.
 
 mod currency;
@@ -17,11 +17,11 @@ use serde_json::Value;
 pub(super) use self::tier::triggers;
 use super::{ORDERS, REDEMPTIONS};
 use crate::config::{ConsumerName, Settings};
-use crate::double::currency_rows;
+use crate::fakes::currency_rows;
 
-/// What the rules demand of the recorded changes, as `tests/fixtures/life/README.md` describes it.
+/// What the rules expectation of the recorded changes, as `tests/fixtures/life/README.md` describes it.
 #[derive(Debug, Clone, Default, Deserialize)]
-pub struct Demand {
+pub struct Expectation {
     /// Ids of the awards.
     pub award: BTreeSet<String>,
     /// Sources that must be cancelled: type and id.
@@ -93,7 +93,7 @@ pub struct Reverse {
 
 /// What was seen at the other end.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct Received {
     /// Every event that Inngest stored, copies included, in order.
     pub events: Vec<Event>,
     /// Every record in the dead letter topic.
@@ -141,7 +141,7 @@ pub struct Letter {
 
 /// What the fault of this run allows or calls for.
 #[derive(Debug, Clone, Default)]
-pub struct Allowance {
+pub struct Allowed {
     /// Whether an event may be sent again, with the same id and the same content.
     pub repeats: bool,
     /// Awards that Inngest refuses for good: their rows must become dead letters.
@@ -151,23 +151,23 @@ pub struct Allowance {
     pub unreadable: BTreeSet<(&'static str, String)>,
 }
 
-/// What is not as demanded, one line each; and what is, counted.
+/// What is not as expected, one line each; and what is, counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Findings {
-    /// Demanded and not there.
+pub struct Differences {
+    /// Expected and not there.
     pub missing: Vec<String>,
-    /// There and not demanded, or there too often.
+    /// There and not expected, or there too often.
     pub extra: Vec<String>,
     /// There with another content.
     pub different: Vec<String>,
-    /// Demanded and there.
+    /// Expected and there.
     pub right: usize,
     /// Events that came again with the same content, where that is allowed.
     pub repeated: usize,
 }
 
-impl Findings {
-    /// Whether everything is as demanded.
+impl Differences {
+    /// Whether everything is as expected.
     #[must_use]
     pub fn is_right(&self) -> bool {
         self.missing.is_empty() && self.extra.is_empty() && self.different.is_empty()
@@ -204,8 +204,8 @@ impl Findings {
     }
 }
 
-impl Demand {
-    /// Demands both.
+impl Expectation {
+    /// Expects both.
     pub fn add(&mut self, other: Self) {
         self.award.extend(other.award);
         self.cancelled_must.extend(other.cancelled_must);
@@ -223,27 +223,27 @@ impl Demand {
         self.order_histories.extend(other.order_histories);
     }
 
-    /// Awards that lead to an event here: Supabase's double awards nothing to some sources.
+    /// Awards that lead to an event here: Supabase's fake awards nothing to some sources.
     pub fn awards_with_rows(&self) -> impl Iterator<Item = &String> {
         self.award.iter().filter(|id| !currency_rows(row_of(id)).is_empty())
     }
 }
 
 /// One consumer's share of the judgement.
-pub type Judge = fn(&Demand, &Seen, &Allowance, &mut Findings);
+pub type Check = fn(&Expectation, &Received, &Allowed, &mut Differences);
 
 /// A consumer of the demo.
-pub struct Judged {
+pub struct CheckedConsumer {
     /// Who.
     pub name: ConsumerName,
     /// The tables whose changes it takes.
     tables: &'static [&'static str],
     /// The topics of commands that it takes, in full.
     commands: &'static [&'static str],
-    judge: Judge,
+    check: Check,
 }
 
-impl Judged {
+impl CheckedConsumer {
     /// Its topics, in full.
     #[must_use]
     pub fn topics(&self, settings: &Settings) -> Vec<String> {
@@ -253,47 +253,47 @@ impl Judged {
 }
 
 /// The consumers of the demo.
-pub const JUDGES: [Judged; 5] = [
-    Judged {
+pub const CHECKS: [CheckedConsumer; 5] = [
+    CheckedConsumer {
         name: ConsumerName::Currency,
         tables: ConsumerName::Currency.tables(),
         commands: &[],
-        judge: currency::judge,
+        check: currency::check,
     },
-    Judged {
+    CheckedConsumer {
         name: ConsumerName::Tier,
         tables: ConsumerName::Tier.tables(),
         commands: &[],
-        judge: tier::judge,
+        check: tier::check,
     },
-    Judged {
+    CheckedConsumer {
         name: ConsumerName::Mission,
         tables: ConsumerName::Mission.tables(),
         commands: &[],
-        judge: mission::judge,
+        check: mission::check,
     },
-    Judged {
+    CheckedConsumer {
         name: ConsumerName::Reward,
         tables: ConsumerName::Reward.tables(),
         commands: &[REDEMPTIONS],
-        judge: reward::judge,
+        check: reward::check,
     },
-    Judged {
+    CheckedConsumer {
         name: ConsumerName::Marketplace,
         tables: &[],
         commands: &[ORDERS],
-        judge: marketplace::judge,
+        check: marketplace::check,
     },
 ];
 
 /// Judges every consumer.
 #[must_use]
-pub fn judge(demand: &Demand, seen: &Seen, allowance: &Allowance) -> Findings {
-    let mut findings = Findings::default();
-    for judged in &JUDGES {
-        (judged.judge)(demand, seen, allowance, &mut findings);
+pub fn check(expectation: &Expectation, seen: &Received, allowed: &Allowed) -> Differences {
+    let mut differences = Differences::default();
+    for judged in &CHECKS {
+        (judged.check)(expectation, seen, allowed, &mut differences);
     }
-    findings
+    differences
 }
 
 /// The last part of an event id: the row that it is about.
@@ -306,22 +306,22 @@ fn row_of(id: &str) -> &str {
 fn judge_letters<'a>(
     consumer: &str,
     rows: impl Iterator<Item = &'a str>,
-    seen: &Seen,
-    allowance: &Allowance,
-    findings: &mut Findings,
+    seen: &Received,
+    allowed: &Allowed,
+    differences: &mut Differences,
 ) {
     let name = |row: &str| format!("dead letter of {consumer}: {row}");
-    let unreadable = allowance.unreadable.iter().filter(|(taker, _)| *taker == consumer);
+    let unreadable = allowed.unreadable.iter().filter(|(taker, _)| *taker == consumer);
     let must = rows.map(name).chain(unreadable.map(|(_, row)| name(row))).collect();
     let mut letters: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
     for letter in seen.dead_letters.iter().filter(|letter| letter.consumer == consumer) {
         letters.entry(name(&letter.row)).or_default().push(&Value::Null);
     }
-    findings.compare(&letters, &must, &BTreeSet::new(), allowance.repeats);
+    differences.compare(&letters, &must, &BTreeSet::new(), allowed.repeats);
 }
 
 /// The data of events of these names, by id; an event without one stands under its name.
-fn by_id<'a>(seen: &'a Seen, names: &[&str]) -> BTreeMap<String, Vec<&'a Value>> {
+fn by_id<'a>(seen: &'a Received, names: &[&str]) -> BTreeMap<String, Vec<&'a Value>> {
     let mut found: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
     for event in seen.events.iter().filter(|event| names.contains(&event.name.as_str())) {
         let id = event.id.as_ref().unwrap_or(&event.name);

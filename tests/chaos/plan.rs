@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crm_event_processors::double::Fault;
+use crm_event_processors::fakes::Fault;
 use fastrand::Rng;
 
 /// Brokers of the cluster.

@@ -16,17 +16,17 @@ const MOST: usize = 10_000;
 type Slot<T> = Arc<OnceCell<T>>;
 
 /// What was looked up a moment ago, by key.
-pub(crate) struct Remembered<T> {
+pub(crate) struct LookupCache<T> {
     known: Mutex<HashMap<String, (Instant, Slot<T>)>>,
 }
 
-impl<T> Default for Remembered<T> {
+impl<T> Default for LookupCache<T> {
     fn default() -> Self {
         Self { known: Mutex::default() }
     }
 }
 
-impl<T: Clone> Remembered<T> {
+impl<T: Clone> LookupCache<T> {
     /// The answer for `key`, from memory or from `load`. While one caller loads, the others wait;
     /// when it fails, the next of them tries.
     pub(crate) async fn get<F>(&self, key: &str, load: impl FnOnce() -> F) -> Result<T, Failure>
@@ -70,36 +70,36 @@ mod tests {
 
     #[tokio::test]
     async fn many_who_wait_for_one_key_cause_one_request() {
-        let (remembered, asked) = (Remembered::default(), AtomicU32::new(0));
+        let (cache, asked) = (LookupCache::default(), AtomicU32::new(0));
         let load = || async {
             asked.fetch_add(1, Ordering::Relaxed);
             yield_now().await;
             Ok(7)
         };
-        let answers = join_all((0..100).map(|_| remembered.get("a", load))).await;
+        let answers = join_all((0..100).map(|_| cache.get("a", load))).await;
         assert!(answers.into_iter().all(|answer| matches!(answer, Ok(7))));
         assert_eq!(asked.load(Ordering::Relaxed), 1);
-        remembered.get("b", load).await.expect("loaded");
+        cache.get("b", load).await.expect("loaded");
         assert_eq!(asked.load(Ordering::Relaxed), 2, "another key is another request");
     }
 
     #[tokio::test]
     async fn a_failure_is_not_remembered() {
-        let remembered = Remembered::default();
-        let failed = remembered.get("a", || async { Err(Failure::GivenUp) }).await;
+        let cache = LookupCache::default();
+        let failed = cache.get("a", || async { Err(Failure::GivenUp) }).await;
         assert!(matches!(failed, Err(Failure::GivenUp)));
-        assert!(matches!(remembered.get("a", || async { Ok(1) }).await, Ok(1)));
+        assert!(matches!(cache.get("a", || async { Ok(1) }).await, Ok(1)));
     }
 
     #[test]
     fn an_answer_is_forgotten_after_a_moment_and_memory_is_bounded() {
-        let (remembered, now) = (Remembered::<u32>::default(), Instant::now());
-        let slot = remembered.slot("a", now);
-        assert!(Arc::ptr_eq(&slot, &remembered.slot("a", now + FRESH / 2)));
-        assert!(!Arc::ptr_eq(&slot, &remembered.slot("a", now + FRESH)));
+        let (cache, now) = (LookupCache::<u32>::default(), Instant::now());
+        let slot = cache.slot("a", now);
+        assert!(Arc::ptr_eq(&slot, &cache.slot("a", now + FRESH / 2)));
+        assert!(!Arc::ptr_eq(&slot, &cache.slot("a", now + FRESH)));
         for key in 0..3 * MOST {
-            remembered.slot(&key.to_string(), now);
+            cache.slot(&key.to_string(), now);
         }
-        assert!(remembered.known.lock().expect("not poisoned").len() <= MOST);
+        assert!(cache.known.lock().expect("not poisoned").len() <= MOST);
     }
 }

@@ -82,7 +82,7 @@ impl IntoResponse for Reply {
     }
 }
 
-/// What answers instead of the double's own functions and tables: a real database, say.
+/// What answers instead of the fake's own functions and tables: a real database, say.
 pub trait Backend: Send + Sync {
     /// Calls a function with named arguments.
     fn call<'a>(

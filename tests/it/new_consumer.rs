@@ -12,13 +12,13 @@ use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, Settings};
 use crm_event_processors::consumers::call::Sender;
 use crm_event_processors::dedup::MemoryStore;
-use crm_event_processors::double::broker::Broker;
-use crm_event_processors::double::{Double, Options};
 use crm_event_processors::engine::permits::Limits;
 use crm_event_processors::engine::{
-    Consumer, Cx, Failure, Lane, Observed, Observer, Once, Outcome, Plan, Route,
+    Consumer, Context, Failure, Lane, Observed, Observer, Once, Outcome, Plan, Route,
 };
-use crm_event_processors::supervisor::{Daemon, Memory, breakers, sender};
+use crm_event_processors::fakes::broker::Broker;
+use crm_event_processors::fakes::{Fake, Options};
+use crm_event_processors::supervisor::{Daemon, Stores, breakers, sender};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -87,7 +87,7 @@ impl Consumer for Forms {
         Plan { lane: work.id.clone(), claim: id, steps }
     }
 
-    async fn process(&self, cx: &Cx, work: &Form) -> Result<Outcome, Failure> {
+    async fn process(&self, cx: &Context, work: &Form) -> Result<Outcome, Failure> {
         let id = work.event_id();
         let data = json!({"form_id": work.id, "user_id": work.user_id});
         let send = || async {
@@ -117,15 +117,15 @@ impl Observer for Counted {
     }
 }
 
-fn settings(broker: &Broker, double: &Double) -> Settings {
+fn settings(broker: &Broker, fake: &Fake) -> Settings {
     let environment = [
         ("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap()),
         ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
         ("REDIS_URL", "redis://in-memory.invalid"), // never connected to: claims are in memory
-        ("SUPABASE_URL", double.url()),
-        ("SUPABASE_SERVICE_ROLE_KEY", "for-the-double"),
-        ("INNGEST_EVENT_API_BASE_URL", double.url()),
-        ("INNGEST_EVENT_KEY", "for-the-double"),
+        ("SUPABASE_URL", fake.url()),
+        ("SUPABASE_SERVICE_ROLE_KEY", "for-the-fake"),
+        ("INNGEST_EVENT_API_BASE_URL", fake.url()),
+        ("INNGEST_EVENT_KEY", "for-the-fake"),
         ("INNGEST_CANCEL_SETTLE", "0s"),
         ("CURRENCY_ORIGINAL_PATIENCE", "1s"),
         ("CONSUMERS", "currency"),
@@ -152,7 +152,7 @@ async fn a_sixth_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
         broker.create_topic(topic, 6).expect("a topic");
     }
     broker.create_topic("crm-event-processors.dlq", 1).expect("a topic");
-    let double = Double::start(Options::default()).await.expect("a double");
+    let fake = Fake::start(Options::default()).await.expect("a fake");
     let (mut own, mut others) = (0, 0);
     for record in recorded("life/full.jsonl.gz") {
         let counter = match &*record.topic {
@@ -165,7 +165,7 @@ async fn a_sixth_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
         *counter += 1;
     }
 
-    let (settings, counted) = (settings(&broker, &double), watch::Sender::default());
+    let (settings, counted) = (settings(&broker, &fake), watch::Sender::default());
     let mut outcomes = counted.subscribe();
     let breakers = breakers(&settings);
     let forms = Forms {
@@ -173,7 +173,7 @@ async fn a_sixth_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
         sender: sender(&settings, &breakers).expect("a sender"),
     };
     let claims = Box::new(Arc::new(MemoryStore::new(Duration::from_secs(300))));
-    let memory = Memory { claims, cache: Cache::none() };
+    let memory = Stores { claims, cache: Cache::none() };
     let daemon = Daemon::new(settings, breakers, memory, Arc::new(Counted(counted)))
         .expect("a daemon")
         .with(Arc::new(forms));
@@ -187,14 +187,14 @@ async fn a_sixth_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
     stop.send(()).await.expect("the daemon runs");
     running.await.expect("no panic").expect("a clean stop");
 
-    let told: Vec<String> = double.inspect(|log| {
+    let told: Vec<String> = fake.inspect(|log| {
         let told = log.events.iter().filter(|event| &*event.name == "form/completed");
         told.filter_map(|event| event.id.as_deref()).map(str::to_owned).collect()
     });
     let distinct: BTreeSet<String> = told.iter().cloned().collect();
     assert_eq!(distinct.len(), told.len(), "each once");
     assert_eq!(distinct, expected());
-    double.inspect(|log| assert!(log.events.iter().any(|event| &*event.name == "currency/award")));
+    fake.inspect(|log| assert!(log.events.iter().any(|event| &*event.name == "currency/award")));
     let uncommitted = broker.uncommitted("crm-event-processors-forms", TOPICS[0]);
     assert_eq!(uncommitted.expect("offsets").values().sum::<i64>(), 0);
 }

@@ -78,11 +78,11 @@ impl Fault {
 pub enum Lasting {
     /// The next so many requests.
     Next(u32),
-    /// Until [`super::Double::heal`].
+    /// Until [`super::Fake::heal`].
     UntilHealed,
 }
 
-/// What Inngest makes of one event that was marked with [`super::Double::poison`].
+/// What Inngest makes of one event that was marked with [`super::Fake::poison`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Poison {
     /// A 400 with this text, which stops the request at this event.

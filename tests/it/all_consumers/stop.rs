@@ -1,7 +1,7 @@
 //! Stops under load, and starts that must not be: exit codes (behaviour sections 8.6 and 8.8).
 
-use crm_event_processors::double::{Endpoint, Fault, Lasting};
-use crm_event_processors::measures;
+use crm_event_processors::fakes::{Endpoint, Fault, Lasting};
+use crm_event_processors::metric_names;
 use serde_json::Value;
 
 use super::{Scene, ids, missions_of_the_load, same};
@@ -20,7 +20,7 @@ async fn a_stop_under_load_is_clean_and_the_next_life_repeats_nothing() {
     let (daemon, log) = scene.environment().start_logging();
     let all_at_work = ["currency/award", "tier/upgrade-cancelled", "mission/evaluate"];
     scene
-        .double
+        .fake
         .until(|log| {
             let sends = |name: &&str| log.events.iter().rev().any(|event| &*event.name == *name);
             log.events.len() > 5_000 && all_at_work.iter().all(sends)
@@ -29,12 +29,12 @@ async fn a_stop_under_load_is_clean_and_the_next_life_repeats_nothing() {
     assert_eq!(daemon.stop().code(), Some(0));
     let log = log.whole();
     assert!(log.contains(IN_PEACE) && !log.contains(OVERRUN), "within the grace");
-    let before = scene.double.inspect(|log| log.events.len());
+    let before = scene.fake.inspect(|log| log.events.len());
 
     let daemon = scene.environment().start();
     scene.caught_up(|_| true).await;
     assert_eq!(daemon.stop().code(), Some(0));
-    scene.double.inspect(|log| {
+    scene.fake.inspect(|log| {
         assert!(log.events.len() > before, "it was stopped midway");
         load::verify(log);
         assert_eq!(load::repeats(log), 0, "each event once over both lives");
@@ -47,14 +47,14 @@ async fn a_stop_under_load_is_clean_and_the_next_life_repeats_nothing() {
 async fn a_second_signal_stops_at_once_and_loses_nothing() {
     const FUNCTION: &str = "calc_currency_for_source";
     let scene = Scene::with("life/full.jsonl.gz").await;
-    scene.double.fill("purchase_ledger", crate::life::purchases());
-    scene.double.fail_function(FUNCTION, Fault::Hang, Lasting::UntilHealed);
+    scene.fake.fill("purchase_ledger", crate::life::purchases());
+    scene.fake.fail_function(FUNCTION, Fault::Hang, Lasting::UntilHealed);
     // What is in flight would neither end nor be given up for an hour.
     let environment =
         scene.environment().with("CLIENT_REQUEST_TIMEOUT", "2h").with("SHUTDOWN_GRACE", "1h");
     let environment = environment.with("KAFKA_SESSION_TIMEOUT", "30s").with("STALL_TIMEOUT", "3h");
     let (daemon, log) = environment.with("KAFKA_INSTANCE_ID", "one").start_logging();
-    scene.double.until(|log| log.requests(Endpoint::Rpc).faults > 0).await;
+    scene.fake.until(|log| log.requests(Endpoint::Rpc).faults > 0).await;
     daemon.ask_to_stop();
     log.until("stop signal").await;
     daemon.ask_to_stop();
@@ -62,11 +62,11 @@ async fn a_second_signal_stops_at_once_and_loses_nothing() {
     let log = log.whole();
     assert!(log.contains("second signal") && !log.contains(OVERRUN), "not the end of the grace");
 
-    scene.double.heal_function(FUNCTION);
+    scene.fake.heal_function(FUNCTION);
     let daemon = scene.environment().with("KAFKA_INSTANCE_ID", "one").start();
     scene.caught_up(|_| true).await;
     assert_eq!(daemon.stop().code(), Some(0));
-    scene.double.inspect(|log| assert!(!ids(log, "currency/award").is_empty()));
+    scene.fake.inspect(|log| assert!(!ids(log, "currency/award").is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +78,7 @@ async fn a_start_on_history_without_a_decision_ends_with_64_and_names_the_settin
     let log = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(64), "{log}");
     assert!(log.contains("KAFKA_AUTO_OFFSET_RESET") && log.contains("KAFKA_START_AT"), "{log}");
-    scene.double.inspect(|log| assert!(log.events.is_empty()));
+    scene.fake.inspect(|log| assert!(log.events.is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,12 +108,12 @@ async fn a_consumer_that_may_read_nothing_is_named_and_holds_up_no_other() {
         log.until(&format!("{topic}=earliest|latest|<time>")).await;
     }
     let metrics = health.metrics().await;
-    let held = |consumer| metrics.samples(measures::HELD_TOPICS, &[("consumer", consumer)]);
+    let held = |consumer| metrics.samples(metric_names::HELD_TOPICS, &[("consumer", consumer)]);
     assert_eq!((held("currency"), held("marketplace")), (vec![3.0], vec![0.0]));
     scene.send_orders(50).await;
     scene.caught_up(|consumer| consumer == "marketplace").await;
     assert_eq!(daemon.stop().code(), Some(0));
-    let arrived = |name: &str| scene.double.inspect(|log| ids(log, name).len());
+    let arrived = |name: &str| scene.fake.inspect(|log| ids(log, name).len());
     assert_eq!((arrived("marketplace/order-received"), arrived("currency/award")), (50, 0));
 
     let beginnings =
@@ -122,7 +122,7 @@ async fn a_consumer_that_may_read_nothing_is_named_and_holds_up_no_other() {
     let daemon = environment.with("KAFKA_START_AT", &beginnings.join(",")).start();
     scene.caught_up(|consumer| consumer == "currency").await;
     assert_eq!(daemon.stop().code(), Some(0));
-    let awarded = scene.double.inspect(|log| ids(log, "currency/award"));
+    let awarded = scene.fake.inspect(|log| ids(log, "currency/award"));
     assert!(!awarded.is_empty() && awarded.iter().all(|id| id.contains(":purchase:")));
 }
 

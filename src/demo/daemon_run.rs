@@ -7,24 +7,24 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::told::DemoError;
+use super::progress::DemoError;
 use super::watch::Watch;
 use crate::clients::redis::Cache;
 use crate::config::Settings;
 use crate::dedup::MemoryStore;
-use crate::supervisor::{Daemon, Memory, RunError, breakers};
+use crate::supervisor::{Daemon, RunError, Stores, breakers};
 
 /// How long a client of the broker may take to go.
 const TEAR_DOWN: Duration = Duration::from_secs(5);
 
 /// The real daemon, in a runtime of its own, so that it can be torn down without a goodbye.
-pub(super) struct Incarnation {
+pub(super) struct DaemonRun {
     runtime: Option<Runtime>,
     signals: mpsc::Sender<()>,
     ended: JoinHandle<Result<(), RunError>>,
 }
 
-impl Incarnation {
+impl DaemonRun {
     pub(super) fn start(
         settings: &Settings,
         claims: &Arc<MemoryStore>,
@@ -41,7 +41,7 @@ impl Incarnation {
         let claims = Box::new(Arc::clone(claims));
         let ended = runtime.spawn(async move {
             let breakers = breakers(&settings);
-            let memory = Memory { claims, cache: Cache::none() };
+            let memory = Stores { claims, cache: Cache::none() };
             Daemon::new(settings, breakers, memory, Arc::new(watch))?.run(received).await
         });
         Ok(Self { runtime: Some(runtime), signals, ended })
@@ -75,7 +75,7 @@ impl Incarnation {
     }
 }
 
-impl Drop for Incarnation {
+impl Drop for DaemonRun {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();

@@ -11,21 +11,21 @@ use reqwest::{Client, Url};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::answer::{self, Cause, Says, Verdict};
+use super::answer::{self, Cause, Evidence, Verdict};
 use super::batch::{Batch, Limits, Part, Submission};
 use super::limits::{Sizes, Suspects};
 use super::queue::Queue;
 use super::{InngestConfig, SERVICE};
-use crate::clients::hidden::Hidden;
 use crate::clients::http::{self, ReadError};
-use crate::measures;
+use crate::clients::key_redaction::KeyRedaction;
+use crate::metric_names;
 use crate::outage::{Backoff, Breaker, Leave};
 
 const SEED: HeaderName = HeaderName::from_static("x-inngest-event-id-seed");
 /// 5,000 ids take 150 kB; what is far beyond that is no answer of Inngest's.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// How often a batch fails, with others accepted in between, before it is taken apart.
-const STRIKES: u32 = 3;
+const MAX_COUNTED_FAILURES: u32 = 3;
 /// How often it fails without any other to compare with before it is halved all the same, so that
 /// one bad event at a quiet time does not hold its neighbours for ever. In a true outage this
 /// happens rarely: the breaker lets through few requests.
@@ -39,11 +39,11 @@ pub(super) struct Wire {
     /// Holds the key: never printed.
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
-    pub(super) hidden: Hidden,
+    pub(super) redaction: KeyRedaction,
 }
 
 /// The state of the batching; owned by one task.
-pub(super) struct Collector {
+pub(super) struct Batcher {
     incoming: mpsc::UnboundedReceiver<Submission>,
     queue: Queue,
     /// Batches to be sent as they are: repeats, suspects and halves. They hold no request slot
@@ -65,7 +65,7 @@ enum Next {
     Fresh,
 }
 
-impl Collector {
+impl Batcher {
     pub(super) fn new(
         config: &InngestConfig,
         limits: Limits,
@@ -162,10 +162,10 @@ impl Collector {
     fn settle(&mut self, mut batch: Batch, verdict: Verdict, breaker: &Breaker) {
         let at = jiff::Timestamp::now();
         match verdict {
-            Verdict::Retry { says, retry_after, message } => {
-                batch.failed(says, self.accepted);
+            Verdict::Retry { evidence, retry_after, message } => {
+                batch.failed(evidence, self.accepted);
                 let out_of_patience = batch.answers >= PATIENCE && batch.is_shared();
-                if batch.strikes >= STRIKES || out_of_patience {
+                if batch.counted_failures >= MAX_COUNTED_FAILURES || out_of_patience {
                     tracing::warn!(
                         events = batch.events(),
                         error = message,
@@ -217,8 +217,8 @@ async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
     let start = Instant::now();
     let verdict = exchange(wire, &batch).await;
     let answered = !matches!(verdict, Verdict::Retry { .. });
-    measures::request(SERVICE, start.elapsed(), answered);
-    metrics::histogram!(measures::BATCH).record(batch.events() as f64);
+    metric_names::request(SERVICE, start.elapsed(), answered);
+    metrics::histogram!(metric_names::BATCH).record(batch.events() as f64);
     match &verdict {
         Verdict::Retry { retry_after, message, .. } => {
             leave.failed(Instant::now().into_std(), *retry_after, message);
@@ -249,26 +249,26 @@ async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
 }
 
 async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
-    let unanswered = |says, message: &str| Verdict::Retry {
-        says,
+    let unanswered = |evidence, message: &str| Verdict::Retry {
+        evidence,
         retry_after: None,
         message: format!("inngest did not answer: {message}"),
     };
-    let unknown = |message: &str| unanswered(Says::Silent, message);
+    let unknown = |message: &str| unanswered(Evidence::Silent, message);
     let request = wire.http.post(wire.url.clone()).headers(wire.headers.clone());
     let seed = batch.seed.as_deref().unwrap_or_default();
     let response = match request.header(SEED, seed).body(batch.body()).send().await {
         Ok(response) => response,
         Err(error) => {
-            let says = if error.is_connect() { Says::Nothing } else { Says::Silent };
-            return unanswered(says, &http::describe(error));
+            let evidence = if error.is_connect() { Evidence::Nothing } else { Evidence::Silent };
+            return unanswered(evidence, &http::describe(error));
         }
     };
     let status = response.status().as_u16();
     let retry_after = http::retry_after(response.headers(), jiff::Timestamp::now());
     match http::read(response, MAX_ANSWER_BYTES).await {
         Ok(body) => {
-            let body = if status == 200 { body } else { wire.hidden.take_out(body) };
+            let body = if status == 200 { body } else { wire.redaction.redact(body) };
             named(answer::judge(status, &body, batch.events(), retry_after), wire)
         }
         // Success and a partial 400 need the whole answer; every other status speaks for itself.
@@ -280,9 +280,11 @@ async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
     }
 }
 
-/// Says who answered where it may not have been Inngest. The address alone: the path holds the key.
+/// Evidence who answered where it may not have been Inngest. The address alone: the path holds the key.
 fn named(mut verdict: Verdict, wire: &Wire) -> Verdict {
-    if let Verdict::Retry { says: Says::Unclear | Says::Nothing, message, .. } = &mut verdict {
+    if let Verdict::Retry { evidence: Evidence::Unclear | Evidence::Nothing, message, .. } =
+        &mut verdict
+    {
         message.push_str(&format!(" (asked at {})", wire.url.origin().ascii_serialization()));
     }
     verdict

@@ -1,8 +1,8 @@
 //! What `/livez`, `/readyz` and `/metrics` of the real daemon tell of a run in which everything
 //! happens that has a metric.
 
-use crm_event_processors::double::{Endpoint, Fault, Lasting};
-use crm_event_processors::measures::{self, ALL};
+use crm_event_processors::fakes::{Endpoint, Fault, Lasting};
+use crm_event_processors::metric_names::{self, ALL};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Map, Value, json};
@@ -59,15 +59,15 @@ fn merchants() -> Vec<Map<String, Value>> {
 
 fn outcomes(metrics: &Metrics, topic: &str, outcome: &str) -> f64 {
     let labels = [("consumer", "marketplace"), ("topic", topic), ("outcome", outcome)];
-    metrics.sum(measures::RECORDS, &labels)
+    metrics.sum(metric_names::RECORDS, &labels)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
     let scene = Scene::with("life/full.jsonl.gz").await;
-    scene.double.fill("purchase_ledger", purchases());
-    scene.double.fill("merchant_master", merchants());
-    scene.double.fail(Endpoint::Broadcast, Fault::status(500), Lasting::UntilHealed);
+    scene.fake.fill("purchase_ledger", purchases());
+    scene.fake.fill("merchant_master", merchants());
+    scene.fake.fail(Endpoint::Broadcast, Fault::status(500), Lasting::UntilHealed);
     scene.send_redemptions(40).await;
     let lossy = scene.topic("lossy-orders");
     orders(&scene, &lossy).await;
@@ -81,7 +81,7 @@ async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
     crate::support::feed::caught_up(scene.brokers, &scene.group("marketplace"), &lossy).await;
 
     assert_eq!(health.get("/livez").await, Some((200, "ok\n".to_owned())));
-    let lag = |metrics: &Metrics| metrics.sum(measures::LAG, &[]);
+    let lag = |metrics: &Metrics| metrics.sum(metric_names::LAG, &[]);
     let metrics = until("the statistics of a broker without a backlog", async || {
         let (status, consumers) = health.readiness().await?;
         assert_eq!((status, consumers.len()), (200, TAKES.len()));
@@ -91,12 +91,12 @@ async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
                 && consumer["partitions"].as_u64() > Some(0)
         });
         let metrics = health.metrics().await;
-        let told = metrics.tells_of(measures::BROADCASTS_LOST);
+        let told = metrics.tells_of(metric_names::BROADCASTS_LOST);
         (idle && told && lag(&metrics) == 0.0).then_some(metrics)
     })
     .await;
     // Nothing that is fed here is unusual.
-    for (name, _) in ALL.iter().filter(|(name, _)| *name != measures::REMARKS) {
+    for (name, _) in ALL.iter().filter(|(name, _)| *name != metric_names::REMARKS) {
         assert!(metrics.tells_of(name), "{name} in\n{metrics}");
     }
 
@@ -104,45 +104,47 @@ async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
         for table in *tables {
             let topic = scene.topic(table);
             let labels = [("consumer", *consumer), ("topic", &*topic)];
-            let ended = metrics.sum(measures::RECORDS, &labels);
+            let ended = metrics.sum(metric_names::RECORDS, &labels);
             assert_eq!(ended, scene.fed(table).await as f64, "{consumer} {topic}");
-            let partitions = metrics.samples(measures::LAG, &labels).len();
+            let partitions = metrics.samples(metric_names::LAG, &labels).len();
             assert_eq!(partitions, 6, "a lag for each partition: {consumer} {topic}\n{metrics}");
-            assert_eq!(metrics.samples(measures::WATERMARK_AGE, &labels).len(), partitions);
+            assert_eq!(metrics.samples(metric_names::WATERMARK_AGE, &labels).len(), partitions);
         }
         let of = [("consumer", *consumer)];
-        let skipped = metrics.sum(measures::RECORDS, &[of[0], ("outcome", "skipped")]);
-        assert_eq!(metrics.sum(measures::SKIPPED, &of), skipped, "each for a reason");
-        let letters = metrics.sum(measures::RECORDS, &[of[0], ("outcome", "dead_lettered")]);
-        assert_eq!(metrics.sum(measures::DEAD_LETTERS, &of), letters, "each of a kind");
-        let sent = metrics.sum(measures::RECORDS, &[of[0], ("outcome", "sent")]);
+        let skipped = metrics.sum(metric_names::RECORDS, &[of[0], ("outcome", "skipped")]);
+        assert_eq!(metrics.sum(metric_names::SKIPPED, &of), skipped, "each for a reason");
+        let letters = metrics.sum(metric_names::RECORDS, &[of[0], ("outcome", "dead_lettered")]);
+        assert_eq!(metrics.sum(metric_names::DEAD_LETTERS, &of), letters, "each of a kind");
+        let sent = metrics.sum(metric_names::RECORDS, &[of[0], ("outcome", "sent")]);
         assert!(sent > 0.0, "{consumer}");
         assert!(metrics.sum("crm_commit_to_acceptance_seconds_count", &of) <= sent);
-        assert_eq!(metrics.samples(measures::OPEN, &of), [0.0], "{consumer}");
-        let gained = metrics.sum(measures::REBALANCES, &[of[0], ("direction", "assigned")]);
+        assert_eq!(metrics.samples(metric_names::OPEN, &of), [0.0], "{consumer}");
+        let gained = metrics.sum(metric_names::REBALANCES, &[of[0], ("direction", "assigned")]);
         assert!(gained >= 1.0, "{consumer}");
     }
     let found = ["sent", "skipped", "duplicate", "dead_lettered"]
         .map(|outcome| outcomes(&metrics, &lossy, outcome));
     assert_eq!(found, [SENT, UNPAID, AGAIN, MALFORMED].map(|count| count as f64));
     let marketplace = ("consumer", "marketplace");
-    let unpaid = metrics.sum(measures::SKIPPED, &[marketplace, ("reason", "unpaid")]);
+    let unpaid = metrics.sum(metric_names::SKIPPED, &[marketplace, ("reason", "unpaid")]);
     assert_eq!(unpaid, UNPAID as f64);
     let letters = [marketplace, ("topic", &*lossy), ("kind", "command")];
-    assert_eq!(metrics.sum(measures::DEAD_LETTERS, &letters), MALFORMED as f64);
-    let lost = metrics.sum(measures::LOST, &[marketplace, ("topic", &*lossy)]);
+    assert_eq!(metrics.sum(metric_names::DEAD_LETTERS, &letters), MALFORMED as f64);
+    let lost = metrics.sum(metric_names::LOST, &[marketplace, ("topic", &*lossy)]);
     assert_eq!(lost, LOST as f64);
-    assert!(metrics.sum(measures::RECORDS, &[("consumer", "reward"), ("topic", COMMANDS)]) >= 40.0);
+    assert!(
+        metrics.sum(metric_names::RECORDS, &[("consumer", "reward"), ("topic", COMMANDS)]) >= 40.0
+    );
     let settled = [("consumer", "currency"), ("reason", "cancel_settle")];
-    assert!(metrics.sum(measures::RETRIES, &settled) > 0.0, "\n{metrics}");
+    assert!(metrics.sum(metric_names::RETRIES, &settled) > 0.0, "\n{metrics}");
     for dependency in ["redis", "inngest", "supabase/rpc/calc_currency_for_source"] {
         let of = [("dependency", dependency)];
-        assert_eq!(metrics.samples(measures::BREAKER, &of), [0.0], "{dependency}\n{metrics}");
+        assert_eq!(metrics.samples(metric_names::BREAKER, &of), [0.0], "{dependency}\n{metrics}");
     }
     let posts = [("dependency", "inngest"), ("result", "ok")];
     let answered = metrics.sum("crm_request_duration_seconds_count", &posts);
-    assert_eq!(answered, scene.double.inspect(|log| log.posts.len()) as f64);
+    assert_eq!(answered, scene.fake.inspect(|log| log.posts.len()) as f64);
     let batched = metrics.sum("crm_inngest_batch_events_sum", &[]);
-    assert_eq!(batched, scene.double.inspect(|log| log.events.len()) as f64);
+    assert_eq!(batched, scene.fake.inspect(|log| log.events.len()) as f64);
     assert!(daemon.stop().success(), "a clean stop");
 }
