@@ -34,7 +34,7 @@ pub const OPEN: &str = "crm_records_in_flight";
 /// Records in the brokers that were not taken yet, by consumer, topic and partition.
 pub const LAG: &str = "crm_lag_records";
 /// Seconds since the oldest record without an outcome was taken, by consumer, topic, partition.
-pub const WATERMARK_AGE: &str = "crm_watermark_age_seconds";
+pub const COMMITTABLE_AGE: &str = "crm_committable_offset_age_seconds";
 /// Whether a dependency is away (1) or not (0).
 pub const BREAKER: &str = "crm_dependency_away";
 /// Seconds of requests by dependency and result (`ok`, `failed`).
@@ -62,7 +62,7 @@ pub const ALL: [(&str, &str); 19] = [
     (LATENCY, "Seconds from a change's commit to the acceptance of what it called for."),
     (OPEN, "Records in hand without an outcome, by consumer."),
     (LAG, "Records in the brokers that were not taken yet, by partition."),
-    (WATERMARK_AGE, "Seconds for which the oldest record without an outcome has been in hand."),
+    (COMMITTABLE_AGE, "Seconds for which the oldest record without an outcome has been in hand."),
     (BREAKER, "Whether a dependency is away (1) or not (0)."),
     (REQUESTS, "Seconds of requests by dependency and result."),
     (BATCH, "Events a request to Inngest."),

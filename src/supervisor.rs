@@ -28,8 +28,8 @@ use crate::outage::{Backoff, Breakers};
 
 /// What a stop needs after the last work has ended: the last commit and leaving the group.
 const STOP_RESERVE: Duration = Duration::from_secs(5);
-/// Delivered offsets that may be above the watermarks for each record that may be in hand: about a
-/// hundred bytes each, kept while one record waits and the rest flows on.
+/// Delivered offsets that may be above the committable offsets for each record that may be in hand:
+/// about a hundred bytes each, kept while one record waits and the rest flows on.
 const SPAN_PER_RECORD: usize = 30;
 /// How often consumers are looked at.
 const WATCH: Duration = Duration::from_secs(1);
@@ -224,8 +224,8 @@ impl Daemon {
         self.watch(running, stop, signals).await
     }
 
-    /// Says what [`Self::run`] would do, as long as that would run, and leaves no trace: no group is
-    /// joined, nothing is committed, claimed, sent or set aside.
+    /// Says what [`Self::run`] would do, as long as that would run, and leaves no trace: no group
+    /// is joined, nothing is committed, claimed, sent or set aside.
     ///
     /// # Errors
     /// When a consumer cannot go on, or may read nothing.

@@ -39,8 +39,8 @@ pub(super) enum Fault {
     Unknown,
 }
 
-/// PostgreSQL's own limits are 131,072 digits before and 16,383 after the point. More is no number of
-/// a database, and printing `1e999999999` would take the process down.
+/// PostgreSQL's own limits are 131,072 digits before and 16,383 after the point. More is no number
+/// of a database, and printing `1e999999999` would take the process down.
 const MAX_TEXT: usize = 150_000;
 const MAX_BYTES: usize = 65_536;
 const MAX_SCALE: i64 = 131_072;
@@ -52,8 +52,9 @@ struct Scaled<'a> {
     value: Text<'a>,
 }
 
-/// Reads a column's JSON. `either` is asked about text that could be a decimal or base64; nearly none
-/// can. The scale is never negative: a zero of scale -3 would print as `0000`, which is no JSON.
+/// Reads a column's JSON. `either` is asked about text that could be a decimal or base64; nearly
+/// none can. The scale is never negative: a zero of scale -3 would print as `0000`, which is no
+/// JSON.
 pub(super) fn decode(
     json: &str,
     form: Form,
@@ -126,8 +127,8 @@ fn not_finite(text: &str) -> Option<&'static str> {
     }
 }
 
-/// How a row's numerics are written, as far as this one of them tells. Text that could be either does
-/// not tell, and JSON numbers come in every mode.
+/// How a row's numerics are written, as far as this one of them tells. Text that could be either
+/// does not tell, and JSON numbers come in every mode.
 pub(super) fn form_of(json: &str) -> Option<Reading> {
     match json.as_bytes().first()? {
         b'{' => Some(Reading::Base64),

@@ -21,7 +21,8 @@ use super::{DecodeError, time};
 /// What a row says about one column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field<T> {
-    /// The row does not have the column: another table layout, or an invented value that was taken out.
+    /// The row does not have the column: another table layout, or an invented value that was taken
+    /// out.
     Missing,
     /// SQL NULL (or a NULL that the converter replaced by the column's default never gets here).
     Null,
@@ -137,8 +138,8 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// As [`Row::text`], of a column that a rule cannot do without: one that is not there is not NULL
-    /// (behaviour section 2).
+    /// As [`Row::text`], of a column that a rule cannot do without: one that is not there is not
+    /// NULL (behaviour section 2).
     ///
     /// # Errors
     /// As [`Row::text`]; or the row does not have the column.
@@ -259,9 +260,9 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// How decimals of this row are written that could be decimal text or base64: as the connector's
-    /// mode says, else as the first of the other numerics that tells. No positive number's base64
-    /// begins with a digit, so where none tells it is decimal text.
+    /// How decimals of this row are written that could be decimal text or base64: as the
+    /// connector's mode says, else as the first of the other numerics that tells. No positive
+    /// number's base64 begins with a digit, so where none tells it is decimal text.
     fn reading(&self, column: &str) -> Reading {
         let others = || {
             self.columns()

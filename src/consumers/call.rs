@@ -87,9 +87,9 @@ impl Calls {
         self.read(cx, Urgency::One, table, query).await
     }
 
-    /// Reads all rows of a table that a query asks for, however many there are, and decodes them; in
-    /// the order of column `by`. The query selects `by` and says neither order nor limit. Rows that
-    /// are equal in `by` are one: it is a unique column, or the only one that counts.
+    /// Reads all rows of a table that a query asks for, however many there are, and decodes them;
+    /// in the order of column `by`. The query selects `by` and says neither order nor limit. Rows
+    /// that are equal in `by` are one: it is a unique column, or the only one that counts.
     ///
     /// Rows that come while this reads may be among them; none that was there all the time is
     /// missing. Either all of them or an error: never a part.
@@ -167,8 +167,8 @@ impl Calls {
         self.take(cx, (TABLES, table), answered).map(|(rows, _)| rows)
     }
 
-    /// An answer that could be used, noted as this record's own; or the failure, as the engine's, of
-    /// the dependency of this kind and name.
+    /// An answer that could be used, noted as this record's own; or the failure, as the engine's,
+    /// of the dependency of this kind and name.
     fn take<T>(
         &self,
         cx: &Context,

@@ -59,8 +59,9 @@ impl Merchants {
     ///
     /// # Errors
     /// When they can be read neither from a cache nor from Supabase; or an outage that names the
-    /// merchant, when they make no sense. That is the merchant's fault and not the change's: its awards
-    /// wait until somebody mends it, however long that takes and whatever is answered to others.
+    /// merchant, when they make no sense. That is the merchant's fault and not the change's: its
+    /// awards wait until somebody mends it, however long that takes and whatever is answered to
+    /// others.
     pub async fn settings(
         &self,
         cx: &Context,

@@ -248,8 +248,8 @@ pub const NAME: &str = "mission";
 
 /// When a row counts.
 enum Rule {
-    /// It comes into a state; `state_column` is the column that a row must have to tell, `turned_at` the
-    /// one that says when, for want of the state before.
+    /// It comes into a state; `state_column` is the column that a row must have to tell,
+    /// `turned_at` the one that says when, for want of the state before.
     State {
         holds: fn(&Row<'_>) -> Result<bool, DecodeError>,
         state_column: &'static str,

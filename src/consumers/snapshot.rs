@@ -14,8 +14,8 @@ pub const RECENT: Duration = Duration::from_secs(20 * 60 * 60);
 /// The columns that tell when a row was last touched.
 const TOUCHED: [&str; 4] = ["updated_at", "created_at", "redeemed_at", "submitted_at"];
 
-/// Whether the snapshot policy lets a change through. Changes that are known to come from the log always
-/// pass.
+/// Whether the snapshot policy lets a change through. Changes that are known to come from the log
+/// always pass.
 ///
 /// # Errors
 /// When one of the time columns cannot be decoded.
@@ -59,10 +59,10 @@ pub fn was_recent(row: &Row<'_>, column: &str, committed: Timestamp) -> Result<b
     Ok(time.is_some_and(|time| younger(time, committed, RECENT)))
 }
 
-/// Whether the present state of a row whose state before is not known tells that it turned with this
-/// change: the row was created by it, or `column` says that it turned a short while ago. After a day
-/// Inngest would take the same event id for new (behaviour section 2). Whoever asks for all rows of a
-/// snapshot gets them.
+/// Whether the present state of a row whose state before is not known tells that it turned with
+/// this change: the row was created by it, or `column` says that it turned a short while ago. After
+/// a day Inngest would take the same event id for new (behaviour section 2). Whoever asks for all
+/// rows of a snapshot gets them.
 ///
 /// # Errors
 /// When the column cannot be decoded.

@@ -5,8 +5,8 @@ use crate::cdc::{DecodeError, Field, Row};
 const MERCHANT: &str = "merchant_id";
 
 /// User and merchant of a row, of which `user` is the column that names the user; `None` for an
-/// anonymous sale. A column that is not there is not NULL: it was filtered out or renamed, and every
-/// row of the table would be taken for anonymous.
+/// anonymous sale. A column that is not there is not NULL: it was filtered out or renamed, and
+/// every row of the table would be taken for anonymous.
 ///
 /// # Errors
 /// When one of them cannot be decoded, or the row does not have its column.

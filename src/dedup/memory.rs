@@ -89,11 +89,11 @@ impl MemoryStore {
             entries.get(key).filter(|(_, until)| *until > now).map(|(state, _)| state.clone())
         };
         let (key, state, reply) = match op {
-            Op::Claim { key, owner } => match present(key) {
-                Some(State::Claimed(holder)) if holder == *owner => {
+            Op::Claim { key, asker } => match present(key) {
+                Some(State::Claimed(holder)) if holder == *asker => {
                     (key, Some(State::Claimed(holder)), Reply::Granted)
                 }
-                None => (key, Some(State::Claimed(owner.clone())), Reply::Granted),
+                None => (key, Some(State::Claimed(asker.clone())), Reply::Granted),
                 Some(state) => return done(state),
             },
             Op::Confirm { key, accepted_ms, due_ms, .. } => {
@@ -109,8 +109,8 @@ impl MemoryStore {
                 let state = State::TakenBack { accepted_ms, due_ms, by: *by };
                 (key, Some(state), Reply::Granted)
             }
-            Op::Keep { key, text, lock, owner, .. } => match present(lock) {
-                Some(State::Acquired { holder, .. }) if holder == *owner => {
+            Op::Keep { key, text, lock, asker, .. } => match present(lock) {
+                Some(State::Acquired { holder, .. }) if holder == *asker => {
                     (key, Some(State::Text(text.clone())), Reply::Granted)
                 }
                 _ => return Reply::Held,
@@ -125,18 +125,18 @@ impl MemoryStore {
                 Some(State::Text(ms)) => return Reply::Since { ms: ms.parse().unwrap_or(*now_ms) },
                 _ => (key, Some(State::Text(now_ms.to_string())), Reply::Since { ms: *now_ms }),
             },
-            Op::Release { key, owner } => {
-                if present(key) != Some(State::Claimed(owner.clone())) {
+            Op::Release { key, asker } => {
+                if present(key) != Some(State::Claimed(asker.clone())) {
                     return Reply::Granted;
                 }
                 (key, None, Reply::Granted)
             }
-            Op::Acquire { key, owner, left_by, .. } => {
+            Op::Acquire { key, asker, left_by, .. } => {
                 let (accepted_ms, resumed) = match present(key) {
                     None => (None, false),
                     Some(State::Free { accepted_ms }) => (Some(accepted_ms), false),
                     Some(State::Acquired { holder, accepted_ms })
-                        if holder == *owner || Some(&holder) == left_by.as_ref() =>
+                        if holder == *asker || Some(&holder) == left_by.as_ref() =>
                     {
                         (Some(accepted_ms), true)
                     }
@@ -146,16 +146,16 @@ impl MemoryStore {
                     Some(_) => return Reply::Taken { holder: "".into() },
                 };
                 let state = State::Acquired {
-                    holder: owner.clone(),
+                    holder: asker.clone(),
                     accepted_ms: accepted_ms.unwrap_or(0),
                 };
                 (key, Some(state), Reply::Acquired { accepted_ms, resumed })
             }
-            Op::Free { key, owner, accepted_ms } => match present(key) {
-                Some(State::Acquired { holder, .. }) if holder != *owner => return Reply::Granted,
+            Op::Free { key, asker, accepted_ms } => match present(key) {
+                Some(State::Acquired { holder, .. }) if holder != *asker => return Reply::Granted,
                 _ => (key, Some(State::Free { accepted_ms: *accepted_ms }), Reply::Granted),
             },
-            Op::Look { key, owner } if present(key) == Some(State::Claimed(owner.clone())) => {
+            Op::Look { key, asker } if present(key) == Some(State::Claimed(asker.clone())) => {
                 return Reply::Granted;
             }
             Op::Read { key } | Op::Look { key, .. } => {
@@ -202,8 +202,8 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(300);
 
-    fn claim(owner: &str) -> Op {
-        Op::Claim { key: "award:purchase:1".into(), owner: owner.into() }
+    fn claim(asker: &str) -> Op {
+        Op::Claim { key: "award:purchase:1".into(), asker: asker.into() }
     }
 
     #[test]
@@ -236,9 +236,9 @@ mod tests {
     fn what_is_held_alone_by_a_record_that_nobody_knows_is_free_when_its_lease_ends() {
         let store = MemoryStore::new(WINDOW);
         let (now, lease) = (Instant::now(), WINDOW / 5);
-        let acquire = |owner: &str| Op::Acquire {
+        let acquire = |asker: &str| Op::Acquire {
             key: "tier:u:m".into(),
-            owner: owner.into(),
+            asker: asker.into(),
             left_by: None,
             lease,
         };
@@ -254,7 +254,7 @@ mod tests {
         let store = MemoryStore::new(WINDOW);
         let now = Instant::now();
         let release =
-            |owner: &str| Op::Release { key: "award:purchase:1".into(), owner: owner.into() };
+            |asker: &str| Op::Release { key: "award:purchase:1".into(), asker: asker.into() };
         store.apply(&claim("g/t/0/7"), now);
         store.apply(&release("g/t/0/9"), now);
         assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
@@ -266,7 +266,7 @@ mod tests {
     fn what_has_run_out_is_looked_for_rarely_wherever_the_number_of_claims_stays() {
         let store = MemoryStore::new(WINDOW);
         let now = Instant::now();
-        let claim = |id: usize| Op::Claim { key: format!("k:{id}"), owner: "g/t/0/7".into() };
+        let claim = |id: usize| Op::Claim { key: format!("k:{id}"), asker: "g/t/0/7".into() };
         for id in 0..4_096 {
             store.apply(&claim(id), now);
             // The number stays at each of them for a while, powers of two among them.

@@ -130,12 +130,12 @@ impl Claims {
         &self.breaker
     }
 
-    /// Claims `key` for `owner`.
+    /// Claims `key` for `asker`.
     ///
     /// # Errors
     /// When the store cannot be reached and `DEDUP_ON_OUTAGE` is `wait`.
-    pub async fn claim(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreUnavailable> {
-        match self.ask(Op::Claim { key, owner }).await {
+    pub async fn claim(&self, key: String, asker: Arc<str>) -> Result<Reply, StoreUnavailable> {
+        match self.ask(Op::Claim { key, asker }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Granted),
             answer => answer,
         }
@@ -175,7 +175,7 @@ impl Claims {
         self.tell(Op::TakeBack { key, by, keep }).await
     }
 
-    /// Keeps a text under `key` for as long as `keep`; `false` when another record than `owner` has
+    /// Keeps a text under `key` for as long as `keep`; `false` when another record than `asker` has
     /// come to hold `lock`, and nothing was kept.
     ///
     /// # Errors
@@ -185,9 +185,9 @@ impl Claims {
         key: String,
         text: String,
         keep: Duration,
-        (lock, owner): (String, Arc<str>),
+        (lock, asker): (String, Arc<str>),
     ) -> Result<bool, StoreUnavailable> {
-        match self.ask(Op::Keep { key, text, keep, lock, owner }).await {
+        match self.ask(Op::Keep { key, text, keep, lock, asker }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(true),
             answer => answer.map(|reply| reply == Reply::Granted),
         }
@@ -227,25 +227,25 @@ impl Claims {
     }
 
     /// Gives a claim back, best effort: left behind it runs out by itself.
-    pub async fn release(&self, key: String, owner: Arc<str>) {
-        if let Err(error) = self.ask(Op::Release { key, owner }).await {
+    pub async fn release(&self, key: String, asker: Arc<str>) {
+        if let Err(error) = self.ask(Op::Release { key, asker }).await {
             tracing::debug!(%error, "claim not released");
         }
     }
 
-    /// Takes `key` for `owner` alone, in place of `left_by` where that one holds it.
+    /// Takes `key` for `asker` alone, in place of `left_by` where that one holds it.
     ///
     /// # Errors
     /// As [`Claims::claim`].
     pub async fn acquire(
         &self,
         key: String,
-        owner: Arc<str>,
+        asker: Arc<str>,
         left_by: Option<Arc<str>>,
     ) -> Result<Reply, StoreUnavailable> {
         let remembered = self.recent.find(&key);
         let lease = self.lease;
-        match self.ask(Op::Acquire { key, owner, left_by, lease }).await {
+        match self.ask(Op::Acquire { key, asker, left_by, lease }).await {
             Ok(Reply::Acquired { accepted_ms, resumed }) => {
                 Ok(Reply::Acquired { accepted_ms: accepted_ms.max(remembered), resumed })
             }
@@ -263,28 +263,29 @@ impl Claims {
     pub async fn free(
         &self,
         key: String,
-        owner: Arc<str>,
+        asker: Arc<str>,
         accepted_ms: i64,
     ) -> Result<(), StoreUnavailable> {
         if accepted_ms > 0 {
             self.recent.note(&key, accepted_ms);
         }
-        self.tell(Op::Free { key, owner, accepted_ms }).await
+        self.tell(Op::Free { key, asker, accepted_ms }).await
     }
 
-    /// What the store knows of `key` to `owner`: [`Reply::Free`] where that is nothing, or where it is
-    /// away and the consumer goes on without.
+    /// What the store knows of `key` to `asker`: [`Reply::Free`] where that is nothing, or where it
+    /// is away and the consumer goes on without.
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn look(&self, key: String, owner: Arc<str>) -> Result<Reply, StoreUnavailable> {
-        match self.ask(Op::Look { key, owner }).await {
+    pub async fn look(&self, key: String, asker: Arc<str>) -> Result<Reply, StoreUnavailable> {
+        match self.ask(Op::Look { key, asker }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Free),
             answer => answer,
         }
     }
 
-    /// What is known of `key`, here too; `None` where no claim can tell (the store is away or empty).
+    /// What is known of `key`, here too; `None` where no claim can tell (the store is away or
+    /// empty).
     pub async fn read(&self, key: String) -> Option<Reply> {
         let remembered = self.recent.find(&key);
         let remembered = remembered.map(|accepted_ms| Reply::Done { accepted_ms, due_ms: 0 });

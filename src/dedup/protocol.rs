@@ -8,12 +8,12 @@ use jiff::{SignedDuration, Timestamp};
 /// One step of the protocol, as a store carries it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    /// Take `key` for `owner` if nobody has it; lives as long as the window.
+    /// Take `key` for `asker` if nobody has it; lives as long as the window.
     Claim {
         /// What is about to happen.
         key: String,
         /// The record that wants to do it: `group/topic/partition/offset`.
-        owner: Arc<str>,
+        asker: Arc<str>,
     },
     /// Mark `key` done.
     Confirm {
@@ -35,7 +35,7 @@ pub enum Op {
         /// How long the mark lives, in whole seconds.
         keep: Duration,
     },
-    /// Keep a text, if `owner` still holds `lock`.
+    /// Keep a text, if `asker` still holds `lock`.
     Keep {
         /// Where.
         key: String,
@@ -46,7 +46,7 @@ pub enum Op {
         /// The key that was acquired before the text was read.
         lock: String,
         /// The record that acquired it.
-        owner: Arc<str>,
+        asker: Arc<str>,
     },
     /// Answer the text that was kept.
     Recall {
@@ -60,20 +60,21 @@ pub enum Op {
         /// Now, in milliseconds since 1970.
         now_ms: i64,
     },
-    /// Give `key` back if `owner` still holds it.
+    /// Give `key` back if `asker` still holds it.
     Release {
         /// What will not happen.
         key: String,
         /// The record that held it.
-        owner: Arc<str>,
+        asker: Arc<str>,
     },
-    /// Take `key` for `owner` alone if nobody holds it, until [`Op::Free`] or for as long as
-    /// `lease`. Unlike a claim it is never done: who comes next gets its turn (behaviour section 4).
+    /// Take `key` for `asker` alone if nobody holds it, until [`Op::Free`] or for as long as
+    /// `lease`. Unlike a claim it is never done: who comes next gets its turn (behaviour section
+    /// 4).
     Acquire {
         /// What only one may be at.
         key: String,
         /// The record that wants to be at it.
-        owner: Arc<str>,
+        asker: Arc<str>,
         /// A holder whose record the asker works on too, and whose place it takes.
         left_by: Option<Arc<str>>,
         /// How long it stays taken unless it is taken again, in whole seconds.
@@ -85,16 +86,16 @@ pub enum Op {
         /// What others may be at now.
         key: String,
         /// The record that held it.
-        owner: Arc<str>,
+        asker: Arc<str>,
         /// When its last event was accepted, in milliseconds since 1970; 0 when there was none.
         accepted_ms: i64,
     },
-    /// As [`Op::Read`]; what `owner` itself has claimed is its own.
+    /// As [`Op::Read`]; what `asker` itself has claimed is its own.
     Look {
         /// What may have happened.
         key: String,
         /// The record that asks.
-        owner: Arc<str>,
+        asker: Arc<str>,
     },
     /// Look without claiming.
     Read {

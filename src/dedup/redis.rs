@@ -23,7 +23,8 @@ if not at then at, due = string.match(v, '^taken:(%d*):(%d*):') end \
 redis.call('SET', KEYS[1], 'taken:' .. (at or '') .. ':' .. (due or '') .. ':' .. ARGV[1], \
 'EX', ARGV[2]) return 1";
 
-/// Keeps a text if the asker holds the lock: without it another decision may have been kept meanwhile.
+/// Keeps a text if the asker holds the lock: without it another decision may have been kept
+/// meanwhile.
 const KEEP: &str = "local v = redis.call('GET', KEYS[2]) \
 local holder = v and string.match(v, '^held:%d+:(.*)$') \
 if not holder or holder ~= ARGV[1] then return 0 end \
@@ -41,7 +42,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) return ARGV[1]";
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
 return redis.call('DEL', KEYS[1]) end return 0";
 
-/// Takes `free:<ms>`, what nobody holds, or one's own `held:<ms>:<owner>`; the time stays. Answers
+/// Takes `free:<ms>`, what nobody holds, or one's own `held:<ms>:<asker>`; the time stays. Answers
 /// what stood there before.
 const ACQUIRE: &str = "local v = redis.call('GET', KEYS[1]) local at = '0' \
 if v then at = string.match(v, '^free:(%d+)$') \
@@ -81,15 +82,15 @@ impl RedisStore {
         if !taken.is_empty() {
             let mut second = Pipeline::with_capacity(taken.len());
             for at in &taken {
-                if let Op::Claim { key, owner } = &ops[*at] {
-                    second.cmd("EVAL").arg(RECLAIM).arg(1).arg(key).arg(&**owner);
+                if let Op::Claim { key, asker } = &ops[*at] {
+                    second.cmd("EVAL").arg(RECLAIM).arg(1).arg(key).arg(&**asker);
                     second.arg(self.window_seconds);
                 }
             }
             let answers = self.query(&second).await?;
             for (at, answer) in taken.iter().zip(&answers) {
-                if let Op::Claim { owner, .. } = &ops[*at] {
-                    replies[*at] = Some(standing(answer, Some(owner)));
+                if let Op::Claim { asker, .. } = &ops[*at] {
+                    replies[*at] = Some(standing(answer, Some(asker)));
                 }
             }
         }
@@ -98,8 +99,8 @@ impl RedisStore {
 
     fn add(&self, pipeline: &mut Pipeline, op: &Op) {
         match op {
-            Op::Claim { key, owner } => {
-                pipeline.cmd("SET").arg(key).arg(&**owner).arg("NX");
+            Op::Claim { key, asker } => {
+                pipeline.cmd("SET").arg(key).arg(&**asker).arg("NX");
                 pipeline.arg("EX").arg(self.window_seconds);
             }
             Op::Confirm { key, accepted_ms, due_ms, keep } => {
@@ -113,22 +114,22 @@ impl RedisStore {
                 pipeline.cmd("EVAL").arg(TAKE_BACK).arg(1).arg(key).arg(written(*by));
                 pipeline.arg(seconds(*keep));
             }
-            Op::Keep { key, text, keep, lock, owner } => {
-                pipeline.cmd("EVAL").arg(KEEP).arg(2).arg(key).arg(lock).arg(&**owner);
+            Op::Keep { key, text, keep, lock, asker } => {
+                pipeline.cmd("EVAL").arg(KEEP).arg(2).arg(key).arg(lock).arg(&**asker);
                 pipeline.arg(text).arg(seconds(*keep));
             }
             Op::Since { key, now_ms } => {
                 pipeline.cmd("EVAL").arg(SINCE).arg(1).arg(key).arg(*now_ms);
             }
-            Op::Release { key, owner } => {
-                pipeline.cmd("EVAL").arg(RELEASE).arg(1).arg(key).arg(&**owner);
+            Op::Release { key, asker } => {
+                pipeline.cmd("EVAL").arg(RELEASE).arg(1).arg(key).arg(&**asker);
             }
-            Op::Acquire { key, owner, left_by, lease } => {
-                pipeline.cmd("EVAL").arg(ACQUIRE).arg(1).arg(key).arg(&**owner);
+            Op::Acquire { key, asker, left_by, lease } => {
+                pipeline.cmd("EVAL").arg(ACQUIRE).arg(1).arg(key).arg(&**asker);
                 pipeline.arg(lease.as_secs().max(1)).arg(left_by.as_deref().unwrap_or_default());
             }
-            Op::Free { key, owner, accepted_ms } => {
-                pipeline.cmd("EVAL").arg(FREE).arg(1).arg(key).arg(&**owner);
+            Op::Free { key, asker, accepted_ms } => {
+                pipeline.cmd("EVAL").arg(FREE).arg(1).arg(key).arg(&**asker);
                 pipeline.arg(*accepted_ms).arg(self.window_seconds);
             }
             Op::Read { key } | Op::Look { key, .. } | Op::Recall { key } => {
@@ -173,7 +174,7 @@ fn reply(op: &Op, answer: &Value) -> Option<Reply> {
     match (op, answer) {
         (Op::Claim { .. }, Value::Nil) => None,
         (Op::Read { .. } | Op::Look { .. }, Value::Nil) => Some(Reply::Free),
-        (Op::Look { owner, .. }, answer) => Some(standing(answer, Some(owner))),
+        (Op::Look { asker, .. }, answer) => Some(standing(answer, Some(asker))),
         (Op::Recall { .. }, Value::Nil) => Some(Reply::Kept(None)),
         (Op::Recall { .. }, answer) => Some(Reply::Kept(Some(text(answer).to_owned()))),
         (Op::Since { now_ms, .. }, answer) => {
@@ -181,15 +182,15 @@ fn reply(op: &Op, answer: &Value) -> Option<Reply> {
         }
         (Op::Keep { .. }, Value::Int(0)) => Some(Reply::Held),
         (Op::Read { .. }, answer) => Some(standing(answer, None)),
-        (Op::Acquire { owner, left_by, .. }, answer) => {
-            Some(acquired(answer, owner, left_by.as_deref()))
+        (Op::Acquire { asker, left_by, .. }, answer) => {
+            Some(acquired(answer, asker, left_by.as_deref()))
         }
         _ => Some(Reply::Granted),
     }
 }
 
 /// What stood at a key before it was asked for alone.
-fn acquired(before: &Value, owner: &str, left_by: Option<&str>) -> Reply {
+fn acquired(before: &Value, asker: &str, left_by: Option<&str>) -> Reply {
     if *before == Value::Nil {
         return Reply::Acquired { accepted_ms: None, resumed: false };
     }
@@ -199,7 +200,7 @@ fn acquired(before: &Value, owner: &str, left_by: Option<&str>) -> Reply {
     }
     let held = text.strip_prefix("held:").and_then(|held| held.split_once(':'));
     let (at, holder) = held.unwrap_or_default();
-    if holder == owner || Some(holder) == left_by {
+    if holder == asker || Some(holder) == left_by {
         return Reply::Acquired { accepted_ms: at.parse().ok(), resumed: true };
     }
     Reply::Taken { holder: holder.into() }

@@ -18,13 +18,13 @@ fn claims(store: impl Store, on_outage: OnOutage) -> Claims {
 
 #[tokio::test]
 async fn while_the_store_is_away_the_consumer_waits_or_goes_on_as_configured() {
-    let owner: Arc<str> = "g/t/0/1".into();
+    let asker: Arc<str> = "g/t/0/1".into();
     let waiting = claims(Away, OnOutage::Wait);
-    let error = waiting.claim("k".into(), Arc::clone(&owner)).await.expect_err("away");
+    let error = waiting.claim("k".into(), Arc::clone(&asker)).await.expect_err("away");
     assert!(error.to_string().contains("connection refused"), "{error}");
     assert!(waiting.breaker().away().is_some());
     let proceeding = claims(Away, OnOutage::Proceed);
-    assert_eq!(proceeding.claim("k".into(), owner).await.expect("goes on"), Reply::Granted);
+    assert_eq!(proceeding.claim("k".into(), asker).await.expect("goes on"), Reply::Granted);
     proceeding.confirm("k".into(), 5, 0).await.expect("goes on");
 }
 
@@ -45,9 +45,9 @@ async fn what_is_done_is_noted_although_its_caller_has_gone() {
     let store = Arc::new(MemoryStore::new(Duration::from_secs(300)));
     let let_in = Arc::new(tokio::sync::Semaphore::new(0));
     let claims = claims(Slow(Arc::clone(&store), Arc::clone(&let_in)), OnOutage::Wait);
-    let owner: Arc<str> = "g/t/0/1".into();
+    let asker: Arc<str> = "g/t/0/1".into();
     // Two pipelines are under way: what comes next waits in the queue.
-    let busy = (0..2).map(|id| claims.claim(format!("busy-{id}"), Arc::clone(&owner)));
+    let busy = (0..2).map(|id| claims.claim(format!("busy-{id}"), Arc::clone(&asker)));
     let mut busy = busy.map(Box::pin).collect::<Vec<_>>();
     for each in &mut busy {
         assert!(futures::poll!(each).is_pending());
@@ -55,14 +55,14 @@ async fn what_is_done_is_noted_although_its_caller_has_gone() {
     }
     {
         let mut confirm = Box::pin(claims.confirm("done".into(), 5, 0));
-        let mut claim = Box::pin(claims.claim("wanted".into(), Arc::clone(&owner)));
+        let mut claim = Box::pin(claims.claim("wanted".into(), Arc::clone(&asker)));
         assert!(futures::poll!(&mut confirm).is_pending());
         assert!(futures::poll!(&mut claim).is_pending());
     }
     let_in.add_permits(10);
     let done = Reply::Done { accepted_ms: 5, due_ms: 0 };
-    assert_eq!(claims.look("done".into(), Arc::clone(&owner)).await.expect("answered"), done);
-    let wanted = claims.look("wanted".into(), owner).await.expect("answered");
+    assert_eq!(claims.look("done".into(), Arc::clone(&asker)).await.expect("answered"), done);
+    let wanted = claims.look("wanted".into(), asker).await.expect("answered");
     assert_eq!(wanted, Reply::Free, "nobody wanted it any more");
 }
 

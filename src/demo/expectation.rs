@@ -19,7 +19,8 @@ use super::{ORDERS, REDEMPTIONS};
 use crate::config::{ConsumerName, Settings};
 use crate::fakes::currency_rows;
 
-/// What the rules expectation of the recorded changes, as `tests/fixtures/life/README.md` describes it.
+/// What the rules expectation of the recorded changes, as `tests/fixtures/life/README.md` describes
+/// it.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Expectation {
     /// Ids of the awards.
@@ -38,7 +39,7 @@ pub struct Expectation {
     pub mission: BTreeSet<(String, String)>,
     /// Whose those rows are.
     #[serde(skip)]
-    pub owners: BTreeMap<String, Owner>,
+    pub tenants: BTreeMap<String, Owner>,
     /// Members to evaluate, `user|merchant`.
     pub tier_members: BTreeSet<String>,
     /// The number of the last record, counted from 0 as they are fed, that calls for a member's
@@ -214,7 +215,7 @@ impl Expectation {
         self.reverse_may.extend(other.reverse_may);
         self.dead_letter_rows.extend(other.dead_letter_rows);
         self.mission.extend(other.mission);
-        self.owners.extend(other.owners);
+        self.tenants.extend(other.tenants);
         self.tier_members.extend(other.tier_members);
         self.last_triggers.extend(other.last_triggers);
         self.code_redeemed.extend(other.code_redeemed);

@@ -3,7 +3,7 @@
 //! ```text
 //! recordings -> broker -> daemon -> fake
 //!      |                    |         |
-//!    expectation               watch      seen  -> expectation::check
+//!  expectation            watch    received  -> expectation::check
 //! ```
 
 mod commands;

@@ -1,10 +1,11 @@
 //! What the demo feeds: changes that a real Debezium wrote, shipped inside the program.
 //!
-//! One round is the whole small set, with commands made beside it (`commands`): the lives of purchases (`tests/fixtures/life`, REPLICA
-//! IDENTITY FULL) with a connector that was killed and started anew (`J_restart_replay`) woven in.
-//! Round 0 is fed byte by byte as it was recorded. Further rounds are the same lives under fresh
-//! ids, further on in the log: more records than were recorded, with a truth that is known all the
-//! same. (The recording of 50,000 records is not shipped: it would make up most of the program.)
+//! One round is the whole small set, with commands made beside it (`commands`): the lives of
+//! purchases (`tests/fixtures/life`, REPLICA IDENTITY FULL) with a connector that was killed and
+//! started anew (`J_restart_replay`) woven in. Round 0 is fed byte by byte as it was recorded.
+//! Further rounds are the same lives under fresh ids, further on in the log: more records than were
+//! recorded, with a truth that is known all the same. (The recording of 50,000 records is not
+//! shipped: it would make up most of the program.)
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -102,8 +103,8 @@ impl Bundled {
             code.code_id += u64::from(round) * ID_STEP;
         }
         let triggers: BTreeSet<&String> = expectation.mission.iter().map(|(_, row)| row).collect();
-        let owned = records.iter().filter_map(owner);
-        expectation.owners = owned.filter(|(row, _)| triggers.contains(row)).collect();
+        let owned = records.iter().filter_map(tenant);
+        expectation.tenants = owned.filter(|(row, _)| triggers.contains(row)).collect();
         let merchants = records.iter().filter_map(merchant).collect();
         let commands = made(round, &mut expectation);
         let records = weave(records, commands);
@@ -144,7 +145,7 @@ fn merchant(record: &Recorded) -> Option<String> {
 }
 
 /// The id of a row, and whose it is.
-fn owner(record: &Recorded) -> Option<(String, Owner)> {
+fn tenant(record: &Recorded) -> Option<(String, Owner)> {
     let row = row(record)?;
     let text = |column: &str| row.get(column)?.as_str().map(str::to_owned);
     let user_id = text("user_id").or_else(|| text("inviter_user_id"))?;
@@ -275,7 +276,7 @@ mod tests {
         for round in [0, 3] {
             let expectation = shipped.round(round).expect("a round").expectation;
             let rows: BTreeSet<&String> = expectation.mission.iter().map(|(_, row)| row).collect();
-            assert_eq!(rows, expectation.owners.keys().collect());
+            assert_eq!(rows, expectation.tenants.keys().collect());
         }
     }
 

@@ -1,9 +1,9 @@
 //! When to stop taking records, and which partitions to pause. Pure.
 //!
-//! Memory is bounded in records and in bytes (behaviour section 8.5). The bound is the total: a busy
-//! partition uses what the others leave, and one that is stuck never takes the room of the rest. A
-//! partition at its limit that finishes its records fast is waited for, because a pause throws
-//! fetched records away. One that is slow is paused alone, and the others flow on.
+//! Memory is bounded in records and in bytes (behaviour section 8.5). The bound is the total: a
+//! busy partition uses what the others leave, and one that is stuck never takes the room of the
+//! rest. A partition at its limit that finishes its records fast is waited for, because a pause
+//! throws fetched records away. One that is slow is paused alone, and the others flow on.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ pub struct Bounds {
     pub records: usize,
     /// Their keys, values and headers, and what their work keeps while it waits.
     pub bytes: usize,
-    /// Delivered offsets that watermarks have not passed, with an outcome or without: bookkeeping
-    /// that grows while one record waits and the rest flows on.
+    /// Delivered offsets that committable offsets have not passed, with an outcome or without:
+    /// bookkeeping that grows while one record waits and the rest flows on.
     pub span: usize,
 }
 
@@ -44,7 +44,7 @@ pub struct Load {
     pub records: usize,
     /// Their bytes.
     pub bytes: usize,
-    /// Delivered offsets that the watermark has not passed.
+    /// Delivered offsets that the committable offset has not passed.
     pub span: usize,
 }
 
@@ -180,9 +180,9 @@ impl Bounds {
 }
 
 /// What may be held of a consumer's bound: all of it by a partition that is alone. Of several, one
-/// leaves as much free as it holds, unless it is known to be fast: then it leaves a thirty-second, and
-/// as much as it holds where less than twice that is left. A thirty-second more is shared out equally,
-/// so that each partition flows on however many others are stuck.
+/// leaves as much free as it holds, unless it is known to be fast: then it leaves a thirty-second,
+/// and as much as it holds where less than twice that is left. A thirty-second more is shared out
+/// equally, so that each partition flows on however many others are stuck.
 struct Room {
     bounds: Bounds,
     total: Load,

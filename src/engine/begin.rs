@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::Consumer;
 use super::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
-use super::parts::Engine;
+use super::settings::Engine;
 use crate::config::Beginning;
 use crate::kafka::{GroupConsumer, Kafka};
 
@@ -32,8 +32,8 @@ pub(super) enum Why {
 /// What was seen of a topic when it was first looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
-    /// It did not exist or was empty, or the group has read it: all that it holds, should nothing of it
-    /// be committed, came afterwards.
+    /// It did not exist or was empty, or the group has read it: all that it holds, should nothing
+    /// of it be committed, came afterwards.
     New,
     /// It exists; what it holds was not looked at.
     There,
@@ -56,8 +56,8 @@ impl Sights {
         seen.insert(topic.to_owned(), Sight::New);
     }
 
-    /// Notes what was seen, unless more was seen before; answers what is known now, and whether it was
-    /// noted.
+    /// Notes what was seen, unless more was seen before; answers what is known now, and whether it
+    /// was noted.
     fn note(&self, topic: &str, sight: Sight) -> (Sight, bool) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = seen.get(topic).copied();

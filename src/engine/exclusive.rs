@@ -28,9 +28,9 @@ impl LockGuard<'_> {
 
     /// Sends what must settle before the next run of this work: notes when it was accepted, or
     /// may have been. While the dependency of `breaker` is away this is a mere wait, as in
-    /// [`Context::with_client_retries`]; but `send` goes on when its record is given up, since it may be accepted
-    /// all the same, and until it is known when, the claim stays held, also against the record's
-    /// next owner.
+    /// [`Context::with_client_retries`]; but `send` goes on when its record is given up, since it
+    /// may be accepted all the same, and until it is known when, the claim stays held, also against
+    /// the record's next asker.
     ///
     /// # Errors
     /// Those of `send`; [`Failure::GivenUp`] when the partition is being given up.
@@ -91,10 +91,10 @@ impl Context {
     pub(super) async fn free(&self) -> Result<(), StoreUnavailable> {
         let held = self.hold().as_ref().map(|hold| {
             let accepted_ms = hold.accepted_at.map_or(0, Timestamp::as_millisecond);
-            (self.key(&hold.name), Arc::clone(&hold.owner), accepted_ms)
+            (self.key(&hold.name), Arc::clone(&hold.asker), accepted_ms)
         });
         match held {
-            Some((key, owner, accepted_ms)) => self.claims().free(key, owner, accepted_ms).await,
+            Some((key, asker, accepted_ms)) => self.claims().free(key, asker, accepted_ms).await,
             None => Ok(()),
         }
     }
@@ -104,12 +104,12 @@ impl Context {
         if self.drained() {
             return Err(Failure::GivenUp);
         }
-        let (owner, mut left_by) = (self.owner(), None);
+        let (asker, mut left_by) = (self.asker(), None);
         loop {
-            let ask = self.claims().acquire(self.key(name), Arc::clone(&owner), left_by.clone());
+            let ask = self.claims().acquire(self.key(name), Arc::clone(&asker), left_by.clone());
             match ask.await.map_err(|away| self.claims_away(&away))? {
                 Reply::Acquired { accepted_ms, resumed } => {
-                    self.acquired(name, owner, accepted_ms, resumed, left_by.is_some());
+                    self.acquired(name, asker, accepted_ms, resumed, left_by.is_some());
                     return Ok(());
                 }
                 // One of the records that were merged into this one held it when its process died.
@@ -124,7 +124,7 @@ impl Context {
     fn acquired(
         &self,
         name: &str,
-        owner: Arc<str>,
+        asker: Arc<str>,
         accepted_ms: Option<i64>,
         resumed: bool,
         taken_over: bool,
@@ -136,7 +136,7 @@ impl Context {
         let unknown = if guard.is_some() { taken_over } else { resumed || accepted_ms.is_none() };
         let hold = guard.get_or_insert_with(|| LockState {
             name: name.to_owned(),
-            owner,
+            asker,
             accepted_at: None,
             sending: false,
         });
@@ -150,7 +150,7 @@ impl Context {
     async fn keep(&self, name: &str) -> Failure {
         loop {
             tokio::time::sleep(self.claims().lease() / 3).await;
-            let ask = self.claims().acquire(self.key(name), self.owner(), None);
+            let ask = self.claims().acquire(self.key(name), self.asker(), None);
             // It runs there, or has run since the claim got lost. Claims that are away or were
             // forgotten are no reason to break off.
             if let Ok(
@@ -162,8 +162,9 @@ impl Context {
         }
     }
 
-    /// Carries out `send` to its end and answers `reply`; where nobody waits for that any more, holds
-    /// the claim until then, under a name that the record's next owner does not take for its own.
+    /// Carries out `send` to its end and answers `reply`; where nobody waits for that any more,
+    /// holds the claim until then, under a name that the record's next asker does not take for its
+    /// own.
     fn outlasting(
         &self,
         send: impl Future<Output = Result<Timestamp, Failure>> + Send + 'static,
@@ -171,7 +172,7 @@ impl Context {
     ) -> Option<impl Future<Output = ()> + Send + 'static> {
         let hold = self.hold();
         let hold = hold.as_ref()?;
-        let (key, owner) = (self.key(&hold.name), Arc::clone(&hold.owner));
+        let (key, asker) = (self.key(&hold.name), Arc::clone(&hold.asker));
         let claims = self.claims().clone();
         Some(async move {
             let mut send = Box::pin(send);
@@ -183,10 +184,10 @@ impl Context {
                 },
                 () = reply.closed() => None,
             };
-            let keeper: Arc<str> = format!("{owner}/sending").into();
+            let keeper: Arc<str> = format!("{asker}/sending").into();
             let sent = loop {
                 let taken =
-                    claims.acquire(key.clone(), Arc::clone(&keeper), Some(Arc::clone(&owner)));
+                    claims.acquire(key.clone(), Arc::clone(&keeper), Some(Arc::clone(&asker)));
                 if let Err(error) = taken.await {
                     tracing::debug!(%error, "claim of what is still being sent not held");
                 }

@@ -1,9 +1,10 @@
 //! A flood of dead letters is an outage too (behaviour section 8.4).
 //!
-//! Pure. When one cause sets aside too many records, and more than half of what its consumer handles,
-//! something is wrong that no record is at fault for: a function was deployed that refuses everything,
-//! a column is gone. What follows is then held in its lanes, within the bound on memory, and one of
-//! them is tried now and then. When that passes, or when most of the others pass, all go on.
+//! Pure. When one cause sets aside too many records, and more than half of what its consumer
+//! handles, something is wrong that no record is at fault for: a function was deployed that refuses
+//! everything, a column is gone. What follows is then held in its lanes, within the bound on
+//! memory, and one of them is tried now and then. When that passes, or when most of the others
+//! pass, all go on.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -73,7 +73,8 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// Tries one record of each flood, the one that has waited longest, and tells how many are held.
+    /// Tries one record of each flood, the one that has waited longest, and tells how many are
+    /// held.
     pub(super) fn try_held(&mut self, now: Instant) {
         for cause in self.floods.due(now) {
             let mut first = true;

@@ -1,4 +1,5 @@
-//! From a record to a routing decision: decode, stamp, route. Pure, and the same for `run` and
+//! From a record to a routing decision: decode, note its position in the log, route. Pure, and the
+//! same for `run` and
 //! `explain`.
 
 use std::hash::Hash;
@@ -6,9 +7,9 @@ use std::hash::Hash;
 use jiff::Timestamp;
 
 use super::Consumer;
-use super::frontier::Stamp;
 use super::lanes::LaneId;
 use super::recognition::set_aside_by;
+use super::replay_index::LoggedChange;
 use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record, Remarks};
 
 /// What a consumer wants done about a record.
@@ -61,7 +62,7 @@ fn hash(key: impl Hash) -> u64 {
 pub struct Intake<W> {
     /// Its place in the log, for replay recognition. Snapshot rows have none: they are neither
     /// compared nor counted.
-    pub stamp: Option<Stamp>,
+    pub logged: Option<LoggedChange>,
     /// When its change was committed.
     pub committed_at: Option<Timestamp>,
     /// Read by a snapshot.
@@ -75,7 +76,7 @@ pub struct Intake<W> {
 impl<W> Intake<W> {
     fn plain(route: Result<Route<W>, DecodeError>) -> Self {
         Self {
-            stamp: None,
+            logged: None,
             committed_at: None,
             snapshot: false,
             remarks: Remarks::default(),
@@ -100,7 +101,7 @@ pub fn intake<C: Consumer>(
         Ok(Decoded::Change(change)) => {
             let route = route(consumer, &change, now);
             Intake {
-                stamp: stamp(&change, record.key),
+                logged: logged(&change, record.key),
                 committed_at: Some(change.commit_time),
                 snapshot: change.snapshot || change.maybe_snapshot,
                 remarks: change.remarks,
@@ -142,10 +143,10 @@ pub fn route<C: Consumer>(
     consumer.route(change, now)
 }
 
-/// The stamp of a change that was captured from the log. The hashes are kept in commits, so they
+/// What identifies a change that was captured from the log. The hashes are kept in commits, so they
 /// must be the same in every build: CRC-32, not the hasher of the day.
 #[must_use]
-pub fn stamp(change: &Change<'_>, key: Option<&[u8]>) -> Option<Stamp> {
+pub fn logged(change: &Change<'_>, key: Option<&[u8]>) -> Option<LoggedChange> {
     if change.snapshot {
         return None;
     }
@@ -164,7 +165,11 @@ pub fn stamp(change: &Change<'_>, key: Option<&[u8]>) -> Option<Stamp> {
         Op::Delete => b"d",
         Op::Read => b"r",
     });
-    Some(Stamp { source: source.finalize(), position: change.position?, tie: tie.finalize() })
+    Some(LoggedChange {
+        source: source.finalize(),
+        position: change.position?,
+        tie: tie.finalize(),
+    })
 }
 
 #[cfg(test)]
@@ -172,10 +177,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::engine::frontier::Frontier;
+    use crate::engine::replay_index::ReplayIndex;
 
-    /// The stamp of a change of row `id`.
-    fn stamp_of(value: &Value, id: u64) -> Stamp {
+    /// A logged change of row `id`.
+    fn stamp_of(value: &Value, id: u64) -> LoggedChange {
         let (key, value) = (json!({"id": id}).to_string(), value.to_string());
         let record = Record {
             topic: "crm.public.purchase_ledger",
@@ -189,7 +194,7 @@ mod tests {
         let Ok(Decoded::Change(change)) = cdc::decode(&record, &cdc::Options::default()) else {
             panic!("a change: {value}");
         };
-        stamp(&change, record.key).expect("a position")
+        logged(&change, record.key).expect("a position")
     }
 
     fn envelope(name: &str, db: &str, at: u64) -> Value {
@@ -207,15 +212,15 @@ mod tests {
     #[test]
     fn databases_and_connectors_that_share_a_topic_are_told_apart() {
         for form in [envelope, flattened] {
-            let mut frontier = Frontier::default();
-            frontier.pass(&stamp_of(&form("shop", "one", 900), 900));
-            assert!(frontier.covers(&stamp_of(&form("shop", "one", 800), 800)), "a replay");
+            let mut replay_index = ReplayIndex::default();
+            replay_index.pass(&stamp_of(&form("shop", "one", 900), 900));
+            assert!(replay_index.covers(&stamp_of(&form("shop", "one", 800), 800)), "a replay");
             assert!(
-                !frontier.covers(&stamp_of(&form("shop", "two", 800), 800)),
+                !replay_index.covers(&stamp_of(&form("shop", "two", 800), 800)),
                 "another database"
             );
             assert!(
-                !frontier.covers(&stamp_of(&form("web", "one", 800), 800)),
+                !replay_index.covers(&stamp_of(&form("web", "one", 800), 800)),
                 "another connector"
             );
         }

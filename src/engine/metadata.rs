@@ -1,19 +1,21 @@
-//! What travels with a committed offset: the frontier and the completed offsets above the watermark.
+//! What travels with a committed offset: the replay index and the completed offsets above the
+//! committable offset.
 //!
-//! Pure. One version character, then base64 of variable-length integers: the offset that it was made
-//! for and the log that this is an offset of, the frontier, and the offset map. Tools that move a group to another cluster commit an offset
-//! of their own beside the metadata of the old one; what was completed above the old offset says
-//! nothing about the records there, so metadata is worth nothing beside another offset.
+//! Pure. One version character, then base64 of variable-length integers: the offset that it was
+//! made for and the log that this is an offset of, the replay index, and the offset map. Tools that
+//! move a group to another cluster commit an offset of their own beside the metadata of the old
+//! one; what was completed above the old offset says nothing about the records there, so metadata
+//! is worth nothing beside another offset.
 //!
 //! The broker refuses metadata above 4,096 bytes and librdkafka then silently never commits that
-//! partition again, so the size is bounded here: the frontier comes first, the offset map gets what is
-//! left and loses its far end first, which costs repeats and loses nothing.
+//! partition again, so the size is bounded here: the replay index comes first, the offset map gets
+//! what is left and loses its far end first, which costs repeats and loses nothing.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 
-use super::frontier::{Entry, Frontier, Source};
 use super::offsets::OffsetMap;
+use super::replay_index::{Entry, ReplayIndex, Source};
 use crate::cdc::Position;
 use crate::kafka::TopicId;
 
@@ -21,12 +23,14 @@ use crate::kafka::TopicId;
 pub const MAX_BYTES: usize = 4096;
 
 const VERSION: char = '2';
-/// Metadata that does not name its offset. Its frontier is taken, since positions in the database's log
-/// are true wherever the group stands; its offset map is not, since nobody can tell which records it means.
+/// Metadata that does not name its offset. Its replay index is taken, since positions in the
+/// database's log are true wherever the group stands; its offset map is not, since nobody can tell
+/// which records it means.
 const WITHOUT_OFFSET: char = '1';
 const MAX_RAW: usize = (MAX_BYTES - VERSION.len_utf8()) / 4 * 3;
-/// How much of a frontier is kept, by how much of it fits: entries a source, and ties an entry (a COPY can
-/// put a thousand rows at one position). What is left out is handled again when it comes again.
+/// How much of a replay index is kept, by how much of it fits: entries a source, and ties an entry
+/// (a COPY can put a thousand rows at one position). What is left out is handled again when it
+/// comes again.
 const FRONTIER_SIZES: [(usize, usize); 5] =
     [(usize::MAX, 256), (usize::MAX, 16), (3, 16), (1, 16), (1, 0)];
 
@@ -35,9 +39,9 @@ const FRONTIER_SIZES: [(usize, usize); 5] =
 pub struct Kept {
     /// The log that the offset is of.
     pub log: Log,
-    /// The changes that the watermark has passed.
-    pub frontier: Frontier,
-    /// What is completed above the watermark.
+    /// The changes that the committable offset has passed.
+    pub replay_index: ReplayIndex,
+    /// What is completed above the committable offset.
     pub completed: OffsetMap,
 }
 
@@ -46,7 +50,8 @@ pub struct Kept {
 pub struct Log {
     /// The topic that the name stood for.
     pub topic: Option<TopicId>,
-    /// The timestamp of the newest record that the watermark has passed, in milliseconds since 1970.
+    /// The timestamp of the newest record that the committable offset has passed, in milliseconds
+    /// since 1970.
     pub newest_ms: Option<i64>,
 }
 
@@ -63,35 +68,40 @@ pub enum Untold {
 
 /// Encodes what a restart needs, at most [`MAX_BYTES`] ASCII characters.
 #[must_use]
-pub fn encode(watermark: i64, log: Log, frontier: &Frontier, completed: &OffsetMap) -> String {
+pub fn encode(
+    committable: i64,
+    log: Log,
+    replay_index: &ReplayIndex,
+    completed: &OffsetMap,
+) -> String {
     let mut raw = Vec::with_capacity(128);
-    put(&mut raw, watermark.max(0).unsigned_abs());
+    put(&mut raw, committable.max(0).unsigned_abs());
     put_log(&mut raw, log);
     let start = raw.len();
     for (entries, ties) in FRONTIER_SIZES {
         raw.truncate(start);
-        put_frontier(&mut raw, frontier, entries, ties);
+        put_frontier(&mut raw, replay_index, entries, ties);
         if raw.len() <= MAX_RAW {
             break;
         }
     }
     if raw.len() > MAX_RAW {
-        // More tables in one topic than fit: without a frontier, claims and ids stand alone.
+        // More tables in one topic than fit: without a replay index, claims and ids stand alone.
         raw.truncate(start);
-        put_frontier(&mut raw, &Frontier::default(), 0, 0);
+        put_frontier(&mut raw, &ReplayIndex::default(), 0, 0);
     }
-    put_map(&mut raw, watermark, completed);
+    put_map(&mut raw, committable, completed);
     let mut text = String::with_capacity(1 + raw.len().div_ceil(3) * 4);
     text.push(VERSION);
     BASE64.encode_string(&raw, &mut text);
     text
 }
 
-/// Reads what [`encode`] wrote for a commit of `watermark`.
+/// Reads what [`encode`] wrote for a commit of `committable`.
 ///
 /// # Errors
 /// [`Untold`], when nothing is known then, which is safe: it costs repeats.
-pub fn decode(watermark: i64, text: &str) -> Result<Kept, Untold> {
+pub fn decode(committable: i64, text: &str) -> Result<Kept, Untold> {
     let (named, text) = match text.strip_prefix(VERSION) {
         Some(text) => (true, text),
         None => (false, text.strip_prefix(WITHOUT_OFFSET).ok_or(Untold::Foreign)?),
@@ -99,21 +109,21 @@ pub fn decode(watermark: i64, text: &str) -> Result<Kept, Untold> {
     let raw = BASE64.decode(text).map_err(|_| Untold::Foreign)?;
     let mut input = raw.as_slice();
     if !named {
-        let frontier = take_frontier(&mut input).ok_or(Untold::Foreign)?;
-        return Ok(Kept { frontier, ..Kept::default() });
+        let replay_index = take_frontier(&mut input).ok_or(Untold::Foreign)?;
+        return Ok(Kept { replay_index, ..Kept::default() });
     }
     let of = take(&mut input).and_then(|of| i64::try_from(of).ok()).ok_or(Untold::Foreign)?;
-    if of != watermark {
+    if of != committable {
         return Err(Untold::OfOffset(of));
     }
-    take_kept(&mut input, watermark).ok_or(Untold::Foreign)
+    take_kept(&mut input, committable).ok_or(Untold::Foreign)
 }
 
-fn take_kept(input: &mut &[u8], watermark: i64) -> Option<Kept> {
+fn take_kept(input: &mut &[u8], committable: i64) -> Option<Kept> {
     Some(Kept {
         log: take_log(input)?,
-        frontier: take_frontier(input)?,
-        completed: take_map(input, watermark)?,
+        replay_index: take_frontier(input)?,
+        completed: take_map(input, committable)?,
     })
 }
 
@@ -146,9 +156,9 @@ fn take_log(input: &mut &[u8]) -> Option<Log> {
 }
 
 /// The newest `entries` of each source, with so many `ties` each.
-fn put_frontier(raw: &mut Vec<u8>, frontier: &Frontier, entries: usize, ties: usize) {
-    put(raw, frontier.sources.len() as u64);
-    for (source, kept) in &frontier.sources {
+fn put_frontier(raw: &mut Vec<u8>, replay_index: &ReplayIndex, entries: usize, ties: usize) {
+    put(raw, replay_index.sources.len() as u64);
+    for (source, kept) in &replay_index.sources {
         raw.extend_from_slice(&source.to_le_bytes());
         let logs = &kept.logs[kept.logs.len().saturating_sub(entries)..];
         put(raw, logs.len() as u64 * 2 + u64::from(kept.unsequenced.is_some()));
@@ -166,8 +176,8 @@ fn put_frontier(raw: &mut Vec<u8>, frontier: &Frontier, entries: usize, ties: us
     }
 }
 
-fn take_frontier(input: &mut &[u8]) -> Option<Frontier> {
-    let mut frontier = Frontier::default();
+fn take_frontier(input: &mut &[u8]) -> Option<ReplayIndex> {
+    let mut replay_index = ReplayIndex::default();
     for _ in 0..take(input)? {
         let hash = take_u32(input)?;
         let shape = take(input)?;
@@ -178,9 +188,9 @@ fn take_frontier(input: &mut &[u8]) -> Option<Frontier> {
         if shape % 2 == 1 {
             source.unsequenced = Some(take_entry(input)?);
         }
-        frontier.sources.push((hash, source));
+        replay_index.sources.push((hash, source));
     }
-    Some(frontier)
+    Some(replay_index)
 }
 
 fn take_entry(input: &mut &[u8]) -> Option<Entry> {
@@ -196,11 +206,11 @@ fn take_entry(input: &mut &[u8]) -> Option<Entry> {
 }
 
 /// Bitmap or run lengths, whichever is smaller; the far end is cut where neither fits.
-fn put_map(raw: &mut Vec<u8>, watermark: i64, completed: &OffsetMap) {
+fn put_map(raw: &mut Vec<u8>, committable: i64, completed: &OffsetMap) {
     const RUNS: u8 = 0;
     let room = MAX_RAW.saturating_sub(raw.len() + 1);
     let mut runs = Vec::new();
-    let mut at = watermark;
+    let mut at = committable;
     for (start, end) in completed.runs() {
         let kept = runs.len();
         put(&mut runs, (start - at).max(0).unsigned_abs());
@@ -211,8 +221,8 @@ fn put_map(raw: &mut Vec<u8>, watermark: i64, completed: &OffsetMap) {
         }
         at = *end;
     }
-    let covered_by_runs = at - watermark;
-    let bits = completed.runs().last().map_or(0, |(_, end)| end - watermark);
+    let covered_by_runs = at - committable;
+    let bits = completed.runs().last().map_or(0, |(_, end)| end - committable);
     let bitmap_len = usize::try_from(bits).unwrap_or(0).div_ceil(8).min(room);
     let covered_by_bitmap = (bitmap_len as i64 * 8).min(bits);
     if (covered_by_runs, bitmap_len) >= (covered_by_bitmap, runs.len()) {
@@ -224,7 +234,7 @@ fn put_map(raw: &mut Vec<u8>, watermark: i64, completed: &OffsetMap) {
     let start = raw.len();
     raw.resize(start + bitmap_len, 0);
     for offset in completed.runs().iter().flat_map(|(start, end)| *start..*end) {
-        let bit = usize::try_from(offset - watermark).unwrap_or(usize::MAX);
+        let bit = usize::try_from(offset - committable).unwrap_or(usize::MAX);
         match raw.get_mut(start.saturating_add(bit / 8)) {
             Some(byte) => *byte |= 1 << (bit % 8),
             None => break,
@@ -232,17 +242,19 @@ fn put_map(raw: &mut Vec<u8>, watermark: i64, completed: &OffsetMap) {
     }
 }
 
-fn take_map(input: &mut &[u8], watermark: i64) -> Option<OffsetMap> {
+fn take_map(input: &mut &[u8], committable: i64) -> Option<OffsetMap> {
     let (kind, rest) = input.split_first()?;
     *input = rest;
     if *kind == 1 {
         let set = (0_i64..).zip(rest.iter()).flat_map(|(at, byte)| {
-            (0..8).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| watermark + at * 8 + bit)
+            (0..8)
+                .filter(move |bit| byte >> bit & 1 == 1)
+                .map(move |bit| committable + at * 8 + bit)
         });
         return Some(OffsetMap::from_ascending(set));
     }
     let mut runs = Vec::new();
-    let mut at = watermark;
+    let mut at = committable;
     while !input.is_empty() {
         let start = at.checked_add_unsigned(take(input)?)?;
         at = start.checked_add_unsigned(take(input)?)?;

@@ -1,23 +1,24 @@
 //! The engine: one loop per consumer, knowing neither a consumer nor a client.
 //!
 //! ```text
-//! librdkafka -> record -> decode -> route -> lane -> claim -> process -> confirm -> outcome -> watermark -> commit
+//! librdkafka -> record -> decode -> route -> lane -> claim -> process -> confirm -> outcome
+//!   -> committable offset -> commit
 //! ```
 //!
 //! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
-//! without I/O is a pure part with its own tests: [`offsets`], [`frontier`], [`metadata`],
-//! [`recognition`], [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and `flood`.
+//! without I/O is a pure part with its own tests: [`offsets`], [`replay_index`], [`metadata`],
+//! [`recognition`], [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and
+//! `flood`.
 
-mod anew;
 mod assignment;
 pub mod backpressure;
 mod begin;
+mod client_reset;
 mod committed;
 mod confirmed;
 mod ends;
 mod exclusive;
 mod flood;
-pub mod frontier;
 mod held;
 mod hold;
 pub mod intake;
@@ -29,16 +30,17 @@ pub mod offsets;
 mod once;
 mod outcomes;
 mod partition;
-mod parts;
 pub mod permits;
 mod rebalance;
 pub mod recognition;
 mod remember;
 mod repair;
+pub mod replay_index;
 mod report;
 pub mod retry;
 mod run;
 mod session;
+mod settings;
 mod shadow;
 mod start;
 mod task;
@@ -57,9 +59,9 @@ use jiff::Timestamp;
 pub use self::exclusive::LockGuard;
 pub use self::intake::{Lane, Route};
 pub use self::once::{ClaimState, Once};
-pub use self::parts::{Engine, EngineError, Settings};
 pub use self::remember::Locked;
 pub use self::retry::Failure;
+pub use self::settings::{Engine, EngineError, Settings};
 pub use self::work::{Accepted, Context, Origin};
 use crate::cdc::{Change, DecodeError, Record, Remark};
 use crate::engine::permits::Limits;
@@ -197,7 +199,8 @@ pub enum Observed<'a> {
         /// Why, as a stable label.
         reason: &'a str,
     },
-    /// Records are gone: retention passed the committed offset, or the log was cut back or made anew.
+    /// Records are gone: retention passed the committed offset, or the log was cut back or made
+    /// anew.
     Lost {
         /// Topic.
         topic: &'a str,

@@ -1,11 +1,11 @@
-//! The watermark: per assigned partition, the lowest offset without an outcome.
+//! The committable offset: per assigned partition, the lowest offset without an outcome.
 //!
-//! Pure. Only what lies below the watermark is committed (behaviour section 8.1); completed offsets
-//! above it travel in the commit's metadata, so that a restart repeats little.
+//! Pure. Only what lies below the committable offset is committed (behaviour section 8.1);
+//! completed offsets above it travel in the commit's metadata, so that a restart repeats little.
 
 use std::collections::VecDeque;
 
-/// Completed offsets above a watermark, as runs `start..end` in ascending order.
+/// Completed offsets above a committable offset, as runs `start..end` in ascending order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OffsetMap(Vec<(i64, i64)>);
 
@@ -63,16 +63,16 @@ pub enum Admission {
 struct Slot<S> {
     offset: i64,
     done: bool,
-    stamp: S,
+    logged: S,
 }
 
-/// The delivered offsets of one partition that the watermark has not passed.
+/// The delivered offsets of one partition that the committable offset has not passed.
 ///
-/// `S` is what must be known of a record when the watermark passes it (its log position).
+/// `S` is what must be known of a record when the committable offset passes it (its log position).
 /// Offsets may have gaps: only delivered records count.
 #[derive(Debug)]
 pub struct Offsets<S> {
-    watermark: i64,
+    committable: i64,
     last: i64,
     open: usize,
     slots: VecDeque<Slot<S>>,
@@ -84,7 +84,7 @@ impl<S> Offsets<S> {
     #[must_use]
     pub fn new(start: i64, completed: OffsetMap) -> Self {
         Self {
-            watermark: start,
+            committable: start,
             last: start - 1,
             open: 0,
             slots: VecDeque::new(),
@@ -93,18 +93,19 @@ impl<S> Offsets<S> {
     }
 
     /// Takes in the next delivered record.
-    pub fn admit(&mut self, offset: i64, stamp: S) -> Admission {
+    pub fn admit(&mut self, offset: i64, logged: S) -> Admission {
         if offset <= self.last {
             return Admission::Repeated;
         }
         self.last = offset;
         let done = self.resumed.contains(offset);
         self.open += usize::from(!done);
-        self.slots.push_back(Slot { offset, done, stamp });
+        self.slots.push_back(Slot { offset, done, logged });
         if done { Admission::Completed } else { Admission::Fresh }
     }
 
-    /// Records the outcome of an offset. Returns its stamp, or `None` when it is not open.
+    /// Records the outcome of an offset. Returns what was kept with it, or `None` when it is not
+    /// open.
     pub fn complete(&mut self, offset: i64) -> Option<&S> {
         let at = self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()?;
         let slot = &mut self.slots[at];
@@ -113,24 +114,24 @@ impl<S> Offsets<S> {
         }
         slot.done = true;
         self.open -= 1;
-        Some(&slot.stamp)
+        Some(&slot.logged)
     }
 
-    /// Moves the watermark over everything that has an outcome, handing each stamp to `passed`
-    /// in offset order. Returns whether it moved.
+    /// Moves the committable offset over everything that has an outcome, handing what was kept with
+    /// each to `passed` in offset order. Returns whether it moved.
     pub fn advance(&mut self, mut passed: impl FnMut(S)) -> bool {
-        let before = self.watermark;
+        let before = self.committable;
         while self.slots.front().is_some_and(|slot| slot.done) {
             if let Some(slot) = self.slots.pop_front() {
-                self.watermark = slot.offset + 1;
-                passed(slot.stamp);
+                self.committable = slot.offset + 1;
+                passed(slot.logged);
             }
         }
         if self.slots.is_empty() {
             // Further on after a skip.
-            self.watermark = self.last + 1;
+            self.committable = self.last + 1;
         }
-        self.watermark != before
+        self.committable != before
     }
 
     /// Goes on at `offset`: what lies before it and was not delivered is gone. Answers how many
@@ -145,8 +146,8 @@ impl<S> Offsets<S> {
 
     /// The lowest offset without an outcome: what a commit may name.
     #[must_use]
-    pub fn watermark(&self) -> i64 {
-        self.watermark
+    pub fn committable(&self) -> i64 {
+        self.committable
     }
 
     /// The offset after the last delivered one.
@@ -161,14 +162,14 @@ impl<S> Offsets<S> {
         self.open
     }
 
-    /// Delivered records that the watermark has not passed, with and without outcome.
+    /// Delivered records that the committable offset has not passed, with and without outcome.
     #[must_use]
     pub fn span(&self) -> usize {
         self.slots.len()
     }
 
-    /// What is completed above the watermark, including what an earlier run completed and this
-    /// one has not been given yet.
+    /// What is completed above the committable offset, including what an earlier run completed and
+    /// this one has not been given yet.
     #[must_use]
     pub fn completed(&self) -> OffsetMap {
         let done = self.slots.iter().filter(|slot| slot.done).map(|slot| slot.offset);
@@ -188,12 +189,12 @@ mod tests {
 
     fn drain(offsets: &mut Offsets<i64>) -> Vec<i64> {
         let mut passed = Vec::new();
-        offsets.advance(|stamp| passed.push(stamp));
+        offsets.advance(|logged| passed.push(logged));
         passed
     }
 
     #[test]
-    fn the_watermark_waits_for_the_slowest_and_then_passes_all_at_once() {
+    fn the_committable_offset_waits_for_the_slowest_and_then_passes_all_at_once() {
         let mut offsets = Offsets::new(10, OffsetMap::default());
         for offset in [10, 11, 14] {
             assert_eq!(offsets.admit(offset, offset), Admission::Fresh);
@@ -201,11 +202,11 @@ mod tests {
         offsets.complete(11);
         offsets.complete(14);
         assert!(drain(&mut offsets).is_empty());
-        assert_eq!(offsets.watermark(), 10);
+        assert_eq!(offsets.committable(), 10);
         assert_eq!(offsets.completed().runs(), [(11, 12), (14, 15)]);
         offsets.complete(10);
         assert_eq!(drain(&mut offsets), [10, 11, 14]);
-        assert_eq!(offsets.watermark(), 15);
+        assert_eq!(offsets.committable(), 15);
         assert_eq!(offsets.open(), 0);
     }
 
@@ -220,24 +221,24 @@ mod tests {
     }
 
     #[test]
-    fn after_a_skip_the_watermark_waits_for_what_is_open_and_then_follows() {
+    fn after_a_skip_the_committable_offset_waits_for_what_is_open_and_then_follows() {
         let mut offsets = Offsets::new(5, OffsetMap::from_ascending([8]));
         offsets.admit(5, 5);
         assert_eq!(offsets.skip_to(10), 3, "6, 7 and 9");
-        assert_eq!((offsets.watermark(), offsets.next()), (5, 10));
+        assert_eq!((offsets.committable(), offsets.next()), (5, 10));
         assert_eq!(offsets.skip_to(10), 0, "counted once");
         offsets.complete(5);
         assert_eq!(drain(&mut offsets), [5]);
-        assert_eq!(offsets.watermark(), 10);
+        assert_eq!(offsets.committable(), 10);
         assert_eq!(offsets.admit(9, 9), Admission::Repeated);
         assert_eq!(offsets.admit(10, 10), Admission::Fresh);
     }
 
     proptest! {
-        /// Over any order of completions and any crash, the watermark never passes an open offset,
-        /// and a restart asks for exactly what had no outcome.
+        /// Over any order of completions and any crash, the committable offset never passes an open
+        /// offset, and a restart asks for exactly what had no outcome.
         #[test]
-        fn nothing_below_the_watermark_is_ever_open(
+        fn nothing_below_the_committable_offset_is_ever_open(
             gaps in prop::collection::vec(1_i64..4, 1..80),
             order in prop::collection::vec(any::<prop::sample::Index>(), 0..80),
             read_again in 0_usize..80,
@@ -252,17 +253,17 @@ mod tests {
             for pick in order {
                 let offset = delivered[pick.index(delivered.len())];
                 prop_assert_eq!(offsets.complete(offset).is_some(), open.remove(&offset));
-                offsets.advance(|stamp| passed.push(stamp));
+                offsets.advance(|logged| passed.push(logged));
                 if let Some(lowest) = open.first() {
-                    prop_assert!(offsets.watermark() <= *lowest);
+                    prop_assert!(offsets.committable() <= *lowest);
                 }
                 prop_assert_eq!(offsets.open(), open.len());
             }
             prop_assert!(passed.is_sorted());
 
             let completed = offsets.completed();
-            let mut again = Offsets::new(offsets.watermark(), completed.clone());
-            let rest: Vec<i64> = delivered.iter().copied().filter(|o| *o >= offsets.watermark()).collect();
+            let mut again = Offsets::new(offsets.committable(), completed.clone());
+            let rest: Vec<i64> = delivered.iter().copied().filter(|o| *o >= offsets.committable()).collect();
             for offset in rest.iter().take(read_again) {
                 let fresh = again.admit(*offset, *offset) == Admission::Fresh;
                 prop_assert_eq!(fresh, open.contains(offset));
@@ -270,7 +271,7 @@ mod tests {
             // Still the same knowledge after a second crash, however much was read again.
             again.advance(|_| ());
             for offset in &delivered {
-                let known = *offset < again.watermark() || again.completed().contains(*offset);
+                let known = *offset < again.committable() || again.completed().contains(*offset);
                 prop_assert_eq!(known, !open.contains(offset));
             }
         }

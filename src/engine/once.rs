@@ -40,9 +40,9 @@ pub enum Once {
 }
 
 impl Context {
-    /// Does `work` under the claim `name`, at most once within the window (behaviour section 8.2), and
-    /// while what it sent sleeps: claims it, runs `work`, and marks it done with the times that `work`
-    /// returns.
+    /// Does `work` under the claim `name`, at most once within the window (behaviour section 8.2),
+    /// and while what it sent sleeps: claims it, runs `work`, and marks it done with the times that
+    /// `work` returns.
     ///
     /// # Errors
     /// What `work` returned; or that claims cannot be reached, or that another record holds this
@@ -80,8 +80,8 @@ impl Context {
         Ok(Once::Ran(accepted.at))
     }
 
-    /// Marks `name` done. Of a record that is given up meanwhile only what sleeps must be marked: no
-    /// id would know it as long as its claim does. It is sent once more under its id.
+    /// Marks `name` done. Of a record that is given up meanwhile only what sleeps must be marked:
+    /// no id would know it as long as its claim does. It is sent once more under its id.
     async fn confirm(&self, name: &str, accepted: Accepted) -> Result<(), Failure> {
         let [accepted_ms, due_ms] =
             [accepted.at, accepted.due].map(|at| at.map_or(0, Timestamp::as_millisecond));
@@ -128,7 +128,7 @@ impl Context {
         if self.drained() {
             return Err(Failure::GivenUp);
         }
-        let claim = self.claims().claim(self.key(name), self.owner());
+        let claim = self.claims().claim(self.key(name), self.asker());
         match claim.await.map_err(|away| self.claims_away(&away))? {
             Reply::Granted => {
                 self.remember(name, Memo::Claimed(Instant::now()));
@@ -146,7 +146,7 @@ impl Context {
         loop {
             tokio::time::sleep(self.claims().window() / 3).await;
             // Claims that are away are no reason to break off.
-            match self.claims().claim(self.key(name), self.owner()).await {
+            match self.claims().claim(self.key(name), self.asker()).await {
                 Ok(Reply::Granted) => self.remember(name, Memo::Claimed(Instant::now())),
                 Ok(_) => {
                     self.memo().retain(|(known, _)| known != name);
@@ -177,7 +177,7 @@ impl Context {
     /// # Errors
     /// That claims cannot be reached, or a wait, while another record is at it.
     pub async fn claim_state(&self, name: &str) -> Result<ClaimState, Failure> {
-        let state = self.claims().look(self.key(name), self.owner()).await;
+        let state = self.claims().look(self.key(name), self.asker()).await;
         match state.map_err(|away| self.claims_away(&away))? {
             Reply::Done { accepted_ms, due_ms } => {
                 let at = self.accepted_by_now(name, accepted_ms);
@@ -192,8 +192,8 @@ impl Context {
         }
     }
 
-    /// A time of acceptance that stands with the claim `name`. Another instance's clock may be ahead:
-    /// what was accepted was so before this record learnt of it, however often it asks.
+    /// A time of acceptance that stands with the claim `name`. Another instance's clock may be
+    /// ahead: what was accepted was so before this record learnt of it, however often it asks.
     pub(super) fn accepted_by_now(&self, name: &str, ms: i64) -> Option<Timestamp> {
         let (told, now) = (time(ms)?, Timestamp::now());
         match self.recall(name) {
@@ -219,7 +219,7 @@ impl Context {
             .map(|(name, _)| name.clone())
             .collect();
         for name in held {
-            self.claims().release(self.key(&name), self.owner()).await;
+            self.claims().release(self.key(&name), self.asker()).await;
         }
         if let Err(error) = self.free().await {
             tracing::debug!(%error, "claim not given back");

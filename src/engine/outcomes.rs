@@ -107,7 +107,7 @@ impl<C: Consumer> Session<'_, C> {
             let origin = partition.origin(open_offset.offset);
             let drain = partition.drain.clone();
             // The place in the log is not that of the record that is first now.
-            job.stamp = None;
+            job.logged = None;
             job.cx = Context::new(Arc::clone(shared), origin, partition.assigned_at, drain);
         }
     }

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::backpressure::{Load, Pace, View};
 use super::confirmed::Confirmed;
-use super::frontier::{Finished, Frontier, Stamp};
 use super::metadata::{self, Log};
 use super::offsets::{Admission, Offsets};
+use super::replay_index::{Finished, LoggedChange, ReplayIndex};
 use super::start::Start;
 use super::work::Origin;
 use crate::kafka::TopicId;
@@ -19,7 +19,7 @@ use crate::kafka::TopicId;
 /// just now, or wait for a commit.
 const STOPPED_FOR: u64 = 2;
 
-/// How often a watermark is committed that the automatic commit passes over.
+/// How often a committable offset is committed that the automatic commit passes over.
 const REPEATS: u8 = 5;
 
 /// What a partition was when it was last given up here.
@@ -28,19 +28,20 @@ pub(super) struct Left {
     /// The highest offset that this client has committed.
     pub(super) committed: i64,
     /// What was finished.
-    pub(super) frontier: Frontier,
+    pub(super) replay_index: ReplayIndex,
     /// Changes that were finished behind others that may not be.
-    pub(super) finished: Vec<Stamp>,
+    pub(super) finished: Vec<LoggedChange>,
     /// The topic that it belonged to, where that is known.
     pub(super) topic_id: Option<TopicId>,
 }
 
-/// What is known of a delivered record when the watermark passes it.
+/// What is known of a delivered record when the committable offset passes it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Passed {
     /// Its place in the database's log.
-    pub(crate) stamp: Option<Stamp>,
-    /// Its timestamp in milliseconds since 1970, not later than when it was delivered, and its offset.
+    pub(crate) logged: Option<LoggedChange>,
+    /// Its timestamp in milliseconds since 1970, not later than when it was delivered, and its
+    /// offset.
     pub(crate) written: Option<(i64, i64)>,
 }
 
@@ -60,7 +61,7 @@ pub(crate) struct Partition {
     /// Jobs in flight with an offset of this partition.
     pub(crate) running: usize,
     offsets: Offsets<Passed>,
-    frontier: Frontier,
+    replay_index: ReplayIndex,
     finished: Finished,
     bytes: usize,
     /// How fast it finishes what it holds.
@@ -74,10 +75,10 @@ pub(crate) struct Partition {
     repeats: Option<(i64, u8)>,
     /// The topic that the name stands for, and what is finished of that for sure.
     confirmed: Confirmed,
-    /// The timestamp of the newest record that the watermark has passed, and its offset where it was
-    /// delivered here.
+    /// The timestamp of the newest record that the committable offset has passed, and its offset
+    /// where it was delivered here.
     newest: (Option<i64>, Option<i64>),
-    /// Outcomes above the watermark since the last commit that carried them.
+    /// Outcomes above the committable offset since the last commit that carried them.
     uncommitted: usize,
     /// Where its log ends, as far as was asked while it is paused.
     end: Option<i64>,
@@ -85,7 +86,8 @@ pub(crate) struct Partition {
     unknown: bool,
     /// Nobody fetches it: since which statistics, and what was to come next then.
     stopped: Option<(u64, i64)>,
-    /// Since when the oldest record without an outcome has been in hand, or when there last was none.
+    /// Since when the oldest record without an outcome has been in hand, or when there last was
+    /// none.
     oldest_since: Instant,
 }
 
@@ -108,21 +110,21 @@ impl Partition {
     ) -> Self {
         let committed = start.committed.unwrap_or(0);
         let remembered = left.as_ref().map_or(committed, |left| left.committed.max(committed));
-        // One that goes on where the group is may still be taken for the topic that it was, unless the
-        // commit names a later one.
+        // One that goes on where the group is may still be taken for the topic that it was, unless
+        // the commit names a later one.
         let goes_on = start.committed == Some(start.offset);
         let known_here = left.as_ref().filter(|_| goes_on).and_then(|left| left.topic_id);
         let topic_id = start.log.topic.or(known_here);
         // The group's own word goes before what is remembered here.
         let mut finished = Finished::default();
-        let frontier = match left {
+        let replay_index = match left {
             Some(left) if start.committed.is_none() => {
-                left.finished.iter().for_each(|stamp| finished.insert(stamp));
-                left.frontier
+                left.finished.iter().for_each(|logged| finished.insert(logged));
+                left.replay_index
             }
-            _ => start.frontier,
+            _ => start.replay_index,
         };
-        let confirmed = Confirmed::new(topic_id, frontier.clone());
+        let confirmed = Confirmed::new(topic_id, replay_index.clone());
         Self {
             topic: start.topic.into(),
             number: start.partition,
@@ -133,7 +135,7 @@ impl Partition {
             draining: false,
             running: 0,
             offsets: Offsets::new(start.offset, start.completed),
-            frontier,
+            replay_index,
             finished,
             bytes: 0,
             pace: Pace::new(Instant::now()),
@@ -184,8 +186,8 @@ impl Partition {
             Admission::Fresh => self.bytes += bytes,
             Admission::Completed => {
                 // Its copies must still be recognised, although it is not worked on again.
-                if let Some(stamp) = &passed.stamp {
-                    self.finished.insert(stamp);
+                if let Some(logged) = &passed.logged {
+                    self.finished.insert(logged);
                 }
                 self.advance();
             }
@@ -195,15 +197,15 @@ impl Partition {
     }
 
     /// Whether this change was finished before.
-    pub(crate) fn is_replay(&self, stamp: &Stamp) -> bool {
-        self.frontier.covers(stamp) || self.finished.contains(stamp)
+    pub(crate) fn is_replay(&self, logged: &LoggedChange) -> bool {
+        self.replay_index.covers(logged) || self.finished.contains(logged)
     }
 
     /// Records an outcome; `false` when the offset is not open.
     pub(crate) fn complete(&mut self, offset: i64, bytes: usize) -> bool {
         let Some(passed) = self.offsets.complete(offset) else { return false };
-        if let Some(stamp) = &passed.stamp {
-            self.finished.insert(stamp);
+        if let Some(logged) = &passed.logged {
+            self.finished.insert(logged);
         }
         self.bytes = self.bytes.saturating_sub(bytes);
         self.pace.finished();
@@ -213,15 +215,15 @@ impl Partition {
     }
 
     fn advance(&mut self) {
-        let Self { offsets, frontier, finished, confirmed, newest, .. } = self;
-        let moved = offsets.advance(|Passed { stamp, written }| {
+        let Self { offsets, replay_index, finished, confirmed, newest, .. } = self;
+        let moved = offsets.advance(|Passed { logged, written }| {
             if let Some((ms, offset)) = written.filter(|(ms, _)| Some(*ms) > newest.0) {
                 *newest = (Some(ms), Some(offset));
             }
-            if let Some(stamp) = stamp {
-                finished.remove(&stamp);
-                frontier.pass(&stamp);
-                confirmed.pass(stamp);
+            if let Some(logged) = logged {
+                finished.remove(&logged);
+                replay_index.pass(&logged);
+                confirmed.pass(logged);
             }
         });
         if moved {
@@ -233,22 +235,22 @@ impl Partition {
     pub(super) fn left(&self) -> Left {
         Left {
             committed: self.remembered,
-            frontier: self.frontier.clone(),
+            replay_index: self.replay_index.clone(),
             finished: Vec::new(),
             topic_id: self.confirmed.topic(),
         }
     }
 
-    /// What is kept of it when its name stands for another topic: what was finished of the old one for
-    /// sure, and what may have been of the new one, which says nothing of what lies before it.
+    /// What is kept of it when its name stands for another topic: what was finished of the old one
+    /// for sure, and what may have been of the new one, which says nothing of what lies before it.
     pub(super) fn left_of_old_topic(&mut self) -> Left {
-        let (frontier, finished) = self.confirmed.take();
-        Left { committed: self.remembered, frontier, finished, topic_id: None }
+        let (replay_index, finished) = self.confirmed.take();
+        Left { committed: self.remembered, replay_index, finished, topic_id: None }
     }
 
     /// A look begins for the topic that its name stands for.
     pub(crate) fn ask_for_topic(&mut self) {
-        self.confirmed.ask(&self.frontier);
+        self.confirmed.ask(&self.replay_index);
     }
 
     /// Whether its name stands for another topic, `id`, than before.
@@ -273,18 +275,18 @@ impl Partition {
         self.next_offset() > high || self.newest.1.is_some_and(|newest| resume < newest)
     }
 
-    /// Whether its watermark is to be committed by itself.
+    /// Whether its committable offset is to be committed by itself.
     pub(crate) fn commits_itself(&mut self) -> bool {
-        let watermark = self.offsets.watermark();
-        if !self.rewound || watermark > self.remembered {
+        let committable = self.offsets.committable();
+        if !self.rewound || committable > self.remembered {
             self.rewound = false;
             return false;
         }
         let left = match self.repeats {
-            Some((of, left)) if of == watermark => left,
+            Some((of, left)) if of == committable => left,
             _ => REPEATS,
         };
-        self.repeats = Some((watermark, left.saturating_sub(1)));
+        self.repeats = Some((committable, left.saturating_sub(1)));
         left > 0
     }
 
@@ -335,36 +337,38 @@ impl Partition {
         self.offsets.next()
     }
 
-    /// The watermark, and how many offsets are completed above it: what a commit would say.
+    /// The committable offset, and how many offsets are completed above it: what a commit would
+    /// say.
     pub(crate) fn progress(&self) -> (i64, i64) {
         let completed = self.offsets.completed();
-        (self.offsets.watermark(), completed.runs().iter().map(|(start, end)| end - start).sum())
+        (self.offsets.committable(), completed.runs().iter().map(|(start, end)| end - start).sum())
     }
 
-    /// Whether the watermark has moved since it was last stored.
+    /// Whether the committable offset has moved since it was last stored.
     pub(crate) fn has_moved(&self) -> bool {
-        self.stored != Some(self.offsets.watermark())
+        self.stored != Some(self.offsets.committable())
     }
 
-    /// Whether there are outcomes that no commit has carried yet, though the watermark stands.
+    /// Whether there are outcomes that no commit has carried yet, though the committable offset
+    /// stands.
     pub(crate) fn has_uncommitted(&self) -> bool {
         self.uncommitted > 0
     }
 
     /// What to commit now; counts as stored.
     pub(crate) fn commit(&mut self) -> Commit {
-        let watermark = self.offsets.watermark();
-        self.stored = Some(watermark);
-        self.remembered = self.remembered.max(watermark);
+        let committable = self.offsets.committable();
+        self.stored = Some(committable);
+        self.remembered = self.remembered.max(committable);
         self.uncommitted = 0;
         Commit {
             topic: Arc::clone(&self.topic),
             partition: self.number,
-            offset: watermark,
+            offset: committable,
             metadata: metadata::encode(
-                watermark,
+                committable,
                 self.log(),
-                &self.frontier,
+                &self.replay_index,
                 &self.offsets.completed(),
             ),
         }

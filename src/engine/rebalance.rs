@@ -2,8 +2,8 @@
 //!
 //! An assignment is answered once it is known where each partition starts. A revocation is
 //! answered once its partitions are drained: what waits is dropped, what is in flight may finish
-//! within the deadline, and the watermark is stored before the partitions are given up, so that
-//! librdkafka commits it with the unassignment.
+//! within the deadline, and the committable offset is stored before the partitions are given up, so
+//! that librdkafka commits it with the unassignment.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,9 +18,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::assignment::{Draining, commit_list, list};
 use super::committed::Name;
 use super::partition::{Commit, Partition};
-use super::parts::EngineError;
 use super::report::ANOTHER_ASSIGNOR;
 use super::session::Session;
+use super::settings::EngineError;
 use super::start::{Loss, PlanError, Planned, Start, plan};
 use super::unbegun::unbegun_list;
 use super::{Consumer, Observed};
@@ -60,7 +60,8 @@ impl<C: Consumer> Session<'_, C> {
                 return self.join_group();
             }
             Ok(Ok(None)) => return self.join_group(),
-            // Where a broker is away for longer that cannot be known, and is no reason to stay away.
+            // Where a broker is away for longer that cannot be known, and is no reason to stay
+            // away.
             Ok(Err(_)) if self.began.elapsed() < ENTRY => return self.join_group(),
             Ok(Err(_)) | Err(_) => {}
         }
@@ -290,7 +291,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Stores what has moved, for librdkafka to commit, and commits what has outcomes only above
-    /// its watermark: the automatic commit passes over an offset that has not moved.
+    /// its committable offset: the automatic commit passes over an offset that has not moved.
     pub(super) fn commit_progress(&mut self) {
         let moved: Vec<u32> = self.ids_where(|p| !p.draining && p.has_moved());
         self.store(&moved, false);
@@ -308,7 +309,7 @@ impl<C: Consumer> Session<'_, C> {
         found.map(|(id, _)| *id).collect()
     }
 
-    /// Stores the watermarks of these partitions, and commits them right away if asked.
+    /// Stores the committable offsets of these partitions, and commits them right away if asked.
     pub(super) fn store(&mut self, ids: &[u32], commit: bool) {
         let commits = self.commits(ids);
         if commits.is_empty() {
@@ -356,7 +357,8 @@ impl<C: Consumer> Session<'_, C> {
             }
             let list = commit_list(&commits);
             loop {
-                // Refused once the partitions are lost: committing then would move their next owner.
+                // Refused once the partitions are lost: committing then would move their next
+                // owner.
                 client.store_offsets(&list)?;
                 let committed = client.commit(&list, CommitMode::Sync);
                 let passes = committed.as_ref().is_err_and(is_of_a_rebalance);

@@ -1,46 +1,47 @@
 //! How one record takes part in replay recognition. Pure.
 //!
 //! A dead letter that was produced to its topic again (`dlq.*` headers) carries a position that was
-//! finished when it was set aside. For the consumer that set it aside this is no replay: the point is
-//! to handle it now. For the others it stays one. For nobody does it say how far the log was read.
+//! finished when it was set aside. For the consumer that set it aside this is no replay: the point
+//! is to handle it now. For the others it stays one. For nobody does it say how far the log was
+//! read.
 
-use super::frontier::Stamp;
+use super::replay_index::LoggedChange;
 use crate::cdc::Header;
 use crate::config::ReplayRecognition;
 
 /// The header that names the consumer which set a record aside.
 const CONSUMER: &str = "dlq.consumer";
 
-/// The stamps of one record, for the two things that stamps are for.
+/// One record's logged change, for the two things that it is used for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Recognition {
     /// Compared with what is finished: one that lies before it is a replay.
-    pub compared: Option<Stamp>,
+    pub compared: Option<LoggedChange>,
     /// Counted as finished when the record has its outcome.
-    pub counted: Option<Stamp>,
+    pub counted: Option<LoggedChange>,
 }
 
 impl Recognition {
-    /// Of a record with this stamp and these headers, for the consumer `name`, where changes are held
-    /// against what is finished as `of` says.
+    /// Of a record with this logged change and these headers, for the consumer `name`, where
+    /// changes are held against what is finished as `of` says.
     #[must_use]
     pub fn new(
-        stamp: Option<Stamp>,
+        logged: Option<LoggedChange>,
         headers: &[Header<'_>],
         name: &str,
         of: ReplayRecognition,
     ) -> Self {
-        let compared = stamp.filter(|stamp| of.compares(stamp.position.commit_us));
+        let compared = logged.filter(|logged| of.compares(logged.position.commit_us));
         match set_aside_by(headers) {
-            None => Self { compared, counted: stamp },
+            None => Self { compared, counted: logged },
             Some(by) if by == name.as_bytes() => Self::default(),
             Some(_) => Self { compared, counted: None },
         }
     }
 }
 
-/// The consumer that set this record aside, if it is a dead letter that was produced again. One that
-/// was set aside again names the earlier one, too: the last counts.
+/// The consumer that set this record aside, if it is a dead letter that was produced again. One
+/// that was set aside again names the earlier one, too: the last counts.
 pub(super) fn set_aside_by<'a>(headers: &[Header<'a>]) -> Option<&'a [u8]> {
     headers.iter().rev().find(|header| header.name == CONSUMER).and_then(|header| header.value)
 }
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
     use crate::cdc::Position;
 
-    const STAMP: Stamp = Stamp {
+    const STAMP: LoggedChange = LoggedChange {
         source: 1,
         position: Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 },
         tie: 5,

@@ -27,7 +27,7 @@ impl Locked<'_> {
     /// # Errors
     /// That claims cannot be reached; or a wait, when another record has come to hold the lock.
     pub async fn keep(&self, name: &str, text: String, keep: Duration) -> Result<(), Failure> {
-        let lock = (self.cx.key(self.name), self.cx.owner());
+        let lock = (self.cx.key(self.name), self.cx.asker());
         let kept = self.cx.claims().keep(self.cx.key(name), text, keep, lock).await;
         if kept.map_err(|away| self.cx.claims_away(&away))? { Ok(()) } else { Err(claim_held()) }
     }
@@ -35,8 +35,8 @@ impl Locked<'_> {
 
 impl Context {
     /// Does `work` while this record alone holds the lock `name`, across partitions and processes,
-    /// and gives the lock back however it ends. A lock that a crash left is known by its own record,
-    /// else it runs out with the lease.
+    /// and gives the lock back however it ends. A lock that a crash left is known by its own
+    /// record, else it runs out with the lease.
     ///
     /// # Errors
     /// What `work` returned; or that claims cannot be reached; or a wait, when another record holds
@@ -53,7 +53,7 @@ impl Context {
         if self.drained() {
             return Err(Failure::GivenUp);
         }
-        let acquired = self.claims().acquire(self.key(name), self.owner(), None).await;
+        let acquired = self.claims().acquire(self.key(name), self.asker(), None).await;
         match acquired.map_err(|away| self.claims_away(&away))? {
             Reply::Acquired { .. } => {}
             _ => return Err(claim_held()),
@@ -64,7 +64,7 @@ impl Context {
             () = self.until_lock_is_lost(name) => Err(claim_held()),
         };
         // What was decided is kept by now: a lock that cannot be given back runs out by itself.
-        if let Err(error) = self.claims().free(self.key(name), self.owner(), 0).await {
+        if let Err(error) = self.claims().free(self.key(name), self.asker(), 0).await {
             tracing::debug!(%error, "lock not given back");
         }
         ended
@@ -74,7 +74,7 @@ impl Context {
         loop {
             tokio::time::sleep(self.claims().lease() / 3).await;
             // A store that is away is no reason to break off.
-            let renewed = self.claims().acquire(self.key(name), self.owner(), None).await;
+            let renewed = self.claims().acquire(self.key(name), self.asker(), None).await;
             if matches!(renewed, Ok(Reply::Taken { .. })) {
                 return;
             }

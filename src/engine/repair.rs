@@ -11,10 +11,10 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::Consumer;
 use super::assignment::Repair;
-use super::frontier::Frontier;
 use super::metadata::Log;
 use super::offsets::OffsetMap;
 use super::partition::Partition;
+use super::replay_index::ReplayIndex;
 use super::session::Session;
 use super::start::{Bounds, Loss, Start, bounds};
 use crate::kafka::{self, Signals, TopicId};
@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long heartbeats must have been answered after one that was not.
 const HEARTBEATS_ARE_BACK: Duration = Duration::from_secs(5);
 /// How often a member joins anew for that at most: each time its partitions move.
-const ANEW: Duration = Duration::from_secs(60);
+const REJOIN_PAUSE: Duration = Duration::from_secs(60);
 
 impl<C: Consumer> Session<'_, C> {
     /// The group has told this member what it has. Where it may have been told something else
@@ -56,8 +56,9 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// Commits what the automatic commit passes over: watermarks of logs that begin anew, below what
-    /// the client remembers as committed. Several times, since nobody tells which commit was lost.
+    /// Commits what the automatic commit passes over: committable offsets of logs that begin anew,
+    /// below what the client remembers as committed. Several times, since nobody tells which commit
+    /// was lost.
     pub(super) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
         let mut ids = Vec::new();
         for (id, partition) in &mut self.partitions {
@@ -83,7 +84,8 @@ impl<C: Consumer> Session<'_, C> {
             signals.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner);
         let quiet = heartbeat_lost
             .is_some_and(|at| now.saturating_duration_since(at) >= HEARTBEATS_ARE_BACK);
-        let again = self.rejoined_at.is_none_or(|at| now.saturating_duration_since(at) >= ANEW);
+        let again =
+            self.rejoined_at.is_none_or(|at| now.saturating_duration_since(at) >= REJOIN_PAUSE);
         if !quiet || !again || !self.assignment.is_settled() || signals.brokers.away().is_some() {
             return;
         }
@@ -135,8 +137,9 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// Looks into the logs of partitions that nobody fetches: librdkafka stops where the position is
-    /// not in the log any more, and its word about it does not name the partition and may get lost.
+    /// Looks into the logs of partitions that nobody fetches: librdkafka stops where the position
+    /// is not in the log any more, and its word about it does not name the partition and may get
+    /// lost.
     pub(super) fn plan_repairs(&mut self, signals: &Signals) {
         let fetch_states = signals.fetch_states.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, partition) in &mut self.partitions {
@@ -181,8 +184,8 @@ impl<C: Consumer> Session<'_, C> {
         self.assignment.repairs.append(&mut repairs);
     }
 
-    /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and refuses
-    /// a seek then: the partition is given up and taken again.
+    /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and
+    /// refuses a seek then: the partition is given up and taken again.
     fn resume_fetch(&mut self, id: u32, next: i64, anew: bool, bounds: Bounds) {
         // Something has come since: it is being fetched, and the log holds more by now.
         let stands = |p: &&mut Partition| !p.draining && (anew || p.next_offset() == next);
@@ -231,9 +234,9 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// The log is another one than before, or was cut back, and is read from `offset` on: what is known
-    /// of offsets holds no longer, and of positions what was finished for sure. Some of a new topic may
-    /// have been read already, behind what was not.
+    /// The log is another one than before, or was cut back, and is read from `offset` on: what is
+    /// known of offsets holds no longer, and of positions what was finished for sure. Some of a new
+    /// topic may have been read already, behind what was not.
     fn restart_partition(&mut self, id: u32, offset: i64, some_was_read: bool, loss: Loss) {
         let Some(partition) = self.partitions.get_mut(&id) else { return };
         let left = if some_was_read { partition.left_of_old_topic() } else { partition.left() };
@@ -245,7 +248,7 @@ impl<C: Consumer> Session<'_, C> {
             topic: partition.topic.to_string(),
             partition: partition.number,
             offset,
-            frontier: Frontier::default(),
+            replay_index: ReplayIndex::default(),
             log,
             completed: OffsetMap::default(),
             lost: Some(loss),

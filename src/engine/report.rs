@@ -8,8 +8,8 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::parts::EngineError;
 use super::session::{End, Session, SnapshotCount};
+use super::settings::EngineError;
 use super::start::Loss;
 use super::topics::Unreadable;
 use super::vitals::{AtWork, PartitionVitals, Vitals};

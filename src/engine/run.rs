@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
 use super::begin::Sights;
-use super::parts::{Engine, EngineError};
 use super::permits::Permits;
 use super::session::{End, Session};
+use super::settings::{Engine, EngineError};
 use super::work::Shared;
 use crate::kafka::Callbacks;
 use crate::room::Room;

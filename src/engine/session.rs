@@ -29,9 +29,9 @@ use super::lanes::{LaneId, Lanes};
 use super::life::Life;
 use super::offsets::Admission;
 use super::partition::{Partition, Passed};
-use super::parts::{Engine, EngineError};
 use super::recognition::Recognition;
 use super::retry::Attempts;
+use super::settings::{Engine, EngineError};
 use super::task::{Finished, TaskContext};
 use super::topics::Unreadable;
 use super::unbegun::Unbegun;
@@ -236,7 +236,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                 self.apply_backpressure();
             }
             if let Some(how) = self.distrusted.take() {
-                self.end_before_its_time().await;
+                self.drain_before_reset().await;
                 return Ok(End::Anew(how));
             }
             if self.may_end() {
@@ -266,11 +266,11 @@ impl<'a, C: Consumer> Session<'a, C> {
         let consumer = &*self.engine.consumer;
         let decode = &self.engine.settings.decode;
         let now = Timestamp::now();
-        let Intake { stamp, committed_at, snapshot, remarks, route } =
+        let Intake { logged, committed_at, snapshot, remarks, route } =
             intake(consumer, &record, decode, now);
         let of = self.engine.settings.replay_recognition;
         let Recognition { compared, counted } =
-            Recognition::new(stamp, record.headers, consumer.name(), of);
+            Recognition::new(logged, record.headers, consumer.name(), of);
 
         let kept = match &route {
             Ok(Route::Process { work, .. }) => consumer.kept(work),
@@ -284,13 +284,13 @@ impl<'a, C: Consumer> Session<'a, C> {
             return;
         }
         let written = record.timestamp_ms.map(|ms| (ms.min(now.as_millisecond()), offset));
-        let passed = Passed { stamp: counted, written };
+        let passed = Passed { logged: counted, written };
         if partition.admit(offset, passed, bytes) != Admission::Fresh {
             return;
         }
         let view = partition.view(id);
         let topic = Arc::clone(&partition.topic);
-        let replayed = compared.is_some_and(|stamp| partition.is_replay(&stamp));
+        let replayed = compared.is_some_and(|logged| partition.is_replay(&logged));
         self.total.records += 1;
         self.total.bytes += bytes;
         if !remarks.is_empty() {
@@ -329,7 +329,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             records: smallvec![SavedRecord::copy(message)],
             cx,
             open_offsets: smallvec![open_offset],
-            stamp: compared,
+            logged: compared,
             attempts: Attempts::default(),
             failed_at: None,
             set_aside,
@@ -344,9 +344,9 @@ impl<'a, C: Consumer> Session<'a, C> {
         while self.lanes.running() < MAX_RUNNING && self.stopping.is_none() {
             let Some((lane, job)) = self.lanes.next_ready() else { return };
             // Its original may have finished while it waited behind it.
-            if let (Some(stamp), [open_offset]) = (&job.stamp, job.open_offsets.as_slice())
+            if let (Some(logged), [open_offset]) = (&job.logged, job.open_offsets.as_slice())
                 && job.attempts.failures == 0
-                && self.partitions.get(&open_offset.partition).is_some_and(|p| p.is_replay(stamp))
+                && self.partitions.get(&open_offset.partition).is_some_and(|p| p.is_replay(logged))
             {
                 let open_offset = *open_offset;
                 self.complete(&open_offset, Outcome::Replayed);

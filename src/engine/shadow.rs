@@ -20,8 +20,8 @@ use super::committed::{Name, TIMEOUT, committed};
 use super::intake::{Route, intake};
 use super::offsets::Admission;
 use super::partition::{Partition, Passed};
-use super::parts::{Engine, EngineError};
 use super::recognition::Recognition;
+use super::settings::{Engine, EngineError};
 use super::start::{Start, bounds_of, start};
 use super::unbegun::reason;
 use super::vitals::{HeldTopics, Vitals};
@@ -66,8 +66,10 @@ struct Shadow<'a, C: Consumer> {
 }
 
 impl<C: Consumer> Engine<C> {
-    /// Decides about every record that the group has not done with, and says what it would do, until
-    /// `stop` is cancelled. Starts where the group's commits stand, else where its topics would begin.
+    /// Decides about every record that the group has not done with, and says what it would do,
+    /// until
+    /// `stop` is cancelled. Starts where the group's commits stand, else where its topics would
+    /// begin.
     ///
     /// # Errors
     /// When no client can be made.
@@ -199,9 +201,9 @@ impl<C: Consumer> Shadow<'_, C> {
         let intake = intake(consumer, &record, options, Timestamp::now());
         let of = self.engine.settings.replay_recognition;
         let Recognition { compared, counted } =
-            Recognition::new(intake.stamp, record.headers, consumer.name(), of);
-        let replayed = compared.is_some_and(|stamp| partition.is_replay(&stamp));
-        let passed = Passed { stamp: counted, written: None };
+            Recognition::new(intake.logged, record.headers, consumer.name(), of);
+        let replayed = compared.is_some_and(|logged| partition.is_replay(&logged));
+        let passed = Passed { logged: counted, written: None };
         // What was done above the commit is not done again either.
         if partition.admit(offset, passed, 0) == Admission::Fresh {
             partition.complete(offset, 0);

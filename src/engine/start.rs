@@ -13,9 +13,9 @@ use rdkafka::error::{KafkaError, KafkaResult};
 
 use super::begin::{Beginner, Begun, Why};
 use super::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
-use super::frontier::Frontier;
 use super::metadata::{self, Kept, Log, Untold};
 use super::offsets::OffsetMap;
+use super::replay_index::ReplayIndex;
 use crate::kafka::{GroupConsumer, TopicId};
 
 /// How often a log that seems to end before the position is looked into again, and how soon.
@@ -32,7 +32,7 @@ pub(super) struct Start {
     /// First offset to be delivered.
     pub(super) offset: i64,
     /// What was finished before, for replay recognition.
-    pub(super) frontier: Frontier,
+    pub(super) replay_index: ReplayIndex,
     /// The log that the committed offset is of.
     pub(super) log: Log,
     /// What was completed at and above `offset`.
@@ -54,8 +54,8 @@ pub(super) enum Loss {
     Expired(i64),
     /// The topic was made anew, or ends before the committed offset and nobody can tell since when.
     Recreated,
-    /// The log was cut back, as an election of a replica that lags behind does: so many records that the
-    /// group had passed are gone, and what came after them.
+    /// The log was cut back, as an election of a replica that lags behind does: so many records
+    /// that the group had passed are gone, and what came after them.
     CutBack(i64),
 }
 
@@ -66,8 +66,8 @@ pub(super) struct Bounds {
     pub(super) low: i64,
     /// The offset that the next record will have.
     pub(super) high: i64,
-    /// The first record that is not older than the newest finished one, else its end. `None` where that was
-    /// not asked, or the newest finished one is not known.
+    /// The first record that is not older than the newest finished one, else its end. `None` where
+    /// that was not asked, or the newest finished one is not known.
     pub(super) resume: Option<i64>,
 }
 
@@ -103,7 +103,8 @@ pub(super) fn plan(
     let (consumer, group) = (&*beginner.client, &*beginner.group);
     beginner.look();
     let mut committed = committed(consumer, assigned)?;
-    // The group's offsets go with a topic that is deleted: one that is made anew begins nowhere new.
+    // The group's offsets go with a topic that is deleted: one that is made anew begins nowhere
+    // new.
     let is_new = |name: &&Name| !committed.contains_key(*name) && !beginner.read.contains(&*name.0);
     let new: HashSet<&str> = assigned.iter().filter(is_new).map(|(topic, _)| &**topic).collect();
     let mut begun = Begun::default();
@@ -124,8 +125,9 @@ pub(super) fn plan(
         }
         let known = committed.get(name);
         let log = bounds_of(consumer, (topic, *partition), known, timeout).inspect_err(|error| {
-            // One partition without a leader must not hold up the others, nor the whole group: where
-            // its log begins, and whether it has lost anything, is found when it can be read again.
+            // One partition without a leader must not hold up the others, nor the whole group:
+            // where its log begins, and whether it has lost anything, is found when it can be read
+            // again.
             tracing::warn!(messaging.consumer.group.name = group,
                 messaging.destination.name = topic,
                 messaging.destination.partition.id = partition,
@@ -140,8 +142,8 @@ pub(super) fn plan(
     Ok(planned)
 }
 
-/// The topics that the names stand for now, where commits say which they stood for. Blocks. A later look
-/// finds what is not told here.
+/// The topics that the names stand for now, where commits say which they stood for. Blocks. A later
+/// look finds what is not told here.
 fn topic_ids(
     beginner: &Beginner,
     committed: &HashMap<Name, (i64, String)>,
@@ -157,8 +159,9 @@ fn topic_ids(
     beginner.kafka.topic_ids(&topics, TIMEOUT).unwrap_or_default()
 }
 
-/// Starts at the beginning where another topic was made in the place of the one that the commit is of.
-/// Nothing of it may be handled before: it would count as finished beside what the old one's commit says.
+/// Starts at the beginning where another topic was made in the place of the one that the commit is
+/// of. Nothing of it may be handled before: it would count as finished beside what the old one's
+/// commit says.
 fn unless_replaced(start: Start, bounds: Option<Bounds>, found: Option<TopicId>) -> Start {
     match (bounds, found, start.log.topic) {
         (Some(Bounds { low, .. }), Some(found), Some(was)) if found.replaces(was) => Start {
@@ -200,8 +203,9 @@ fn warn_of_moved(group: &str, starts: &[Start]) {
          it is ignored, so what was finished there is known only from claims and event ids");
 }
 
-/// What the log of a partition holds whose next offset should be `next`. Where that is beyond its end, or
-/// it is looked at `closely`, also where it goes on: the newest finished record has this timestamp. Blocks.
+/// What the log of a partition holds whose next offset should be `next`. Where that is beyond its
+/// end, or it is looked at `closely`, also where it goes on: the newest finished record has this
+/// timestamp. Blocks.
 ///
 /// # Errors
 /// When its broker does not answer within `timeout`.
@@ -266,7 +270,7 @@ pub(super) fn start(
         Err(Untold::OfOffset(offset)) => Some(offset),
         _ => None,
     };
-    let Kept { log, frontier, completed } = told.unwrap_or_default();
+    let Kept { log, replay_index, completed } = told.unwrap_or_default();
     let (offset, completed, lost) = match bounds {
         Some(Bounds { low, .. }) if committed < low => {
             let gone = low - committed - completed.count_in(committed, low);
@@ -287,7 +291,7 @@ pub(super) fn start(
         topic,
         partition,
         offset,
-        frontier,
+        replay_index,
         log,
         completed,
         committed,
@@ -301,7 +305,7 @@ pub(super) fn start(
 mod tests {
     use super::*;
     use crate::cdc::Position;
-    use crate::engine::frontier::Stamp;
+    use crate::engine::replay_index::LoggedChange;
 
     /// What a log holds.
     #[expect(clippy::unnecessary_wraps, reason = "it stands for what is known of a log")]
@@ -312,7 +316,7 @@ mod tests {
     #[test]
     fn a_partition_goes_on_where_it_was_committed_with_what_was_finished_above() {
         let completed = OffsetMap::from_ascending([12, 13]);
-        let text = metadata::encode(10, Log::default(), &Frontier::default(), &completed);
+        let text = metadata::encode(10, Log::default(), &ReplayIndex::default(), &completed);
         let start = start("t", 0, Some(&(10, text)), held(0..100));
         assert_eq!((start.offset, start.completed, start.lost), (10, completed, None));
     }
@@ -322,12 +326,15 @@ mod tests {
         // A mirror's group stands at 4, where the original stood at 10.
         let completed = OffsetMap::from_ascending([12, 13]);
         let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
-        let mut frontier = Frontier::default();
-        frontier.pass(&Stamp { source: 1, position, tie: 0 });
-        let text = metadata::encode(10, Log::default(), &frontier, &completed);
+        let mut replay_index = ReplayIndex::default();
+        replay_index.pass(&LoggedChange { source: 1, position, tie: 0 });
+        let text = metadata::encode(10, Log::default(), &replay_index, &completed);
         let start = start("t", 0, Some(&(4, text)), held(0..100));
         assert_eq!((start.offset, start.metadata_of), (4, Some(10)));
-        assert_eq!((start.frontier, start.completed), (Frontier::default(), OffsetMap::default()));
+        assert_eq!(
+            (start.replay_index, start.completed),
+            (ReplayIndex::default(), OffsetMap::default())
+        );
     }
 
     #[test]
@@ -335,7 +342,7 @@ mod tests {
         let id = |number| TopicId { cluster: 1, id: (number, number) };
         let log = Log { topic: Some(id(1)), newest_ms: Some(5) };
         let completed = OffsetMap::from_ascending([12]);
-        let text = metadata::encode(10, log, &Frontier::default(), &completed);
+        let text = metadata::encode(10, log, &ReplayIndex::default(), &completed);
         let plain = start("t", 0, Some(&(10, text)), held(3..100));
         let other = unless_replaced(plain.clone(), held(3..100), Some(id(2)));
         assert_eq!((other.offset, other.lost), (3, Some(Loss::Recreated)));
@@ -362,7 +369,7 @@ mod tests {
     #[test]
     fn what_was_finished_above_a_record_that_retention_took_is_neither_lost_nor_done_again() {
         let completed = OffsetMap::from_ascending((11..20).chain(22..40));
-        let text = metadata::encode(10, Log::default(), &Frontier::default(), &completed);
+        let text = metadata::encode(10, Log::default(), &ReplayIndex::default(), &completed);
         let start = start("t", 0, Some(&(10, text)), held(25..100));
         assert_eq!((start.offset, start.lost), (25, Some(Loss::Expired(3))), "10, 20 and 21");
         assert!((25..40).all(|offset| start.completed.contains(offset)));
@@ -386,13 +393,13 @@ mod tests {
     fn a_log_that_was_cut_back_goes_on_at_the_first_record_not_older_than_the_newest_finished_one()
     {
         let completed = OffsetMap::from_ascending([92, 93]);
-        let mut frontier = Frontier::default();
+        let mut replay_index = ReplayIndex::default();
         let position = Position { first: Some(1), lsn: 2, tx_id: Some(3), commit_us: 4 };
-        frontier.pass(&Stamp { source: 1, position, tie: 0 });
-        let text = metadata::encode(90, Log::default(), &frontier, &completed);
+        replay_index.pass(&LoggedChange { source: 1, position, tie: 0 });
+        let text = metadata::encode(90, Log::default(), &replay_index, &completed);
         let bounds = Bounds { low: 3, high: 70, resume: Some(64) };
         let start = start("t", 0, Some(&(90, text)), Some(bounds));
         assert_eq!((start.offset, start.lost), (64, Some(Loss::CutBack(20))));
-        assert_eq!((start.frontier, start.completed), (frontier, OffsetMap::default()));
+        assert_eq!((start.replay_index, start.completed), (replay_index, OffsetMap::default()));
     }
 }

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::lanes::LaneId;
-use super::parts::Engine;
 use super::retry::Failure;
+use super::settings::Engine;
 use super::work::{Job, SetAside};
 use super::{Consumer, Outcome};
 use crate::kafka::{DeadLetter, DeadLetters};

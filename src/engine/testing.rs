@@ -1,4 +1,5 @@
-//! What tests of claims stand on: a store that is watched, processes that share it, and their records.
+//! What tests of claims stand on: a store that is watched, processes that share it, and their
+//! records.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

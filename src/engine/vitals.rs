@@ -73,8 +73,8 @@ impl Vitals {
         }
     }
 
-    /// Whether the consumer has work, makes no progress, and waits for nothing that explains it; or a
-    /// record in flight hangs, whatever others do or wait for (behaviour section 8.8).
+    /// Whether the consumer has work, makes no progress, and waits for nothing that explains it; or
+    /// a record in flight hangs, whatever others do or wait for (behaviour section 8.8).
     #[must_use]
     pub fn stalled(&self, now: Instant, timeout: Duration) -> bool {
         let fetch_has_stopped = now.saturating_duration_since(self.beat) > timeout;

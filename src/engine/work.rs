@@ -10,9 +10,9 @@ use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
-use super::frontier::Stamp;
 use super::life::Life;
 use super::permits::{Permit, Permits, Urgency};
+use super::replay_index::LoggedChange;
 use super::retry::{Attempts, Failure, Served};
 use crate::dedup::{Claims, StoreUnavailable};
 use crate::kafka::SavedRecord;
@@ -84,7 +84,7 @@ pub(crate) struct Job<W> {
     pub(crate) cx: Context,
     /// Their offsets, in the same order.
     pub(crate) open_offsets: SmallVec<[OpenOffset; 1]>,
-    pub(crate) stamp: Option<Stamp>,
+    pub(crate) logged: Option<LoggedChange>,
     pub(crate) attempts: Attempts,
     /// When it first failed, in wall-clock time.
     pub(crate) failed_at: Option<Timestamp>,
@@ -185,7 +185,7 @@ pub(super) enum Memo {
 #[derive(Debug)]
 pub(super) struct LockState {
     pub(super) name: String,
-    pub(super) owner: Arc<str>,
+    pub(super) asker: Arc<str>,
     /// From when a settle time counts.
     pub(super) accepted_at: Option<Timestamp>,
     /// A send was begun; set for good when it was dropped half-way.
@@ -268,9 +268,9 @@ impl Context {
         self.assigned_at
     }
 
-    /// Waits for one of the consumer's permits, held during one request. A record that keeps no answer
-    /// yet waits for room for one too; one that does goes on, so that it ends and makes room. What
-    /// many records wait for goes before all.
+    /// Waits for one of the consumer's permits, held during one request. A record that keeps no
+    /// answer yet waits for room for one too; one that does goes on, so that it ends and makes
+    /// room. What many records wait for goes before all.
     ///
     /// # Errors
     /// [`Failure::GivenUp`] when the partition is being given up: what merely waits is not in
@@ -347,7 +347,8 @@ impl Context {
         self.unless_given_up(breaker, request).await
     }
 
-    /// As [`Context::with_client_retries`], for a request that ends by itself while the dependency is away.
+    /// As [`Context::with_client_retries`], for a request that ends by itself while the dependency
+    /// is away.
     ///
     /// # Errors
     /// As [`Context::with_client_retries`].
@@ -398,7 +399,7 @@ impl Context {
         key
     }
 
-    pub(super) fn owner(&self) -> Arc<str> {
+    pub(super) fn asker(&self) -> Arc<str> {
         self.name_of(&self.origin)
     }
 

@@ -1,5 +1,5 @@
-//! Doubles of the services, in this process, for the demo and the tests: Inngest and Supabase in one
-//! HTTP server, and beside it Kafka ([`broker`]).
+//! Doubles of the services, in this process, for the demo and the tests: Inngest and Supabase in
+//! one HTTP server, and beside it Kafka ([`broker`]).
 //!
 //! It behaves as the real services were seen to, also where that is odd, and fails on demand:
 //!

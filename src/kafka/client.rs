@@ -69,8 +69,8 @@ impl Kafka {
         classic && self.settings.instance_id.is_some()
     }
 
-    /// Whether the broker lets a member in beside others that use another assignor: in a group of the
-    /// new protocol.
+    /// Whether the broker lets a member in beside others that use another assignor: in a group of
+    /// the new protocol.
     pub(crate) fn uses_consumer_protocol(&self) -> bool {
         self.settings.group_protocol == GroupProtocol::Consumer
     }
@@ -147,8 +147,9 @@ impl Kafka {
         let mut client = self.base();
         // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
         client.set("queued.max.messages.kbytes", "4096");
-        // An answer of the broker is in memory whole, and several at a time: one that is parsed, and
-        // those that records in hand are a part of. A megabyte of each partition would be 50 MiB.
+        // An answer of the broker is in memory whole, and several at a time: one that is parsed,
+        // and those that records in hand are a part of. A megabyte of each partition would be 50
+        // MiB.
         client.set("fetch.max.bytes", "1048576");
         client.set("fetch.queue.backoff.ms", "10");
         client.set("statistics.interval.ms", "5000");
@@ -203,7 +204,8 @@ impl Kafka {
         let spawned = thread.spawn(move || {
             // librdkafka 2.12 dereferences a null pointer where the answer to a member's first
             // SyncGroup meets a client that is closing (confluentinc/librdkafka#5347). One that has
-            // left before does not look at it. A static member keeps its place, and is not affected.
+            // left before does not look at it. A static member keeps its place, and is not
+            // affected.
             if classic && !comes_back && client.assignment().is_ok_and(|own| own.count() == 0) {
                 client.unsubscribe();
             }

@@ -17,8 +17,8 @@ use super::{Kafka, SavedRecord};
 /// How long a dead letter may take to be acknowledged before its lane waits and tries again.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a letter is sent again to a topic that has just been told to take it, and how soon: its
-/// broker hears of that a moment later.
+/// How often a letter is sent again to a topic that has just been told to take it, and how soon:
+/// its broker hears of that a moment later.
 const AGAIN: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
 
@@ -116,8 +116,8 @@ impl DeadLetters {
         client
     }
 
-    /// Makes the topic where it is missing and may be made, and has it take what `sources` take. What
-    /// goes wrong is a warning: the topic is needed only once there is a dead letter.
+    /// Makes the topic where it is missing and may be made, and has it take what `sources` take.
+    /// What goes wrong is a warning: the topic is needed only once there is a dead letter.
     pub async fn ensure_topic(&self, sources: &[String]) {
         if let Err(error) = self.topic.ensure(sources).await {
             tracing::warn!(messaging.destination.name = self.topic.name(), %error,

@@ -1,8 +1,9 @@
-//! What the brokers tell of a group: partitions that no member has, and members with another assignor.
+//! What the brokers tell of a group: partitions that no member has, and members with another
+//! assignor.
 //!
-//! With the classic protocol and static membership there can be some for good: a member that is told
-//! to give partitions up, and is killed before it says that it has, is given the rest back when it
-//! returns, and the group is not asked to share out what nobody has.
+//! With the classic protocol and static membership there can be some for good: a member that is
+//! told to give partitions up, and is killed before it says that it has, is given the rest back
+//! when it returns, and the group is not asked to share out what nobody has.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -45,8 +46,8 @@ pub(crate) fn unowned_partitions(
     Ok(Some(unowned_partitions))
 }
 
-/// Whether nobody in `group` uses another assignor of the classic protocol than ours; `None` while it
-/// rebalances. A member of the new protocol is let in beside such members, and would share the
+/// Whether nobody in `group` uses another assignor of the classic protocol than ours; `None` while
+/// it rebalances. A member of the new protocol is let in beside such members, and would share the
 /// partitions with them. Blocks.
 ///
 /// # Errors

@@ -125,8 +125,8 @@ mod tests {
         assert_eq!(line["message"], "assigned");
         assert_eq!((&line["level"], &line["target"]), (&"INFO".into(), &"t".into()));
         assert_eq!(line["partition"], 3);
-        let stamp = line["timestamp"].as_str().expect("a time");
-        assert!(stamp.ends_with('Z') && stamp.parse::<jiff::Timestamp>().is_ok(), "{stamp}");
+        let logged = line["timestamp"].as_str().expect("a time");
+        assert!(logged.ends_with('Z') && logged.parse::<jiff::Timestamp>().is_ok(), "{logged}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Metrics of the process, rendered for Prometheus: the recorder, and what it learns from the engine.
+//! Metrics of the process, rendered for Prometheus: the recorder, and what it learns from the
+//! engine.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -82,7 +83,7 @@ pub fn gauges<'a>(consumers: impl Iterator<Item = (&'a str, Vitals)>, breakers: 
                 ("partition", partition.number.to_string()),
             ];
             gauge!(LAG, &labels).set(partition.lag as f64);
-            gauge!(WATERMARK_AGE, &labels).set(partition.waiting.as_secs_f64());
+            gauge!(COMMITTABLE_AGE, &labels).set(partition.waiting.as_secs_f64());
         }
     }
     for breaker in breakers.all() {
@@ -279,7 +280,7 @@ mod tests {
             assert!(text.contains(line), "{line} in\n{text}");
         }
         for (name, description) in ALL {
-            if ![OPEN, HELD_TOPICS, LAG, WATERMARK_AGE, BREAKER].contains(&name) {
+            if ![OPEN, HELD_TOPICS, LAG, COMMITTABLE_AGE, BREAKER].contains(&name) {
                 assert!(text.contains(&format!("# HELP {name} {description}")), "{name}");
             }
         }

@@ -24,8 +24,8 @@ pub(crate) struct Bounds {
     pub(crate) session: Duration,
     /// `DRAIN_DEADLINE`.
     pub(crate) drain: Duration,
-    /// How often who is at a member takes the claim again, a third of its lease: so long may he go on
-    /// without it when Redis forgot it.
+    /// How often who is at a member takes the claim again, a third of its lease: so long may he go
+    /// on without it when Redis forgot it.
     pub(crate) renewal: Duration,
     /// `CLIENT_REQUEST_TIMEOUT`.
     pub(crate) request: Duration,

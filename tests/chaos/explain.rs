@@ -2,9 +2,9 @@
 //!
 //! A member claims, sends, and confirms its claim when the answer came. What was confirmed is never
 //! sent again while Redis remembers it. So a repeat needs one of: an answer that got lost; a sender
-//! that was interrupted before it could confirm; or a Redis that forgot, together with a record that
-//! came again. What was committed does not come again, unless somebody who stood still had it in hand,
-//! and a connector's copy of it is known for one.
+//! that was interrupted before it could confirm; or a Redis that forgot, together with a record
+//! that came again. What was committed does not come again, unless somebody who stood still had it
+//! in hand, and a connector's copy of it is known for one.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -171,8 +171,8 @@ impl<'a> Explainer<'a> {
             (Harm::Frozen, Why::Frozen),
         ] {
             if self.of(&[harm], by_now).any(|found| {
-                // Who goes on may repeat what he sent before, or lost meanwhile: all of it where his
-                // session was over, and it may come back to him at once.
+                // Who goes on may repeat what he sent before, or lost meanwhile: all of it where
+                // his session was over, and it may come back to him at once.
                 let lost = found.to - found.from >= self.bounds.session;
                 let goes_on =
                     harm == Harm::Frozen && (at <= found.to || lost || self.returned(first, again));
@@ -215,8 +215,8 @@ impl<'a> Explainer<'a> {
         })
     }
 
-    /// Whether the partition of what arrived at `at` may have moved by `until`, so that it was given
-    /// up before it could be confirmed.
+    /// Whether the partition of what arrived at `at` may have moved by `until`, so that it was
+    /// given up before it could be confirmed.
     fn moved(&self, at: Duration, until: Duration, first: &Arrival, again: &Arrival) -> bool {
         let Bounds { session, drain, near, .. } = self.bounds;
         let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
@@ -238,8 +238,8 @@ impl<'a> Explainer<'a> {
     }
 
     /// Whether a cancel could come too soon after an upgrade, where the work at both was begun at
-    /// `begun` at the earliest: that somebody was at it, or what noted its time, was forgotten or out
-    /// of reach, or its sender could not note it.
+    /// `begun` at the earliest: that somebody was at it, or what noted its time, was forgotten or
+    /// out of reach, or its sender could not note it.
     pub(crate) fn unsettled(&self, begun: Duration, upgrade: &Arrival, cancel: &Arrival) -> bool {
         let near = self.bounds.near;
         let (at, until) = (upgrade.at, cancel.at);

@@ -6,7 +6,7 @@
 mod commands;
 mod effects;
 mod lives;
-mod place;
+mod log_position;
 
 use std::collections::VecDeque;
 

@@ -1,11 +1,11 @@
 //! Chaos: the real daemon in several processes, on a real Kafka of three brokers and a real Redis,
 //! while members, brokers, Redis, Inngest and Supabase fail as a seed says. An independent checker
-//! reads what was written, what arrived and what was committed, and holds it against the promises of
-//! behaviour section 8.
+//! reads what was written, what arrived and what was committed, and holds it against the promises
+//! of behaviour section 8.
 //!
 //! ```text
-//! cargo test --test chaos                                     some short seeds, and members that break promises
-//! cargo test --test chaos -- --seed 7 --minutes 10            one seed
+//! cargo test --test chaos                                     some short seeds, and members that
+//! break promises cargo test --test chaos -- --seed 7 --minutes 10            one seed
 //! cargo test --test chaos -- --seeds 1..=100 --minutes 0.5    many, as a table
 //! ```
 
@@ -200,9 +200,9 @@ enum Plays {
 }
 
 /// Plays a run. Whether a repeat is explained or a pause was long enough is judged by times, and a
-/// machine that stands still for a moment has them wrong: in the tests such an objection counts when
-/// it comes again. The same goes for what a sabotaged member must break, which rests on a race. What
-/// is lost, out of order, or committed early never counts as a matter of judgement.
+/// machine that stands still for a moment has them wrong: in the tests such an objection counts
+/// when it comes again. The same goes for what a sabotaged member must break, which rests on a
+/// race. What is lost, out of order, or committed early never counts as a matter of judgement.
 async fn play(services: &Arc<Services>, plays: Plays, run: impl Fn() -> Run) -> Played {
     let first = run();
     let sabotaged = first.sabotage != Sabotage::Nothing;

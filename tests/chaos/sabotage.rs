@@ -91,9 +91,9 @@ impl Sabotage {
 }
 
 /// What exposes every sabotage, and an honest daemon gets through: two members, of which one is
-/// killed again and again while Inngest resets connections, which it does in between too. Then Redis
-/// forgets everything, and a connector sends everything again: what was committed before must be
-/// known by its place in the log.
+/// killed again and again while Inngest resets connections, which it does in between too. Then
+/// Redis forgets everything, and a connector sends everything again: what was committed before must
+/// be known by its place in the log.
 pub(crate) fn plan(records: usize, rate: f64) -> plan::Plan {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds")]
     let at = |seconds: f64| (seconds * rate) as usize;
@@ -101,8 +101,8 @@ pub(crate) fn plan(records: usize, rate: f64) -> plan::Plan {
     let reset = |ms| Act::Inngest { fault: Fault::Reset, time: Duration::from_millis(ms) };
     let mut plan = plan::Plan {
         members: vec![Vec::new(), Vec::new()],
-        // A member that was killed is at work again at once, and has something in flight at the next
-        // kill.
+        // A member that was killed is at work again at once, and has something in flight at the
+        // next kill.
         static_members: true,
         redis: vec![(at(7.0), Act::EmptyRedis)],
         replays: vec![at(10.0)],

@@ -30,8 +30,8 @@ fn claims(url: &str) -> Claims {
     claims_for(url, WINDOW, OnOutage::Wait)
 }
 
-async fn claim(claims: &Claims, key: &str, owner: &str) -> Reply {
-    claims.claim(key.to_owned(), owner.into()).await.expect("Redis answers")
+async fn claim(claims: &Claims, key: &str, asker: &str) -> Reply {
+    claims.claim(key.to_owned(), asker.into()).await.expect("Redis answers")
 }
 
 async fn raw(url: &str) -> MultiplexedConnection {
@@ -54,8 +54,8 @@ async fn a_claim_is_its_records_own_also_after_a_crash_and_held_against_others_u
     );
     second.confirm(key.clone(), 42, 0).await.expect("Redis answers");
     let third = claims(redis());
-    for owner in ["g/t/0/7", "g/t/0/9"] {
-        assert_eq!(claim(&third, &key, owner).await, Reply::Done { accepted_ms: 42, due_ms: 0 });
+    for asker in ["g/t/0/7", "g/t/0/9"] {
+        assert_eq!(claim(&third, &key, asker).await, Reply::Done { accepted_ms: 42, due_ms: 0 });
     }
     assert_eq!(third.read(key).await, Some(Reply::Done { accepted_ms: 42, due_ms: 0 }));
 }
@@ -106,11 +106,11 @@ async fn a_claim_runs_out_with_its_window_and_is_renewed_by_claiming_again() {
 async fn hundreds_at_a_time_each_get_their_own_answer() {
     let claims = claims(redis());
     let prefix = unique("claim");
-    let everyone = async |owner: fn(usize) -> String| {
+    let everyone = async |asker: fn(usize) -> String| {
         let each = (0..1_000).map(|number| {
             let claims = &claims;
             let key = format!("{prefix}:{number}");
-            async move { claim(claims, &key, &owner(number)).await }
+            async move { claim(claims, &key, &asker(number)).await }
         });
         join_all(each).await
     };

@@ -1,5 +1,5 @@
-//! Every `decimal.handling.mode` x column type x value, as a real Debezium wrote them, decodes to what
-//! SQL said.
+//! Every `decimal.handling.mode` x column type x value, as a real Debezium wrote them, decodes to
+//! what SQL said.
 
 mod record;
 
@@ -32,7 +32,8 @@ const TABLES: [(&str, &[(&str, &str)]); 4] = [
     ("special", &[("final_amount", "numeric(12,2)"), ("fx_rate", "numeric")]),
 ];
 
-/// Values whose base64 could be decimal text: where nothing in the row tells, `auto` takes them for it.
+/// Values whose base64 could be decimal text: where nothing in the row tells, `auto` takes them for
+/// it.
 const EITHER: [&str; 3] = ["-26467.32", "-26620.87", "-29293.56"];
 
 /// Scales that no schema brings, and perhaps the mode.

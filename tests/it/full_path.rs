@@ -1,6 +1,6 @@
-//! The whole way: SQL on a real PostgreSQL, a real Debezium, a real Kafka, the real daemon, and the fake of Inngest.
-//! The fake of Supabase runs the daemon's calls on that PostgreSQL. Tables, functions, publication, roles and
-//! connector are those of `config/`.
+//! The whole way: SQL on a real PostgreSQL, a real Debezium, a real Kafka, the real daemon, and the
+//! fake of Inngest. The fake of Supabase runs the daemon's calls on that PostgreSQL. Tables,
+//! functions, publication, roles and connector are those of `config/`.
 
 mod connector;
 mod database;
@@ -79,7 +79,8 @@ struct Past {
 }
 
 impl Past {
-    /// Waits until everything that was committed has had its effect, compares, and answers the events.
+    /// Waits until everything that was committed has had its effect, compares, and answers the
+    /// events.
     async fn next(
         &mut self,
         world: &World,
@@ -189,8 +190,9 @@ async fn live(
     lost.chain([("reward", malformed.0)]).collect()
 }
 
-/// Each of these members, and no other, was evaluated to more than an entry tier and has this tier now; an upgrade is
-/// scheduled for `scheduled` alone, to Gold, a day after the points that make it.
+/// Each of these members, and no other, was evaluated to more than an entry tier and has this tier
+/// now; an upgrade is scheduled for `scheduled` alone, to Gold, a day after the points that make
+/// it.
 async fn tiers(world: &World, found: &[Event], members: &[(String, &str)], scheduled: &str) {
     for event in found {
         assert!(members.iter().any(|(user, _)| event.data["user_id"] == **user), "{event:?}");
@@ -226,7 +228,8 @@ async fn tiers(world: &World, found: &[Event], members: &[(String, &str)], sched
     }
 }
 
-/// Prints how long it takes from a purchase's commit, as its award carries it, to the award's acceptance.
+/// Prints how long it takes from a purchase's commit, as its award carries it, to the award's
+/// acceptance.
 async fn latency(world: &World) {
     let awards = |log: &crm_event_processors::fakes::Log| {
         log.events.iter().filter(|event| &*event.name == "currency/award").count()

@@ -1,5 +1,5 @@
-//! Inngest hangs while rows of many missions wait to be sent: what the daemon holds stays within its
-//! bound (behaviour section 8.5), and all of it arrives once Inngest answers again.
+//! Inngest hangs while rows of many missions wait to be sent: what the daemon holds stays within
+//! its bound (behaviour section 8.5), and all of it arrives once Inngest answers again.
 
 use std::collections::HashSet;
 

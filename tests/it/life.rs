@@ -27,8 +27,8 @@ pub(crate) fn purchases() -> Vec<Map<String, Value>> {
         .collect()
 }
 
-/// The same rows with the times of the database that a recording was made of: the two were not played
-/// at the same moment, and refunds of one purchase are told apart by their times.
+/// The same rows with the times of the database that a recording was made of: the two were not
+/// played at the same moment, and refunds of one purchase are told apart by their times.
 fn as_of(records: &[Recorded], mut purchases: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
     let mut times = BTreeMap::new();
     for record in records {

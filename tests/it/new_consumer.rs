@@ -1,4 +1,4 @@
-//! A sixth consumer, added as the crate docs say ("A further consumer"): everything of its own
+//! A further consumer, added as `docs/contributing.md` says: everything of its own
 //! stands in this file. It runs in the real daemon, on the embedded broker.
 
 use std::collections::BTreeSet;
@@ -103,7 +103,7 @@ impl Consumer for Forms {
     }
 }
 
-/// Counts outcomes, of the sixth consumer and of another.
+/// Counts outcomes, of the further consumer and of another.
 struct Counted(watch::Sender<(usize, usize)>);
 
 impl Observer for Counted {
@@ -146,7 +146,7 @@ fn expected() -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sixth_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
+async fn a_further_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
     let broker = Broker::start().expect("a broker");
     for topic in TOPICS {
         broker.create_topic(topic, 6).expect("a topic");

@@ -108,14 +108,14 @@ async fn ask(store: &impl Store, op: Op) -> Reply {
 /// The protocol of a claim that one record at a time holds, as every store must keep it.
 async fn protocol(store: &impl Store) {
     let key = unique("tier");
-    let acquire = |owner: &str, left_by: Option<&str>| Op::Acquire {
+    let acquire = |asker: &str, left_by: Option<&str>| Op::Acquire {
         key: key.clone(),
-        owner: owner.into(),
+        asker: asker.into(),
         left_by: left_by.map(Into::into),
         lease: LEASE,
     };
     let free =
-        |owner: &str, accepted_ms| Op::Free { key: key.clone(), owner: owner.into(), accepted_ms };
+        |asker: &str, accepted_ms| Op::Free { key: key.clone(), asker: asker.into(), accepted_ms };
     let acquired = |accepted_ms, resumed| Reply::Acquired { accepted_ms, resumed };
     let taken = |holder: &str| Reply::Taken { holder: holder.into() };
 
@@ -139,11 +139,11 @@ async fn protocol(store: &impl Store) {
     assert_eq!(ask(store, acquire("g/t/1/2", None)).await, acquired(Some(43), false));
 
     let lost = format!("{key}-lost");
-    ask(store, Op::Free { key: lost.clone(), owner: "g/t/0/1".into(), accepted_ms: 44 }).await;
-    let next = Op::Acquire { key: lost, owner: "g/t/0/2".into(), left_by: None, lease: LEASE };
+    ask(store, Op::Free { key: lost.clone(), asker: "g/t/0/1".into(), accepted_ms: 44 }).await;
+    let next = Op::Acquire { key: lost, asker: "g/t/0/2".into(), left_by: None, lease: LEASE };
     assert_eq!(ask(store, next).await, acquired(Some(44), false), "the time outlives its claim");
 
-    let claim = Op::Claim { key: format!("{key}-claim"), owner: "g/t/0/1".into() };
+    let claim = Op::Claim { key: format!("{key}-claim"), asker: "g/t/0/1".into() };
     let replies = store.execute(&[claim, free("g/t/1/2", 0), acquire("g/t/0/4", None)]).await;
     let replies = replies.expect("answers");
     assert_eq!(replies, [Reply::Granted, Reply::Granted, acquired(Some(0), false)], "in one go");
@@ -168,9 +168,9 @@ async fn a_claim_held_alone_follows_its_protocol_in_redis_and_runs_out_there() {
         let mut connection = connection.clone();
         redis::cmd("TTL").arg(&key).query_async(&mut connection).await.expect("an answer")
     };
-    let acquire = Op::Acquire { key: key.clone(), owner: "o".into(), left_by: None, lease: LEASE };
+    let acquire = Op::Acquire { key: key.clone(), asker: "o".into(), left_by: None, lease: LEASE };
     ask(&store, acquire).await;
     assert!((1..=60).contains(&seconds().await), "a claim that is left runs out with its lease");
-    ask(&store, Op::Free { key: key.clone(), owner: "o".into(), accepted_ms: 1 }).await;
+    ask(&store, Op::Free { key: key.clone(), asker: "o".into(), accepted_ms: 1 }).await;
     assert!((61..=300).contains(&seconds().await), "what is free is forgotten with the window");
 }

@@ -82,7 +82,8 @@ pub async fn demo(args: &Args) -> Result<bool, DemoError> {
     let (progress, mut heard) = mpsc::unbounded_channel();
     let screen = std::thread::spawn(move || {
         let mut screen = Screen::new(io::stdout(), colours);
-        // Dependencies of a daemon that was torn down may keep their end of the channel for a while.
+        // Dependencies of a daemon that was torn down may keep their end of the channel for a
+        // while.
         while let Some(progress) = heard.blocking_recv()
             && !matches!(progress, Progress::Over)
         {

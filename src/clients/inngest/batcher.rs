@@ -280,7 +280,8 @@ async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
     }
 }
 
-/// Evidence who answered where it may not have been Inngest. The address alone: the path holds the key.
+/// Evidence who answered where it may not have been Inngest. The address alone: the path holds the
+/// key.
 fn named(mut verdict: Verdict, wire: &Wire) -> Verdict {
     if let Verdict::Retry { evidence: Evidence::Unclear | Evidence::Nothing, message, .. } =
         &mut verdict

@@ -10,10 +10,10 @@
 //! - After a partial 400 what was accepted is done, the event where it stopped is tried alone, and
 //!   the rest goes on.
 //! - A batch that keeps failing with answers, or in any way while others are accepted, is halved
-//!   until the caller at fault is alone, after a settle time where no answer came, since halves come
-//!   under other ids; when others were accepted meanwhile, that caller gets an
-//!   [`SendError::Outage`] to count, and goes alone when it comes again. A gateway's answer (502, 503,
-//!   504, 408), a rate limit and an answer in another shape never take a batch apart.
+//!   until the caller at fault is alone, after a settle time where no answer came, since halves
+//!   come under other ids; when others were accepted meanwhile, that caller gets an
+//!   [`SendError::Outage`] to count, and goes alone when it comes again. A gateway's answer (502,
+//!   503, 504, 408), a rate limit and an answer in another shape never take a batch apart.
 //!
 //! What the caller of a pending `send` should know: an outage is not an error but a longer wait.
 //! While the breaker handed to [`Inngest::start`] is away, a pending `send` *waits* and is not in
@@ -70,15 +70,16 @@ pub struct InngestConfig {
     /// Bytes of an event, at most; a larger one is refused without asking. Default 3 MiB, the most
     /// that Inngest takes on any plan.
     pub max_event_bytes: usize,
-    /// Bytes of events that are written and not accepted yet, at most, unless one send alone has more:
-    /// for those who ask with [`Inngest::room`]. Default 16 MiB.
+    /// Bytes of events that are written and not accepted yet, at most, unless one send alone has
+    /// more: for those who ask with [`Inngest::room`]. Default 16 MiB.
     pub max_written_bytes: usize,
     /// Requests under way at a time. Default 4.
     pub requests: usize,
     /// Pause before a request is repeated. Default 100 ms to 30 s.
     pub backoff: Backoff,
-    /// How long a batch that was answered by silence, and is taken apart, waits first: what of it was
-    /// taken all the same must have settled before it comes again under other ids. Default 30 s.
+    /// How long a batch that was answered by silence, and is taken apart, waits first: what of it
+    /// was taken all the same must have settled before it comes again under other ids. Default 30
+    /// s.
     pub settle: Duration,
     /// Time-outs.
     pub http: HttpConfig,
@@ -199,8 +200,8 @@ impl Inngest {
         Ok(Self { submissions, max_event_bytes: config.max_event_bytes, room })
     }
 
-    /// Sends events in their order, within one request unless they exceed a whole one. Resolves when
-    /// all of them were accepted; no events are accepted at once.
+    /// Sends events in their order, within one request unless they exceed a whole one. Resolves
+    /// when all of them were accepted; no events are accepted at once.
     ///
     /// # Errors
     /// When Inngest refuses one of them; the rest of them is then not sent. An outage is waited out

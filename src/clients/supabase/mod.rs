@@ -154,8 +154,8 @@ impl Supabase {
         answered.map(|((), answer)| answer)
     }
 
-    /// As [`Supabase::rpc`], and decodes the answer: one that cannot be decoded is an outage of this
-    /// function, which its breaker is told.
+    /// As [`Supabase::rpc`], and decodes the answer: one that cannot be decoded is an outage of
+    /// this function, which its breaker is told.
     ///
     /// # Errors
     /// As [`Supabase::rpc`], and what `decode` says.
@@ -271,8 +271,8 @@ impl Supabase {
         })?;
         let outcome = self.exchange(&what, request).await;
         let latency = start.elapsed();
-        // Decoded before anybody is told that it went well: a function that answers in another shape
-        // is away for everybody who asks it.
+        // Decoded before anybody is told that it went well: a function that answers in another
+        // shape is away for everybody who asks it.
         let outcome = outcome.and_then(|(body, total)| {
             let breaker = Arc::clone(&breaker);
             let answer = Answer { body, what: what.into(), breaker, latency, total };

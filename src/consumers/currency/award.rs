@@ -96,8 +96,8 @@ impl Currency {
         }
     }
 
-    /// Whether claims have been kept for as long as a recent row can have existed, so that they know
-    /// everything that was awarded for it and taken back.
+    /// Whether claims have been kept for as long as a recent row can have existed, so that they
+    /// know everything that was awarded for it and taken back.
     async fn claims_tell(&self, cx: &Context, at: Moment) -> Result<bool, Failure> {
         let created = at.before(SignedDuration::try_from(RECENT).unwrap_or(IDS_KNOWN));
         Ok(cx.claims_since().await?.is_some_and(|since| since <= created))
@@ -174,8 +174,8 @@ impl Currency {
         Ok(Next::Award(decision.again, not_before))
     }
 
-    /// Whether a source of which claims know nothing may have been awarded and taken back before they
-    /// were emptied. Else it never counted, and its first award needs no other id.
+    /// Whether a source of which claims know nothing may have been awarded and taken back before
+    /// they were emptied. Else it never counted, and its first award needs no other id.
     async fn may_be_forgotten(
         &self,
         cx: &Context,
@@ -279,14 +279,15 @@ impl Currency {
 /// Nobody can tell whether an award sleeps: its record is set aside, never guessed at.
 pub(super) const AWARD_STATE_UNKNOWN: &str = "award_state_unknown";
 
-/// Whether a change is handled so late that Inngest may have forgotten the id that was used when its row
-/// was still recent.
+/// Whether a change is handled so late that Inngest may have forgotten the id that was used when
+/// its row was still recent.
 fn is_late(at: Moment) -> bool {
     let recent = SignedDuration::try_from(RECENT).unwrap_or(IDS_KNOWN);
     Timestamp::now().duration_since(at.commit_time()) > IDS_KNOWN - recent
 }
 
-/// When the award is due, by its merchant's settings. An unknown zone was logged when they were read.
+/// When the award is due, by its merchant's settings. An unknown zone was logged when they were
+/// read.
 fn due(settings: Option<&MerchantSettings>, now: Timestamp) -> Timestamp {
     let Some(settings) = settings else { return now };
     let due = award_time::award_time(settings, now);

@@ -1,5 +1,5 @@
-//! Partial refunds: debit rows, the purchase that each takes back, and its share of it (behaviour section
-//! 3, "Refunds").
+//! Partial refunds: debit rows, the purchase that each takes back, and its share of it (behaviour
+//! section 3, "Refunds").
 
 use std::time::{Duration, Instant};
 
@@ -148,13 +148,15 @@ impl Currency {
         let came_at = came_at(debit);
         if let Some(whole) = &decision.whole {
             let after_whole = whole.by.is_none_or(|by| came_at > Some(by.commit_time()));
-            // The purchase counts once more, and the debit is of that award, which is still to come.
+            // The purchase counts once more, and the debit is of that award, which is still to
+            // come.
             if !original.is_taken_back() && original.is_before(came_at) && after_whole {
                 self.wait_for(cx, "again")?;
             }
             return Ok(Share::nothing());
         }
-        // The memory of the whole is gone, or the whole is still to come: it decides by the same times.
+        // The memory of the whole is gone, or the whole is still to come: it decides by the same
+        // times.
         if !remembered && original.is_taken_back() && original.is_before(came_at) {
             return Ok(Share::nothing());
         }

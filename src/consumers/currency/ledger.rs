@@ -1,5 +1,5 @@
-//! Rows of the ledgers, as refunds ask for them: a debit's original, a purchase's debits, and what the
-//! wallet holds.
+//! Rows of the ledgers, as refunds ask for them: a debit's original, a purchase's debits, and what
+//! the wallet holds.
 
 use std::collections::BTreeSet;
 
@@ -213,8 +213,8 @@ impl Ledger {
         self.purchases(cx, merchant, ("transaction_number", number)).await
     }
 
-    /// The debits that take back this purchase now, the oldest first: those that are `early`, and the
-    /// others whose reversal the wallet holds. `decided` are known already.
+    /// The debits that take back this purchase now, the oldest first: those that are `early`, and
+    /// the others whose reversal the wallet holds. `decided` are known already.
     ///
     /// # Errors
     /// When Supabase cannot be asked.

@@ -1,4 +1,5 @@
-//! Currency: awards for purchases, referrals and missions, cancels and reverses (behaviour section 3).
+//! Currency: awards for purchases, referrals and missions, cancels and reverses (behaviour section
+//! 3).
 
 mod award;
 mod debit;

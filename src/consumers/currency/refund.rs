@@ -1,4 +1,5 @@
-//! Whole refunds, and what is decided about the refunds of a source (behaviour section 3, "Refunds").
+//! Whole refunds, and what is decided about the refunds of a source (behaviour section 3,
+//! "Refunds").
 
 use jiff::{SignedDuration, Timestamp};
 

@@ -1,4 +1,5 @@
-//! What refunds and deletes send: cancels of awards that may sleep, and reverses (behaviour section 3).
+//! What refunds and deletes send: cancels of awards that may sleep, and reverses (behaviour section
+//! 3).
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -77,8 +78,8 @@ impl Currency {
             self.sender.send_with(cx, write).await.map(Some)
         };
         let cancelled = cx.once(&named("cancel", kind, id, again), work).await?;
-        // After that, so that a mark which cannot be written does not cancel once more; and also where
-        // a debit of all of it has cancelled the award, which marks nothing.
+        // After that, so that a mark which cannot be written does not cancel once more; and also
+        // where a debit of all of it has cancelled the award, which marks nothing.
         if let Some(by) = mark {
             self.mark(cx, &award, first, by).await?;
         }
@@ -93,7 +94,8 @@ impl Currency {
         first: Option<String>,
         by: TakenBack,
     ) -> Result<(), Failure> {
-        // Rows are deleted by the million when a ledger is cleaned up: what is long past needs no mark.
+        // Rows are deleted by the million when a ledger is cleaned up: what is long past needs no
+        // mark.
         if by.deleted && cx.claim_state(award).await? == ClaimState::Nothing {
             return Ok(());
         }

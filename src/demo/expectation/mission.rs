@@ -17,23 +17,23 @@ pub(super) fn check(
 ) {
     let mut wanted = BTreeMap::new();
     for (event_type, row) in &expectation.mission {
-        let Some(owner) = expectation.owners.get(row) else {
+        let Some(tenant) = expectation.tenants.get(row) else {
             differences.missing.push(format!("the record of {event_type} {row}"));
             continue;
         };
-        for mission in active_missions(&owner.merchant_id, event_type) {
+        for mission in active_missions(&tenant.merchant_id, event_type) {
             let id = format!("{EVALUATE}:{mission}:{event_type}:{row}");
-            wanted.insert(id, (owner, mission, event_type, row));
+            wanted.insert(id, (tenant, mission, event_type, row));
         }
     }
     let arrived = by_id(seen, &[EVALUATE]);
     let must: BTreeSet<String> = wanted.keys().cloned().collect();
     differences.compare(&arrived, &must, &BTreeSet::new(), allowed.repeats);
-    for (id, (owner, mission, event_type, row)) in &wanted {
+    for (id, (tenant, mission, event_type, row)) in &wanted {
         for data in arrived.get(id).into_iter().flatten() {
             let named = [
-                ("user_id", &owner.user_id),
-                ("merchant_id", &owner.merchant_id),
+                ("user_id", &tenant.user_id),
+                ("merchant_id", &tenant.merchant_id),
                 ("mission_id", mission),
                 ("event_type", event_type),
                 ("trigger_id", row),

@@ -96,7 +96,8 @@ fn judge_member(
     }
 }
 
-/// Whether a cancel comes right before each upgrade, and none comes last: it would stop the upgrade.
+/// Whether a cancel comes right before each upgrade, and none comes last: it would stop the
+/// upgrade.
 fn in_order(sent: &[&Event]) -> bool {
     let begins = sent.first().is_some_and(|event| event.name == CANCELLED);
     let ends = sent.last().is_some_and(|event| event.name == UPGRADE);

@@ -146,7 +146,7 @@ async fn work_whose_claim_another_record_took_is_broken_off_and_counts_as_sent()
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
     let (key, lease) = (format!("g:{NAME}"), Duration::from_secs(300));
-    let thief = Op::Acquire { key, owner: "thief".into(), left_by: None, lease };
+    let thief = Op::Acquire { key, asker: "thief".into(), left_by: None, lease };
     let store = &scene.store.0;
     let work = async |held: LockGuard<'_>| {
         store.clear();
@@ -230,7 +230,7 @@ async fn work_that_another_record_did_meanwhile_starts_again_and_lets_that_settl
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
     let store = &scene.store.0;
-    let free = Op::Free { key: format!("g:{NAME}"), owner: "g/t/9/9".into(), accepted_ms: 500_000 };
+    let free = Op::Free { key: format!("g:{NAME}"), asker: "g/t/9/9".into(), accepted_ms: 500_000 };
     let work = async |_: LockGuard<'_>| {
         store.clear();
         store.execute(std::slice::from_ref(&free)).await.expect("answered");

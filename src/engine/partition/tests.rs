@@ -6,13 +6,14 @@ fn partition(start: Start) -> Partition {
 }
 
 fn start(offset: i64) -> Start {
-    let text = metadata::encode(offset, Log::default(), &Frontier::default(), &Default::default());
-    let Kept { log, frontier, completed } = metadata::decode(offset, &text).expect("its own");
+    let text =
+        metadata::encode(offset, Log::default(), &ReplayIndex::default(), &Default::default());
+    let Kept { log, replay_index, completed } = metadata::decode(offset, &text).expect("its own");
     Start {
         topic: "t".to_owned(),
         partition: 0,
         offset,
-        frontier,
+        replay_index,
         log,
         completed,
         committed: Some(offset),
@@ -23,7 +24,7 @@ fn start(offset: i64) -> Start {
 }
 
 fn handle(partition: &mut Partition, offset: i64, written_ms: i64) {
-    let passed = Passed { stamp: None, written: Some((written_ms, offset)) };
+    let passed = Passed { logged: None, written: Some((written_ms, offset)) };
     assert_eq!(partition.admit(offset, passed, 1), Admission::Fresh);
     assert!(partition.complete(offset, 1));
 }
@@ -44,7 +45,7 @@ fn a_commit_tells_when_the_newest_record_that_it_passed_was_written() {
     for (offset, written_ms) in [(5, 100), (6, 300), (7, 200)] {
         handle(&mut partition, offset, written_ms);
     }
-    let open = Passed { stamp: None, written: Some((400, 8)) };
+    let open = Passed { logged: None, written: Some((400, 8)) };
     assert_eq!(partition.admit(8, open, 1), Admission::Fresh);
     let commit = partition.commit();
     let kept = metadata::decode(commit.offset, &commit.metadata).expect("its own");

@@ -7,13 +7,13 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::effects::{cancelled, effect, evaluated, letter, merchant, missions, reversed};
-use super::place::Place;
+use super::log_position::LogPosition;
 use super::{CLAIMS, CODES, Change, FORMS, Load, PURCHASES, REFERRALS, Row, WALLETS};
 use crate::history::Effect;
 
 pub(super) struct Maker {
     pub(super) rng: Rng,
-    pub(super) place: Place,
+    pub(super) place: LogPosition,
     pub(super) load: Load,
     /// Minutes by which a merchant delays awards, by its number.
     pub(super) delays: Vec<i64>,
@@ -36,7 +36,13 @@ impl Maker {
             object(row)
         });
         let load = Load { merchants: merchants.collect(), ..Load::default() };
-        Self { rng, place: Place { last_commit: 1 << 24, transaction: 1_000 }, load, delays, note }
+        Self {
+            rng,
+            place: LogPosition { last_commit: 1 << 24, transaction: 1_000 },
+            load,
+            delays,
+            note,
+        }
     }
 
     pub(super) fn id(&mut self) -> String {
@@ -138,8 +144,9 @@ impl Maker {
         changes.done
     }
 
-    /// A purchase of which up to three debit rows take parts, and that is refunded as a whole before,
-    /// between or after them. The whole takes what they leave, so that it is 100 % together.
+    /// A purchase of which up to three debit rows take parts, and that is refunded as a whole
+    /// before, between or after them. The whole takes what they leave, so that it is 100 %
+    /// together.
     fn refunds(&mut self) -> VecDeque<Change> {
         let (number, user, id) = (self.rng.usize(..self.delays.len()), self.user(), self.id());
         let mut row = self.purchase_row(&id, number, &user, false);

@@ -108,7 +108,7 @@ async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
             assert_eq!(ended, scene.fed(table).await as f64, "{consumer} {topic}");
             let partitions = metrics.samples(metric_names::LAG, &labels).len();
             assert_eq!(partitions, 6, "a lag for each partition: {consumer} {topic}\n{metrics}");
-            assert_eq!(metrics.samples(metric_names::WATERMARK_AGE, &labels).len(), partitions);
+            assert_eq!(metrics.samples(metric_names::COMMITTABLE_AGE, &labels).len(), partitions);
         }
         let of = [("consumer", *consumer)];
         let skipped = metrics.sum(metric_names::RECORDS, &[of[0], ("outcome", "skipped")]);

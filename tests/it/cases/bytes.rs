@@ -17,7 +17,8 @@ const NAME: &[u8] = b"caf\xe9";
 fn headers() -> OwnedHeaders {
     let headers = OwnedHeaders::new();
     let value = b"\xff1";
-    // SAFETY: the binding makes this reference of librdkafka's pointer, and name and value are copied.
+    // SAFETY: the binding makes this reference of librdkafka's pointer, and name and value are
+    // copied.
     unsafe {
         let native = ptr::from_ref(headers.as_borrowed()).cast_mut().cast();
         let (name, size) = (NAME.as_ptr().cast(), NAME.len().cast_signed());

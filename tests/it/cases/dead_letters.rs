@@ -1,5 +1,5 @@
-//! Dead letters that are produced to their topics again, long after what they were set aside among was
-//! finished.
+//! Dead letters that are produced to their topics again, long after what they were set aside among
+//! was finished.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
-//! A change that the broker refused as too large, and that comes once it takes it: after what followed
-//! it was finished.
+//! A change that the broker refused as too large, and that comes once it takes it: after what
+//! followed it was finished.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! The demo as a newcomer runs it, with every fault: what arrives is what the recordings expectation.
+//! The demo as a newcomer runs it, with every fault: what arrives is what the recordings
+//! expectation.
 
 use std::time::Duration;
 

@@ -53,7 +53,7 @@ fn perfect(expectation: &Expectation) -> Received {
         evaluate(member, &mut seen);
     }
     for (event_type, row) in &expectation.mission {
-        let owner = &expectation.owners[row];
+        let owner = &expectation.tenants[row];
         for mission in active_missions(&owner.merchant_id, event_type) {
             let id = format!("mission/evaluate:{mission}:{event_type}:{row}");
             let data = json!({"user_id": owner.user_id, "merchant_id": owner.merchant_id,

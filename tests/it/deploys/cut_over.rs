@@ -1,8 +1,8 @@
 //! The old service left a group behind: the daemon goes on exactly where it stood.
 //!
-//! KafkaJS, seen with version 2.2: protocol type `consumer`, assignor `RoundRobinAssigner`, offsets of
-//! the next record with null metadata (librdkafka writes an empty text), and none for a partition
-//! that it never got a record of. A plain client with `roundrobin` stands in for it here.
+//! KafkaJS, seen with version 2.2: protocol type `consumer`, assignor `RoundRobinAssigner`, offsets
+//! of the next record with null metadata (librdkafka writes an empty text), and none for a
+//! partition that it never got a record of. A plain client with `roundrobin` stands in for it here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

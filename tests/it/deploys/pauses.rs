@@ -51,8 +51,8 @@ fn has_moved(step: &Step, place: &Place) -> bool {
     step.before.get(place) != step.after.get(place)
 }
 
-/// The longest time between two events of one partition that ended in a step: each lasts until every
-/// partition goes on.
+/// The longest time between two events of one partition that ended in a step: each lasts until
+/// every partition goes on.
 fn longest_within(accepted: &[Duration], step: &Step) -> Duration {
     let pairs = accepted.windows(2).map(|pair| (pair[0], pair[1]));
     let ended = pairs.filter(|(_, to)| *to > step.from && *to <= step.to);

@@ -1,4 +1,5 @@
-//! What the rules demand of a stretch of the run, written after behaviour.md, and comparing it with what came.
+//! What the rules demand of a stretch of the run, written after behaviour.md, and comparing it with
+//! what came.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +54,8 @@ impl Expected {
         self.add(format!("currency/reverse:purchase:{id}"), data);
     }
 
-    /// An evaluation of the one mission of Noodles that `event_type` may advance; of the row only `row` is compared.
+    /// An evaluation of the one mission of Noodles that `event_type` may advance; of the row only
+    /// `row` is compared.
     pub(super) fn mission(&mut self, event_type: &str, id: &str, user: &str, row: Value) {
         let mission = match event_type {
             "purchase" | "points_earned" => FIVE_BOWLS,
@@ -73,7 +75,8 @@ impl Expected {
         self.add(id.to_owned(), data);
     }
 
-    /// That these events were found, each once, and no others but those of tiers. `since` is when the stretch began.
+    /// That these events were found, each once, and no others but those of tiers. `since` is when
+    /// the stretch began.
     pub(super) fn compare(&self, stretch: &str, found: Vec<Event>, since: Timestamp) {
         let mut seen = BTreeMap::new();
         for event in found.into_iter().filter(|event| !event.name.starts_with("tier/")) {
@@ -93,7 +96,8 @@ impl Expected {
                 let at = data.as_object_mut().and_then(|data| data.remove("award_datetime"));
                 let at = at.as_ref().and_then(Value::as_str).expect("a time");
                 let at: Timestamp = at.parse().expect("RFC 3339");
-                // Its change was committed in between; the connector tells when in whole milliseconds.
+                // Its change was committed in between; the connector tells when in whole
+                // milliseconds.
                 let began = since - SignedDuration::from_millis(1);
                 let due = if demanded["merchant_id"] == BOOKS { due_at_books } else { |at| at };
                 let between = due(began)..=due(Timestamp::now());

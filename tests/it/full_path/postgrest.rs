@@ -1,7 +1,8 @@
-//! PostgREST, as far as the daemon uses it, on a real database: functions with named arguments, rows by filters.
+//! PostgREST, as far as the daemon uses it, on a real database: functions with named arguments,
+//! rows by filters.
 //!
-//! Written after PostgREST 14's documentation (errors, functions as RPC, transactions) and not after what the daemon
-//! hopes for. It runs everything under the role that the key stands for.
+//! Written after PostgREST 14's documentation (errors, functions as RPC, transactions) and not
+//! after what the daemon hopes for. It runs everything under the role that the key stands for.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -194,7 +195,8 @@ impl Function {
     }
 }
 
-/// A query for rows, in SQL: the rows of the page as a JSON array, their number, and the number of all.
+/// A query for rows, in SQL: the rows of the page as a JSON array, their number, and the number of
+/// all.
 struct Select {
     query: String,
     offset: u32,

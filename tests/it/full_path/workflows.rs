@@ -1,8 +1,9 @@
 //! What Inngest's workflows do about currency: credit the wallet, and take back.
 //!
-//! As the real ones do it, in small: an award that is due is credited, one that is delayed sleeps until its cancel; an
-//! event id runs once; an event with a time runs at that time; a reverse takes back the share of what was credited for
-//! its source. What sleeps longer than a test lasts is woken by it, in the order in which it is due.
+//! As the real ones do it, in small: an award that is due is credited, one that is delayed sleeps
+//! until its cancel; an event id runs once; an event with a time runs at that time; a reverse takes
+//! back the share of what was credited for its source. What sleeps longer than a test lasts is
+//! woken by it, in the order in which it is due.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-/// How long an award that is due takes until it is credited: a reverse that comes earlier finds nothing.
+/// How long an award that is due takes until it is credited: a reverse that comes earlier finds
+/// nothing.
 const CREDIT_TAKES: SignedDuration = SignedDuration::from_millis(250);
 /// A cancel that comes sooner after its award than this finds no run yet, and is ignored for good.
 const RUN_CREATED_AFTER: SignedDuration = SignedDuration::from_millis(500);
@@ -196,8 +198,8 @@ const CREDIT: &str = "
          LATERAL (SELECT coalesce(sum(w.signed_amount), 0) AS balance FROM wallet_ledger w
                   WHERE w.user_id = a.user_id AND w.merchant_id = a.merchant_id AND w.currency = r.currency_type) b";
 
-/// Of the source's latest award. Shares are added up before they are rounded, or three thirds would leave a rest, and
-/// end at the whole of it.
+/// Of the source's latest award. Shares are added up before they are rounded, or three thirds would
+/// leave a rest, and end at the whole of it.
 const TAKE_BACK: &str = "
     WITH e AS (
       SELECT source_type, source_id, coalesce(original_source_id, source_id) AS original,

@@ -1,5 +1,5 @@
-//! Everything that the full path needs, running: database, connector, broker, daemon, and the fake with its database
-//! behind it.
+//! Everything that the full path needs, running: database, connector, broker, daemon, and the fake
+//! with its database behind it.
 
 use std::sync::Arc;
 
@@ -62,7 +62,8 @@ impl World {
             .with("INNGEST_CANCEL_SETTLE", "1s")
             .with("CURRENCY_ORIGINAL_PATIENCE", "2s")
             .with("COMMIT_INTERVAL", "100ms")
-            // The topic of redemptions has one name: other tests' lie there, which this database refuses.
+            // The topic of redemptions has one name: other tests' lie there, which this database
+            // refuses.
             .with("DLQ_FLOOD", "off")
             .start();
         let connector = Connector::start(database, &prefix).await;
@@ -107,8 +108,8 @@ impl World {
         kafka::produce(self.brokers, records).await;
     }
 
-    /// Waits until nothing is under way any more: neither changes of the database nor events, nor what the workflows
-    /// write because of them.
+    /// Waits until nothing is under way any more: neither changes of the database nor events, nor
+    /// what the workflows write because of them.
     pub(super) async fn settled(&self, workflows: &Workflows) -> Progress {
         let mut before = workflows.handled(0).await;
         loop {
@@ -131,7 +132,8 @@ impl World {
         }
     }
 
-    /// Waits until all that is committed by now lies in Kafka: a code that nobody ever gets comes after it.
+    /// Waits until all that is committed by now lies in Kafka: a code that nobody ever gets comes
+    /// after it.
     async fn streamed(&self) {
         let code = format!("{:016x}", fastrand::u64(..));
         let insert = format!(

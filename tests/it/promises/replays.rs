@@ -4,44 +4,44 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crm_event_processors::cdc::{self, Decoded, Options};
-use crm_event_processors::engine::frontier::{Finished, Frontier, Stamp};
 use crm_event_processors::engine::intake;
+use crm_event_processors::engine::replay_index::{Finished, LoggedChange, ReplayIndex};
 use crm_event_processors::recording::Recorded;
 
 use super::world::World;
 use crate::support::recordings::recorded;
 
-/// The stamps of a recording's changes, in order.
-fn stamps(records: impl Iterator<Item = Recorded>) -> Vec<Stamp> {
-    let stamp = |record: Recorded| {
+/// The logged changes of a recording's changes, in order.
+fn logged_changes(records: impl Iterator<Item = Recorded>) -> Vec<LoggedChange> {
+    let logged = |record: Recorded| {
         record.lend(|record| match cdc::decode(record, &Options::default()) {
-            Ok(Decoded::Change(change)) => intake::stamp(&change, record.key),
+            Ok(Decoded::Change(change)) => intake::logged(&change, record.key),
             _ => None,
         })
     };
-    records.filter_map(stamp).collect()
+    records.filter_map(logged).collect()
 }
 
 type Identity = (u32, u32, u64, Option<u64>);
 
-fn identity(stamp: &Stamp) -> Identity {
-    (stamp.source, stamp.tie, stamp.position.lsn, stamp.position.tx_id)
+fn identity(logged: &LoggedChange) -> Identity {
+    (logged.source, logged.tie, logged.position.lsn, logged.position.tx_id)
 }
 
 /// Plays a partition's changes, which end in random order while up to `lag` of them are open.
 /// Answers how many copies of ended changes were not recognised, and how many true changes were
 /// taken for copies.
-fn play(stamps: &[Stamp], lag: usize, random: &mut fastrand::Rng) -> (usize, usize) {
-    let (mut frontier, mut finished) = (Frontier::default(), Finished::default());
-    let mut open: VecDeque<(Stamp, bool)> = VecDeque::new();
+fn play(logged_changes: &[LoggedChange], lag: usize, random: &mut fastrand::Rng) -> (usize, usize) {
+    let (mut replay_index, mut finished) = (ReplayIndex::default(), Finished::default());
+    let mut open: VecDeque<(LoggedChange, bool)> = VecDeque::new();
     let (mut seen, mut ended) = (HashSet::new(), HashSet::new());
     let (mut missed, mut false_replays) = (0, 0);
-    for stamp in stamps {
-        let replay = frontier.covers(stamp) || finished.contains(stamp);
-        let copy = !seen.insert(identity(stamp));
-        missed += usize::from(ended.contains(&identity(stamp)) && !replay);
+    for logged in logged_changes {
+        let replay = replay_index.covers(logged) || finished.contains(logged);
+        let copy = !seen.insert(identity(logged));
+        missed += usize::from(ended.contains(&identity(logged)) && !replay);
         false_replays += usize::from(!copy && replay);
-        open.push_back((*stamp, false));
+        open.push_back((*logged, false));
         while open.iter().filter(|(_, done)| !done).count() >= lag {
             let at = random.usize(0..open.len());
             if std::mem::replace(&mut open[at].1, true) {
@@ -49,9 +49,9 @@ fn play(stamps: &[Stamp], lag: usize, random: &mut fastrand::Rng) -> (usize, usi
             }
             finished.insert(&open[at].0);
             ended.insert(identity(&open[at].0));
-            while let Some((stamp, true)) = open.front() {
-                finished.remove(stamp);
-                frontier.pass(stamp);
+            while let Some((logged, true)) = open.front() {
+                finished.remove(logged);
+                replay_index.pass(logged);
                 open.pop_front();
             }
         }
@@ -76,10 +76,10 @@ fn whatever_ends_first_every_finished_change_is_known_and_no_true_change_is_take
         }
         let mut changes = 0;
         for (partition, records) in partitions {
-            let stamps = stamps(records.into_iter());
-            changes += stamps.len();
+            let logged_changes = logged_changes(records.into_iter());
+            changes += logged_changes.len();
             for lag in [1, 5, 60] {
-                let found = play(&stamps, lag, &mut random);
+                let found = play(&logged_changes, lag, &mut random);
                 let place = format!("{name} {partition:?} with {lag} open");
                 assert_eq!(found, (0, 0), "{place}: (missed, taken for copies)");
             }
@@ -104,8 +104,8 @@ fn copies(records: &[Recorded]) -> Vec<(usize, usize)> {
     let mut first = HashMap::new();
     let mut copies = Vec::new();
     for (at, record) in records.iter().enumerate() {
-        for stamp in stamps(std::iter::once(record.clone())) {
-            let original = *first.entry(identity(&stamp)).or_insert(at);
+        for logged in logged_changes(std::iter::once(record.clone())) {
+            let original = *first.entry(identity(&logged)).or_insert(at);
             if original != at {
                 copies.push((original, at));
             }

@@ -1,5 +1,5 @@
-//! Behaviour section 8.1 with 8.2: what was completed above the watermark is not worked on again
-//! after a restart, as far as the commit's metadata can hold it.
+//! Behaviour section 8.1 with 8.2: what was completed above the committable offset is not worked on
+//! again after a restart, as far as the commit's metadata can hold it.
 
 use std::time::Instant;
 
@@ -9,7 +9,8 @@ use crm_event_processors::engine::{Failure, Outcome};
 use super::stage::{NEVER, Stage};
 
 #[tokio::test]
-async fn what_lies_above_the_watermark_is_not_repeated_and_its_metadata_stays_within_bounds() {
+async fn what_lies_above_the_committable_offset_is_not_repeated_and_its_metadata_stays_within_bounds()
+ {
     const RECORDS: i64 = 30_000;
     let mut stage = Stage::new(1).await;
     stage.settings.bounds.records = 40_000;

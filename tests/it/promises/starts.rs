@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crm_event_processors::config::OffsetReset;
 use crm_event_processors::engine::Outcome;
 use crm_event_processors::engine::backpressure::PATIENCE;
-use crm_event_processors::engine::frontier::Frontier;
 use crm_event_processors::engine::metadata::{self, Log};
 use crm_event_processors::engine::offsets::OffsetMap;
+use crm_event_processors::engine::replay_index::ReplayIndex;
 use jiff::Timestamp;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -185,7 +185,8 @@ async fn a_log_that_was_cut_back_goes_on_at_the_first_record_not_older_than_the_
     produce(kafka(), records).await;
     // The newest that was finished was written after the third and before the fourth.
     let log = Log { newest_ms: Some(now - 60_000 + 2_500), topic: None };
-    commit(&stage, 9, metadata::encode(9, log, &Frontier::default(), &OffsetMap::default())).await;
+    commit(&stage, 9, metadata::encode(9, log, &ReplayIndex::default(), &OffsetMap::default()))
+        .await;
     let member = stage.start(async |_| Ok(Outcome::Sent));
     stage.until_committed(0, 5).await;
     let seen = member.stop().await;
@@ -200,7 +201,7 @@ async fn offsets_that_a_tool_translated_mark_nothing_as_done() {
     stage.send(&[(0, "a", "1"); 8]).await;
     // Of the original's log, in which everything but the first of these was finished.
     let completed = OffsetMap::from_ascending(21..28);
-    let text = metadata::encode(20, Log::default(), &Frontier::default(), &completed);
+    let text = metadata::encode(20, Log::default(), &ReplayIndex::default(), &completed);
     commit(&stage, 2, text).await;
     let member = stage.start(async |_| Ok(Outcome::Sent));
     stage.until_committed(0, 8).await;
@@ -247,7 +248,8 @@ async fn a_topic_that_was_made_anew_while_nobody_looked_is_read_from_its_beginni
     member.stop().await;
 }
 
-/// Cuts a partition's log back to its first `records`, each a batch of its own, of a broker that is down.
+/// Cuts a partition's log back to its first `records`, each a batch of its own, of a broker that is
+/// down.
 fn cut_back(log: &Path, records: usize) {
     let bytes = fs::read(log).expect("the log");
     let mut end = 0;

@@ -191,7 +191,7 @@ fn check(record: &Recorded, consumers: &[Arc<dyn AnyConsumer>], tally: &mut Tall
                 }
                 check_amounts(change);
                 let placed = change.position.is_some() && !change.snapshot;
-                assert_eq!(intake::stamp(change, lent.key).is_some(), placed);
+                assert_eq!(intake::logged(change, lent.key).is_some(), placed);
                 check_packaging(record, change);
             }
         }
@@ -417,22 +417,24 @@ fn whatever_stands_in_a_commits_metadata_is_read_or_ignored() {
         let mut bytes = vec![0; rng.usize(..200)];
         rng.fill(&mut bytes);
         // Its own beginning, so that more than the first look is taken.
-        let watermark = rng.i64(0..1 << 62);
-        let (log, frontier, completed) = Default::default();
-        let own = metadata::encode(watermark, log, &frontier, &completed);
+        let committable = rng.i64(0..1 << 62);
+        let (log, replay_index, completed) = Default::default();
+        let own = metadata::encode(committable, log, &replay_index, &completed);
         let text =
             format!("{}{}", &own[..own.len().min(rng.usize(..=own.len()))], BASE64.encode(&bytes));
-        check_metadata(watermark, &text);
+        check_metadata(committable, &text);
         let mut text = text.into_bytes();
         spoil(&mut text, &bytes, &mut rng);
-        check_metadata(watermark, &String::from_utf8_lossy(&text));
+        check_metadata(committable, &String::from_utf8_lossy(&text));
     }
 }
 
 /// What is read is written as something that can be read.
-fn check_metadata(watermark: i64, text: &str) {
-    if let Ok(kept) = metadata::decode(watermark, text) {
-        let again = metadata::encode(watermark, kept.log, &kept.frontier, &kept.completed);
-        assert!(again.len() <= metadata::MAX_BYTES && metadata::decode(watermark, &again).is_ok());
+fn check_metadata(committable: i64, text: &str) {
+    if let Ok(kept) = metadata::decode(committable, text) {
+        let again = metadata::encode(committable, kept.log, &kept.replay_index, &kept.completed);
+        assert!(
+            again.len() <= metadata::MAX_BYTES && metadata::decode(committable, &again).is_ok()
+        );
     }
 }

@@ -1,9 +1,9 @@
-//! The source to real services: an address from the environment, else a container where a Docker engine answers, else
-//! started natively by `tests/services/up`.
+//! The source to real services: an address from the environment, else a container where a Docker
+//! engine answers, else started natively by `tests/services/up`.
 //!
-//! What is started here is shared by all tests of the process and ends with it, however it ends. A test that needs a
-//! service and gets none fails and says what to do; it never passes silently. A test that stops or kills a service
-//! takes one of its own, always a native one.
+//! What is started here is shared by all tests of the process and ends with it, however it ends. A
+//! test that needs a service and gets none fails and says what to do; it never passes silently. A
+//! test that stops or kills a service takes one of its own, always a native one.
 
 mod docker;
 pub(crate) mod native;
@@ -17,7 +17,8 @@ use self::source::{ServiceSource, connect_source, service_source};
 
 type Shared<T> = OnceLock<Result<T, String>>;
 
-/// Bootstrap servers of the shared Kafka: `TEST_KAFKA`, else one broker of our own. Blocks while it starts.
+/// Bootstrap servers of the shared Kafka: `TEST_KAFKA`, else one broker of our own. Blocks while it
+/// starts.
 pub(crate) fn kafka() -> &'static str {
     static KAFKA: Shared<String> = Shared::new();
     shared::<String>(&KAFKA, "kafka", "TEST_KAFKA", || match kafka_door() {
@@ -29,7 +30,8 @@ pub(crate) fn kafka() -> &'static str {
 
 /// URL of the shared Redis: `TEST_REDIS`, else one of our own. Blocks while it starts.
 ///
-/// Tests use keys of their own ([`super::unique`]); one that flushes or stops it takes [`Redis::own`].
+/// Tests use keys of their own ([`super::unique`]); one that flushes or stops it takes
+/// [`Redis::own`].
 pub(crate) fn redis() -> &'static str {
     static REDIS: Shared<String> = Shared::new();
     shared::<String>(&REDIS, "redis", "TEST_REDIS", || match door_of("TEST_REDIS") {
@@ -39,10 +41,11 @@ pub(crate) fn redis() -> &'static str {
     })
 }
 
-/// URL of the shared PostgreSQL, as its superuser: `TEST_POSTGRES`, else one of our own. Blocks while it starts.
+/// URL of the shared PostgreSQL, as its superuser: `TEST_POSTGRES`, else one of our own. Blocks
+/// while it starts.
 ///
-/// Tests make databases of their own. What belongs to the server and not to a database (roles, replication slots) is
-/// there once: a server that is given must be without those of `config/`.
+/// Tests make databases of their own. What belongs to the server and not to a database (roles,
+/// replication slots) is there once: a server that is given must be without those of `config/`.
 pub(crate) fn postgres() -> &'static str {
     static POSTGRES: Shared<String> = Shared::new();
     shared::<String>(&POSTGRES, "postgres", "TEST_POSTGRES", || match postgres_door() {
@@ -60,7 +63,8 @@ pub(crate) struct Connect {
     pub(crate) database: (String, u16),
 }
 
-/// The shared Kafka Connect: `TEST_CONNECT`, else one of our own. Blocks while it starts, and Kafka and PostgreSQL.
+/// The shared Kafka Connect: `TEST_CONNECT`, else one of our own. Blocks while it starts, and Kafka
+/// and PostgreSQL.
 pub(crate) fn connect() -> &'static Connect {
     static CONNECT: Shared<Connect> = Shared::new();
     let start = || {

@@ -258,13 +258,13 @@ async fn every_change_of_an_evaluation_that_is_poison_becomes_a_dead_letter() {
 async fn a_member_that_another_process_is_at_waits_and_the_others_go_on() {
     let scene = Scene::new(maintain).await.with_topics().await;
     let (key, lease) = (scene.claim("busy"), Duration::from_secs(300));
-    let acquire = Op::Acquire { key, owner: "elsewhere".into(), left_by: None, lease };
+    let acquire = Op::Acquire { key, asker: "elsewhere".into(), left_by: None, lease };
     scene.elsewhere(acquire).await;
     let daemon = scene.environment("0s").start();
     scene.trigger("purchase_ledger", 0, "busy").await;
     scene.taken().await;
     assert_eq!(scene.seen.count("busy"), 0, "another process is at it");
-    let free = Op::Free { key: scene.claim("busy"), owner: "elsewhere".into(), accepted_ms: 0 };
+    let free = Op::Free { key: scene.claim("busy"), asker: "elsewhere".into(), accepted_ms: 0 };
     scene.elsewhere(free).await;
     scene.evaluated("busy", 1).await;
     scene.caught_up().await;
@@ -275,7 +275,7 @@ async fn a_member_that_another_process_is_at_waits_and_the_others_go_on() {
 async fn an_upgrade_that_another_process_sent_is_left_to_settle() {
     let scene = Scene::new(maintain).await.with_topics().await;
     let accepted_ms = Timestamp::now().as_millisecond() + HOUR_MS;
-    let free = Op::Free { key: scene.claim("fresh"), owner: "elsewhere".into(), accepted_ms };
+    let free = Op::Free { key: scene.claim("fresh"), asker: "elsewhere".into(), accepted_ms };
     scene.elsewhere(free).await;
     let daemon = scene.environment("1s").start();
     scene.trigger("purchase_ledger", 0, "fresh").await;

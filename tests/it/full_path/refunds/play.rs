@@ -122,7 +122,7 @@ pub(super) struct Play {
     pub(super) debits: Vec<Debit>,
     pub(super) style: Style,
     /// Whether the application keeps `updated_at`.
-    pub(super) stamps: bool,
+    pub(super) logged_changes: bool,
     /// Those up to `born` come before the rest, whatever the style.
     pub(super) ops: Vec<Op>,
     pub(super) born: usize,
@@ -130,8 +130,8 @@ pub(super) struct Play {
     pub(super) tail: usize,
     /// What is left, where it is not what the ops say by themselves.
     pub(super) left: Option<Cents>,
-    /// Rows (0: the purchase, else a debit counted from 1) that are set aside, and why; empty: for whatever
-    /// reason.
+    /// Rows (0: the purchase, else a debit counted from 1) that are set aside, and why; empty: for
+    /// whatever reason.
     pub(super) letters: Vec<(usize, &'static str)>,
 }
 
@@ -162,7 +162,7 @@ impl Play {
             amount,
             debits,
             style: Style::OneSession,
-            stamps: true,
+            logged_changes: true,
             ops,
             born: 1,
             tail: 0,
@@ -232,9 +232,9 @@ impl Play {
     }
 
     fn sql(&self, op: &Op) -> String {
-        let stamp = if self.stamps { ", updated_at = now()" } else { "" };
+        let logged = if self.logged_changes { ", updated_at = now()" } else { "" };
         let set = |id: &str, what: &str| {
-            format!("UPDATE purchase_ledger SET {what}{stamp} WHERE id = '{id}'")
+            format!("UPDATE purchase_ledger SET {what}{logged} WHERE id = '{id}'")
         };
         match op {
             Op::Buy(status) => self.insert(&self.id, self.amount, status, "credit"),

@@ -1,4 +1,5 @@
-//! Where the plays are played: a database, a connector, a daemon that may be killed, and what stands behind it.
+//! Where the plays are played: a database, a connector, a daemon that may be killed, and what
+//! stands behind it.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -160,8 +161,8 @@ impl Stage {
         futures::stream::iter(steps).for_each_concurrent(AT_ONCE, |step| self.commit(step)).await;
     }
 
-    /// Each of these plays from a step on (`MAX`: after the purchase's birth) to its end, without waiting for what it
-    /// causes.
+    /// Each of these plays from a step on (`MAX`: after the purchase's birth) to its end, without
+    /// waiting for what it causes.
     pub(super) async fn play(&self, plays: &[Play], from: usize) {
         let play = async |play: &Play| {
             let from = if from == usize::MAX { play.born } else { from };
@@ -206,7 +207,8 @@ impl Stage {
         self.crm.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     }
 
-    /// Waits until the daemon has done with all that is committed, and the workflows with what it sent.
+    /// Waits until the daemon has done with all that is committed, and the workflows with what it
+    /// sent.
     pub(super) async fn settled(&self) -> Progress {
         self.streamed().await;
         for table in TABLES {
@@ -217,7 +219,8 @@ impl Stage {
         self.workflows.handled(events).await
     }
 
-    /// Waits until all that is committed by now lies in Kafka: a code that nobody ever gets comes after it.
+    /// Waits until all that is committed by now lies in Kafka: a code that nobody ever gets comes
+    /// after it.
     pub(super) async fn streamed(&self) {
         let code = format!("{:016x}", fastrand::u64(..));
         self.sql(&format!(

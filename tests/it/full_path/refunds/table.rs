@@ -1,4 +1,5 @@
-//! The plays: every order of up to three debits and a whole refund, and what else may happen to a purchase.
+//! The plays: every order of up to three debits and a whole refund, and what else may happen to a
+//! purchase.
 
 use super::play::Op::{Buy, Debit, Edit, Other, Turn, TurnDebit};
 use super::play::{Cents, Merchant, Op, Play, Style};
@@ -41,8 +42,8 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     orders(last).into_iter().flat_map(insert).collect()
 }
 
-/// Every order, once for each table of shares. What else there is to choose differs from play to play and from `act` to
-/// act, so that the acts together have every pair of it.
+/// Every order, once for each table of shares. What else there is to choose differs from play to
+/// play and from `act` to act, so that the acts together have every pair of it.
 pub(super) fn permutations(act: u64, merchants: &[Merchant]) -> Vec<Play> {
     let mut plays = Vec::new();
     for (shares, amount, debits) in SHARES {
@@ -104,10 +105,11 @@ fn permutation(
         }
     }
     let tail = ops.len() - before;
-    let (style, stamps) = (Style::ALL[pick(Style::ALL.len())], pick(2) == 0);
+    let (style, logged_changes) = (Style::ALL[pick(Style::ALL.len())], pick(2) == 0);
     let merchant = merchants[pick(merchants.len())];
-    let name = format!("{name} {births:?} {whole} {style:?} {merchant:?} stamps {stamps}");
-    Play { merchant, style, stamps, born, tail, ..Play::new(name, amount, debits, ops) }
+    let name =
+        format!("{name} {births:?} {whole} {style:?} {merchant:?} logged_changes {logged_changes}");
+    Play { merchant, style, logged_changes, born, tail, ..Play::new(name, amount, debits, ops) }
 }
 
 /// A purchase of 100.00 and debits of it.
@@ -182,8 +184,8 @@ const LIVES: [(&str, &[Cents], &[Op]); 15] = [
     ),
 ];
 
-/// A debit right after its purchase counts once more, which may be handled before that and then counts
-/// for the award before: the rows alone do not tell. Behaviour section 3 says so.
+/// A debit right after its purchase counts once more, which may be handled before that and then
+/// counts for the award before: the rows alone do not tell. Behaviour section 3 says so.
 const RACE: &str = "a debit, again, and a debit";
 
 /// Those lives that end the same whatever is handled first, at each of these merchants.
@@ -193,9 +195,9 @@ pub(super) fn steady_lives(merchants: &[Merchant]) -> Vec<Play> {
     plays
 }
 
-/// Those lives of which Redis may forget all. A purchase that was taken back while its award slept leaves
-/// no trace in the wallet: when it counts once more and only its present state is known, its award takes
-/// the same id again, which Inngest drops. Behaviour section 3 says so.
+/// Those lives of which Redis may forget all. A purchase that was taken back while its award slept
+/// leaves no trace in the wallet: when it counts once more and only its present state is known, its
+/// award takes the same id again, which Inngest drops. Behaviour section 3 says so.
 pub(super) fn forgettable_lives(merchants: &[Merchant], whole_before: bool) -> Vec<Play> {
     let mut plays = lives(merchants);
     let sleeps = |play: &Play| play.merchant != Merchant::Now;

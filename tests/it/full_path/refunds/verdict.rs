@@ -1,4 +1,5 @@
-//! What came of the plays: balances in the wallet, shares in the events, and dead letters, play by play.
+//! What came of the plays: balances in the wallet, shares in the events, and dead letters, play by
+//! play.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,8 +80,8 @@ pub(super) async fn judge(stage: &Stage, acts: &[Act]) {
 
 /// Events by the source that they are about, and what is wrong with their copies.
 ///
-/// Without claims and the row before, an edit of a young row gives its award again under the same id, due
-/// by its own commit: Inngest knows the id for a day and drops it.
+/// Without claims and the row before, an edit of a young row gives its award again under the same
+/// id, due by its own commit: Inngest knows the id for a day and drops it.
 fn collect(log: &Log, forgotten: &BTreeSet<&str>) -> (BTreeMap<String, Sent>, Vec<String>) {
     let (mut sent, mut wrong) = (BTreeMap::<String, Sent>::new(), Vec::new());
     let mut seen = BTreeMap::<String, Value>::new();

@@ -11,9 +11,10 @@ pub(super) enum ServiceSource {
     Native,
 }
 
-/// The source of one service. `given` is its address in the environment; `native_run` tells that the environment comes
-/// from `tests/services/up`: what that did not start is started beside it in the same way, so that one run is not half
-/// in containers. The engine is asked only where its answer counts.
+/// The source of one service. `given` is its address in the environment; `native_run` tells that
+/// the environment comes from `tests/services/up`: what that did not start is started beside it in
+/// the same way, so that one run is not half in containers. The engine is asked only where its
+/// answer counts.
 pub(super) fn service_source(
     given: Option<String>,
     native_run: bool,
@@ -26,8 +27,8 @@ pub(super) fn service_source(
     }
 }
 
-/// Kafka Connect's source: in a container it would not reach a broker or a database of this machine, so it is in one
-/// only where both are.
+/// Kafka Connect's source: in a container it would not reach a broker or a database of this
+/// machine, so it is in one only where both are.
 pub(super) fn connect_source(
     own: ServiceSource,
     kafka: &ServiceSource,

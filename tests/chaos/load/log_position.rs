@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use super::{Change, Item, ORDERS, REDEMPTIONS, Row, TOPICS};
 
 /// The place in the database's log.
-pub(super) struct Place {
+pub(super) struct LogPosition {
     pub(super) last_commit: u64,
     pub(super) transaction: u64,
 }
 
-impl Place {
+impl LogPosition {
     pub(super) fn write(&mut self, change: Change, committed: Timestamp) -> Item {
         let Change { table, id, before, after, mut effects, raw, copy } = change;
         let partitions = TOPICS.iter().find(|(topic, _)| *topic == table).map_or(1, |(_, n)| *n);

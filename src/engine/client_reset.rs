@@ -8,8 +8,9 @@ use super::Consumer;
 use super::session::Session;
 
 impl<C: Consumer> Session<'_, C> {
-    /// The client refused to take or to give up partitions: it has others than this session believes,
-    /// and would read what belongs to another member, or not read what belongs to this one.
+    /// The client refused to take or to give up partitions: it has others than this session
+    /// believes, and would read what belongs to another member, or not read what belongs to this
+    /// one.
     pub(super) fn distrust_client(&mut self, what: &'static str, error: KafkaError) {
         tracing::error!(messaging.consumer.group.name = %self.engine.settings.group, %error, what,
             "kafka client refused a change of its partitions");
@@ -18,7 +19,7 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Ends what is in flight as at a revoke. What is done is stored: the client commits it when it
     /// closes, and only where the partition is its own.
-    pub(super) async fn end_before_its_time(&mut self) {
+    pub(super) async fn drain_before_reset(&mut self) {
         let all = self.ids_where(|_| true);
         self.mark_draining(&all);
         let deadline = Instant::now() + self.engine.settings.drain_deadline;
