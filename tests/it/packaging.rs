@@ -3,6 +3,7 @@
 
 mod compose;
 mod connectors;
+mod docs;
 mod messages;
 mod render;
 
