@@ -5,8 +5,8 @@
 //! `docs/contributing.md`.
 
 pub mod cdc;
-pub mod cli;
 pub mod clients;
+pub mod commands;
 pub mod config;
 pub mod consumers;
 pub mod dedup;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use crm_event_processors::cli::{check, decisions, demo, explain, run};
+use crm_event_processors::commands::{check, decisions, demo, explain, run};
 use crm_event_processors::config::{self, Loaded, Problems, Settings};
 use crm_event_processors::demo::DemoError;
 use crm_event_processors::telemetry::logs;

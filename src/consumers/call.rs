@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::clients::inngest::{Accepted, Events, Inngest, InvalidEvent, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
-use crate::engine::permits::{Sample, Urgency};
+use crate::engine::dispatch::permits::{Sample, Urgency};
 use crate::engine::{Context, Failure, Once, Outcome};
 use crate::outage::{Breaker, Breakers};
 

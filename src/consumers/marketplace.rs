@@ -13,7 +13,7 @@ use serde::{Deserialize as DeriveDeserialize, Serialize};
 use super::call::{Sender, outcome};
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Plan, Route};
 
 const RECEIVED: &str = "marketplace/order-received";

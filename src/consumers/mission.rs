@@ -17,7 +17,7 @@ use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
 use crate::config::Snapshot;
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 use crate::engine::{
     Consumer, Context, Failure, Lane, Once, Outcome, Plan, Route, SNAPSHOT_SKIPPED,
 };

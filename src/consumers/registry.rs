@@ -19,7 +19,7 @@ use super::tier::Tier;
 use crate::cdc::{Change, DecodeError, Record};
 use crate::clients::redis::Cache;
 use crate::config::{ConsumerName, Settings};
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 use crate::engine::{Consumer, Engine, EngineError, Plan, Route, intake};
 
 /// What consumers are built from.

@@ -13,7 +13,7 @@ use super::words::is;
 use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
 use crate::config::Snapshot;
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Plan, Route, SNAPSHOT_SKIPPED};
 
 const REDEEMED: &str = "reward/redeemed";

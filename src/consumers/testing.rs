@@ -14,7 +14,7 @@ use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::config::{Snapshot, SnapshotPolicy};
 use crate::dedup::{Claims, MemoryStore, OnOutage};
 use crate::engine::Context;
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 use crate::fakes::{Fake, Options};
 use crate::outage::{Backoff, Breakers};
 use crate::recording;

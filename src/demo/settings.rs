@@ -48,7 +48,7 @@ const USERS: [&str; 20] = [
 ];
 
 /// What the screen tells itself, better.
-const LOG_LEVEL: &str = "warn,librdkafka=error,crm_event_processors::engine::task=off,\
+const LOG_LEVEL: &str = "warn,librdkafka=error,crm_event_processors::engine::dispatch::task=off,\
                          crm_event_processors::consumers::merchants=error";
 
 /// First part of the demo's group ids.

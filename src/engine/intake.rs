@@ -7,9 +7,9 @@ use std::hash::Hash;
 use jiff::Timestamp;
 
 use super::Consumer;
-use super::lanes::LaneId;
-use super::recognition::set_aside_by;
-use super::replay_index::LoggedChange;
+use super::dispatch::lanes::LaneId;
+use super::partition::recognition::set_aside_by;
+use super::partition::replay_index::LoggedChange;
 use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record, Remarks};
 
 /// What a consumer wants done about a record.
@@ -177,7 +177,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::engine::replay_index::ReplayIndex;
+    use crate::engine::partition::replay_index::ReplayIndex;
 
     /// A logged change of row `id`.
     fn stamp_of(value: &Value, id: u64) -> LoggedChange {

@@ -6,65 +6,36 @@
 //! ```
 //!
 //! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
-//! without I/O is a pure part with its own tests: [`offsets`], [`replay_index`], [`metadata`],
-//! [`recognition`], [`lanes`], [`backpressure`], [`permits`] (its controller), [`retry`] and
-//! `flood`.
+//! without I/O is a pure part with its own tests. `docs/architecture.md` says what lies where.
 
-mod assignment;
-pub mod backpressure;
-mod begin;
-mod client_reset;
-mod committed;
-mod confirmed;
-mod ends;
-mod exclusive;
-mod flood;
-mod held;
-mod hold;
+pub mod dispatch;
+mod group;
+mod idempotency;
 pub mod intake;
-mod known;
-pub mod lanes;
-mod life;
-pub mod metadata;
-pub mod offsets;
-mod once;
-mod outcomes;
-mod partition;
-pub mod permits;
-mod rebalance;
-pub mod recognition;
-mod remember;
-mod repair;
-pub mod replay_index;
+pub mod partition;
 mod report;
-pub mod retry;
 mod run;
 mod session;
 mod settings;
 mod shadow;
-mod start;
-mod task;
 #[cfg(test)]
-mod testing;
-mod topics;
-mod unbegun;
+pub(crate) mod testing;
 pub mod vitals;
-mod work;
 
 use std::future::Future;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-pub use self::exclusive::LockGuard;
+pub use self::dispatch::retry::Failure;
+pub use self::dispatch::work::{Accepted, Context, Origin};
+pub use self::idempotency::exclusive::LockGuard;
+pub use self::idempotency::once::{ClaimState, Once};
+pub use self::idempotency::remember::Locked;
 pub use self::intake::{Lane, Route};
-pub use self::once::{ClaimState, Once};
-pub use self::remember::Locked;
-pub use self::retry::Failure;
 pub use self::settings::{Engine, EngineError, Settings};
-pub use self::work::{Accepted, Context, Origin};
 use crate::cdc::{Change, DecodeError, Record, Remark};
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 
 /// Skip reason of snapshot rows that `SNAPSHOT_POLICY` leaves out (behaviour section 2).
 pub const SNAPSHOT_SKIPPED: &str = "snapshot_policy";

@@ -8,12 +8,12 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::dispatch::work::Waits;
+use super::group::start::Loss;
+use super::group::topics::Unreadable;
 use super::session::{End, Session, SnapshotCount};
 use super::settings::EngineError;
-use super::start::Loss;
-use super::topics::Unreadable;
 use super::vitals::{AtWork, PartitionVitals, Vitals};
-use super::work::Waits;
 use super::{Consumer, Observed};
 use crate::cdc::Remarks;
 use crate::kafka::Signals;

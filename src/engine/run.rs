@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
-use super::begin::Sights;
-use super::permits::Permits;
+use super::dispatch::permits::Permits;
+use super::dispatch::work::Shared;
+use super::group::beginnings::Sights;
 use super::session::{End, Session};
 use super::settings::{Engine, EngineError};
-use super::work::Shared;
 use crate::kafka::Callbacks;
 use crate::room::Room;
 

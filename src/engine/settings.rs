@@ -7,8 +7,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::Observer;
-use super::backpressure::Bounds;
-use super::retry::Policy;
+use super::dispatch::backpressure::Bounds;
+use super::dispatch::retry::Policy;
 use super::vitals::Pulse;
 use crate::cdc;
 use crate::config::{Properties, ReplayRecognition};

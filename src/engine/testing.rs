@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Outcome;
-use super::permits::{Limits, Permits};
-use super::work::{Context, Origin, Shared};
+use super::dispatch::permits::{Limits, Permits};
+use super::dispatch::work::{Context, Origin, Shared};
 use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable};
 use crate::outage::{Backoff, Breaker};
 

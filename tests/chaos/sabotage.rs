@@ -12,7 +12,7 @@ use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
 use crm_event_processors::config::{self, ConsumerName, Settings};
 use crm_event_processors::consumers::marketplace::{Marketplace, Work};
 use crm_event_processors::dedup::{Op, Reply, Store, StoreUnavailable};
-use crm_event_processors::engine::permits::Limits;
+use crm_event_processors::engine::dispatch::permits::Limits;
 use crm_event_processors::engine::{
     Consumer, Context, Failure, Lane, Observed, Observer, Outcome, Plan, Route,
 };

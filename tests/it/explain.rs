@@ -1,7 +1,7 @@
 //! `explain` says what records are, one object a record, in order (behaviour section 11).
 
 use crm_event_processors::cdc::Options;
-use crm_event_processors::cli::explain::{self, Args, Context, Subject};
+use crm_event_processors::commands::explain::{self, Args, Context, Subject};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};

@@ -12,7 +12,7 @@ use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, Settings};
 use crm_event_processors::consumers::call::Sender;
 use crm_event_processors::dedup::MemoryStore;
-use crm_event_processors::engine::permits::Limits;
+use crm_event_processors::engine::dispatch::permits::Limits;
 use crm_event_processors::engine::{
     Consumer, Context, Failure, Lane, Observed, Observer, Once, Outcome, Plan, Route,
 };

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crm_event_processors::cdc::{self, Decoded, Options};
 use crm_event_processors::engine::intake;
-use crm_event_processors::engine::replay_index::{LoggedChange, ReplayIndex};
+use crm_event_processors::engine::partition::replay_index::{LoggedChange, ReplayIndex};
 
 use crate::support::recordings::recorded;
 

@@ -23,7 +23,7 @@ use super::call::{Calls, Sender, outcome};
 use super::merchants::Merchants;
 use crate::cdc::{Change, DecodeError};
 use crate::dedup::TakenBack;
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 use crate::engine::{Consumer, Context, Failure, Outcome, Plan, Route};
 
 const AWARD: &str = "currency/award";

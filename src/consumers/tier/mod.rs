@@ -15,7 +15,7 @@ use super::call::{Calls, Sender, settled, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::config::Snapshot;
-use crate::engine::permits::Limits;
+use crate::engine::dispatch::permits::Limits;
 use crate::engine::{Consumer, Context, Failure, LockGuard, Outcome, Plan, Route};
 
 const CANCELLED: &str = "tier/upgrade-cancelled";

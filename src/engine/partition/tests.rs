@@ -1,5 +1,5 @@
 use super::*;
-use crate::engine::metadata::Kept;
+use crate::engine::partition::metadata::Kept;
 
 fn partition(start: Start) -> Partition {
     Partition::new(start, None, &CancellationToken::new(), Timestamp::UNIX_EPOCH)

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::daemon::{Daemon, Environment, Log};
 
 /// Tells of every partition on its own, for machines.
-const LOG_LEVEL: &str = "info,crm_event_processors::engine::rebalance=debug";
+const LOG_LEVEL: &str = "info,crm_event_processors::engine::group::rebalance=debug";
 
 /// A partition of one group.
 pub(super) type Place = (String, String, i32);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
-use crm_event_processors::engine::metadata;
+use crm_event_processors::engine::partition::metadata;
 use crm_event_processors::fakes::Log;
 
 use super::fleet::{Fleet, Turn, shares};

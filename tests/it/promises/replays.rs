@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crm_event_processors::cdc::{self, Decoded, Options};
 use crm_event_processors::engine::intake;
-use crm_event_processors::engine::replay_index::{Finished, LoggedChange, ReplayIndex};
+use crm_event_processors::engine::partition::replay_index::{Finished, LoggedChange, ReplayIndex};
 use crm_event_processors::recording::Recorded;
 
 use super::world::World;

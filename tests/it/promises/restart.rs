@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use crm_event_processors::engine::metadata::{self, MAX_BYTES};
+use crm_event_processors::engine::partition::metadata::{self, MAX_BYTES};
 use crm_event_processors::engine::{Failure, Outcome};
 
 use super::stage::{NEVER, Stage};

@@ -12,9 +12,9 @@ use crm_event_processors::config::{
 use crm_event_processors::dedup::{
     Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable,
 };
-use crm_event_processors::engine::backpressure::Bounds;
-use crm_event_processors::engine::permits::Limits;
-use crm_event_processors::engine::retry::Policy;
+use crm_event_processors::engine::dispatch::backpressure::Bounds;
+use crm_event_processors::engine::dispatch::permits::Limits;
+use crm_event_processors::engine::dispatch::retry::Policy;
 use crm_event_processors::engine::vitals::Pulse;
 use crm_event_processors::engine::{
     Consumer, Context, Engine, EngineError, Failure, Lane, Observed, Observer, Once, Origin,

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crm_event_processors::config::OffsetReset;
 use crm_event_processors::engine::Outcome;
-use crm_event_processors::engine::backpressure::PATIENCE;
-use crm_event_processors::engine::metadata::{self, Log};
-use crm_event_processors::engine::offsets::OffsetMap;
-use crm_event_processors::engine::replay_index::ReplayIndex;
+use crm_event_processors::engine::dispatch::backpressure::PATIENCE;
+use crm_event_processors::engine::partition::metadata::{self, Log};
+use crm_event_processors::engine::partition::offsets::OffsetMap;
+use crm_event_processors::engine::partition::replay_index::ReplayIndex;
 use jiff::Timestamp;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;

@@ -1,0 +1,443 @@
+//! One piece of work: what the loop keeps of it, and what its consumer may ask for.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use smallvec::SmallVec;
+use tokio_util::sync::CancellationToken;
+
+use crate::dedup::{Claims, StoreUnavailable};
+use crate::engine::Consumer;
+use crate::engine::dispatch::life::Life;
+use crate::engine::dispatch::permits::{Permit, Permits, Urgency};
+use crate::engine::dispatch::retry::{Attempts, Failure, Served};
+use crate::engine::partition::replay_index::LoggedChange;
+use crate::kafka::SavedRecord;
+use crate::outage::Breaker;
+use crate::room::{Charge, Room};
+
+/// Where a record came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+}
+
+/// An open offset of one assigned partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OpenOffset {
+    /// The assigned partition, unique over the life of the process.
+    pub(crate) partition: u32,
+    /// The offset.
+    pub(crate) offset: i64,
+    /// Bytes that it holds of the budget.
+    pub(crate) bytes: usize,
+    /// When its change was committed.
+    pub(crate) committed_at: Option<Timestamp>,
+}
+
+/// A record set aside, on its way to the dead letter topic.
+#[derive(Debug, Clone)]
+pub(crate) struct SetAside {
+    /// The error's stable label.
+    pub(crate) kind: &'static str,
+    /// One line for people.
+    pub(crate) message: String,
+    /// When it was last tried, in wall-clock time.
+    pub(crate) at: Timestamp,
+    /// Failed attempts at writing it.
+    pub(crate) attempts: Attempts,
+    /// Whether it may go there, or is one of a flood.
+    pub(crate) stage: Stage,
+}
+
+/// How far a record that is set aside has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Not looked at yet.
+    New,
+    /// One of a flood of dead letters, and held.
+    Held,
+    /// On its way.
+    Going,
+}
+
+impl SetAside {
+    pub(crate) fn new(kind: &'static str, message: String, at: Timestamp) -> Self {
+        Self { kind, message, at, attempts: Attempts::default(), stage: Stage::New }
+    }
+}
+
+/// A piece of work in its lane.
+pub(crate) struct Job<W> {
+    /// What its consumer made of the record; `None` for a record that could not be routed.
+    pub(crate) work: Option<W>,
+    /// Its own bytes, and those of what was coalesced into it, for the dead letter topic.
+    pub(crate) records: SmallVec<[SavedRecord; 1]>,
+    pub(crate) cx: Context,
+    /// Their offsets, in the same order.
+    pub(crate) open_offsets: SmallVec<[OpenOffset; 1]>,
+    pub(crate) logged: Option<LoggedChange>,
+    pub(crate) attempts: Attempts,
+    /// When it first failed, in wall-clock time.
+    pub(crate) failed_at: Option<Timestamp>,
+    pub(crate) set_aside: Option<SetAside>,
+    /// The cause that held it, once it is tried again.
+    pub(crate) held_by: Option<&'static str>,
+    /// What it waits for while parked.
+    pub(crate) waits_for: Waits,
+}
+
+impl<W> Job<W> {
+    /// The cause that holds it, if it is one of a flood.
+    pub(crate) fn held(&self) -> Option<&'static str> {
+        let held = self.set_aside.as_ref().filter(|set_aside| set_aside.stage == Stage::Held);
+        held.map(|set_aside| set_aside.kind)
+    }
+}
+
+/// What a parked job waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    /// A dependency, whose recovery ends the wait.
+    pub(crate) breaker: Option<Arc<Breaker>>,
+    /// A stable label.
+    pub(crate) reason: Cow<'static, str>,
+}
+
+/// What the work of one consumer shares.
+pub(crate) struct Shared {
+    pub(crate) group: String,
+    pub(crate) claim_prefix: String,
+    pub(crate) claims: Claims,
+    pub(crate) permits: Arc<Permits>,
+    /// For answers that work keeps while it waits.
+    pub(crate) answers: Arc<Room>,
+    /// The dependency whose client repeats by itself while work in flight waits for it.
+    pub(crate) client_retries: OnceLock<Arc<Breaker>>,
+}
+
+impl Shared {
+    /// The dependencies that work in flight can be waiting for.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = &Arc<Breaker>> {
+        self.client_retries.get().into_iter().chain([self.claims.breaker()])
+    }
+}
+
+/// What a consumer may ask for while it works on a record.
+pub struct Context {
+    shared: Arc<Shared>,
+    origin: Origin,
+    merged: Vec<Origin>,
+    assigned_at: Timestamp,
+    drain: CancellationToken,
+    life: Arc<Life>,
+    pub(in crate::engine) memo: Mutex<Memos>,
+    pub(in crate::engine) hold: Mutex<Option<LockState>>,
+    /// Answers that this record could use since it last failed.
+    served: Mutex<Served>,
+    /// What its answers take of the room for them, in this attempt.
+    kept: Mutex<Option<Charge>>,
+}
+
+/// What became of the work of a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// When its event was accepted; `None` when it found nothing to send.
+    pub at: Option<Timestamp>,
+    /// Until when that sleeps; its claim lives until a day after, and must: where it cannot be
+    /// marked, the record comes again.
+    pub due: Option<Timestamp>,
+}
+
+impl From<Option<Timestamp>> for Accepted {
+    fn from(at: Option<Timestamp>) -> Self {
+        Self { at, due: None }
+    }
+}
+
+/// What is known of the claims of one record; mostly it has one.
+pub(in crate::engine) type Memos = SmallVec<[(String, Memo); 1]>;
+
+/// What is known of one claim of this record, across attempts.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::engine) enum Memo {
+    Claimed(Instant),
+    Accepted(Accepted),
+    Confirmed(Accepted),
+    /// Not a claim: since when something has been waited for.
+    Awaited(Instant),
+    /// A claim of others, accepted at a time that lay ahead when this record learnt of it.
+    Ahead {
+        ms: i64,
+        learnt: Timestamp,
+    },
+}
+
+/// What is known of the claim that a record holds alone, across attempts at it.
+#[derive(Debug)]
+pub(in crate::engine) struct LockState {
+    pub(in crate::engine) name: String,
+    pub(in crate::engine) asker: Arc<str>,
+    /// From when a settle time counts.
+    pub(in crate::engine) accepted_at: Option<Timestamp>,
+    /// A send was begun; set for good when it was dropped half-way.
+    pub(in crate::engine) sending: bool,
+}
+
+impl Context {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        origin: Origin,
+        assigned_at: Timestamp,
+        drain: CancellationToken,
+    ) -> Self {
+        Self {
+            shared,
+            origin,
+            merged: Vec::new(),
+            assigned_at,
+            drain,
+            life: Arc::default(),
+            memo: Mutex::default(),
+            hold: Mutex::default(),
+            served: Mutex::default(),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Tells that this record got an answer that it could use: it says nothing about others.
+    pub(crate) fn served(&self, breaker: &Arc<Breaker>, times: u64) {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).add(breaker, times);
+    }
+
+    /// What was told since this was asked last.
+    pub(in crate::engine) fn take_served(&self) -> Served {
+        std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tells which records were coalesced into this one by now, and when the partition of any of
+    /// them was assigned last.
+    pub(crate) fn set_merged(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
+        self.merged = merged;
+        self.assigned_at = assigned_at;
+    }
+
+    /// What it is at while it is in flight.
+    pub(in crate::engine) fn life(&self) -> &Arc<Life> {
+        &self.life
+    }
+
+    /// The records that were coalesced into this one.
+    pub(crate) fn merged(&self) -> &[Origin] {
+        &self.merged
+    }
+
+    /// What a consumer's `process` gets, without an engine around it.
+    #[cfg(test)]
+    pub(crate) fn in_test(
+        claims: Claims,
+        limits: crate::engine::dispatch::permits::Limits,
+        offset: i64,
+    ) -> Self {
+        let shared = Shared {
+            group: "test".to_owned(),
+            claim_prefix: "crm:test".to_owned(),
+            claims,
+            permits: Permits::new(limits),
+            answers: Room::new(usize::MAX),
+            client_retries: OnceLock::new(),
+        };
+        let origin = Origin { topic: "topic".into(), partition: 0, offset };
+        Self::new(Arc::new(shared), origin, Timestamp::now(), CancellationToken::new())
+    }
+
+    /// The record that is worked on.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// When its partition, or the last one of a record coalesced into it, was assigned to this
+    /// process. What was accepted before is known only from claims.
+    #[must_use]
+    pub fn assigned_at(&self) -> Timestamp {
+        self.assigned_at
+    }
+
+    /// Waits for one of the consumer's permits, held during one request. A record that keeps no
+    /// answer yet waits for room for one too; one that does goes on, so that it ends and makes
+    /// room. What many records wait for goes before all.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up: what merely waits is not in
+    /// flight.
+    pub async fn permit(&self, urgency: Urgency) -> Result<Permit, Failure> {
+        let Shared { permits, answers, .. } = &*self.shared;
+        self.unless_drained(async {
+            let begins = urgency == Urgency::One && self.kept().is_none();
+            let turn = if begins { Some(answers.enter().await) } else { None };
+            let permit = permits.acquire(urgency).await;
+            drop(turn);
+            permit
+        })
+        .await
+    }
+
+    /// Notes that an answer of so many bytes is kept until this attempt ends.
+    pub fn produced(&self, bytes: usize) {
+        match &mut *self.kept() {
+            Some(kept) => kept.grow(bytes),
+            kept => *kept = Some(self.shared.answers.charge(bytes)),
+        }
+    }
+
+    /// The attempt has ended, and what it produced is gone.
+    pub(in crate::engine) fn keep_nothing(&self) {
+        *self.kept() = None;
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Charge>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A mere wait behind other records.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up.
+    pub async fn unless_drained<T>(
+        &self,
+        wait: impl Future<Output = T> + Send,
+    ) -> Result<T, Failure> {
+        let _turn = self.life.in_turn();
+        tokio::select! {
+            biased;
+            waited = wait => Ok(waited),
+            () = self.drain.cancelled() => Err(Failure::GivenUp),
+        }
+    }
+
+    /// Awaits what another record may be asking for already: a mere wait for that one. The record
+    /// that asks for all of them does so in [`Context::for_all`].
+    pub async fn in_turn<T>(&self, shared: impl Future<Output = T> + Send) -> T {
+        let _turn = self.life.in_turn();
+        shared.await
+    }
+
+    /// Asks for what others wait for in [`Context::in_turn`].
+    pub async fn for_all<T>(&self, asked: impl Future<Output = T> + Send) -> T {
+        let _works = self.life.works();
+        asked.await
+    }
+
+    /// Awaits a request that its client repeats by itself while the dependency of `breaker` is
+    /// away: in flight while that answers, a mere wait while it does not.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up while the dependency is away.
+    pub async fn with_client_retries<T>(
+        &self,
+        breaker: &Arc<Breaker>,
+        request: impl Future<Output = T> + Send,
+    ) -> Result<T, Failure> {
+        self.shared.client_retries.get_or_init(|| Arc::clone(breaker));
+        self.unless_given_up(breaker, request).await
+    }
+
+    /// As [`Context::with_client_retries`], for a request that ends by itself while the dependency
+    /// is away.
+    ///
+    /// # Errors
+    /// As [`Context::with_client_retries`].
+    pub(in crate::engine) async fn unless_given_up<T>(
+        &self,
+        breaker: &Arc<Breaker>,
+        request: impl Future<Output = T> + Send,
+    ) -> Result<T, Failure> {
+        let _waits = self.life.waits_for(breaker);
+        tokio::select! {
+            biased;
+            answer = request => Ok(answer),
+            () = async { self.drain.cancelled().await; breaker.until_away().await } => {
+                Err(Failure::GivenUp)
+            }
+        }
+    }
+
+    pub(in crate::engine) fn claims(&self) -> &Claims {
+        &self.shared.claims
+    }
+
+    pub(in crate::engine) fn drained(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Cancelled when the record is given up: what merely waits ends.
+    pub(in crate::engine) fn drain(&self) -> &CancellationToken {
+        &self.drain
+    }
+
+    pub(in crate::engine) fn claims_away(&self, away: &StoreUnavailable) -> Failure {
+        Failure::Outage {
+            breaker: Arc::clone(self.shared.claims.breaker()),
+            kind: "claims_away",
+            message: away.to_string(),
+            retry_after: None,
+            attempted: false,
+        }
+    }
+
+    /// The claim's key in the store.
+    pub(in crate::engine) fn key(&self, name: &str) -> String {
+        let prefix = &self.shared.claim_prefix;
+        let mut key = String::with_capacity(prefix.len() + name.len());
+        key.push_str(prefix);
+        key.push_str(name);
+        key
+    }
+
+    pub(in crate::engine) fn asker(&self) -> Arc<str> {
+        self.name_of(&self.origin)
+    }
+
+    /// A record's name as the holder of a claim.
+    pub(in crate::engine) fn name_of(&self, origin: &Origin) -> Arc<str> {
+        let Origin { topic, partition, offset } = origin;
+        format!("{}/{topic}/{partition}/{offset}", self.shared.group).into()
+    }
+}
+
+/// Merges `newer` into `waiting` where the consumer can, offsets included.
+pub(in crate::engine) fn coalesce<C: Consumer>(
+    consumer: &C,
+    waiting: &mut Box<Job<C::Work>>,
+    mut newer: Box<Job<C::Work>>,
+) -> Option<Box<Job<C::Work>>> {
+    if waiting.set_aside.is_some() {
+        return Some(newer);
+    }
+    let (Some(work), Some(other)) = (&mut waiting.work, newer.work.take()) else {
+        return Some(newer);
+    };
+    match consumer.coalesce(work, other) {
+        None => {
+            waiting.open_offsets.extend(newer.open_offsets);
+            waiting.records.extend(newer.records);
+            None
+        }
+        Some(other) => {
+            newer.work = Some(other);
+            Some(newer)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

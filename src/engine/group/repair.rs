@@ -1,0 +1,272 @@
+//! What the group or the log has lost is looked for: partitions that nobody fetches, since their
+//! position is not in the log any more, and partitions that no member has.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::engine::Consumer;
+use crate::engine::group::assignment::Repair;
+use crate::engine::group::start::{Bounds, Loss, Start, bounds};
+use crate::engine::partition::Partition;
+use crate::engine::partition::metadata::Log;
+use crate::engine::partition::offsets::OffsetMap;
+use crate::engine::partition::replay_index::ReplayIndex;
+use crate::engine::session::Session;
+use crate::kafka::{self, Signals, TopicId};
+
+/// How long a broker may take for one answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long heartbeats must have been answered after one that was not.
+const HEARTBEATS_ARE_BACK: Duration = Duration::from_secs(5);
+/// How often a member joins anew for that at most: each time its partitions move.
+const REJOIN_PAUSE: Duration = Duration::from_secs(60);
+
+impl<C: Consumer> Session<'_, C> {
+    /// The group has told this member what it has. Where it may have been told something else
+    /// before, and have forgotten it, the group may wait for its answer for good.
+    pub(in crate::engine) fn joined(&mut self) {
+        let joined_before = std::mem::replace(&mut self.assignment.joined, true);
+        if !joined_before && self.engine.kafka.is_static_classic() {
+            self.search_unowned();
+        }
+    }
+
+    /// Has the partitions read from their beginning whose topic is another one by now.
+    pub(in crate::engine) fn compare_topics(&mut self, ids: &HashMap<String, TopicId>) {
+        for (id, partition) in &mut self.partitions {
+            let Some(found) = ids.get(&*partition.topic) else { continue };
+            if !partition.draining && partition.is_of_another(*found) {
+                let under_way = self.assignment.repairs.iter().any(|repair| repair.id == *id);
+                if under_way {
+                    continue;
+                }
+                let (topic, number) = (Arc::clone(&partition.topic), partition.number);
+                let client = Arc::clone(&self.client);
+                let look = tokio::task::spawn_blocking(move || {
+                    Ok((bounds(&client, (&topic, number), 0, None, false, TIMEOUT)?, None))
+                });
+                let next = partition.next_offset();
+                self.assignment.repairs.push(Repair { id: *id, next, anew: true, log: look });
+            }
+        }
+    }
+
+    /// Commits what the automatic commit passes over: committable offsets of logs that begin anew,
+    /// below what the client remembers as committed. Several times, since nobody tells which commit
+    /// was lost.
+    pub(in crate::engine) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
+        let mut ids = Vec::new();
+        for (id, partition) in &mut self.partitions {
+            if condition(partition) && partition.commits_itself() {
+                ids.push(*id);
+            }
+        }
+        let commits = self.commits(&ids);
+        self.commit(&commits, CommitMode::Async);
+    }
+
+    fn search_unowned(&mut self) {
+        let client = Arc::clone(&self.client);
+        let (group, topics) = (self.engine.settings.group.clone(), self.topics.clone());
+        let search = move || kafka::unowned_partitions(&client, &group, &topics);
+        self.assignment.unowned = Some(tokio::task::spawn_blocking(search));
+    }
+
+    /// An answer to a heartbeat got lost, and with it maybe what this member was told to take: the
+    /// broker takes that for told, and librdkafka asks for its whole assignment only when it joins.
+    pub(in crate::engine) fn rejoin_after_lost_heartbeat(
+        &mut self,
+        now: Instant,
+        signals: &Signals,
+    ) {
+        let mut heartbeat_lost =
+            signals.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let quiet = heartbeat_lost
+            .is_some_and(|at| now.saturating_duration_since(at) >= HEARTBEATS_ARE_BACK);
+        let again =
+            self.rejoined_at.is_none_or(|at| now.saturating_duration_since(at) >= REJOIN_PAUSE);
+        if !quiet || !again || !self.assignment.is_settled() || signals.brokers.away().is_some() {
+            return;
+        }
+        *heartbeat_lost = None;
+        drop(heartbeat_lost);
+        self.rejoined_at = Some(now);
+        tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+            "answers to heartbeats got lost, joining the group anew to hear what they said");
+        self.rejoin();
+    }
+
+    fn rejoin(&self) {
+        self.client.unsubscribe();
+        if let Err(error) = self.subscribe() {
+            tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error,
+                "group not joined anew");
+        }
+    }
+
+    /// Has the group share out what nobody has: this member leaves and joins again.
+    pub(in crate::engine) fn rejoin_for_unowned(&mut self) {
+        let Some(search) = &mut self.assignment.unowned else { return };
+        let Some(found) = search.now_or_never() else { return };
+        self.assignment.unowned = None;
+        let settled = self.assignment.is_settled();
+        match found {
+            Ok(Ok(Some(0))) | Err(_) => {}
+            // A rebalance is under way.
+            Ok(Ok(None)) => self.search_unowned(),
+            Ok(Ok(Some(_))) if !settled => self.search_unowned(),
+            Ok(Ok(Some(unowned))) => {
+                tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, unowned,
+                    "partitions without an owner, joining the group anew so that they are shared out");
+                self.rejoin();
+            }
+            // A broker is away, which is said elsewhere.
+            Ok(Err(error)) => {
+                tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group, %error,
+                    "owners of partitions not told, asking again");
+                self.search_unowned();
+            }
+        }
+    }
+
+    pub(in crate::engine) fn recheck_topics(&mut self, now: Instant) {
+        let Some(unreadable) = &mut self.unreadable else { return };
+        if unreadable.is_over(now, &self.client, &self.topics) {
+            self.unreadable = None;
+        }
+    }
+
+    /// Looks into the logs of partitions that nobody fetches: librdkafka stops where the position
+    /// is not in the log any more, and its word about it does not name the partition and may get
+    /// lost.
+    pub(in crate::engine) fn plan_repairs(&mut self, signals: &Signals) {
+        let fetch_states = signals.fetch_states.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, partition) in &mut self.partitions {
+            let fetch = fetch_states.of(&partition.topic, partition.number);
+            let stopped = fetch.is_some_and(|fetch| fetch.stopped) && !partition.draining;
+            if !partition.fetch_has_stopped(fetch_states.number, stopped) {
+                continue;
+            }
+            let (topic, number) = (Arc::clone(&partition.topic), partition.number);
+            let (client, next) = (Arc::clone(&self.client), partition.next_offset());
+            let newest_ms = partition.log().newest_ms;
+            let kafka = self.engine.kafka.clone();
+            let look = tokio::task::spawn_blocking(move || {
+                let found = bounds(&client, (&topic, number), next, newest_ms, true, TIMEOUT)?;
+                // Where it is not told, the next comparison of topics finds it.
+                let ids = kafka.topic_ids(&[topic.to_string()], TIMEOUT).unwrap_or_default();
+                Ok((found, ids.get(&*topic).copied()))
+            });
+            self.assignment.repairs.push(Repair { id: *id, next, anew: false, log: look });
+        }
+    }
+
+    /// Has partitions read on of which it is known by now what their logs hold.
+    pub(in crate::engine) fn finish_repairs(&mut self) {
+        let mut repairs = std::mem::take(&mut self.assignment.repairs);
+        repairs.retain_mut(|Repair { id, next, anew, log }| match log.now_or_never() {
+            None => true,
+            Some(found) => {
+                match found {
+                    Ok(Ok((bounds, topic))) => {
+                        let partition = self.partitions.get(id);
+                        let replaced =
+                            partition.zip(topic).is_some_and(|(p, t)| p.is_replaced_by(t));
+                        self.resume_fetch(*id, *next, *anew || replaced, bounds);
+                    }
+                    Ok(Err(error)) => self.warn_on_error("look into a log", Err(error)),
+                    Err(_) => {}
+                }
+                false
+            }
+        });
+        self.assignment.repairs.append(&mut repairs);
+    }
+
+    /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and
+    /// refuses a seek then: the partition is given up and taken again.
+    fn resume_fetch(&mut self, id: u32, next: i64, anew: bool, bounds: Bounds) {
+        // Something has come since: it is being fetched, and the log holds more by now.
+        let stands = |p: &&mut Partition| !p.draining && (anew || p.next_offset() == next);
+        let Some(partition) = self.partitions.get_mut(&id).filter(stands) else { return };
+        if !self.assignment.is_settled() {
+            // The group waits for another answer.
+            return;
+        }
+        let Bounds { low, high, resume } = bounds;
+        let resume = resume.filter(|resume| partition.was_cut_back(high, *resume));
+        let cut_back = !anew && low <= next && resume.is_some();
+        if cut_back && partition.load().records > 0 {
+            // They cannot be read again. It is looked at again when they are done.
+            return;
+        }
+        let recreated = anew || cut_back || next > high;
+        let offset = match resume {
+            Some(resume) if cut_back => resume,
+            _ if recreated => low,
+            _ => next.max(low),
+        };
+        let (topic, number) = (Arc::clone(&partition.topic), partition.number);
+        let again = || {
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&topic, number, Offset::Offset(offset))?;
+            self.client.incremental_unassign(&list)?;
+            self.client.resume(&list)?;
+            self.client.incremental_assign(&list)
+        };
+        if let Err(error) = again() {
+            return self.distrust_client("give up and take again", error);
+        }
+        partition.set_paused(false);
+        if recreated {
+            let end = if next > high { high } else { offset };
+            let loss = if cut_back { Loss::CutBack(next - end) } else { Loss::Recreated };
+            return self.restart_partition(id, offset, anew, loss);
+        }
+        match partition.skip_to(offset) {
+            0 => {
+                tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
+                    messaging.destination.name = %topic, messaging.destination.partition.id = number,
+                    messaging.kafka.offset = offset, "partition was not fetched any more, fetch on");
+            }
+            gone => self.report_loss(&topic, number, Loss::Expired(gone)),
+        }
+    }
+
+    /// The log is another one than before, or was cut back, and is read from `offset` on: what is
+    /// known of offsets holds no longer, and of positions what was finished for sure. Some of a new
+    /// topic may have been read already, behind what was not.
+    fn restart_partition(&mut self, id: u32, offset: i64, some_was_read: bool, loss: Loss) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        let left = if some_was_read { partition.left_of_old_topic() } else { partition.left() };
+        let log = match loss {
+            Loss::CutBack(_) => partition.log(),
+            Loss::Recreated | Loss::Expired(_) => Log::default(),
+        };
+        let start = Start {
+            topic: partition.topic.to_string(),
+            partition: partition.number,
+            offset,
+            replay_index: ReplayIndex::default(),
+            log,
+            completed: OffsetMap::default(),
+            lost: Some(loss),
+            committed: None,
+            unknown: false,
+            metadata_of: None,
+        };
+        self.report_loss(&start.topic, start.partition, loss);
+        self.mark_draining(&[id]);
+        self.remove_partitions(&[id]);
+        self.known.keep_as(&start.topic, start.partition, left);
+        let id = self.add(start);
+        // The automatic commit never goes back by itself.
+        let commits = self.commits(&[id]);
+        self.commit(&commits, CommitMode::Async);
+    }
+}

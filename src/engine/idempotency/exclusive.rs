@@ -1,0 +1,219 @@
+//! Work that one record at a time may be at, in all processes (behaviour section 4): unlike a step
+//! behind [`Context::once`] it is never done, and what comes next gets its turn.
+
+use std::future::Future;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use crate::dedup::{Reply, StoreUnavailable};
+use crate::engine::dispatch::work::{Context, LockState};
+use crate::engine::idempotency::once::claim_held;
+use crate::engine::{Failure, Outcome};
+use crate::outage::Breaker;
+
+/// The claim while it is held.
+#[derive(Clone, Copy)]
+pub struct LockGuard<'a>(&'a Context);
+
+impl LockGuard<'_> {
+    /// From when a settle time counts: an event of this claim was accepted then, or may have been
+    /// (before a crash, by a send of unknown outcome, or before the partition's assignment where
+    /// no claim can tell). `None` when there was none.
+    #[must_use]
+    pub fn accepted_at(&self) -> Option<Timestamp> {
+        self.0.hold().as_ref().and_then(|hold| hold.accepted_at)
+    }
+
+    /// Sends what must settle before the next run of this work: notes when it was accepted, or
+    /// may have been. While the dependency of `breaker` is away this is a mere wait, as in
+    /// [`Context::with_client_retries`]; but `send` goes on when its record is given up, since it
+    /// may be accepted all the same, and until it is known when, the claim stays held, also against
+    /// the record's next asker.
+    ///
+    /// # Errors
+    /// Those of `send`; [`Failure::GivenUp`] when the partition is being given up.
+    pub async fn settling(
+        &self,
+        breaker: &Arc<Breaker>,
+        send: impl Future<Output = Result<Timestamp, Failure>> + Send + 'static,
+    ) -> Result<Timestamp, Failure> {
+        self.note(|hold| hold.sending = true);
+        let (reply, answer) = oneshot::channel();
+        if let Some(outlasting) = self.0.outlasting(send, reply) {
+            tokio::spawn(outlasting);
+        }
+        let answer = self.0.with_client_retries(breaker, answer).await;
+        let sent = answer.and_then(|sent| sent.unwrap_or(Err(Failure::GivenUp)));
+        let at = *sent.as_ref().unwrap_or(&Timestamp::now());
+        self.note(|hold| {
+            hold.accepted_at = hold.accepted_at.max(Some(at));
+            hold.sending = false;
+        });
+        sent
+    }
+
+    fn note(&self, change: impl FnOnce(&mut LockState)) {
+        if let Some(hold) = self.0.hold().as_mut() {
+            change(hold);
+        }
+    }
+}
+
+impl Context {
+    /// Does `work` while this record alone holds the claim `name`, then gives it back with the
+    /// time of the last acceptance. A claim that a crash left is known by its own record, also
+    /// when that was merged into another; else it runs out with the lease.
+    ///
+    /// # Errors
+    /// What `work` returned; or that claims cannot be reached; or a wait, when another record
+    /// holds the claim or has come to hold it. Once `work` is done it fails no more.
+    pub async fn exclusively<'a, F>(
+        &'a self,
+        name: &str,
+        work: impl FnOnce(LockGuard<'a>) -> F + Send,
+    ) -> Result<Outcome, Failure>
+    where
+        F: Future<Output = Result<Outcome, Failure>> + Send,
+    {
+        self.acquire(name).await?;
+        let outcome = tokio::select! {
+            biased;
+            outcome = Box::pin(work(LockGuard(self))) => outcome?,
+            lost = self.keep(name) => return Err(lost),
+        };
+        self.second_phase(|| self.free()).await;
+        Ok(outcome)
+    }
+
+    /// Gives back the claim that is held alone, if any.
+    pub(in crate::engine) async fn free(&self) -> Result<(), StoreUnavailable> {
+        let held = self.hold().as_ref().map(|hold| {
+            let accepted_ms = hold.accepted_at.map_or(0, Timestamp::as_millisecond);
+            (self.key(&hold.name), Arc::clone(&hold.asker), accepted_ms)
+        });
+        match held {
+            Some((key, asker, accepted_ms)) => self.claims().free(key, asker, accepted_ms).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the claim, or renews it.
+    async fn acquire(&self, name: &str) -> Result<(), Failure> {
+        if self.drained() {
+            return Err(Failure::GivenUp);
+        }
+        let (asker, mut left_by) = (self.asker(), None);
+        loop {
+            let ask = self.claims().acquire(self.key(name), Arc::clone(&asker), left_by.clone());
+            match ask.await.map_err(|away| self.claims_away(&away))? {
+                Reply::Acquired { accepted_ms, resumed } => {
+                    self.acquired(name, asker, accepted_ms, resumed, left_by.is_some());
+                    return Ok(());
+                }
+                // One of the records that were merged into this one held it when its process died.
+                Reply::Taken { holder } if left_by.is_none() && self.works_on(&holder) => {
+                    left_by = Some(holder);
+                }
+                _ => return Err(claim_held()),
+            }
+        }
+    }
+
+    fn acquired(
+        &self,
+        name: &str,
+        asker: Arc<str>,
+        accepted_ms: Option<i64>,
+        resumed: bool,
+        taken_over: bool,
+    ) {
+        let told = accepted_ms.and_then(|ms| self.accepted_by_now(name, ms));
+        let mut guard = self.hold();
+        // A holder that is gone may have sent something just before its partitions came here, and
+        // where nothing is known anybody may have.
+        let unknown = if guard.is_some() { taken_over } else { resumed || accepted_ms.is_none() };
+        let hold = guard.get_or_insert_with(|| LockState {
+            name: name.to_owned(),
+            asker,
+            accepted_at: None,
+            sending: false,
+        });
+        let assigned = unknown.then(|| self.assigned_at());
+        let cut_off = std::mem::take(&mut hold.sending).then(Timestamp::now);
+        hold.accepted_at = hold.accepted_at.max(told).max(assigned).max(cut_off);
+    }
+
+    /// Keeps the claim from running out while its work takes long. Ends when another record has
+    /// it all the same: the work must then start again after that one.
+    async fn keep(&self, name: &str) -> Failure {
+        loop {
+            tokio::time::sleep(self.claims().lease() / 3).await;
+            let ask = self.claims().acquire(self.key(name), self.asker(), None);
+            // It runs there, or has run since the claim got lost. Claims that are away or were
+            // forgotten are no reason to break off.
+            if let Ok(
+                Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) },
+            ) = ask.await
+            {
+                return claim_held();
+            }
+        }
+    }
+
+    /// Carries out `send` to its end and answers `reply`; where nobody waits for that any more,
+    /// holds the claim until then, under a name that the record's next asker does not take for its
+    /// own.
+    fn outlasting(
+        &self,
+        send: impl Future<Output = Result<Timestamp, Failure>> + Send + 'static,
+        mut reply: oneshot::Sender<Result<Timestamp, Failure>>,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let hold = self.hold();
+        let hold = hold.as_ref()?;
+        let (key, asker) = (self.key(&hold.name), Arc::clone(&hold.asker));
+        let claims = self.claims().clone();
+        Some(async move {
+            let mut send = Box::pin(send);
+            let mut sent = tokio::select! {
+                biased;
+                sent = &mut send => match reply.send(sent) {
+                    Ok(()) => return,
+                    Err(sent) => Some(sent),
+                },
+                () = reply.closed() => None,
+            };
+            let keeper: Arc<str> = format!("{asker}/sending").into();
+            let sent = loop {
+                let taken =
+                    claims.acquire(key.clone(), Arc::clone(&keeper), Some(Arc::clone(&asker)));
+                if let Err(error) = taken.await {
+                    tracing::debug!(%error, "claim of what is still being sent not held");
+                }
+                if let Some(sent) = sent.take() {
+                    break sent;
+                }
+                tokio::select! {
+                    ended = &mut send => break ended,
+                    () = tokio::time::sleep(claims.lease() / 3) => {}
+                }
+            };
+            let at = sent.unwrap_or_else(|_| Timestamp::now());
+            if let Err(error) = claims.free(key, keeper, at.as_millisecond()).await {
+                tracing::debug!(%error, "claim of what was sent not given back");
+            }
+        })
+    }
+
+    fn works_on(&self, holder: &str) -> bool {
+        self.merged().iter().any(|origin| *self.name_of(origin) == *holder)
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Option<LockState>> {
+        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;
