@@ -17,13 +17,13 @@ pub const REMARKS: &str = "crm_remarks_total";
 pub const DEAD_LETTERS: &str = "crm_dead_letters_total";
 /// Records that are held since they are part of a flood of dead letters, by consumer.
 pub const HELD: &str = "crm_dead_letters_held";
-/// Topics that are not read since nobody has said where they begin, by consumer.
+/// Topics that are not read because nobody has said where they begin, by consumer.
 pub const HELD_TOPICS: &str = "crm_topics_held";
 /// Pauses before another attempt, and mere waits, by consumer and reason.
 pub const RETRIES: &str = "crm_retries_total";
 /// Records that were gone before they were read, by consumer and topic.
 pub const LOST: &str = "crm_records_lost_total";
-/// Broadcasts to the app's screens that were not told. They are never repeated.
+/// Broadcasts to the app's screens that were not delivered. They are never repeated.
 pub const BROADCASTS_LOST: &str = "crm_broadcasts_lost_total";
 /// Rebalances by consumer and direction (`assigned`, `revoked`).
 pub const REBALANCES: &str = "crm_rebalances_total";
@@ -53,11 +53,14 @@ pub const ALL: [(&str, &str); 19] = [
     (SKIPPED, "Skipped records by consumer and reason."),
     (REMARKS, "Unusual changes, handled all the same, by consumer, topic and remark."),
     (DEAD_LETTERS, "Records set aside, by consumer, topic and kind of error."),
-    (HELD, "Records held since they are part of a flood of dead letters, by consumer."),
-    (HELD_TOPICS, "Topics that are not read since nobody has said where they begin, by consumer."),
+    (HELD, "Records held because they are part of a flood of dead letters, by consumer."),
+    (
+        HELD_TOPICS,
+        "Topics that are not read because nobody has said where they begin, by consumer.",
+    ),
     (RETRIES, "Pauses before another attempt and mere waits, by consumer and reason."),
     (LOST, "Records that were gone before they were read."),
-    (BROADCASTS_LOST, "Broadcasts to the app's screens that were not told."),
+    (BROADCASTS_LOST, "Broadcasts to the app's screens that were not delivered."),
     (REBALANCES, "Partitions gained and given up: rebalances by consumer and direction."),
     (LATENCY, "Seconds from a change's commit to the acceptance of what it called for."),
     (OPEN, "Records in hand without an outcome, by consumer."),

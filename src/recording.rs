@@ -37,8 +37,8 @@ pub struct Recorded {
 /// A recording that cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
-    /// A line is no record.
-    #[error("line {line} is no record: {problem}")]
+    /// A line is not a record.
+    #[error("line {line} is not a record: {problem}")]
     Line {
         /// Line number from 1.
         line: usize,
@@ -275,7 +275,7 @@ mod tests {
         let records: Vec<_> = read(input.as_bytes()).collect();
         assert_eq!(records.len(), 3);
         let error = records[2].as_ref().expect_err("the third record is none");
-        assert!(error.to_string().starts_with("line 4 is no record"), "{error}");
+        assert!(error.to_string().starts_with("line 4 is not a record"), "{error}");
     }
 
     #[test]

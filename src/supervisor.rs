@@ -41,13 +41,13 @@ pub enum RunError {
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// A Redis URL is none.
-    #[error("{variable} is no usable redis:// or rediss:// URL")]
+    #[error("{variable} is not a usable redis:// or rediss:// URL")]
     RedisUrl {
         /// Which variable.
         variable: &'static str,
     },
     /// The dead letter producer cannot be made.
-    #[error("the dead letter producer cannot be made: check KAFKA_* settings")]
+    #[error("the dead letter producer cannot be created: check KAFKA_* settings")]
     DeadLetters(#[from] rdkafka::error::KafkaError),
     /// The health endpoints cannot listen.
     #[error("cannot listen on {listen}: choose another HTTP_LISTEN or PORT")]

@@ -340,7 +340,7 @@ fn first_time(times: [Option<i64>; 3]) -> Result<Timestamp, DecodeError> {
     let mut times = times.into_iter().flatten();
     times.find_map(|ms| Timestamp::from_millisecond(ms).ok()).ok_or(DecodeError::Malformed {
         place: "commit time",
-        expected: "told by source.ts_ms, __ts_ms or the record's timestamp",
+        expected: "given by source.ts_ms, __ts_ms or the record's timestamp",
     })
 }
 

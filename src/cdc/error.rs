@@ -73,7 +73,7 @@ pub enum DecodeError {
         column: usize,
     },
     /// JSON, but neither an envelope nor a row.
-    #[error("value is JSON but no Debezium change: {0}")]
+    #[error("value is JSON but not a Debezium change: {0}")]
     NotAChange(&'static str),
     /// An envelope whose `op` is none of c, u, d, r, t, m.
     #[error("value has an op that is not known: use Debezium 2.x or 3.x (c, u, d, r, t, m)")]
@@ -125,7 +125,7 @@ pub enum DecodeError {
     )]
     LeftOut,
     /// A command lacks a field, or one has the wrong type.
-    #[error("value is no such command: {problem}")]
+    #[error("value is not a valid command: {problem}")]
     Command {
         /// What is wrong, without the value.
         problem: String,

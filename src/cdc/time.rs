@@ -14,7 +14,7 @@ pub(super) enum Unit {
 /// PostgreSQL's `infinity` as its driver hands it on, in whatever unit.
 const INFINITY: i64 = 9_223_372_036_825_200_000;
 
-/// Reads a column's JSON; `None` when it is no time. `infinity` and years that cannot be told become
+/// Reads a column's JSON; `None` when it is no time. `infinity` and years that cannot be represented become
 /// the latest or earliest time.
 pub(super) fn timestamp(json: &str, unit: Option<Unit>) -> Option<Timestamp> {
     if json.starts_with('"') { iso(inner(json)?) } else { epoch(whole(json)?, unit) }

@@ -83,7 +83,7 @@ pub struct Context<'c> {
 /// Explains every record to `out`.
 ///
 /// # Errors
-/// A line of the file is no record, the file or Kafka cannot be read, or `out` cannot be written. A
+/// A line of the file is not a record, the file or Kafka cannot be read, or `out` cannot be written. A
 /// record that cannot be decoded is explained, not an error.
 pub fn run(args: &Args, context: &Context<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
     match explain_all(args, context, out) {

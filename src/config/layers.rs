@@ -193,7 +193,8 @@ fn near_misses(env: &Environment) -> Vec<String> {
             .filter(|(distance, known)| *distance <= if known.len() < 9 { 1 } else { 2 })
             .min();
         if let Some((_, likely)) = likely {
-            warnings.push(format!("environment variable {name} is not known; {likely} is meant?"));
+            warnings
+                .push(format!("environment variable {name} is not known; did you mean {likely}?"));
         }
     }
     warnings
@@ -205,7 +206,7 @@ fn unknown_key(path: &str, file: Option<&Path>) -> String {
         .map(|variable| (strsim::osa_distance(path, variable.path), variable.path))
         .min()
         .filter(|(distance, _)| *distance <= 3)
-        .map_or(String::new(), |(_, path)| format!("; {path} is meant?"));
+        .map_or(String::new(), |(_, path)| format!("; did you mean {path}?"));
     let file = file.map_or(String::new(), |file| format!(" in {}", file.display()));
     format!("key {path}{file} is not known{likely}")
 }

@@ -58,7 +58,7 @@ impl StartAt {
         };
         // Neither is the name repeated: what was pasted here by mistake may be secret.
         let likely = known.iter().min_by_key(near).filter(|known| near(known) <= 3);
-        let likely = likely.map_or(String::new(), |likely| format!("; {likely} is meant?"));
+        let likely = likely.map_or(String::new(), |likely| format!("; did you mean {likely}?"));
         Some(format!(
             "names a topic that no enabled consumer reads: must be {FORM}, of {}{likely}",
             known.join(", ")
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(unknown("reward_redemptions=latest"), None);
         for wrong in ["crm.public.refferal_ledger=latest", "referral_ledger=latest"] {
             let told = unknown(wrong).expect("unknown");
-            assert!(told.ends_with("crm.public.referral_ledger is meant?"), "{told}");
+            assert!(told.ends_with("did you mean crm.public.referral_ledger?"), "{told}");
         }
         let told = unknown("x=latest").expect("unknown");
         assert!(!told.contains("meant") && told.contains(&known[1]), "{told}");

@@ -359,7 +359,7 @@ fn a_name_that_nobody_reads_is_met_with_the_likely_one() {
     let warnings = load(&environment(&[]), &file.0).warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("kafka.bootstrp") && warnings[0].contains("kafka.bootstrap is"));
-    assert!(warnings[1].contains("tier.concurrency is meant"), "{warnings:?}");
+    assert!(warnings[1].contains("did you mean tier.concurrency?"), "{warnings:?}");
 }
 
 /// Everything that a run could print of a configuration.
@@ -435,7 +435,7 @@ fn where_topics_begin_is_said_of_topics_that_are_read() {
     assert_eq!(good(&[]).kafka.beginning_of("crm.public.codes"), None);
 
     for (wrong, said) in [
-        ("crm.public.code=latest", "crm.public.codes is meant?"),
+        ("crm.public.code=latest", "did you mean crm.public.codes?"),
         ("crm.public.codes=now", "topic=2026-11-29T00:00:00Z"),
         ("crm.public.codes=latest,crm.public.codes=latest", "twice"),
     ] {

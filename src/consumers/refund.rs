@@ -7,14 +7,16 @@ use bigdecimal::{BigDecimal, RoundingMode, Signed, Zero};
 /// Digits after the point of a percentage.
 const PLACES: i64 = 6;
 
-/// Why a percentage cannot be told. It is the record's fault: a dead letter.
+/// Why a percentage cannot be computed. It is the record's fault: a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoPercentage {
     /// The debit row carries no amount.
-    #[error("the debit row has no final_amount, so its share of the original cannot be told")]
+    #[error("the debit row has no final_amount, so its share of the original cannot be computed")]
     DebitMissing,
     /// The original carries no amount.
-    #[error("the original purchase has no final_amount, so the debit's share of it cannot be told")]
+    #[error(
+        "the original purchase has no final_amount, so the debit's share of it cannot be computed"
+    )]
     OriginalMissing,
     /// Nothing can be taken back of an original of nothing or less.
     #[error(

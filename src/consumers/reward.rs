@@ -235,7 +235,7 @@ pub const TABLE: &str = "codes";
 /// What to do about a redemption command.
 ///
 /// # Errors
-/// When the record is no such command.
+/// When the record is not a valid command.
 pub fn route_redemption(record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
     let Some(redemption): Option<Redemption> = cdc::command(record)? else {
         return Ok(Route::Skip("tombstone"));

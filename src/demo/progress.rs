@@ -77,7 +77,7 @@ pub enum DemoError {
     #[error(transparent)]
     Bundled(#[from] BundledError),
     /// The fake.
-    #[error("no port of 127.0.0.1 can be had for the services' fake")]
+    #[error("no free port on 127.0.0.1 for the fake services")]
     Fake(#[source] std::io::Error),
     /// The daemon's runtime.
     #[error("the daemon's runtime cannot be started")]

@@ -2,7 +2,7 @@
 //!
 //! One round is the whole small set, with commands made beside it (`commands`): the lives of
 //! purchases (`tests/fixtures/life`, REPLICA IDENTITY FULL) with a connector that was killed and
-//! started anew (`J_restart_replay`) woven in. Round 0 is fed byte by byte as it was recorded.
+//! restarted (`J_restart_replay`) woven in. Round 0 is fed byte by byte as it was recorded.
 //! Further rounds are the same lives under fresh ids, further on in the log: more records than were
 //! recorded, with a truth that is known all the same. (The recording of 50,000 records is not
 //! shipped: it would make up most of the program.)

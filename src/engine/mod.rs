@@ -78,7 +78,7 @@ pub trait Consumer: Send + Sync + 'static {
     /// What to do about a command.
     ///
     /// # Errors
-    /// When the record is no such command: it goes to the dead letter topic.
+    /// When the record is not a valid command: it goes to the dead letter topic.
     fn route_command(&self, record: &Record<'_>) -> Result<Route<Self::Work>, DecodeError> {
         let _ = record;
         Ok(Route::Skip("not_a_command"))
@@ -170,14 +170,14 @@ pub enum Observed<'a> {
         /// Why, as a stable label.
         reason: &'a str,
     },
-    /// Records are gone: retention passed the committed offset, or the log was cut back or made
-    /// anew.
+    /// Records are gone: retention passed the committed offset, or the log was cut back or
+    /// recreated.
     Lost {
         /// Topic.
         topic: &'a str,
         /// Partition.
         partition: i32,
-        /// How many; unknown where the log was cut back or made anew.
+        /// How many; unknown where the log was cut back or recreated.
         records: Option<i64>,
     },
     /// Something is unusual about a change, which is handled all the same.

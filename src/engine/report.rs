@@ -81,7 +81,7 @@ impl<C: Consumer> Session<'_, C> {
             waits_for.push("kafka: this account may not read one of the topics".to_owned());
         }
         if self.assignment.is_planning() {
-            waits_for.push("kafka: fetch committed offsets".to_owned());
+            waits_for.push("kafka: reading committed offsets".to_owned());
         }
         waits_for
     }
@@ -219,15 +219,15 @@ impl<C: Consumer> Session<'_, C> {
                 tracing::error!(messaging.consumer.group.name = %group,
                     messaging.destination.name = topic,
                     messaging.destination.partition.id = partition, records,
-                    "log was cut back, as an unclean election of a leader does: so many records that were read are gone, and what came after them unread; \
-                     fetch on at the first record not older than the newest finished one; compare the ledgers of that time with wallet_ledger");
+                    "log was cut back, as an unclean leader election does: this many records that were read are gone, and unread ones after them; \
+                     reading on at the first record not older than the newest finished one; compare the ledgers of that time with wallet_ledger");
                 None
             }
             Loss::Recreated => {
                 tracing::error!(messaging.consumer.group.name = %group,
                     messaging.destination.name = topic,
                     messaging.destination.partition.id = partition,
-                    "topic was made anew, or ends before the committed offset: fetch it from its beginning");
+                    "topic was recreated, or ends before the committed offset: reading it from its beginning");
                 None
             }
         };

@@ -1,4 +1,4 @@
-//! One consumer: its client, made anew where that helps, and the session that each client lives in.
+//! One consumer: its client, replaced where that helps, and the session that each client lives in.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,7 +15,7 @@ use super::settings::{Engine, EngineError};
 use crate::kafka::Callbacks;
 use crate::room::Room;
 
-/// How long to wait before a client is made anew.
+/// How long to wait before a new client is created.
 const ANEW: Duration = Duration::from_secs(3);
 
 /// Says, when dropped, that nobody answers rebalances any more.
@@ -65,7 +65,7 @@ impl<C: Consumer> Engine<C> {
                 End::Stopped => return Ok(()),
                 End::Anew(reason) => {
                     tracing::warn!(messaging.consumer.group.name = %self.settings.group, reason,
-                        "making the kafka client anew");
+                        "creating a new kafka client");
                     tokio::select! {
                         () = tokio::time::sleep(ANEW) => {}
                         () = stop.cancelled() => return Ok(()),

@@ -94,7 +94,7 @@ pub(crate) struct Session<'a, C: Consumer> {
     pub(super) ends: Ends,
     /// What is known of topics beyond one assignment.
     pub(super) known: Known,
-    /// When this member last joined anew, to hear what it had missed.
+    /// When this member last joined again, to hear what it had missed.
     pub(super) rejoined_at: Option<Instant>,
     /// What was warned of, by topic.
     pub(super) warned_of: HashSet<(Arc<str>, Remark)>,

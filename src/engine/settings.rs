@@ -59,7 +59,7 @@ pub enum EngineError {
         advice: &'static str,
     },
     /// The client could not be made.
-    #[error("kafka client of group {group} cannot be made: check KAFKA_* settings")]
+    #[error("kafka client of group {group} cannot be created: check KAFKA_* settings")]
     Client {
         /// The group.
         group: String,

@@ -44,7 +44,7 @@ impl Listener for Door {
         let (stream, from) = Listener::accept(&mut self.0).await;
         // Answers are written whole: waiting for more to send would only add 40 ms.
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no low latency for this connection");
+            tracing::debug!(%error, "could not set TCP_NODELAY on a connection");
         }
         (Connection { stream, cut: Cut::default() }, from)
     }

@@ -104,7 +104,7 @@ impl Callbacks {
         (context, signals)
     }
 
-    /// Whether the group may have been joined anew with a commit still under way. A static member
+    /// Whether the group may have been joined again with a commit still under way. A static member
     /// has another id then, and the broker takes such a commit for one of a second process.
     pub(crate) fn may_fence_itself(&self) -> bool {
         let lost = *self.session_lost.lock().unwrap_or_else(PoisonError::into_inner);

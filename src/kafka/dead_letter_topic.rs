@@ -46,7 +46,7 @@ impl DeadLetterTopic {
         if self.exists().await? {
             if let Err(error) = self.widen(&sources, 0).await {
                 tracing::debug!(messaging.destination.name = %self.name, %error,
-                    "what the dead letter topic takes cannot be looked at or changed");
+                    "could not read or change the size limit of the dead letter topic");
             }
             return Ok(());
         }
@@ -80,7 +80,7 @@ impl DeadLetterTopic {
             result.map_err(|(_, code)| KafkaError::AdminOp(code))?;
         }
         tracing::info!(messaging.destination.name = %self.name, bytes = most,
-            "dead letter topic takes what its source topics take");
+            "dead letter topic accepts records as large as its source topics do");
         Ok(true)
     }
 
@@ -110,7 +110,7 @@ impl DeadLetterTopic {
         for result in admin.create_topics([&topic], &options()).await? {
             match result {
                 Ok(_) => {
-                    tracing::info!(messaging.destination.name = %self.name, "dead letter topic made");
+                    tracing::info!(messaging.destination.name = %self.name, "dead letter topic created");
                 }
                 Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((_, code)) => return Err(KafkaError::AdminOp(code)),

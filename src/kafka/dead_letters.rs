@@ -121,7 +121,7 @@ impl DeadLetters {
     pub async fn ensure_topic(&self, sources: &[String]) {
         if let Err(error) = self.topic.ensure(sources).await {
             tracing::warn!(messaging.destination.name = self.topic.name(), %error,
-                "dead letter topic cannot be made; records that need it will wait");
+                "dead letter topic cannot be created; records that need it will wait");
         }
     }
 
@@ -161,7 +161,7 @@ impl DeadLetters {
         let widened = self.topic.widen(&[letter.topic], 1).await;
         widened.unwrap_or_else(|error| {
             tracing::debug!(messaging.destination.name = self.topic.name(), %error,
-                "dead letter topic cannot be made to take more");
+                "could not raise the size limit of the dead letter topic");
             false
         })
     }

@@ -1,4 +1,4 @@
-//! Which topic a name stands for: one that was deleted and made anew has another id, whatever its log
+//! Which topic a name stands for: one that was recreated has another id, whatever its log
 //! holds. librdkafka notices and goes on at the old position; the binding does not ask at all.
 
 use std::collections::HashMap;

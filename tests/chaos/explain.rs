@@ -151,8 +151,8 @@ impl<'a> Explainer<'a> {
         }
         // An answer that takes long is as good as lost. Events are then sent again as the request
         // that they were, unless somebody else has them to send.
-        let anew = first.kind != Kind::Event || self.returned(first, again);
-        if anew
+        let fresh = first.kind != Kind::Event || self.returned(first, again);
+        if fresh
             && self
                 .of(&[Harm::AnswerLost], again.at)
                 .any(|lost| lost.hits == Some(first.kind) && lost.overlaps(at, accepted, near))

@@ -183,7 +183,7 @@ async fn redemptions_and_codes_become_their_events_once_and_a_malformed_command_
     assert_eq!(header("dlq.error.kind"), "command");
     assert_eq!(
         header("dlq.error.message"),
-        "value is no such command: quantity is not within 1 to 1000"
+        "value is not a valid command: quantity is not within 1 to 1000"
     );
 }
 
@@ -295,7 +295,7 @@ fn explain_says_what_each_of_them_would_do() {
         (&json!("command"), &json!("reward:e"))
     );
     let malformed = said[3]["consumers"]["reward"]["reason"].as_str().expect("a reason");
-    assert!(malformed.starts_with("dead letter: value is no such command"), "{malformed}");
+    assert!(malformed.starts_with("dead letter: value is not a valid command"), "{malformed}");
     let id = "marketplace/order-received:shopee:1:x:PAID";
     assert_eq!(
         said[4]["consumers"]["marketplace"],

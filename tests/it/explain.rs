@@ -147,7 +147,7 @@ fn a_broken_line_stops_with_its_number_and_a_broken_record_does_not() {
     std::fs::write(&file, lines).expect("the file is written");
     let args = Args { file: Some(file), ..args() };
     let error = output(&args, ClientConfig::new()).expect_err("the third line is none");
-    assert!(error.to_string().starts_with("line 3 is no record"), "{error}");
+    assert!(error.to_string().starts_with("line 3 is not a record"), "{error}");
 
     std::fs::write(args.file.as_ref().expect("set above"), &lines[..lines.len() - 10])
         .expect("the file is written");

@@ -164,7 +164,7 @@ pub(super) struct Batch {
 pub(super) struct Leftover {
     /// To be sent as they are.
     pub(super) batches: Vec<Batch>,
-    /// To be batched anew, before all others, in this order.
+    /// To be batched again, before all others, in this order.
     pub(super) rest: Vec<Submission>,
 }
 

@@ -58,7 +58,7 @@ impl Connection {
         }
     }
 
-    /// The next request makes a connection anew, unless somebody has made one already.
+    /// The next request makes a new connection, unless somebody has made one already.
     fn drop_it(&self, used: &Attempt) {
         self.lock().take_if(|current| current.ptr_eq(used));
     }
@@ -75,7 +75,7 @@ async fn made(client: Client) -> RedisResult<MultiplexedConnection> {
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// Whether a connection is better made anew after this error: it broke, it was silent for too long,
+/// Whether a connection is better replaced after this error: it broke, it was silent for too long,
 /// what came makes no sense, or it leads to a server where it may do nothing.
 fn ends_it(error: &RedisError) -> bool {
     match error.kind() {

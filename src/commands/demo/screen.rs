@@ -175,7 +175,7 @@ impl<W: Write> Screen<W> {
             let right = differences.right;
             self.wrapped(
                 "",
-                &format!("RIGHT: {fed} records, and all {right} outcomes that they expectation"),
+                &format!("RIGHT: {fed} records, and all {right} outcomes that they call for"),
                 GREEN,
             );
             if differences.repeated > 0 {

@@ -77,7 +77,7 @@ impl Currency {
             )),
             Original::Ambiguous => Err(Failure::Poison {
                 kind: "original_ambiguous",
-                message: "which purchase the debit row refunds cannot be told: several rows of its \
+                message: "it is not clear which purchase the debit row refunds: several rows of its \
                           merchant have external_ref as transaction_number and the same created_at, \
                           or none; correct the rows, then produce the record again"
                     .to_owned(),

@@ -160,7 +160,7 @@ impl Decision {
     }
 
     /// Counts debits of a purchase of `original`, in their order, which are decided by that. One whose
-    /// share cannot be told is set aside itself, and adds nothing.
+    /// share cannot be computed is set aside itself, and adds nothing.
     pub fn count(&mut self, debits: &[Purchase], original: Option<&BigDecimal>) {
         for row in debits {
             if let Ok(share) = self.share(row.amount().as_ref(), original) {

@@ -68,7 +68,7 @@ fn a_quantity_is_one_where_none_is_named_and_lies_within_1_to_1000() {
     for other in ["1.5", "\"2\"", "true", "18446744073709551615"] {
         let error = quantity(&format!(r#","quantity":{other}"#)).expect_err(other);
         assert!(
-            error.starts_with("value is no such command: a field has the wrong type"),
+            error.starts_with("value is not a valid command: a field has the wrong type"),
             "{error}"
         );
     }
@@ -80,7 +80,7 @@ fn a_malformed_command_is_told_what_it_lacks() {
         (r#"{"event_id":"e","user_id":"u","reward_id":"r"}"#, "missing field `merchant_id`"),
         (r#"{"event_id":"","user_id":"u","reward_id":"r","merchant_id":"m"}"#, "event_id is empty"),
         (r#"{"event_id":"e","user_id":"u""#, "value is not valid JSON"),
-        ("[]", "value is no such command"),
+        ("[]", "value is not a valid command"),
         ("hello", "value is not valid JSON"),
     ] {
         let error = command(value).expect_err(value);

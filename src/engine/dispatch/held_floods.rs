@@ -68,7 +68,7 @@ impl<C: Consumer> Session<'_, C> {
         if over {
             let Self { lanes, floods, .. } = self;
             tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
-                "dead letters are no flood any more, going on with what was held");
+                "the flood of dead letters is over, handling the held records");
             lanes.wake_where(|job| job.held().is_some_and(|cause| !floods.holds(cause)));
         }
     }

@@ -21,7 +21,7 @@ pub(in crate::engine) struct Repair {
     /// The offset that should have come next.
     pub(in crate::engine) next: i64,
     /// Whether its topic is another one by now.
-    pub(in crate::engine) anew: bool,
+    pub(in crate::engine) new_topic: bool,
     /// What the log holds, and of which topic it is where that was asked.
     pub(in crate::engine) log: JoinHandle<KafkaResult<(Bounds, Option<TopicId>)>>,
 }

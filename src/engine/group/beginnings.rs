@@ -150,7 +150,7 @@ impl Beginner {
             if names.is_empty() && ours {
                 begun.not.insert(topic.clone(), Why::Unreachable);
             }
-            // One that is away, or was read by this member and made anew, may be read.
+            // One that is away, or was read by this member and recreated, may be read.
             if names.is_empty() || self.read.contains(&**topic) {
                 begun.nothing = false;
                 continue;

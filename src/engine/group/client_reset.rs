@@ -1,4 +1,4 @@
-//! A session whose client is no longer believed: it ends, and the next one has a client made anew.
+//! A session whose client is no longer trusted: it ends, and the next one gets a new client.
 
 use std::time::Instant;
 

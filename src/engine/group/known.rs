@@ -1,7 +1,7 @@
 //! What a session knows of topics beyond one assignment: which topic a name stood for, and what was
 //! finished of partitions that are gone.
 //!
-//! A topic that is deleted and made anew under a running client is another one. The group's offsets
+//! A topic that is recreated under a running client is another one. The group's offsets
 //! go with the old one, or stay and mean nothing; librdkafka goes on at the old position where the
 //! new log reaches that far, and commits nothing by itself until it does.
 
@@ -71,7 +71,7 @@ impl Known {
                 // Whether it saw what has been assigned since cannot be known.
                 Ok(Ok(ids)) if assigned_then == assigned => return Some(ids),
                 Ok(Ok(_)) => self.next = None,
-                Ok(Err(error)) => tracing::debug!(%error, "ids of topics not told"),
+                Ok(Err(error)) => tracing::debug!(%error, "could not read the ids of topics"),
                 Err(_) => {}
             }
             return None;

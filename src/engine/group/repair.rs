@@ -23,7 +23,7 @@ use crate::kafka::{self, Signals, TopicId};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long heartbeats must have been answered after one that was not.
 const HEARTBEATS_ARE_BACK: Duration = Duration::from_secs(5);
-/// How often a member joins anew for that at most: each time its partitions move.
+/// How often a member joins again for that at most: each time its partitions move.
 const REJOIN_PAUSE: Duration = Duration::from_secs(60);
 
 impl<C: Consumer> Session<'_, C> {
@@ -51,12 +51,12 @@ impl<C: Consumer> Session<'_, C> {
                     Ok((bounds(&client, (&topic, number), 0, None, false, TIMEOUT)?, None))
                 });
                 let next = partition.next_offset();
-                self.assignment.repairs.push(Repair { id: *id, next, anew: true, log: look });
+                self.assignment.repairs.push(Repair { id: *id, next, new_topic: true, log: look });
             }
         }
     }
 
-    /// Commits what the automatic commit passes over: committable offsets of logs that begin anew,
+    /// Commits what the automatic commit passes over: committable offsets of logs that begin again,
     /// below what the client remembers as committed. Several times, since nobody tells which commit
     /// was lost.
     pub(in crate::engine) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
@@ -97,7 +97,7 @@ impl<C: Consumer> Session<'_, C> {
         drop(heartbeat_lost);
         self.rejoined_at = Some(now);
         tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
-            "answers to heartbeats got lost, joining the group anew to hear what they said");
+            "answers to heartbeats were lost, joining the group again in case they assigned partitions");
         self.rejoin();
     }
 
@@ -105,7 +105,7 @@ impl<C: Consumer> Session<'_, C> {
         self.client.unsubscribe();
         if let Err(error) = self.subscribe() {
             tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, %error,
-                "group not joined anew");
+                "could not join the group again");
         }
     }
 
@@ -122,13 +122,13 @@ impl<C: Consumer> Session<'_, C> {
             Ok(Ok(Some(_))) if !settled => self.search_unowned(),
             Ok(Ok(Some(unowned))) => {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group, unowned,
-                    "partitions without an owner, joining the group anew so that they are shared out");
+                    "partitions have no owner, joining the group again so that they are assigned");
                 self.rejoin();
             }
             // A broker is away, which is said elsewhere.
             Ok(Err(error)) => {
                 tracing::debug!(messaging.consumer.group.name = %self.engine.settings.group, %error,
-                    "owners of partitions not told, asking again");
+                    "could not read who owns the partitions, asking again");
                 self.search_unowned();
             }
         }
@@ -162,14 +162,14 @@ impl<C: Consumer> Session<'_, C> {
                 let ids = kafka.topic_ids(&[topic.to_string()], TIMEOUT).unwrap_or_default();
                 Ok((found, ids.get(&*topic).copied()))
             });
-            self.assignment.repairs.push(Repair { id: *id, next, anew: false, log: look });
+            self.assignment.repairs.push(Repair { id: *id, next, new_topic: false, log: look });
         }
     }
 
     /// Has partitions read on of which it is known by now what their logs hold.
     pub(in crate::engine) fn finish_repairs(&mut self) {
         let mut repairs = std::mem::take(&mut self.assignment.repairs);
-        repairs.retain_mut(|Repair { id, next, anew, log }| match log.now_or_never() {
+        repairs.retain_mut(|Repair { id, next, new_topic, log }| match log.now_or_never() {
             None => true,
             Some(found) => {
                 match found {
@@ -177,7 +177,7 @@ impl<C: Consumer> Session<'_, C> {
                         let partition = self.partitions.get(id);
                         let replaced =
                             partition.zip(topic).is_some_and(|(p, t)| p.is_replaced_by(t));
-                        self.resume_fetch(*id, *next, *anew || replaced, bounds);
+                        self.resume_fetch(*id, *next, *new_topic || replaced, bounds);
                     }
                     Ok(Err(error)) => self.warn_on_error("look into a log", Err(error)),
                     Err(_) => {}
@@ -190,9 +190,9 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and
     /// refuses a seek then: the partition is given up and taken again.
-    fn resume_fetch(&mut self, id: u32, next: i64, anew: bool, bounds: Bounds) {
+    fn resume_fetch(&mut self, id: u32, next: i64, new_topic: bool, bounds: Bounds) {
         // Something has come since: it is being fetched, and the log holds more by now.
-        let stands = |p: &&mut Partition| !p.draining && (anew || p.next_offset() == next);
+        let stands = |p: &&mut Partition| !p.draining && (new_topic || p.next_offset() == next);
         let Some(partition) = self.partitions.get_mut(&id).filter(stands) else { return };
         if !self.assignment.is_settled() {
             // The group waits for another answer.
@@ -200,12 +200,12 @@ impl<C: Consumer> Session<'_, C> {
         }
         let Bounds { low, high, resume } = bounds;
         let resume = resume.filter(|resume| partition.was_cut_back(high, *resume));
-        let cut_back = !anew && low <= next && resume.is_some();
+        let cut_back = !new_topic && low <= next && resume.is_some();
         if cut_back && partition.load().records > 0 {
             // They cannot be read again. It is looked at again when they are done.
             return;
         }
-        let recreated = anew || cut_back || next > high;
+        let recreated = new_topic || cut_back || next > high;
         let offset = match resume {
             Some(resume) if cut_back => resume,
             _ if recreated => low,
@@ -226,13 +226,13 @@ impl<C: Consumer> Session<'_, C> {
         if recreated {
             let end = if next > high { high } else { offset };
             let loss = if cut_back { Loss::CutBack(next - end) } else { Loss::Recreated };
-            return self.restart_partition(id, offset, anew, loss);
+            return self.restart_partition(id, offset, new_topic, loss);
         }
         match partition.skip_to(offset) {
             0 => {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                     messaging.destination.name = %topic, messaging.destination.partition.id = number,
-                    messaging.kafka.offset = offset, "partition was not fetched any more, fetch on");
+                    messaging.kafka.offset = offset, "partition was not fetched any more, reading on");
             }
             gone => self.report_loss(&topic, number, Loss::Expired(gone)),
         }

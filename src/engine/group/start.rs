@@ -52,7 +52,7 @@ pub(in crate::engine) struct Start {
 pub(in crate::engine) enum Loss {
     /// Retention removed this many.
     Expired(i64),
-    /// The topic was made anew, or ends before the committed offset and nobody can tell since when.
+    /// The topic was recreated, or ends before the committed offset and nobody can tell since when.
     Recreated,
     /// The log was cut back, as an election of a replica that lags behind does: so many records
     /// that the group had passed are gone, and what came after them.
@@ -75,7 +75,7 @@ pub(in crate::engine) struct Bounds {
 #[derive(Debug, thiserror::Error)]
 pub(in crate::engine) enum PlanError {
     /// The broker did not answer; ask again.
-    #[error("the broker did not tell where to start")]
+    #[error("the broker did not answer where to start")]
     Broker(#[from] KafkaError),
     /// The process is stopping.
     #[error("interrupted")]
@@ -103,7 +103,7 @@ pub(in crate::engine) fn plan(
     let (consumer, group) = (&*beginner.client, &*beginner.group);
     beginner.look();
     let mut committed = committed(consumer, assigned)?;
-    // The group's offsets go with a topic that is deleted: one that is made anew begins nowhere
+    // The group's offsets go with a topic that is deleted: one that is recreated begins nowhere
     // new.
     let is_new = |name: &&Name| !committed.contains_key(*name) && !beginner.read.contains(&*name.0);
     let new: HashSet<&str> = assigned.iter().filter(is_new).map(|(topic, _)| &**topic).collect();
@@ -131,7 +131,7 @@ pub(in crate::engine) fn plan(
             tracing::warn!(messaging.consumer.group.name = group,
                 messaging.destination.name = topic,
                 messaging.destination.partition.id = partition,
-                %error, "partition cannot be reached, is read when it can");
+                %error, "partition cannot be reached, reading starts when it can");
             timeout = TIMEOUT_AGAIN;
         });
         let log = log.ok();

@@ -189,7 +189,7 @@ impl Context {
                 let taken =
                     claims.acquire(key.clone(), Arc::clone(&keeper), Some(Arc::clone(&asker)));
                 if let Err(error) = taken.await {
-                    tracing::debug!(%error, "claim of what is still being sent not held");
+                    tracing::debug!(%error, "could not hold the claim of an event that is still being sent");
                 }
                 if let Some(sent) = sent.take() {
                     break sent;
@@ -201,7 +201,7 @@ impl Context {
             };
             let at = sent.unwrap_or_else(|_| Timestamp::now());
             if let Err(error) = claims.free(key, keeper, at.as_millisecond()).await {
-                tracing::debug!(%error, "claim of what was sent not given back");
+                tracing::debug!(%error, "could not release the claim of an event that was sent");
             }
         })
     }

@@ -113,7 +113,7 @@ impl Context {
                 () = &mut late => StoreUnavailable::new("no answer"),
             };
             if self.drained() {
-                tracing::warn!(error = %away, "done, and its claim does not say so: it runs out by itself");
+                tracing::warn!(error = %away, "done, but its claim could not be marked: it expires by itself");
                 return false;
             }
             tokio::select! {
@@ -222,7 +222,7 @@ impl Context {
             self.claims().release(self.key(&name), self.asker()).await;
         }
         if let Err(error) = self.free().await {
-            tracing::debug!(%error, "claim not given back");
+            tracing::debug!(%error, "claim not released");
         }
     }
 

@@ -65,7 +65,7 @@ impl Context {
         };
         // What was decided is kept by now: a lock that cannot be given back runs out by itself.
         if let Err(error) = self.claims().free(self.key(name), self.asker(), 0).await {
-            tracing::debug!(%error, "lock not given back");
+            tracing::debug!(%error, "lock not released");
         }
         ended
     }

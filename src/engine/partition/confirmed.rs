@@ -103,7 +103,7 @@ mod tests {
         confirmed.ask(&replay_index(7));
         confirmed.pass(logged(8));
         assert!(!confirmed.is_another(OLD));
-        // Made anew here; 20 is the new topic's, and 10 to 19 are not read yet.
+        // Recreated here; 20 is the new topic's, and 10 to 19 are not read yet.
         confirmed.pass(logged(20));
         confirmed.ask(&replay_index(20));
         confirmed.pass(logged(21));

@@ -1,6 +1,6 @@
 //! Records `tests/fixtures/decimals.*` from a real Debezium, PostgreSQL and Kafka: every
 //! `decimal.handling.mode` x column type x value, with and without schemas, enveloped and flattened.
-//! `tests/run decimals::record -- --ignored` writes the files anew.
+//! `tests/run decimals::record -- --ignored` writes the files again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -72,7 +72,7 @@ const SPECIAL: [(&str, &str); 4] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "writes fixtures anew"]
+#[ignore = "writes fixtures again"]
 async fn record() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let name = unique("decimals").replace('-', "_");

@@ -91,7 +91,7 @@ async fn poison_goes_to_the_dead_letter_topic_whole_and_with_what_went_wrong() {
     assert_eq!(text("dlq.timestamp"), "1700000000123");
     assert_eq!(text("dlq.consumer"), "scripted");
     assert_eq!(text("dlq.error.kind"), "command");
-    assert_eq!(text("dlq.error.message"), "value is no such command: it is malformed");
+    assert_eq!(text("dlq.error.message"), "value is not a valid command: it is malformed");
     assert_eq!(text("dlq.attempts"), "1");
     for name in ["dlq.first_at", "dlq.last_at"] {
         let at: Timestamp = text(name).parse().expect("RFC 3339");

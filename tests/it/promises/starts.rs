@@ -143,7 +143,7 @@ async fn a_topic_that_is_made_anew_while_it_is_consumed_is_read_from_its_beginni
 
     let deleted = admin().delete_topics(&[&stage.topic], &AdminOptions::new()).await;
     deleted.expect("an answer").into_iter().for_each(|topic| drop(topic.expect("it is deleted")));
-    until("the topic to be made anew", async || {
+    until("the topic to be recreated", async || {
         let topic = NewTopic::new(&stage.topic, 1, TopicReplication::Fixed(1));
         let made = admin().create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
         made[0].is_ok().then_some(())
@@ -226,7 +226,7 @@ async fn a_topic_that_was_made_anew_while_nobody_looked_is_read_from_its_beginni
 
     let deleted = admin().delete_topics(&[&stage.topic], &AdminOptions::new()).await;
     deleted.expect("an answer").into_iter().for_each(|topic| drop(topic.expect("it is deleted")));
-    until("the topic to be made anew", async || {
+    until("the topic to be recreated", async || {
         let topic = NewTopic::new(&stage.topic, 1, TopicReplication::Fixed(1));
         let made = admin().create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
         made[0].is_ok().then_some(())

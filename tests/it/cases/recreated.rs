@@ -1,4 +1,4 @@
-//! A topic that is deleted and made anew under the running daemon, which is killed then.
+//! A topic that is recreated under the running daemon, which is killed then.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ async fn make_anew(topic: &str, gap: Gap, log: &Log) {
     if gap == Gap::Long {
         log.until("partitions lost").await;
     }
-    until("the topic to be made anew", async || {
+    until("the topic to be recreated", async || {
         let topic = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
         let made = admin.create_topics([&topic], &AdminOptions::new()).await.expect("an answer");
         made[0].is_ok().then_some(())
@@ -40,7 +40,7 @@ async fn make_anew(topic: &str, gap: Gap, log: &Log) {
 }
 
 async fn made_anew(gap: Gap) {
-    let (brokers, prefix, redis) = (services::kafka(), unique("anew"), services::Redis::own());
+    let (brokers, prefix, redis) = (services::kafka(), unique("recreated"), services::Redis::own());
     let fake = Fake::start(Options::default()).await.expect("a fake");
     award_all(&fake);
     let (topic, group) = (format!("{prefix}.purchase_ledger"), format!("{prefix}-currency"));
