@@ -151,7 +151,7 @@ impl std::fmt::Display for ConsumerName {
     }
 }
 
-/// What every consumer can be told.
+/// Settings that every consumer has.
 #[derive(Debug, Clone)]
 pub struct Consumer {
     /// Requests to Supabase at a time (`<NAME>_CONCURRENCY`; behaviour section 1).

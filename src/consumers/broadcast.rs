@@ -1,4 +1,4 @@
-//! What the app's screens listen to, told best effort (behaviour section 6).
+//! What the app's screens listen to, sent best effort (behaviour section 6).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::call::Calls;
 use crate::metric_names::BROADCASTS_LOST;
 
-/// Broadcasts under way at a time. More are not sent: a screen that is told late is not helped.
+/// Broadcasts under way at a time. More are not sent: a screen that hears late is not helped.
 const MOST: usize = 32;
 
 /// Sends broadcasts beside the records that cause them: nothing waits for one, nothing fails with
@@ -44,7 +44,7 @@ impl Broadcasts {
         });
     }
 
-    /// How many were not told since the start.
+    /// How many were not delivered since the start.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)

@@ -195,7 +195,7 @@ impl Calls {
     /// for it nor count it.
     ///
     /// # Errors
-    /// Whatever kept it from being told.
+    /// Whatever kept it from being delivered.
     pub(crate) async fn broadcast(
         &self,
         messages: &(impl Serialize + Sync + ?Sized),

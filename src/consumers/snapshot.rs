@@ -41,7 +41,7 @@ pub fn admits(
 }
 
 /// Whether the row was recent when its change was committed: without the state before, its present
-/// state then tells what happened.
+/// state then says what happened.
 ///
 /// # Errors
 /// When `created_at` cannot be decoded.

@@ -80,7 +80,7 @@ pub enum Op {
         /// How long it stays taken unless it is taken again, in whole seconds.
         lease: Duration,
     },
-    /// Give back what was acquired, if nobody else holds it by now; when an event of it was last
+    /// Gives back what was acquired, unless somebody else holds it; when an event of it was last
     /// accepted stays known for as long as the window.
     Free {
         /// What others may be at now.
@@ -111,7 +111,7 @@ impl Op {
     }
 }
 
-/// When a change was committed. The log position tells changes of one transaction apart.
+/// When a change was committed. The log position distinguishes changes of one transaction.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]

@@ -33,7 +33,7 @@ redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3]) return 1";
 /// Keeps a time for good where there is none.
 const SINCE: &str = "redis.call('SET', KEYS[1], ARGV[1], 'NX') return redis.call('GET', KEYS[1])";
 
-/// Takes a claim that is free by now, or renews the holder's own; else answers what stands there.
+/// Takes a claim that is free, or renews the holder's own; otherwise answers what it holds.
 const RECLAIM: &str = "local v = redis.call('GET', KEYS[1]) \
 if v and v ~= ARGV[1] then return v end \
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) return ARGV[1]";

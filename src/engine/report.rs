@@ -1,4 +1,4 @@
-//! What a session tells: its signs of life, the end of a snapshot, losses, and the client's errors.
+//! What a session reports: signs of life, the end of a snapshot, losses, and the client's errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};

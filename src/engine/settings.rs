@@ -1,4 +1,4 @@
-//! What one consumer's engine is made of and told, and what it can fail with.
+//! What one consumer's engine is made of, its settings, and what it can fail with.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::dedup::Claims;
 use crate::kafka::{DeadLetters, Kafka};
 use crate::outage::Breakers;
 
-/// What one consumer's engine is told.
+/// Settings of one consumer's engine.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Its group.

@@ -18,7 +18,7 @@ use crate::outage::{Backoff, Breaker};
 /// What the work of tests comes to.
 pub(super) const SENT: Outcome = Outcome::Sent;
 
-/// A store that counts what it is asked, and does with what ends a claim as it is told.
+/// A store that counts its requests, and answers those that end a claim as the test says.
 #[derive(Default)]
 pub(super) struct Watched {
     pub(super) taken: Mutex<usize>,

@@ -1,4 +1,4 @@
-//! Signs of life of one consumer: what readiness tells, and when a consumer counts as stalled.
+//! Signs of life of one consumer: what readiness reports, and when a consumer counts as stalled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -24,7 +24,7 @@ pub struct Requests {
 /// One POST of events as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Post {
-    /// The event key that it came with, which tells senders apart.
+    /// The event key that it came with, which distinguishes senders.
     pub key: String,
     /// Its `x-inngest-event-id-seed`.
     pub seed: Option<String>,
@@ -55,7 +55,7 @@ pub struct Stored {
     pub ts: Option<i64>,
     /// Which POST it came with, counted from 0.
     pub post: u32,
-    /// Its data as it came, if the fake was told to keep it.
+    /// Its data as it came, if the fake was set to keep it.
     pub data: Option<Box<str>>,
     /// When it was stored, counted from the fake's start.
     pub at: Duration,

@@ -182,7 +182,7 @@ impl Fake {
         self.define_for(function, move |_, arguments| handler(arguments));
     }
 
-    /// As [`Fake::define`], for a function that tells its callers apart: `handler` gets the key
+    /// As [`Fake::define`], for a function that distinguishes its callers: `handler` gets the key
     /// that the request came with, too.
     pub fn define_for(
         &self,

@@ -19,7 +19,7 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The setting that says how large a record may be.
 const MAX_BYTES: &str = "max.message.bytes";
-/// What brokers take unless they are told otherwise.
+/// What brokers accept by default.
 const USUAL_BYTES: u64 = 1_048_588;
 /// What a letter's own headers may add to its record.
 const HEADERS: u64 = 64 << 10;

@@ -17,7 +17,7 @@ use super::{Kafka, SavedRecord};
 /// How long a dead letter may take to be acknowledged before its lane waits and tries again.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a letter is sent again to a topic that has just been told to take it, and how soon:
+/// How often a letter is sent again to a topic whose limit has just been raised for it, and how soon:
 /// its broker hears of that a moment later.
 const AGAIN: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);

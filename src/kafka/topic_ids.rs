@@ -13,7 +13,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as rdsys;
 
-/// What tells one topic from another of the same name.
+/// What distinguishes one topic from another of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopicId {
     /// A hash of its cluster's id: a mirror gives its topics ids of their own.

@@ -23,7 +23,7 @@ const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 5_000
 
 /// How often samples are put into their buckets. Until then each of them is kept.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// For how long a gauge that is not set any more is still told, so that a partition that was given
+/// For how long a gauge that is not set any more is still shown, so that a partition that was given
 /// up does not keep its last lag for ever. Every scrape sets those that there are.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 

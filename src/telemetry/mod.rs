@@ -1,4 +1,4 @@
-//! What the daemon tells of itself: logs, metrics, and the health endpoints.
+//! What the daemon says about itself: logs, metrics, and the health endpoints.
 
 pub mod http;
 pub mod logs;

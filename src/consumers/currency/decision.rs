@@ -15,7 +15,7 @@ use crate::dedup::Moment;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Decision {
-    /// What tells the present award from the first: the end of its ids and claims.
+    /// What distinguishes the present award from the first: the end of its ids and claims.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub again: Option<String>,
     /// The change that called for the present award, where that is not the first: what took back the

@@ -86,7 +86,7 @@ impl Purchase {
         self.updated_at
     }
 
-    /// When it was last touched, as far as the row tells.
+    /// When it was last touched, as far as the row shows.
     #[must_use]
     pub fn touched_at(&self) -> Option<Timestamp> {
         self.created_at.max(self.updated_at)

@@ -39,7 +39,7 @@ pub struct Currency {
     pub topics: Vec<String>,
     /// Bound on parallel requests.
     pub limits: Limits,
-    /// What its rules need to be told.
+    /// Settings of its rules.
     pub rules: Settings,
     /// How long a cancel waits after its award was accepted (`INNGEST_CANCEL_SETTLE`).
     pub settle: Duration,

@@ -12,7 +12,7 @@ use crate::consumers::words::{self, PURCHASE_STATUSES, is};
 use crate::dedup::Moment;
 use crate::engine::{Lane, Route, SNAPSHOT_SKIPPED};
 
-/// What the rules need to be told.
+/// Settings of the rules.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// What happens to snapshot rows.
@@ -27,7 +27,7 @@ struct Table {
     name: &'static str,
     kind: &'static str,
     user: &'static str,
-    /// The column that tells whether a row counts.
+    /// The column that says whether a row counts.
     status: &'static str,
     /// The word in it that counts.
     counts: &'static str,

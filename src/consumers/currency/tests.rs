@@ -60,7 +60,8 @@ impl Scene {
         self.bench.fake.fill("merchant_master", vec![object(row)]);
     }
 
-    /// Writes a row of `purchase_ledger`: purchase `p` of 100, created an hour ago, unless told so.
+    /// Writes a row of `purchase_ledger`: purchase `p` of 100, created an hour ago, unless the test
+    /// says otherwise.
     fn row(&self, id: &str, changes: Value) {
         let mut row = json!({"id": id, "merchant_id": "m", "user_id": "u",
             "transaction_number": if id == "p" { "N" } else { id }, "external_ref": null,

@@ -115,6 +115,6 @@ pub struct Debit {
     pub check_wallet: bool,
     /// The row's `created_at`.
     pub created_at: Option<Timestamp>,
-    /// Since when it counts, where it may have been pending before and the row tells.
+    /// Since when it counts, where it may have been pending before and the row shows it.
     pub turned_at: Option<Timestamp>,
 }

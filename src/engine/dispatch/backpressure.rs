@@ -97,7 +97,7 @@ impl Pace {
         (self.since, self.held, self.left) = (now, open, open);
     }
 
-    /// What the last look told.
+    /// What the last look found.
     #[must_use]
     pub fn speed(&self) -> Speed {
         self.speed

@@ -62,7 +62,7 @@ impl Guard {
         Self { limit, every, steps: VecDeque::new(), floods: SmallVec::new() }
     }
 
-    /// Judges a record that `cause` would set aside; `again` tells that it is held already.
+    /// Judges a record that `cause` would set aside; `again` says that it is held already.
     pub(in crate::engine) fn judge(
         &mut self,
         cause: &'static str,

@@ -63,7 +63,7 @@ impl Controller {
         }
     }
 
-    /// Takes in a sample and returns the bound from now on; `used` tells whether as many requests
+    /// Takes in a sample and returns the bound from now on; `used` says whether as many requests
     /// as it allows were under way. A round is as many samples as the bound, so that one slow request
     /// does not count for more than its share.
     pub fn sample(&mut self, sample: Sample, used: bool) -> usize {

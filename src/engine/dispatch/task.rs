@@ -101,7 +101,7 @@ impl<C: Consumer> TaskContext<C> {
             let written =
                 job.cx.unless_given_up(&self.breaker, self.dead_letters.write(&letter)).await?;
             if let Err(error) = written {
-                // Named as away from the first time on: nothing else tells why its lanes wait.
+                // Named as away from the first failure on: nothing else shows why its lanes wait.
                 self.breaker.failed(Instant::now(), Some(PAUSE), &error.to_string());
                 return Err(Failure::Outage {
                     breaker: Arc::clone(&self.breaker),

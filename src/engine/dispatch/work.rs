@@ -218,12 +218,12 @@ impl Context {
         self.served.lock().unwrap_or_else(PoisonError::into_inner).add(breaker, times);
     }
 
-    /// What was told since this was asked last.
+    /// What was noted since the last call.
     pub(in crate::engine) fn take_served(&self) -> Served {
         std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Tells which records were coalesced into this one by now, and when the partition of any of
+    /// Sets which records have been coalesced into this one, and when the partition of any of
     /// them was assigned last.
     pub(crate) fn set_merged(&mut self, merged: Vec<Origin>, assigned_at: Timestamp) {
         self.merged = merged;

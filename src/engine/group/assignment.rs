@@ -20,7 +20,7 @@ pub(in crate::engine) struct Repair {
     pub(in crate::engine) id: u32,
     /// The offset that should have come next.
     pub(in crate::engine) next: i64,
-    /// Whether its topic is another one by now.
+    /// Whether its topic has been replaced.
     pub(in crate::engine) new_topic: bool,
     /// What the log holds, and of which topic it is where that was asked.
     pub(in crate::engine) log: JoinHandle<KafkaResult<(Bounds, Option<TopicId>)>>,
@@ -36,7 +36,7 @@ pub(in crate::engine) struct Assignment {
     pub(in crate::engine) repairs: Vec<Repair>,
     /// Whether this member may join its group, as soon as that is found out.
     pub(in crate::engine) joining: Option<JoinHandle<KafkaResult<Option<bool>>>>,
-    /// The group has taken this member in; before, it knows nothing of what it was told earlier.
+    /// The group has taken this member in; before, it knows nothing of its earlier assignments.
     pub(in crate::engine) joined: bool,
     /// How many partitions nobody has, as soon as that is found out.
     pub(in crate::engine) unowned: Option<JoinHandle<KafkaResult<Option<usize>>>>,

@@ -136,7 +136,7 @@ impl Beginner {
     /// that this member has. Blocks.
     ///
     /// # Errors
-    /// When the group's offsets are not told.
+    /// When the group's offsets cannot be read.
     pub(in crate::engine) fn begin(
         &self,
         topics: &HashSet<&str>,
@@ -306,7 +306,7 @@ impl Beginner {
     }
 }
 
-/// What a topic with these logs is at first sight, where that can be told. Pure.
+/// What a topic with these logs is at first sight, where that is known. Pure.
 fn sight(bounds: &[Option<(i64, i64)>]) -> Option<Sight> {
     if bounds.iter().flatten().any(|(low, high)| low < high) {
         return Some(Sight::Old);

@@ -56,7 +56,7 @@ impl Known {
     }
 
     /// Looks now and then which topics the names of assigned partitions stand for, of which `assigned`
-    /// were assigned so far. What a look found is told once.
+    /// were assigned so far. What a look found is reported once.
     pub(in crate::engine) fn look(
         &mut self,
         now: Instant,

@@ -89,7 +89,7 @@ impl<C: Consumer> Session<'_, C> {
             self.remove_partitions(&ids);
             self.forget_unbegun(&names);
             self.assignment.joined = false;
-            // What comes next is told whole.
+            // The next answer is a whole one.
             *signals.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return;
         }

@@ -27,7 +27,7 @@ const HEARTBEATS_ARE_BACK: Duration = Duration::from_secs(5);
 const REJOIN_PAUSE: Duration = Duration::from_secs(60);
 
 impl<C: Consumer> Session<'_, C> {
-    /// The group has told this member what it has. Where it may have been told something else
+    /// The group has given this member an assignment. Where it may have been given another one
     /// before, and have forgotten it, the group may wait for its answer for good.
     pub(in crate::engine) fn joined(&mut self) {
         let joined_before = std::mem::replace(&mut self.assignment.joined, true);
@@ -36,7 +36,7 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// Has the partitions read from their beginning whose topic is another one by now.
+    /// Reads partitions from their beginning when their topic has been replaced.
     pub(in crate::engine) fn compare_topics(&mut self, ids: &HashMap<String, TopicId>) {
         for (id, partition) in &mut self.partitions {
             let Some(found) = ids.get(&*partition.topic) else { continue };
@@ -57,7 +57,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Commits what the automatic commit passes over: committable offsets of logs that begin again,
-    /// below what the client remembers as committed. Several times, since nobody tells which commit
+    /// below what the client remembers as committed. Several times, because nobody knows which commit
     /// was lost.
     pub(in crate::engine) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
         let mut ids = Vec::new();
@@ -158,7 +158,7 @@ impl<C: Consumer> Session<'_, C> {
             let kafka = self.engine.kafka.clone();
             let look = tokio::task::spawn_blocking(move || {
                 let found = bounds(&client, (&topic, number), next, newest_ms, true, TIMEOUT)?;
-                // Where it is not told, the next comparison of topics finds it.
+                // Where the broker does not say, the next comparison of topics finds it.
                 let ids = kafka.topic_ids(&[topic.to_string()], TIMEOUT).unwrap_or_default();
                 Ok((found, ids.get(&*topic).copied()))
             });
@@ -166,7 +166,7 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// Has partitions read on of which it is known by now what their logs hold.
+    /// Resumes partitions whose logs have been looked at.
     pub(in crate::engine) fn finish_repairs(&mut self) {
         let mut repairs = std::mem::take(&mut self.assignment.repairs);
         repairs.retain_mut(|Repair { id, next, new_topic, log }| match log.now_or_never() {

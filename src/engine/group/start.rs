@@ -1,7 +1,7 @@
 //! Where a newly assigned partition starts, and what is known of it (behaviour section 1).
 //!
 //! Runs on a blocking thread before the assignment is answered: that is the place where what was
-//! committed can be read, new partitions be told from a new group, and losses be found.
+//! committed can be read, new partitions be told apart from a new group, and losses be found.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -143,7 +143,7 @@ pub(in crate::engine) fn plan(
 }
 
 /// The topics that the names stand for now, where commits say which they stood for. Blocks. A later
-/// look finds what is not told here.
+/// look finds what is not reported here.
 fn topic_ids(
     beginner: &Beginner,
     committed: &HashMap<Name, (i64, String)>,

@@ -23,7 +23,7 @@ pub(in crate::engine) struct Unreadable {
 }
 
 impl Unreadable {
-    /// Whether all of `topics` may be read by now.
+    /// Whether all of `topics` may be read.
     pub(in crate::engine) fn is_over(
         &mut self,
         now: Instant,

@@ -11,7 +11,7 @@ use crate::engine::Failure;
 use crate::engine::dispatch::work::{Context, Memo};
 use crate::engine::idempotency::once::claim_held;
 
-/// The key that tells since when this store has been used. It never expires.
+/// The key that holds since when this store has been used. It never expires.
 const SINCE: &str = "claims:since";
 
 /// A lock while it is held.
@@ -63,7 +63,7 @@ impl Context {
             ended = Box::pin(work(Locked { cx: self, name })) => ended,
             () = self.until_lock_is_lost(name) => Err(claim_held()),
         };
-        // What was decided is kept by now: a lock that cannot be given back runs out by itself.
+        // The decision is kept: a lock that cannot be released expires by itself.
         if let Err(error) = self.claims().free(self.key(name), self.asker(), 0).await {
             tracing::debug!(%error, "lock not released");
         }

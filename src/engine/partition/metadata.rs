@@ -34,7 +34,7 @@ const MAX_RAW: usize = (MAX_BYTES - VERSION.len_utf8()) / 4 * 3;
 const FRONTIER_SIZES: [(usize, usize); 5] =
     [(usize::MAX, 256), (usize::MAX, 16), (3, 16), (1, 16), (1, 0)];
 
-/// What a commit tells besides its offset.
+/// What a commit holds besides its offset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kept {
     /// The log that the offset is of.
@@ -45,7 +45,8 @@ pub struct Kept {
     pub completed: OffsetMap,
 }
 
-/// What tells one log from another of the same name, and one that was cut back from what it was.
+/// What distinguishes one log from another of the same name, and one that was cut back from what
+/// it was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Log {
     /// The topic that the name stood for.
@@ -55,7 +56,7 @@ pub struct Log {
     pub newest_ms: Option<i64>,
 }
 
-/// Why metadata tells nothing.
+/// Why metadata cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Untold {
     /// There is none, or another client wrote it.

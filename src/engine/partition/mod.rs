@@ -269,14 +269,14 @@ impl Partition {
         self.confirmed.is_replaced_by(id)
     }
 
-    /// The log that it reads, as a commit tells it.
+    /// The log that it reads, as a commit names it.
     pub(crate) fn log(&self) -> Log {
         Log { topic: self.confirmed.topic(), newest_ms: self.newest.0 }
     }
 
     /// Whether its log was cut back, when the first record there that is not older than the newest
     /// finished one is at `resume`: what comes next lies beyond its end, or another record has the
-    /// newest one's place by now.
+    /// newest one's place.
     pub(crate) fn was_cut_back(&self, high: i64, resume: i64) -> bool {
         self.next_offset() > high || self.newest.1.is_some_and(|newest| resume < newest)
     }

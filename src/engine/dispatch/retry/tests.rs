@@ -157,7 +157,7 @@ fn a_time_out_and_a_refusal_are_counted_together() {
     assert!(tried.is_some_and(|(time, _)| time < POLICY.poison_after), "{tried:?}");
 }
 
-/// Records that fail with 95 of 100 requests, each request told to the breaker.
+/// Records that fail with 95 of 100 requests, each request reported to the breaker.
 fn set_aside_of(failure: impl Fn(&Arc<Breaker>) -> Failure, records: u32) -> u32 {
     let breaker = Arc::new(Breaker::new("d", u32::MAX, BACKOFF));
     let mut random = fastrand::Rng::with_seed(16);

@@ -20,7 +20,7 @@ async fn when(held: LockGuard<'_>) -> Option<Timestamp> {
     held.accepted_at()
 }
 
-/// Runs work that only tells from when a settle time counts.
+/// Runs work that only returns from when a settle time counts.
 async fn since(cx: &Context) -> Option<Timestamp> {
     let told = Mutex::new(None);
     let tell = async |held| {
