@@ -358,7 +358,9 @@ fn a_name_that_nobody_reads_is_met_with_the_likely_one() {
     let file = TempFile::new("unknown", "[kafka]\nbootstrp = \"a:1\"\n[tire]\nconcurrency = 2\n");
     let warnings = load(&environment(&[]), &file.0).warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].contains("kafka.bootstrp") && warnings[0].contains("mean kafka.bootstrap?"));
+    assert!(
+        warnings[0].contains("kafka.bootstrp") && warnings[0].contains("mean kafka.bootstrap?")
+    );
     assert!(warnings[1].contains("did you mean tier.concurrency?"), "{warnings:?}");
 }
 
