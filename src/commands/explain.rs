@@ -23,7 +23,7 @@ use crate::kafka;
 use crate::recording::{self, Recorded};
 
 /// How long Kafka may stay silent before `explain` gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READ_WITHIN: Duration = Duration::from_secs(30);
 /// Longest single wait for a record, so that the patience is looked at now and then.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -362,9 +362,9 @@ fn from_kafka(
             }
             None => {}
         }
-        if heard.elapsed() > PATIENCE {
+        if heard.elapsed() > READ_WITHIN {
             let why = last_error.map_or("no answer".to_owned(), |error| error.to_string());
-            bail!("cannot read {} within {} s: {why}", place(), PATIENCE.as_secs());
+            bail!("cannot read {} within {} s: {why}", place(), READ_WITHIN.as_secs());
         }
     }
     Ok(())

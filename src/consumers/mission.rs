@@ -343,13 +343,13 @@ pub fn route(
     let mut event_types = SmallVec::new();
     let mut skip = "does_not_count";
     for source in sources {
-        match source.rule.verdict(policy, change, row)? {
+        match source.rule.matches(policy, change, row)? {
             // It advanced nobody's missions before.
-            Verdict::Before if was_anonymous => event_types.push(source.event_type),
-            Verdict::Turned => event_types.push(source.event_type),
-            Verdict::Not => {}
-            Verdict::Before => skip = "counted_before",
-            Verdict::LongAgo => skip = "turned_long_ago",
+            RuleMatch::Before if was_anonymous => event_types.push(source.event_type),
+            RuleMatch::Turned => event_types.push(source.event_type),
+            RuleMatch::Not => {}
+            RuleMatch::Before => skip = "counted_before",
+            RuleMatch::LongAgo => skip = "turned_long_ago",
         }
     }
     if event_types.is_empty() {
@@ -366,7 +366,7 @@ pub fn route(
 }
 
 /// What a change means to one rule.
-enum Verdict {
+enum RuleMatch {
     /// It does not count.
     Not,
     /// It counts since this change, or may.
@@ -380,26 +380,26 @@ enum Verdict {
 impl Rule {
     /// With the state before, the transition decides; without it the present state, if its time
     /// does not lie too far back (behaviour section 2).
-    fn verdict(
+    fn matches(
         &self,
         policy: &Snapshot,
         change: &Change<'_>,
         row: &Row<'_>,
-    ) -> Result<Verdict, DecodeError> {
+    ) -> Result<RuleMatch, DecodeError> {
         let before = change.before.as_ref();
         match self {
             Self::State { holds, state_column, turned_at } => {
                 if !holds(row)? {
-                    return Ok(Verdict::Not);
+                    return Ok(RuleMatch::Not);
                 }
                 // An index as replica identity brings only its own columns.
                 Ok(match before.filter(|before| before.field(state_column).is_known()) {
-                    Some(before) if holds(before)? => Verdict::Before,
-                    Some(_) => Verdict::Turned,
+                    Some(before) if holds(before)? => RuleMatch::Before,
+                    Some(_) => RuleMatch::Turned,
                     None if snapshot::tells_turn(policy, change, row, turned_at)? => {
-                        Verdict::Turned
+                        RuleMatch::Turned
                     }
-                    None => Verdict::LongAgo,
+                    None => RuleMatch::LongAgo,
                 })
             }
             Self::Time(column) => {
@@ -407,18 +407,18 @@ impl Rule {
                     row.needed(column)?;
                 }
                 if !row.field(column).is_value() {
-                    return Ok(Verdict::Not);
+                    return Ok(RuleMatch::Not);
                 }
                 Ok(match before.map_or(Field::Missing, |before| before.field(column)) {
-                    Field::Value(_) => Verdict::Before,
-                    Field::Null => Verdict::Turned,
+                    Field::Value(_) => RuleMatch::Before,
+                    Field::Null => RuleMatch::Turned,
                     Field::Missing | Field::Unavailable
                         if change.op == Op::Create
                             || snapshot::was_recent(row, column, change.commit_time)? =>
                     {
-                        Verdict::Turned
+                        RuleMatch::Turned
                     }
-                    Field::Missing | Field::Unavailable => Verdict::LongAgo,
+                    Field::Missing | Field::Unavailable => RuleMatch::LongAgo,
                 })
             }
         }

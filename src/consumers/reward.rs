@@ -97,11 +97,11 @@ struct Redeemed<'a> {
 /// The function's answer, with what of it is looked at.
 struct Answer {
     raw: Box<RawValue>,
-    verdict: Verdict,
+    result: RedemptionResult,
 }
 
 #[derive(Deserialize)]
-struct Verdict {
+struct RedemptionResult {
     success: bool,
     error_code: Option<Box<RawValue>>,
     error_message: Option<Box<RawValue>>,
@@ -112,8 +112,8 @@ struct Verdict {
 impl<'de> Deserialize<'de> for Answer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
-        let verdict = serde_json::from_str(raw.get()).map_err(D::Error::custom)?;
-        Ok(Self { raw, verdict })
+        let result = serde_json::from_str(raw.get()).map_err(D::Error::custom)?;
+        Ok(Self { raw, result })
     }
 }
 
@@ -198,25 +198,25 @@ impl Reward {
             "p_merchant_id": redemption.merchant_id,
             "p_event_id": redemption.event_id,
         });
-        let Answer { raw, verdict } = self.calls.rpc(cx, REDEEM, &arguments).await?;
-        let name = if verdict.success { REDEEMED } else { FAILED };
+        let Answer { raw, result } = self.calls.rpc(cx, REDEEM, &arguments).await?;
+        let name = if result.success { REDEEMED } else { FAILED };
         let id = format!("{name}:{}", redemption.event_id);
         let data = Redeemed { redemption, result: &raw };
         let write = || Events::one(name, Some(&id), &data);
         let accepted = self.sender.send_with(cx, write).await?;
         // After the event, so that an attempt which is repeated does not tell the screen twice.
-        if !verdict.success {
-            self.tell_screen(redemption, &verdict);
+        if !result.success {
+            self.tell_screen(redemption, &result);
         }
         Ok(Some(accepted))
     }
 
-    fn tell_screen(&self, redemption: &Redemption, verdict: &Verdict) {
+    fn tell_screen(&self, redemption: &Redemption, result: &RedemptionResult) {
         let payload = json!({
             "event_id": redemption.event_id,
             "reward_id": redemption.reward_id,
-            "title": verdict.title.as_ref().or(verdict.error_code.as_ref()),
-            "description": verdict.description.as_ref().or(verdict.error_message.as_ref()),
+            "title": result.title.as_ref().or(result.error_code.as_ref()),
+            "description": result.description.as_ref().or(result.error_message.as_ref()),
         });
         let topic = format!("redemption:{}", redemption.user_id);
         self.broadcasts.send(&topic, "redemption_failed", &payload);

@@ -30,7 +30,7 @@ const PARTITIONS: i32 = 6;
 /// as it drains.
 const MOST_OPEN: usize = 1_000;
 /// How long the last records may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const FINISH_WITHIN: Duration = Duration::from_secs(60);
 /// Rounds whose rows Supabase's fake still knows; the changes of older ones are long handled.
 const ROUNDS_KNOWN: usize = 64;
 
@@ -223,7 +223,7 @@ impl Stage {
         let drained = async {
             tokio::select! {
                 // Too late for the last ones: the judgement names them.
-                _ = tokio::time::timeout(PATIENCE, watch.at_most(0)) => false,
+                _ = tokio::time::timeout(FINISH_WITHIN, watch.at_most(0)) => false,
                 () = stop.cancelled(), if !options.feed.keep_running => true,
             }
         };

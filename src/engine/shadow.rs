@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Consumer;
 use super::group::beginnings::{Beginner, Sights, Why, partitions};
-use super::group::committed::{Name, TIMEOUT, committed};
+use super::group::committed::{BROKER_TIMEOUT, Name, committed};
 use super::group::start::{Start, bounds_of, start};
 use super::group::unbegun::reason;
 use super::intake::{Route, intake};
@@ -322,7 +322,7 @@ fn find(beginner: &Beginner, known: &HashSet<Name>) -> KafkaResult<Found> {
         }
         for name in new {
             let place = places.get(name);
-            let log = bounds_of(&beginner.client, (topic, name.1), place, TIMEOUT);
+            let log = bounds_of(&beginner.client, (topic, name.1), place, BROKER_TIMEOUT);
             // One whose leader is away is found by a later look.
             let Ok(log) = log else { continue };
             found.starts.push((start(topic, name.1, place, Some(log)), log.high));

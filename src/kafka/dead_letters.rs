@@ -15,11 +15,11 @@ use super::raw::owned_headers;
 use super::{Kafka, SavedRecord};
 
 /// How long a dead letter may take to be acknowledged before its lane waits and tries again.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a letter is sent again to a topic whose limit has just been raised for it, and how soon:
 /// its broker hears of that a moment later.
-const AGAIN: u32 = 5;
+const RESENDS: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
 
 /// A record on its way to the dead letter topic.
@@ -99,7 +99,7 @@ impl DeadLetters {
     }
 
     fn configure(kafka: &Kafka) -> ClientConfig {
-        let timeout = TIMEOUT.as_millis().to_string();
+        let timeout = WRITE_TIMEOUT.as_millis().to_string();
         let mut client = kafka.client(&[
             ("message.timeout.ms", &timeout),
             ("queue.buffering.max.kbytes", "262144"),
@@ -130,7 +130,7 @@ impl DeadLetters {
     pub(crate) async fn write(&self, letter: &DeadLetter<'_>) -> Result<(), NotWritten> {
         let mut sent = self.send(letter, Content::Whole).await;
         if sent.as_ref().is_err_and(is_of_size) && self.makes_room(letter).await {
-            for _ in 0..AGAIN {
+            for _ in 0..RESENDS {
                 tokio::time::sleep(SOON).await;
                 sent = self.send(letter, Content::Whole).await;
                 if !sent.as_ref().is_err_and(is_of_size) {
@@ -193,7 +193,7 @@ impl DeadLetters {
         record.key = letter.record.key().filter(|_| content != Content::PlaceAlone);
         record.payload = letter.record.value().filter(|_| content == Content::Whole);
         let producer = self.producer()?;
-        let Err((cause, _)) = producer.send(record, TIMEOUT).await else { return Ok(()) };
+        let Err((cause, _)) = producer.send(record, WRITE_TIMEOUT).await else { return Ok(()) };
         // That it has failed for good says less than why.
         let why =
             producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code));

@@ -15,7 +15,7 @@ use super::GroupConsumer;
 use super::client::ASSIGNOR;
 
 /// How long the brokers may take for one answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const GROUPS_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same where a member waits to join.
 const TIMEOUT_TO_JOIN: Duration = Duration::from_secs(3);
 
@@ -28,7 +28,7 @@ pub(crate) fn unowned_partitions(
     group: &str,
     topics: &[String],
 ) -> KafkaResult<Option<usize>> {
-    let groups = client.fetch_group_list(Some(group), TIMEOUT)?;
+    let groups = client.fetch_group_list(Some(group), GROUPS_TIMEOUT)?;
     let Some(found) = groups.groups().iter().find(|g| g.name() == group && g.state() == "Stable")
     else {
         return Ok(None);
@@ -38,7 +38,7 @@ pub(crate) fn unowned_partitions(
         assignments.flat_map(|bytes| decode(bytes).unwrap_or_default()).collect();
     let mut unowned_partitions = 0;
     for topic in topics {
-        let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
+        let metadata = client.fetch_metadata(Some(topic), GROUPS_TIMEOUT)?;
         let partitions = metadata.topics().iter().flat_map(|found| found.partitions());
         unowned_partitions +=
             partitions.filter(|p| !owned.contains(&(topic.as_str(), p.id()))).count();

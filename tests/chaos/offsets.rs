@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Answers of each group that a run needs.
 const FEWEST: usize = 10;
 /// For one answer; a group whose coordinator is away is asked again.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// A group to be asked.
 pub(crate) struct Group {
@@ -129,7 +129,7 @@ fn ask(group: &Group, client: &BaseConsumer, clock: Clock) -> Option<Sample> {
         }
     }
     let asked = clock.now();
-    let answer = client.committed_offsets(list, PATIENCE).ok()?;
+    let answer = client.committed_offsets(list, ANSWER_WITHIN).ok()?;
     let answered = clock.now();
     let elements = answer.elements();
     let offsets = elements.iter().filter_map(|element| match element.offset() {

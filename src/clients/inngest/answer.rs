@@ -20,7 +20,7 @@ const TOO_MANY: &str = "cannot have more than";
 
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum BatchOutcome {
     /// Every event was taken.
     Accepted,
     /// A 400: the first `accepted` events were taken, the next one was not, the rest was not read.
@@ -63,11 +63,11 @@ pub(super) fn judge(
     body: &[u8],
     events: usize,
     retry_after: Option<Duration>,
-) -> Verdict {
+) -> BatchOutcome {
     let reply = Reply::parse(body);
-    let retry = |evidence, message| Verdict::Retry { evidence, retry_after, message };
+    let retry = |evidence, message| BatchOutcome::Retry { evidence, retry_after, message };
     match (status, reply) {
-        (200, Some(reply)) if reply.took_all(events) => Verdict::Accepted,
+        (200, Some(reply)) if reply.took_all(events) => BatchOutcome::Accepted,
         (200, reply) => retry(
             evidence(200, reply.as_ref()),
             "inngest answered 200 without naming every event: \
@@ -78,9 +78,9 @@ pub(super) fn judge(
             let text = reply.error.unwrap_or_default();
             let cause = cause(&text);
             let message = format!("inngest answered 400: {}", one_line(&text));
-            Verdict::Stopped { accepted: reply.ids.named, cause, message }
+            BatchOutcome::Stopped { accepted: reply.ids.named, cause, message }
         }
-        (413, _) => Verdict::TooLarge {
+        (413, _) => BatchOutcome::TooLarge {
             message: "inngest answered 413: the request is too large".to_owned(),
         },
         (status, reply) => {
@@ -258,18 +258,18 @@ mod tests {
 
     fn stopped(body: &str, events: usize) -> (usize, Cause) {
         match judge(400, body.as_bytes(), events, None) {
-            Verdict::Stopped { accepted, cause, .. } => (accepted, cause),
+            BatchOutcome::Stopped { accepted, cause, .. } => (accepted, cause),
             other => panic!("not a partial answer: {other:?}"),
         }
     }
 
-    fn is(expected: Evidence, verdict: &Verdict) -> bool {
-        matches!(verdict, Verdict::Retry { evidence, .. } if *evidence == expected)
+    fn is(expected: Evidence, outcome: &BatchOutcome) -> bool {
+        matches!(outcome, BatchOutcome::Retry { evidence, .. } if *evidence == expected)
     }
 
     #[test]
     fn accepted_means_status_200_twice_no_error_and_an_id_for_every_event() {
-        let accepted = |body: &str| judge(200, body.as_bytes(), 2, None) == Verdict::Accepted;
+        let accepted = |body: &str| judge(200, body.as_bytes(), 2, None) == BatchOutcome::Accepted;
         assert!(accepted(r#"{"ids":["a","b"],"status":200}"#));
         assert!(accepted(r#"{"ids":["a","b"],"status":200,"error":null,"more":[{}]}"#));
         for odd in [
@@ -289,8 +289,8 @@ mod tests {
             r#"{"ids":null,"status":200}"#,
             r#"{"ids":["a","b"],"status":200"#,
         ] {
-            let verdict = judge(200, odd.as_bytes(), 2, None);
-            assert!(is(Evidence::Unclear, &verdict), "{odd}");
+            let outcome = judge(200, odd.as_bytes(), 2, None);
+            assert!(is(Evidence::Unclear, &outcome), "{odd}");
         }
     }
 
@@ -328,8 +328,8 @@ mod tests {
         for status in [400, 407, 408, 410, 414, 421, 422, 431, 451, 500, 502, 503, 504, 520] {
             for body in ["", "<html>", "{}", r#"{"message":"no Route matched with those values"}"#]
             {
-                let verdict = judge(status, body.as_bytes(), 2, None);
-                assert!(is(Evidence::Unclear, &verdict), "{status} {body}: {verdict:?}");
+                let outcome = judge(status, body.as_bytes(), 2, None);
+                assert!(is(Evidence::Unclear, &outcome), "{status} {body}: {outcome:?}");
             }
         }
         assert!(is(Evidence::Nothing, &judge(404, b"<html>", 2, None)), "a wrong address");
@@ -346,19 +346,19 @@ mod tests {
         {
             let wait = Some(Duration::from_secs(3));
             let body = format!(r#"{{"ids":[""],"status":{status},"error":"x"}}"#);
-            let verdict = judge(status, body.as_bytes(), 1, wait);
-            let Verdict::Retry { evidence, retry_after, .. } = verdict else {
-                panic!("{status}: {verdict:?}");
+            let outcome = judge(status, body.as_bytes(), 1, wait);
+            let BatchOutcome::Retry { evidence, retry_after, .. } = outcome else {
+                panic!("{status}: {outcome:?}");
             };
             assert_eq!((evidence, retry_after), (expected, wait), "{status}");
         }
-        assert!(matches!(judge(413, b"", 1, None), Verdict::TooLarge { .. }));
+        assert!(matches!(judge(413, b"", 1, None), BatchOutcome::TooLarge { .. }));
     }
 
     #[test]
     fn a_fault_of_configuration_says_what_to_check() {
         let body = br#"{"status":401,"error":"Event key not found"}"#;
-        let Verdict::Retry { message, .. } = judge(401, body, 1, None) else {
+        let BatchOutcome::Retry { message, .. } = judge(401, body, 1, None) else {
             panic!("an outage");
         };
         assert_eq!(

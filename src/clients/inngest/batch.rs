@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::answer::{Cause, Evidence, Verdict};
+use super::answer::{BatchOutcome, Cause, Evidence};
 use super::event::Events;
 use super::{Accepted, SendError};
 use crate::room::Charge;
@@ -284,17 +284,17 @@ impl Batch {
         self.parts.iter().all(|part| part.submission.is_abandoned())
     }
 
-    /// Hands every event on after an answer at time `at`. A [`Verdict::Retry`] is the batch itself
+    /// Hands every event on after an answer at time `at`. A [`BatchOutcome::Retry`] is the batch itself
     /// again.
-    pub(super) fn settle(self, verdict: Verdict, at: Timestamp) -> Leftover {
+    pub(super) fn settle(self, outcome: BatchOutcome, at: Timestamp) -> Leftover {
         let alone = self.events == 1;
         let mut left = Leftover::default();
-        match verdict {
-            Verdict::Accepted => {
+        match outcome {
+            BatchOutcome::Accepted => {
                 let all = self.events;
                 self.accept(all, at, &mut left);
             }
-            Verdict::Stopped { accepted, cause, message } => {
+            BatchOutcome::Stopped { accepted, cause, message } => {
                 let mut parts = self.accept(accepted, at, &mut left);
                 if parts.is_empty() {
                     return left;
@@ -312,9 +312,9 @@ impl Batch {
                     left.rest.extend(parts.into_iter().map(|part| part.submission));
                 }
             }
-            Verdict::TooLarge { message } if alone => refuse(self.parts, true, message),
-            Verdict::TooLarge { .. } => left.batches.extend(halves(self.parts)),
-            Verdict::Retry { .. } => left.batches.push(self),
+            BatchOutcome::TooLarge { message } if alone => refuse(self.parts, true, message),
+            BatchOutcome::TooLarge { .. } => left.batches.extend(halves(self.parts)),
+            BatchOutcome::Retry { .. } => left.batches.push(self),
         }
         left
     }

@@ -11,7 +11,7 @@ use reqwest::{Client, Url};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::answer::{self, Cause, Evidence, Verdict};
+use super::answer::{self, BatchOutcome, Cause, Evidence};
 use super::batch::{Batch, Limits, Part, Submission};
 use super::limits::{Sizes, Suspects};
 use super::queue::Queue;
@@ -29,7 +29,7 @@ const MAX_COUNTED_FAILURES: u32 = 3;
 /// How often it fails without any other to compare with before it is halved all the same, so that
 /// one bad event at a quiet time does not hold its neighbours for ever. In a true outage this
 /// happens rarely: the breaker lets through few requests.
-const PATIENCE: u32 = 6;
+const ATTEMPTS_BEFORE_SPLIT: u32 = 6;
 /// Submissions taken over at a time.
 const INTAKE: usize = 1024;
 
@@ -114,7 +114,7 @@ impl Batcher {
             };
             tokio::select! {
                 biased;
-                Some((batch, verdict)) = under_way.next() => self.settle(batch, verdict, breaker),
+                Some((batch, outcome)) = under_way.next() => self.settle(batch, outcome, breaker),
                 count = self.incoming.recv_many(&mut arrivals, INTAKE) => {
                     if count == 0 {
                         return;
@@ -159,12 +159,12 @@ impl Batcher {
         waiting.into_iter().chain(fresh).min()
     }
 
-    fn settle(&mut self, mut batch: Batch, verdict: Verdict, breaker: &Breaker) {
+    fn settle(&mut self, mut batch: Batch, outcome: BatchOutcome, breaker: &Breaker) {
         let at = jiff::Timestamp::now();
-        match verdict {
-            Verdict::Retry { evidence, retry_after, message } => {
+        match outcome {
+            BatchOutcome::Retry { evidence, retry_after, message } => {
                 batch.failed(evidence, self.accepted);
-                let out_of_patience = batch.answers >= PATIENCE && batch.is_shared();
+                let out_of_patience = batch.answers >= ATTEMPTS_BEFORE_SPLIT && batch.is_shared();
                 if batch.counted_failures >= MAX_COUNTED_FAILURES || out_of_patience {
                     tracing::warn!(
                         events = batch.events(),
@@ -194,17 +194,19 @@ impl Batcher {
                 self.waiting.push(batch);
                 self.waiting.retain(|batch| !batch.is_abandoned());
             }
-            verdict => {
-                match &verdict {
-                    Verdict::Accepted => {
+            outcome => {
+                match &outcome {
+                    BatchOutcome::Accepted => {
                         self.accepted += 1;
                         self.sizes.accepted();
                     }
-                    Verdict::Stopped { accepted: 1.., .. } => self.accepted += 1,
-                    Verdict::TooLarge { .. } if batch.events() > 1 => self.sizes.too_large(&batch),
+                    BatchOutcome::Stopped { accepted: 1.., .. } => self.accepted += 1,
+                    BatchOutcome::TooLarge { .. } if batch.events() > 1 => {
+                        self.sizes.too_large(&batch)
+                    }
                     _ => {}
                 }
-                let left = batch.settle(verdict, at);
+                let left = batch.settle(outcome, at);
                 self.waiting.extend(left.batches);
                 self.queue.push_front(left.rest);
             }
@@ -213,43 +215,45 @@ impl Batcher {
 }
 
 /// Sends a batch once and reports to the breaker.
-async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, Verdict) {
+async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, BatchOutcome) {
     let start = Instant::now();
-    let verdict = exchange(wire, &batch).await;
-    let answered = !matches!(verdict, Verdict::Retry { .. });
+    let outcome = exchange(wire, &batch).await;
+    let answered = !matches!(outcome, BatchOutcome::Retry { .. });
     metric_names::request(SERVICE, start.elapsed(), answered);
     metrics::histogram!(metric_names::BATCH).record(batch.events() as f64);
-    match &verdict {
-        Verdict::Retry { retry_after, message, .. } => {
+    match &outcome {
+        BatchOutcome::Retry { retry_after, message, .. } => {
             leave.failed(Instant::now().into_std(), *retry_after, message);
         }
         // Alone and refused without a clear reason, the server may be the one that is unwell. With
         // others around it nobody can tell yet, and the leave is given back unused.
-        Verdict::Stopped { accepted: 0, cause: Cause::Unsure, message } => {
+        BatchOutcome::Stopped { accepted: 0, cause: Cause::Unsure, message } => {
             if batch.events() == 1 {
                 leave.failed(Instant::now().into_std(), None, message);
             }
         }
-        Verdict::Accepted => leave.succeeded_for(batch.callers(batch.events())),
-        Verdict::Stopped { accepted: accepted @ 1.., .. } => {
+        BatchOutcome::Accepted => leave.succeeded_for(batch.callers(batch.events())),
+        BatchOutcome::Stopped { accepted: accepted @ 1.., .. } => {
             leave.succeeded_for(batch.callers(*accepted));
         }
         // Decided before Inngest's queue is asked: that may be down all the same, and who waits for
         // it must not look like the only one that fails.
-        Verdict::Stopped { accepted: 0, .. } | Verdict::TooLarge { .. } => leave.turned_down(),
+        BatchOutcome::Stopped { accepted: 0, .. } | BatchOutcome::TooLarge { .. } => {
+            leave.turned_down()
+        }
     }
     tracing::debug!(
         events = batch.events(),
         bytes = batch.body().len(),
         seconds = start.elapsed().as_secs_f64(),
-        accepted = verdict == Verdict::Accepted,
+        accepted = outcome == BatchOutcome::Accepted,
         "batch answered"
     );
-    (batch, verdict)
+    (batch, outcome)
 }
 
-async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
-    let unanswered = |evidence, message: &str| Verdict::Retry {
+async fn exchange(wire: &Wire, batch: &Batch) -> BatchOutcome {
+    let unanswered = |evidence, message: &str| BatchOutcome::Retry {
         evidence,
         retry_after: None,
         message: format!("inngest did not answer: {message}"),
@@ -282,13 +286,14 @@ async fn exchange(wire: &Wire, batch: &Batch) -> Verdict {
 
 /// Evidence who answered where it may not have been Inngest. The address alone: the path holds the
 /// key.
-fn named(mut verdict: Verdict, wire: &Wire) -> Verdict {
-    if let Verdict::Retry { evidence: Evidence::Unclear | Evidence::Nothing, message, .. } =
-        &mut verdict
+fn named(mut outcome: BatchOutcome, wire: &Wire) -> BatchOutcome {
+    if let BatchOutcome::Retry {
+        evidence: Evidence::Unclear | Evidence::Nothing, message, ..
+    } = &mut outcome
     {
         message.push_str(&format!(" (asked at {})", wire.url.origin().ascii_serialization()));
     }
-    verdict
+    outcome
 }
 
 /// A seed for a request's ids: the time in Unix milliseconds and 10 random bytes.

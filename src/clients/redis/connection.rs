@@ -13,7 +13,7 @@ use redis::{
 };
 
 /// How long a connection or an answer may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An attempt to connect, under way or over. Everybody who asks meanwhile shares it, so that one
 /// server that is away costs one time-out.
@@ -70,8 +70,8 @@ impl Connection {
 
 async fn made(client: Client) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(TIMEOUT))
-        .set_response_timeout(Some(TIMEOUT));
+        .set_connection_timeout(Some(ANSWER_TIMEOUT))
+        .set_response_timeout(Some(ANSWER_TIMEOUT));
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 

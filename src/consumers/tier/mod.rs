@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use self::rules::{AnswerOrRows, Member, Upgrade, Verdict};
+use self::rules::{AnswerOrRows, Member, Recommendation, Upgrade};
 use super::call::{Calls, Sender, settled, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
@@ -108,9 +108,9 @@ impl Tier {
         }
         let arguments = json!({"p_user_id": member.user_id, "p_merchant_id": member.merchant_id});
         let AnswerOrRows(answer) = self.calls.rpc(cx, EVALUATE, &arguments).await?;
-        match answer.unwrap_or_default().verdict() {
-            Verdict::Nothing(reason) => return Ok(Outcome::Skipped(reason)),
-            Verdict::NoTier => {
+        match answer.unwrap_or_default().recommendation() {
+            Recommendation::Nothing(reason) => return Ok(Outcome::Skipped(reason)),
+            Recommendation::NoTier => {
                 return Err(Failure::Poison {
                     kind: "no_tier",
                     message: format!(
@@ -119,7 +119,7 @@ impl Tier {
                     ),
                 });
             }
-            Verdict::NoTime => {
+            Recommendation::NoTime => {
                 return Err(Failure::Poison {
                     kind: "no_effective_at",
                     message: format!(
@@ -129,10 +129,10 @@ impl Tier {
                     ),
                 });
             }
-            Verdict::Cancel => {
+            Recommendation::Cancel => {
                 self.sender.send_with(cx, || cancelled(member)).await?;
             }
-            Verdict::Schedule(upgrade) => {
+            Recommendation::Schedule(upgrade) => {
                 let mut events = cancelled(member).map_err(unwritable)?;
                 let data = Scheduled { member, upgrade: &upgrade };
                 // Without an id: after a crash in between, the repeat's cancel would stop the first
@@ -140,7 +140,7 @@ impl Tier {
                 events.push(UPGRADE, None, &data).map_err(unwritable)?;
                 held.settling(self.sender.breaker(), self.sender.detached(events)).await?;
             }
-            Verdict::Apply { to_tier_id } => {
+            Recommendation::Apply { to_tier_id } => {
                 self.sender.send_with(cx, || cancelled(member)).await?;
                 self.apply(cx, member, &to_tier_id).await?;
             }

@@ -142,7 +142,7 @@ impl<'de> Deserialize<'de> for AnswerOrRows {
 
 /// What an answer calls for.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum Recommendation {
     /// Cancel a sleeping upgrade, then have this one run at its time.
     Schedule(Upgrade),
     /// Cancel a sleeping upgrade, then apply this tier at once.
@@ -171,25 +171,25 @@ pub struct Upgrade {
 impl Answer {
     /// What it calls for.
     #[must_use]
-    pub fn verdict(self) -> Verdict {
+    pub fn recommendation(self) -> Recommendation {
         match self.recommended_action.as_deref() {
             Some("upgrade") => {}
-            Some("maintain" | "downgrade") => return Verdict::Cancel,
-            Some("assign_entry") => return Verdict::Nothing("assign_entry"),
-            _ => return Verdict::Nothing("other_tier_action"),
+            Some("maintain" | "downgrade") => return Recommendation::Cancel,
+            Some("assign_entry") => return Recommendation::Nothing("assign_entry"),
+            _ => return Recommendation::Nothing("other_tier_action"),
         }
-        let Some(to_tier_id) = self.recommended_tier_id else { return Verdict::NoTier };
+        let Some(to_tier_id) = self.recommended_tier_id else { return Recommendation::NoTier };
         let timing = self.upgrade_timing.map(|timing| timing.trim().to_lowercase());
         let timing = timing.filter(|timing| !timing.is_empty());
         let effective_at = self.effective_at.filter(|at| at.get() != "\"\"");
         match (timing.as_deref(), effective_at) {
-            (Some(_), Some(effective_at)) => Verdict::Schedule(Upgrade {
+            (Some(_), Some(effective_at)) => Recommendation::Schedule(Upgrade {
                 to_tier_id,
                 to_tier_ranking: self.to_tier_ranking,
                 effective_at,
             }),
-            (None | Some("immediate"), _) => Verdict::Apply { to_tier_id },
-            (Some(_), None) => Verdict::NoTime,
+            (None | Some("immediate"), _) => Recommendation::Apply { to_tier_id },
+            (Some(_), None) => Recommendation::NoTime,
         }
     }
 }
@@ -209,8 +209,8 @@ mod tests {
         let object = r#"{"recommended_action": "upgrade", "recommended_tier_id": "t-1"}"#;
         for text in [object.to_owned(), format!("[{object}]"), format!("[{object}, {object}]")] {
             let AnswerOrRows(answer) = serde_json::from_str(&text).expect("an answer");
-            let verdict = answer.expect("it says something").verdict();
-            assert!(matches!(verdict, Verdict::Apply { .. }), "{text}");
+            let recommendation = answer.expect("it says something").recommendation();
+            assert!(matches!(recommendation, Recommendation::Apply { .. }), "{text}");
         }
         for text in ["null", "[]"] {
             let AnswerOrRows(answer) = serde_json::from_str(text).expect("an answer");
@@ -309,8 +309,8 @@ mod tests {
         }
     }
 
-    fn verdict(answer: Value) -> Verdict {
-        serde_json::from_value::<Answer>(answer).expect("an answer").verdict()
+    fn recommendation(answer: Value) -> Recommendation {
+        serde_json::from_value::<Answer>(answer).expect("an answer").recommendation()
     }
 
     #[test]
@@ -321,7 +321,8 @@ mod tests {
                 "effective_at": at})
         };
         let at = json!("2027-01-01T00:00:00+00:00");
-        let Verdict::Schedule(upgrade) = verdict(answer("days".into(), at.clone())) else {
+        let Recommendation::Schedule(upgrade) = recommendation(answer("days".into(), at.clone()))
+        else {
             panic!("it has both");
         };
         let data = serde_json::to_value(upgrade).expect("json");
@@ -335,7 +336,7 @@ mod tests {
             ("immediate".into(), Value::Null),
             (" Immediate ".into(), "".into()),
         ] {
-            let Verdict::Apply { to_tier_id } = verdict(answer(timing, at)) else {
+            let Recommendation::Apply { to_tier_id } = recommendation(answer(timing, at)) else {
                 panic!("one is missing");
             };
             assert_eq!(to_tier_id.get(), "\"gold\"");
@@ -348,22 +349,30 @@ mod tests {
             let mut answer = json!({"recommended_action": "upgrade", "recommended_tier_id": "gold",
                 "upgrade_timing": timing});
             answer.as_object_mut().expect("an object").extend(at.as_object().expect("one").clone());
-            assert!(matches!(verdict(answer), Verdict::NoTime), "{timing}");
+            assert!(matches!(recommendation(answer), Recommendation::NoTime), "{timing}");
         }
     }
 
     #[test]
     fn other_answers_cancel_or_call_for_nothing() {
         for action in ["maintain", "downgrade"] {
-            assert!(matches!(verdict(json!({"recommended_action": action})), Verdict::Cancel));
+            assert!(matches!(
+                recommendation(json!({"recommended_action": action})),
+                Recommendation::Cancel
+            ));
         }
         assert!(matches!(
-            verdict(json!({"recommended_action": "assign_entry", "recommended_tier_id": "t"})),
-            Verdict::Nothing("assign_entry")
+            recommendation(
+                json!({"recommended_action": "assign_entry", "recommended_tier_id": "t"})
+            ),
+            Recommendation::Nothing("assign_entry")
         ));
         for answer in [json!({}), json!({"recommended_action": "promote"})] {
-            assert!(matches!(verdict(answer), Verdict::Nothing("other_tier_action")));
+            assert!(matches!(recommendation(answer), Recommendation::Nothing("other_tier_action")));
         }
-        assert!(matches!(verdict(json!({"recommended_action": "upgrade"})), Verdict::NoTier));
+        assert!(matches!(
+            recommendation(json!({"recommended_action": "upgrade"})),
+            Recommendation::NoTier
+        ));
     }
 }

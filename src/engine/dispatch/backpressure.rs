@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How long a partition may take to finish what it holds and still be waited for. A wait must be
 /// short: a member that does not poll leaves a revoke unanswered and holds up its whole group.
-pub const PATIENCE: Duration = Duration::from_millis(250);
+pub const TURNOVER: Duration = Duration::from_millis(250);
 
 /// Upper bounds of what one consumer holds.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +64,7 @@ pub struct Pace {
 pub enum Speed {
     /// Nobody knows yet.
     Unknown,
-    /// Within [`PATIENCE`] it has finished as many records as it held.
+    /// Within [`TURNOVER`] it has finished as many records as it held.
     Fast,
     /// It takes longer than that.
     Slow,
@@ -84,7 +84,7 @@ impl Pace {
 
     /// Looks at a partition that holds `open` records.
     pub fn look(&mut self, now: Instant, open: usize) {
-        let in_time = now.saturating_duration_since(self.since) < PATIENCE;
+        let in_time = now.saturating_duration_since(self.since) < TURNOVER;
         if self.left > 0 {
             if !in_time {
                 self.speed = Speed::Slow;
@@ -365,19 +365,19 @@ mod tests {
         let mut pace = Pace::new(now);
         pace.look(now, 3);
         pace.finished();
-        pace.look(now + PATIENCE / 2, 3);
+        pace.look(now + TURNOVER / 2, 3);
         assert_eq!(pace.speed(), Speed::Unknown, "it has had little time");
         pace.finished();
-        pace.look(now + PATIENCE, 3);
+        pace.look(now + TURNOVER, 3);
         assert_eq!(pace.speed(), Speed::Slow, "two of three in that time");
         pace.finished();
-        pace.look(now + PATIENCE, 2);
+        pace.look(now + TURNOVER, 2);
         assert_eq!(pace.speed(), Speed::Unknown, "all three, but too late");
         pace.finished();
         pace.finished();
-        pace.look(now + PATIENCE + PATIENCE / 2, 0);
+        pace.look(now + TURNOVER + TURNOVER / 2, 0);
         assert_eq!(pace.speed(), Speed::Fast, "counted from then on");
-        pace.look(now + PATIENCE * 4, 5);
+        pace.look(now + TURNOVER * 4, 5);
         assert_eq!(pace.speed(), Speed::Fast, "it had nothing to finish");
     }
 

@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Beginning;
 use crate::engine::Consumer;
-use crate::engine::group::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
+use crate::engine::group::committed::{BROKER_TIMEOUT, BROKER_TIMEOUT_AGAIN, Name, committed};
 use crate::engine::settings::Engine;
 use crate::kafka::{GroupConsumer, Kafka};
 
@@ -207,11 +207,11 @@ impl Beginner {
 
     /// What the logs of these partitions hold.
     fn bounds(&self, names: &[Name]) -> Vec<KafkaResult<(i64, i64)>> {
-        let mut timeout = TIMEOUT;
+        let mut timeout = BROKER_TIMEOUT;
         let bounds = |(topic, partition): &Name| {
             let found = self.client.fetch_watermarks(topic, *partition, timeout);
             if found.is_err() {
-                timeout = TIMEOUT_AGAIN;
+                timeout = BROKER_TIMEOUT_AGAIN;
             }
             found
         };
@@ -296,7 +296,7 @@ impl Beginner {
             list.add_partition_offset(topic, *partition, time)?;
         }
         let mut found = HashMap::new();
-        for element in self.client.offsets_for_times(list, TIMEOUT)?.elements() {
+        for element in self.client.offsets_for_times(list, BROKER_TIMEOUT)?.elements() {
             element.error()?;
             if let Offset::Offset(offset) = element.offset() {
                 found.insert((element.topic().to_owned(), element.partition()), offset);
@@ -317,7 +317,7 @@ fn sight(bounds: &[Option<(i64, i64)>]) -> Option<Sight> {
 /// The partitions of a topic; none where it does not exist.
 pub(in crate::engine) fn partitions(client: &GroupConsumer, topic: &str) -> KafkaResult<Vec<i32>> {
     let unknown = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
-    let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
+    let metadata = client.fetch_metadata(Some(topic), BROKER_TIMEOUT)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
         return Ok(Vec::new());
     };

@@ -10,9 +10,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::kafka::{self, GroupConsumer};
 
 /// How long the broker may take for one answer.
-pub(in crate::engine) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(in crate::engine) const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same once one partition could not be reached: there may be many, and the group waits.
-pub(in crate::engine) const TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
+pub(in crate::engine) const BROKER_TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Topic and partition.
 pub(in crate::engine) type Name = (String, i32);
@@ -33,7 +33,7 @@ pub(in crate::engine) fn committed(
         list.add_partition(topic, *partition);
     }
     let mut found = HashMap::with_capacity(names.len());
-    let list = consumer.committed_offsets(list, TIMEOUT)?;
+    let list = consumer.committed_offsets(list, BROKER_TIMEOUT)?;
     for (element, metadata) in list.elements().iter().zip(kafka::metadata(&list)) {
         element.error()?;
         if let Offset::Offset(offset) = element.offset() {

@@ -13,9 +13,9 @@ use crate::engine::partition::Partition;
 use crate::kafka::GroupConsumer;
 
 /// How often it is asked.
-const LOOK: Duration = Duration::from_secs(3);
+const LOOK_AT_ENDS_EVERY: Duration = Duration::from_secs(3);
 /// How long a broker may take for one partition's answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const ENDS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A look at the ends of logs.
 #[derive(Default)]
@@ -49,11 +49,11 @@ impl Ends {
         if paused.is_empty() {
             return;
         }
-        self.next = Some(now + LOOK);
+        self.next = Some(now + LOOK_AT_ENDS_EVERY);
         let client = Arc::clone(client);
         self.look = Some(tokio::task::spawn_blocking(move || {
             let end = |(id, topic, number): (u32, Arc<str>, i32)| {
-                let bounds = client.fetch_watermarks(&topic, number, TIMEOUT).ok()?;
+                let bounds = client.fetch_watermarks(&topic, number, ENDS_TIMEOUT).ok()?;
                 Some((id, bounds.1))
             };
             // A broker that does not answer for one will not for the next: what is known stays.

@@ -17,9 +17,9 @@ use crate::engine::partition::{Left, Partition};
 use crate::kafka::{Kafka, TopicId};
 
 /// How often it is asked which topics the names stand for.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK_AT_IDS_EVERY: Duration = Duration::from_secs(5);
 /// How long a broker may take for one answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Look = JoinHandle<KafkaResult<HashMap<String, TopicId>>>;
 
@@ -79,14 +79,14 @@ impl Known {
         if partitions.is_empty() || self.next.is_some_and(|next| now < next) {
             return None;
         }
-        self.next = Some(now + LOOK);
+        self.next = Some(now + LOOK_AT_IDS_EVERY);
         for partition in partitions.values_mut() {
             partition.ask_for_topic();
         }
         let topics: HashSet<&Arc<str>> = partitions.values().map(|p| &p.topic).collect();
         let topics: Vec<String> = topics.into_iter().map(ToString::to_string).collect();
         let kafka = kafka.clone();
-        let look = tokio::task::spawn_blocking(move || kafka.topic_ids(&topics, TIMEOUT));
+        let look = tokio::task::spawn_blocking(move || kafka.topic_ids(&topics, BROKER_TIMEOUT));
         self.look = Some((look, assigned));
         None
     }

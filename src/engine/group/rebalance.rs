@@ -27,7 +27,7 @@ use crate::engine::{Consumer, Observed};
 use crate::kafka::{self, Rebalance, Signals};
 
 /// How long to wait before the broker is asked again where to start.
-const AGAIN: Duration = Duration::from_millis(500);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// How long a member asks who is in its group while not all brokers answer.
 const ENTRY: Duration = Duration::from_secs(20);
 /// How long the last commit may take.
@@ -129,7 +129,7 @@ impl<C: Consumer> Session<'_, C> {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                     error = %anyhow::Error::from(error).root_cause(),
                     "committed offsets cannot be read, asking again");
-                self.plan(names, AGAIN);
+                self.plan(names, ASK_AGAIN_AFTER);
                 return;
             }
         };

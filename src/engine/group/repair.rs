@@ -20,7 +20,7 @@ use crate::engine::session::Session;
 use crate::kafka::{self, Signals, TopicId};
 
 /// How long a broker may take for one answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long heartbeats must have been answered after one that was not.
 const HEARTBEATS_ARE_BACK: Duration = Duration::from_secs(5);
 /// How often a member joins again for that at most: each time its partitions move.
@@ -48,7 +48,7 @@ impl<C: Consumer> Session<'_, C> {
                 let (topic, number) = (Arc::clone(&partition.topic), partition.number);
                 let client = Arc::clone(&self.client);
                 let look = tokio::task::spawn_blocking(move || {
-                    Ok((bounds(&client, (&topic, number), 0, None, false, TIMEOUT)?, None))
+                    Ok((bounds(&client, (&topic, number), 0, None, false, BROKER_TIMEOUT)?, None))
                 });
                 let next = partition.next_offset();
                 self.assignment.repairs.push(Repair { id: *id, next, new_topic: true, log: look });
@@ -157,9 +157,10 @@ impl<C: Consumer> Session<'_, C> {
             let newest_ms = partition.log().newest_ms;
             let kafka = self.engine.kafka.clone();
             let look = tokio::task::spawn_blocking(move || {
-                let found = bounds(&client, (&topic, number), next, newest_ms, true, TIMEOUT)?;
+                let found =
+                    bounds(&client, (&topic, number), next, newest_ms, true, BROKER_TIMEOUT)?;
                 // Where the broker does not say, the next comparison of topics finds it.
-                let ids = kafka.topic_ids(&[topic.to_string()], TIMEOUT).unwrap_or_default();
+                let ids = kafka.topic_ids(&[topic.to_string()], BROKER_TIMEOUT).unwrap_or_default();
                 Ok((found, ids.get(&*topic).copied()))
             });
             self.assignment.repairs.push(Repair { id: *id, next, new_topic: false, log: look });

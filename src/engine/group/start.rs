@@ -12,7 +12,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::engine::group::beginnings::{Beginner, Begun, Why};
-use crate::engine::group::committed::{Name, TIMEOUT, TIMEOUT_AGAIN, committed};
+use crate::engine::group::committed::{BROKER_TIMEOUT, BROKER_TIMEOUT_AGAIN, Name, committed};
 use crate::engine::partition::metadata::{self, Kept, Log, Untold};
 use crate::engine::partition::offsets::OffsetMap;
 use crate::engine::partition::replay_index::ReplayIndex;
@@ -117,7 +117,7 @@ pub(in crate::engine) fn plan(
     }
     let ids = topic_ids(beginner, &committed);
     let mut planned = Planned { nothing: begun.nothing, ..Planned::default() };
-    let mut timeout = TIMEOUT;
+    let mut timeout = BROKER_TIMEOUT;
     for name @ (topic, partition) in assigned {
         if let Some(why) = begun.not.get(topic) {
             planned.unbegun.push((name.clone(), *why));
@@ -132,7 +132,7 @@ pub(in crate::engine) fn plan(
                 messaging.destination.name = topic,
                 messaging.destination.partition.id = partition,
                 %error, "partition cannot be reached, reading starts when it can");
-            timeout = TIMEOUT_AGAIN;
+            timeout = BROKER_TIMEOUT_AGAIN;
         });
         let log = log.ok();
         let start = start(topic, *partition, known, log);
@@ -156,7 +156,7 @@ fn topic_ids(
     if topics.is_empty() {
         return HashMap::new();
     }
-    beginner.kafka.topic_ids(&topics, TIMEOUT).unwrap_or_default()
+    beginner.kafka.topic_ids(&topics, BROKER_TIMEOUT).unwrap_or_default()
 }
 
 /// Starts at the beginning where another topic was made in the place of the one that the commit is

@@ -11,9 +11,9 @@ use tokio::task::JoinHandle;
 use crate::kafka::GroupConsumer;
 
 /// How long a broker may take for one answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often they are looked at.
-const AGAIN: Duration = Duration::from_secs(10);
+const RECHECK_AFTER: Duration = Duration::from_secs(10);
 
 /// Looks whether topics may be read that could not be: the client says only once that they may not.
 #[derive(Default)]
@@ -36,12 +36,12 @@ impl Unreadable {
             return found.unwrap_or(false);
         }
         if self.next.is_none_or(|next| next <= now) {
-            self.next = Some(now + AGAIN);
+            self.next = Some(now + RECHECK_AFTER);
             let (client, topics) = (Arc::clone(client), topics.to_vec());
             self.look = Some(tokio::task::spawn_blocking(move || {
                 let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
                 topics.iter().all(|topic| {
-                    let metadata = client.fetch_metadata(Some(topic), TIMEOUT);
+                    let metadata = client.fetch_metadata(Some(topic), BROKER_TIMEOUT);
                     metadata.is_ok_and(|metadata| {
                         metadata.topics().iter().all(|found| found.error() != Some(refused))
                     })

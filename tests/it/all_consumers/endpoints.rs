@@ -18,7 +18,7 @@ const LOST: usize = 2;
 /// Orders of each kind that the marketplace consumer then finds.
 const SENT: usize = 40;
 const UNPAID: usize = 7;
-const AGAIN: usize = 5;
+const REPEATS: usize = 5;
 const MALFORMED: usize = 3;
 
 /// Fills partition 0 of the topic of orders: some lost, some of every outcome.
@@ -36,7 +36,7 @@ async fn orders(scene: &Scene, topic: &str) {
     let malformed = (0..MALFORMED).map(|number| (format!("m{number}"), "{}".to_owned()));
     let all: Vec<_> = (0..SENT)
         .map(|number| order(number, "PAID"))
-        .chain((0..AGAIN).map(|number| order(number, "PAID")))
+        .chain((0..REPEATS).map(|number| order(number, "PAID")))
         .chain((0..UNPAID).map(|number| order(number, "UNPAID")))
         .chain(malformed)
         .collect();
@@ -124,7 +124,7 @@ async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
     }
     let found = ["sent", "skipped", "duplicate", "dead_lettered"]
         .map(|outcome| outcomes(&metrics, &lossy, outcome));
-    assert_eq!(found, [SENT, UNPAID, AGAIN, MALFORMED].map(|count| count as f64));
+    assert_eq!(found, [SENT, UNPAID, REPEATS, MALFORMED].map(|count| count as f64));
     let marketplace = ("consumer", "marketplace");
     let unpaid = metrics.sum(metric_names::SKIPPED, &[marketplace, ("reason", "unpaid")]);
     assert_eq!(unpaid, UNPAID as f64);

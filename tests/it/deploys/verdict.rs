@@ -101,11 +101,13 @@ pub(super) async fn committed_is_what_was_read(brokers: &str, deploy: &Deploy) {
 /// Nothing went wrong in the members' own eyes.
 pub(super) fn quiet(fleet: &Fleet) {
     // Of the commits in between: the broker refuses one that meets a rebalance.
-    const AGAIN: &str = "offsets not committed, will be committed again";
+    const COMMIT_REFUSED: &str = "offsets not committed, will be committed again";
     let lines = fleet.lines();
     let alarming = |line: &serde_json::Value| {
         let ours = line["target"].as_str().is_none_or(|target| target != "librdkafka");
-        ours && line["level"] != "INFO" && line["level"] != "DEBUG" && line["message"] != AGAIN
+        ours && line["level"] != "INFO"
+            && line["level"] != "DEBUG"
+            && line["message"] != COMMIT_REFUSED
     };
     let alarms: Vec<_> = lines.iter().filter(|(_, line)| alarming(line)).collect();
     assert!(alarms.is_empty(), "{alarms:?}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crm_event_processors::config::OffsetReset;
 use crm_event_processors::engine::Outcome;
-use crm_event_processors::engine::dispatch::backpressure::PATIENCE;
+use crm_event_processors::engine::dispatch::backpressure::TURNOVER;
 use crm_event_processors::engine::partition::metadata::{self, Log};
 use crm_event_processors::engine::partition::offsets::OffsetMap;
 use crm_event_processors::engine::partition::replay_index::ReplayIndex;
@@ -118,7 +118,7 @@ async fn a_position_that_retention_passes_while_it_runs_is_found_again_and_the_l
     // Full for longer than its patience it pauses, which throws away what was fetched ahead.
     let full = Instant::now();
     until("the partition to be paused", async || {
-        (member.pulse().read().beat > full + PATIENCE * 3).then_some(())
+        (member.pulse().read().beat > full + TURNOVER * 3).then_some(())
     })
     .await;
     stage.send(&[(0, "a", "1"); 8]).await;

@@ -11,7 +11,7 @@ use super::{kafka, until_within};
 
 /// A busy machine and a build without optimisation may take their time; only a failure takes this
 /// long.
-const PATIENCE: Duration = Duration::from_secs(300);
+const BACKLOG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Tables whose topics a daemon may ask for.
 pub(crate) const TABLES: [&str; 6] = [
@@ -56,7 +56,7 @@ pub(crate) async fn produce(brokers: &str, prefix: &str, partitions: i32, record
 /// go on writing there.
 pub(crate) async fn caught_up(brokers: &str, group: &str, topic: &str) {
     let ends = kafka::ends(brokers, topic).await;
-    until_within(PATIENCE, "the last record to be committed", async || {
+    until_within(BACKLOG_PATIENCE, "the last record to be committed", async || {
         let committed = kafka::committed(brokers, group, topic).await;
         let done = ends.iter().all(|(partition, end)| {
             *end == 0 || committed.get(partition).is_some_and(|(offset, _)| offset >= end)

@@ -42,8 +42,8 @@ fn queue(submissions: impl IntoIterator<Item = Submission>) -> Queue {
     queue
 }
 
-fn stopped(accepted: usize, cause: Cause) -> Verdict {
-    Verdict::Stopped { accepted, cause, message: "m".to_owned() }
+fn stopped(accepted: usize, cause: Cause) -> BatchOutcome {
+    BatchOutcome::Stopped { accepted, cause, message: "m".to_owned() }
 }
 
 fn all_ids(batches: &[Batch]) -> Vec<Vec<u32>> {
@@ -62,7 +62,7 @@ fn a_callers_events_stay_together_unless_they_exceed_a_request() {
     let batch = queue.take(LIMITS).expect("a batch");
     assert_eq!(ids(&batch.body()), [10, 11, 12, 13, 14]);
     assert!(queue.take(LIMITS).is_none());
-    queue.push_front(batch.settle(Verdict::Accepted, AT).rest);
+    queue.push_front(batch.settle(BatchOutcome::Accepted, AT).rest);
     assert_eq!(ids(&queue.take(LIMITS).expect("the rest").body()), [15, 16]);
     assert_eq!((queue.events, queue.bytes), (0, 0));
 }
@@ -149,17 +149,17 @@ fn a_suspect_in_the_middle_of_a_callers_events_that_passes_alone_lets_the_rest_f
     let batch = queue([a]).take(LIMITS).expect("a batch");
     let mut left = batch.settle(stopped(1, Cause::Event), AT);
     assert_eq!(all_ids(&left.batches), [[2]]);
-    let left = left.batches.remove(0).settle(Verdict::Accepted, AT);
+    let left = left.batches.remove(0).settle(BatchOutcome::Accepted, AT);
     assert!(outcome.try_recv().is_err());
     let last = queue(left.rest).take(LIMITS).expect("the rest");
     assert_eq!(ids(&last.body()), [3]);
-    last.settle(Verdict::Accepted, AT);
+    last.settle(BatchOutcome::Accepted, AT);
     assert!(outcome.try_recv().expect("an outcome").is_ok());
 }
 
 #[test]
 fn too_many_or_too_large_is_halved_and_alone_refused() {
-    let large = || Verdict::TooLarge { message: "m".to_owned() };
+    let large = || BatchOutcome::TooLarge { message: "m".to_owned() };
     let (a, _a) = submission(&[1]);
     let (b, _b) = submission(&[2]);
     let (c, mut c_outcome) = submission(&[3, 4, 5]);
@@ -224,7 +224,7 @@ fn a_repeat_is_the_same_batch() {
     let mut batch = queue([a]).take(LIMITS).expect("a batch");
     batch.seed = Some("seed".to_owned());
     let body = batch.body();
-    let retry = Verdict::Retry {
+    let retry = BatchOutcome::Retry {
         evidence: Evidence::Answered,
         retry_after: Some(Duration::ZERO),
         message: String::new(),
@@ -243,9 +243,14 @@ enum Kind {
 }
 
 /// The server of the model: event by event, in order, up to the first that it does not take.
-fn serve(request: &[u32], kinds: &[Kind], cap: usize, stored: &mut HashMap<u32, u32>) -> Verdict {
+fn serve(
+    request: &[u32],
+    kinds: &[Kind],
+    cap: usize,
+    stored: &mut HashMap<u32, u32>,
+) -> BatchOutcome {
     if request.iter().any(|id| kinds[*id as usize] == Kind::Large) {
-        return Verdict::TooLarge { message: "m".to_owned() };
+        return BatchOutcome::TooLarge { message: "m".to_owned() };
     }
     for (index, id) in request.iter().enumerate() {
         match kinds[*id as usize] {
@@ -255,7 +260,7 @@ fn serve(request: &[u32], kinds: &[Kind], cap: usize, stored: &mut HashMap<u32, 
             Kind::Good | Kind::Large => *stored.entry(*id).or_default() += 1,
         }
     }
-    Verdict::Accepted
+    BatchOutcome::Accepted
 }
 
 fn kind() -> impl Strategy<Value = Kind> {
@@ -302,11 +307,11 @@ proptest! {
             prop_assert!(request.len() <= max_events);
             prop_assert!(request.len() == 1 || batch.body().len() <= max_bytes);
             let before: Vec<u32> = stored.keys().copied().collect();
-            let verdict = serve(&request, &kinds, cap, &mut stored);
+            let outcome = serve(&request, &kinds, cap, &mut stored);
             stored_order.extend(request.iter().filter(|id| {
                 stored.contains_key(*id) && !before.contains(id)
             }));
-            let left = batch.settle(verdict, AT);
+            let left = batch.settle(outcome, AT);
             waiting.extend(left.batches);
             queue.push_front(left.rest);
         }
