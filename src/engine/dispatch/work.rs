@@ -407,6 +407,12 @@ impl Context {
         self.name_of(&self.origin)
     }
 
+    /// This record's name as the holder of a lock: with the assignment that it came by, since a
+    /// member that stood still may go on with a record that another one has by then.
+    pub(in crate::engine) fn lock_asker(&self) -> Arc<str> {
+        format!("{}@{}", self.name_of(&self.origin), self.assigned_at.as_millisecond()).into()
+    }
+
     /// A record's name as the holder of a claim.
     pub(in crate::engine) fn name_of(&self, origin: &Origin) -> Arc<str> {
         let Origin { topic, partition, offset } = origin;

@@ -101,22 +101,35 @@ impl Context {
 
     /// Takes the claim, or renews it.
     async fn acquire(&self, name: &str) -> Result<(), Failure> {
+        let asker = self.hold().as_ref().map(|hold| Arc::clone(&hold.asker));
+        let asker = asker.unwrap_or_else(|| self.lock_asker());
+        match self.take_lock(name, &asker).await? {
+            (Reply::Acquired { accepted_ms, resumed }, taken_over) => {
+                self.acquired(name, asker, accepted_ms, resumed, taken_over);
+                Ok(())
+            }
+            _ => Err(claim_held()),
+        }
+    }
+
+    /// Asks for a lock, and takes it over from a holder that worked on the same record by an earlier
+    /// assignment: it is gone, or its partition is. Answers whether it was taken over.
+    pub(in crate::engine) async fn take_lock(
+        &self,
+        name: &str,
+        asker: &Arc<str>,
+    ) -> Result<(Reply, bool), Failure> {
         if self.drained() {
             return Err(Failure::GivenUp);
         }
-        let (asker, mut left_by) = (self.asker(), None);
+        let mut left_by = None;
         loop {
-            let ask = self.claims().acquire(self.key(name), Arc::clone(&asker), left_by.clone());
+            let ask = self.claims().acquire(self.key(name), Arc::clone(asker), left_by.clone());
             match ask.await.map_err(|away| self.claims_away(&away))? {
-                Reply::Acquired { accepted_ms, resumed } => {
-                    self.acquired(name, asker, accepted_ms, resumed, left_by.is_some());
-                    return Ok(());
-                }
-                // One of the records that were merged into this one held it when its process died.
-                Reply::Taken { holder } if left_by.is_none() && self.works_on(&holder) => {
+                Reply::Taken { holder } if left_by.is_none() && self.comes_after(&holder) => {
                     left_by = Some(holder);
                 }
-                _ => return Err(claim_held()),
+                reply => return Ok((reply, left_by.is_some())),
             }
         }
     }
@@ -131,9 +144,8 @@ impl Context {
     ) {
         let told = accepted_ms.and_then(|ms| self.accepted_by_now(name, ms));
         let mut guard = self.hold();
-        // A holder that is gone may have sent something just before its partitions came here, and
-        // where nothing is known anybody may have.
-        let unknown = if guard.is_some() { taken_over } else { resumed || accepted_ms.is_none() };
+        // Where nothing is known anybody may have sent something.
+        let unknown = guard.is_none() && (resumed || accepted_ms.is_none());
         let hold = guard.get_or_insert_with(|| LockState {
             name: name.to_owned(),
             asker,
@@ -141,8 +153,10 @@ impl Context {
             sending: false,
         });
         let assigned = unknown.then(|| self.assigned_at());
+        // A holder that is not gone, but stood still, may have sent something just now.
+        let taken_over = taken_over.then(Timestamp::now);
         let cut_off = std::mem::take(&mut hold.sending).then(Timestamp::now);
-        hold.accepted_at = hold.accepted_at.max(told).max(assigned).max(cut_off);
+        hold.accepted_at = hold.accepted_at.max(told).max(assigned).max(taken_over).max(cut_off);
     }
 
     /// Keeps the claim from running out while its work takes long. Ends when another record has
@@ -150,7 +164,10 @@ impl Context {
     async fn keep(&self, name: &str) -> Failure {
         loop {
             tokio::time::sleep(self.claims().lease() / 3).await;
-            let ask = self.claims().acquire(self.key(name), self.asker(), None);
+            let Some(asker) = self.hold().as_ref().map(|hold| Arc::clone(&hold.asker)) else {
+                continue;
+            };
+            let ask = self.claims().acquire(self.key(name), asker, None);
             // It runs there, or has run since the claim got lost. Claims that are away or were
             // forgotten are no reason to break off.
             if let Ok(
@@ -206,8 +223,14 @@ impl Context {
         })
     }
 
-    fn works_on(&self, holder: &str) -> bool {
-        self.merged().iter().any(|origin| *self.name_of(origin) == *holder)
+    /// Whether the holder of a lock works on this record, or on one that was merged into it, by an
+    /// assignment that is not later than this one's.
+    fn comes_after(&self, holder: &str) -> bool {
+        let Some((record, assigned_ms)) = holder.rsplit_once('@') else { return false };
+        let Ok(assigned_ms) = assigned_ms.parse::<i64>() else { return false };
+        let mut mine = std::iter::once(self.origin()).chain(self.merged());
+        assigned_ms <= self.assigned_at().as_millisecond()
+            && mine.any(|origin| *self.name_of(origin) == *record)
     }
 
     fn hold(&self) -> MutexGuard<'_, Option<LockState>> {

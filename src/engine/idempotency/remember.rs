@@ -27,7 +27,7 @@ impl Locked<'_> {
     /// # Errors
     /// That claims cannot be reached; or a wait, when another record has come to hold the lock.
     pub async fn keep(&self, name: &str, text: String, keep: Duration) -> Result<(), Failure> {
-        let lock = (self.cx.key(self.name), self.cx.asker());
+        let lock = (self.cx.key(self.name), self.cx.lock_asker());
         let kept = self.cx.claims().keep(self.cx.key(name), text, keep, lock).await;
         if kept.map_err(|away| self.cx.claims_away(&away))? { Ok(()) } else { Err(claim_held()) }
     }
@@ -50,12 +50,8 @@ impl Context {
         F: Future<Output = Result<T, Failure>> + Send,
         T: Send,
     {
-        if self.drained() {
-            return Err(Failure::GivenUp);
-        }
-        let acquired = self.claims().acquire(self.key(name), self.asker(), None).await;
-        match acquired.map_err(|away| self.claims_away(&away))? {
-            Reply::Acquired { .. } => {}
+        match self.take_lock(name, &self.lock_asker()).await? {
+            (Reply::Acquired { .. }, _) => {}
             _ => return Err(claim_held()),
         }
         let ended = tokio::select! {
@@ -64,7 +60,7 @@ impl Context {
             () = self.until_lock_is_lost(name) => Err(claim_held()),
         };
         // The decision is kept: a lock that cannot be released expires by itself.
-        if let Err(error) = self.claims().free(self.key(name), self.asker(), 0).await {
+        if let Err(error) = self.claims().free(self.key(name), self.lock_asker(), 0).await {
             tracing::debug!(%error, "lock not released");
         }
         ended
@@ -74,7 +70,7 @@ impl Context {
         loop {
             tokio::time::sleep(self.claims().lease() / 3).await;
             // A store that is away is no reason to break off.
-            let renewed = self.claims().acquire(self.key(name), self.asker(), None).await;
+            let renewed = self.claims().acquire(self.key(name), self.lock_asker(), None).await;
             if matches!(renewed, Ok(Reply::Taken { .. })) {
                 return;
             }

@@ -114,9 +114,41 @@ async fn a_claim_that_a_crash_left_is_known_by_its_own_record_alone() {
     let other = record(&process, 2, 200);
     let refused = other.exclusively(NAME, |_| async { Ok(SENT) }).await;
     assert!(is_held(&refused), "{refused:?}");
-    let own = record(&process, 1, 300);
-    assert_eq!(since(&own).await, Some(at(300)), "it may have sent just before it crashed");
-    assert_eq!(since(&other).await, Some(at(300)));
+    let (own, before) = (record(&process, 1, 300), Timestamp::now());
+    let taken_over = since(&own).await;
+    assert!(taken_over >= Some(before), "it may stand still only, and send something yet");
+    assert_eq!(since(&other).await.map(to_the_ms), taken_over.map(to_the_ms));
+}
+
+fn to_the_ms(time: Timestamp) -> i64 {
+    time.as_millisecond()
+}
+
+/// Both work on the same record: who stood still must not take the lock back, nor be waited for.
+#[tokio::test]
+async fn a_member_that_thaws_does_not_take_the_lock_from_who_has_its_partition_now() {
+    let scene = Scene::new(Duration::from_secs(300));
+    let (thawed, owner) = (record(&scene.process(), 1, 100), record(&scene.process(), 1, 200));
+    let work = owner.exclusively(NAME, |_| async {
+        let meanwhile = thawed.exclusively(NAME, |_| async { Ok(SENT) }).await;
+        assert!(is_held(&meanwhile), "{meanwhile:?}");
+        Ok(SENT)
+    });
+    assert_eq!(work.await.expect("it runs"), SENT);
+}
+
+#[tokio::test]
+async fn who_thaws_with_the_lock_in_hand_loses_it_to_who_has_its_partition_now() {
+    let scene = Scene::new(Duration::from_millis(30));
+    let (thawed, owner) = (record(&scene.process(), 1, 100), record(&scene.process(), 1, 200));
+    let before = Timestamp::now();
+    let work = thawed.exclusively(NAME, |_| async {
+        assert!(since(&owner).await >= Some(before), "it may send something yet");
+        crash(&owner).await;
+        std::future::pending().await
+    });
+    let lost = work.await;
+    assert!(is_held(&lost), "{lost:?}");
 }
 
 #[tokio::test]
@@ -125,9 +157,12 @@ async fn a_claim_that_a_crash_left_is_known_by_its_record_when_that_was_merged()
     crash(&record(&scene.process(), 1, 100)).await;
     let mut newer = record(&scene.process(), 2, 200);
     newer.set_merged(vec![origin(7), origin(1)], at(300));
-    assert_eq!(since(&newer).await, Some(at(300)));
+    let before = Timestamp::now();
+    let taken_over = since(&newer).await;
+    assert!(taken_over >= Some(before));
     let after = record(&scene.process(), 3, 200);
-    assert_eq!(since(&after).await, Some(at(300)), "it was given back");
+    let given_back = since(&after).await;
+    assert_eq!(given_back.map(to_the_ms), taken_over.map(to_the_ms), "it was given back");
 }
 
 #[tokio::test]
