@@ -1,5 +1,5 @@
 //! Commands that the demo makes itself, since none were recorded: redemptions of rewards and orders
-//! of a marketplace, with what the rules expectation of them (behaviour sections 6 and 7).
+//! of a marketplace, with what the rules expect of them (behaviour sections 6 and 7).
 
 use serde_json::{Value, json};
 

@@ -19,7 +19,7 @@ use super::{ORDERS, REDEMPTIONS};
 use crate::config::{ConsumerName, Settings};
 use crate::fakes::currency_rows;
 
-/// What the rules expectation of the recorded changes, as `tests/fixtures/life/README.md` describes
+/// What the rules expect of the recorded changes, as `tests/fixtures/life/README.md` describes
 /// it.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Expectation {

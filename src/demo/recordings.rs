@@ -37,7 +37,7 @@ pub enum BundledError {
     /// A record.
     #[error("a shipped recording cannot be read: the program is damaged")]
     Recording(#[from] RecordingError),
-    /// A row, a change or a expectation.
+    /// A row, a change or an expectation.
     #[error("a shipped recording holds broken JSON: the program is damaged")]
     Json(#[from] serde_json::Error),
     /// A compressed file.
@@ -112,7 +112,7 @@ impl Bundled {
     }
 }
 
-/// The commands of a round, and what they expectation.
+/// The commands of a round, and what they call for.
 fn made(round: u32, expectation: &mut Expectation) -> Vec<Recorded> {
     weave(commands::orders(round, expectation), commands::redemptions(round, expectation))
 }

@@ -230,7 +230,7 @@ impl Stage {
         self.while_alive(drained).await
     }
 
-    /// Tells the fake and the check what a round brings; the records to feed.
+    /// Tells the fake what a round brings, and what to expect of it; the records to feed.
     fn announce(&mut self, round: Round, fault: Option<Fault>) -> Vec<Recorded> {
         let Round { mut records, purchases, merchants, expectation } = round;
         if let Some(fault) = fault {

@@ -30,7 +30,7 @@ impl LockGuard<'_> {
     /// may have been. While the dependency of `breaker` is away this is a mere wait, as in
     /// [`Context::with_client_retries`]; but `send` goes on when its record is given up, since it
     /// may be accepted all the same, and until it is known when, the claim stays held, also against
-    /// the record's next asker.
+    /// the record's next owner.
     ///
     /// # Errors
     /// Those of `send`; [`Failure::GivenUp`] when the partition is being given up.
@@ -180,7 +180,7 @@ impl Context {
     }
 
     /// Carries out `send` to its end and answers `reply`; where nobody waits for that any more,
-    /// holds the claim until then, under a name that the record's next asker does not take for its
+    /// holds the claim until then, under a name that the record's next owner does not take for its
     /// own.
     fn outlasting(
         &self,

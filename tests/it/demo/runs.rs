@@ -1,5 +1,5 @@
 //! The demo as a newcomer runs it, with every fault: what arrives is what the recordings
-//! expectation.
+//! call for.
 
 use std::time::Duration;
 

@@ -42,7 +42,7 @@ async fn a_stop_finishes_what_is_in_flight_and_gives_up_what_waits() {
 
     let member = stage.start(async |_| Ok(Outcome::Sent));
     let seen = member.until_outcomes(3).await;
-    assert_eq!(seen.outcome(0, 1), None, "done before the stop, above the committable");
+    assert_eq!(seen.outcome(0, 1), None, "done before the stop, above the committable offset");
     stage.until_committed(0, 4).await;
     member.stop().await;
 }

@@ -1,4 +1,4 @@
-//! The source to real services: an address from the environment, else a container where a Docker
+//! Where real services come from: an address from the environment, else a container where a Docker
 //! engine answers, else started natively by `tests/services/up`.
 //!
 //! What is started here is shared by all tests of the process and ends with it, however it ends. A

@@ -1,4 +1,4 @@
-//! Which source a service comes through. Pure.
+//! Where a service comes from. Pure.
 
 /// Where a service comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
