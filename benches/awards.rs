@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crm_event_processors::clients::redis::Cache;
-use crm_event_processors::config::{self, Environment};
+use crm_event_processors::config::Environment;
+use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::dedup::MemoryStore;
 use crm_event_processors::fakes::broker::Broker;
 use crm_event_processors::fakes::{Endpoint, Fake, Options, Reply};
@@ -122,11 +123,12 @@ async fn daemon() -> Result<f64, AnyError> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    let settings = *config::load(&environment, Path::new("")).settings?;
+    let settings = *registry::load(&environment, Path::new("")).settings?;
     let breakers = breakers(&settings);
     let store = Arc::new(MemoryStore::new(settings.dedup.window));
     let memory = Stores { claims: Box::new(store), cache: Cache::none() };
-    let daemon = Daemon::new(settings, breakers, memory, Arc::new(Recorder::default()))?;
+    let daemon =
+        Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(Recorder::default()))?;
     let (stop, signals) = mpsc::channel(1);
     let running = tokio::spawn(daemon.run(signals));
     fake.until(|log| log.events.len() >= AWARDS).await;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use crm_event_processors::commands::{check, decisions, demo, explain, run};
 use crm_event_processors::config::{self, Loaded, Problems, Settings};
+use crm_event_processors::consumers::registry;
 use crm_event_processors::demo::DemoError;
 use crm_event_processors::telemetry::logs;
 
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn load() -> Loaded {
-    config::load(&config::process_environment(), Path::new(config::LOCAL_FILE))
+    registry::load(&config::process_environment(), Path::new(config::LOCAL_FILE))
 }
 
 fn check(args: &check::Args) -> ExitCode {

@@ -15,14 +15,15 @@ use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::redis::{Cache, connect};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::clients::{HttpConfig, SetupError};
-use crate::config::{self, DedupOutage, Settings};
+use crate::config::{self, DedupOutage, Settings, Spec};
 use crate::consumers::call::{Calls, Sender};
-use crate::consumers::registry::{self, AnyConsumer, Dependencies, Launch};
+use crate::consumers::registry::{AnyConsumer, Dependencies, Entry};
 use crate::dedup::{Claims, OnOutage, RedisStore, Store};
 use crate::engine::dispatch::backpressure::Bounds;
+use crate::engine::dispatch::permits::Limits;
 use crate::engine::dispatch::retry::Policy;
 use crate::engine::vitals::{AtWork, Pulse};
-use crate::engine::{self, Engine, EngineError, Observer, Origin};
+use crate::engine::{self, Engine, EngineError, Observer, Origin, Subscription};
 use crate::kafka::{DeadLetters, Kafka};
 use crate::outage::{Backoff, Breakers};
 
@@ -115,7 +116,14 @@ pub struct Daemon {
     kafka: Kafka,
     dead_letters: Arc<DeadLetters>,
     observer: Arc<dyn Observer>,
-    consumers: Vec<(Arc<dyn AnyConsumer>, Arc<Pulse>)>,
+    consumers: Vec<Enabled>,
+}
+
+/// A consumer that runs.
+struct Enabled {
+    spec: &'static Spec,
+    consumer: Arc<dyn AnyConsumer>,
+    pulse: Arc<Pulse>,
 }
 
 /// Where the daemon keeps claims and finds cached settings.
@@ -153,12 +161,14 @@ pub fn breakers(settings: &Settings) -> Arc<Breakers> {
 }
 
 impl Daemon {
-    /// Builds everything that the enabled consumers need. Must be called inside a tokio runtime.
+    /// Builds everything that the enabled consumers need, which are among `registry`. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// When the configuration cannot work.
     pub fn new(
         settings: Settings,
+        registry: &[Entry],
         breakers: Arc<Breakers>,
         memory: Stores,
         observer: Arc<dyn Observer>,
@@ -182,27 +192,21 @@ impl Daemon {
             sender: sender(&settings, &breakers)?,
             cache: memory.cache,
         };
-        let mut consumers = Vec::new();
-        for name in &settings.consumers {
-            let consumer = registry::build(*name, &parts);
-            consumers.push((consumer, Arc::new(Pulse::default())));
-        }
+        let enabled = registry.iter().filter(|entry| settings.consumers.contains(&entry.spec));
+        let consumers = enabled.map(|Entry { spec, build }| Enabled {
+            spec,
+            consumer: build(&parts),
+            pulse: Arc::default(),
+        });
+        let consumers = consumers.collect();
         Ok(Self { settings, breakers, claims, kafka, dead_letters, observer, consumers })
-    }
-
-    /// Runs `consumer` too, which no setting names: its group is `CONSUMER_GROUP_ID` and its name,
-    /// as every consumer's, and it has no librdkafka properties of its own.
-    #[must_use]
-    pub fn with(mut self, consumer: Arc<dyn AnyConsumer>) -> Self {
-        self.consumers.push((consumer, Arc::default()));
-        self
     }
 
     /// Each consumer's name and signs of life, for the health endpoints.
     #[must_use]
     pub fn pulses(&self) -> Vec<(&'static str, Arc<Pulse>)> {
         let pulses = self.consumers.iter();
-        pulses.map(|(consumer, pulse)| (consumer.name(), Arc::clone(pulse))).collect()
+        pulses.map(|enabled| (enabled.spec.name, Arc::clone(&enabled.pulse))).collect()
     }
 
     /// Runs until the first word on `signals`, then finishes what is in flight; a second word, or
@@ -212,14 +216,19 @@ impl Daemon {
     /// When a consumer cannot go on.
     pub async fn run(self, signals: mpsc::Receiver<()>) -> Result<(), RunError> {
         let dead_letters = Arc::clone(&self.dead_letters);
-        let sources: Vec<String> =
-            self.consumers.iter().flat_map(|(consumer, _)| consumer.topics()).collect();
+        let sources: Vec<String> = self
+            .consumers
+            .iter()
+            .flat_map(|enabled| self.settings.topics_of(enabled.spec))
+            .collect();
         tokio::spawn(async move { dead_letters.ensure_topic(&sources).await });
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
-        for (consumer, _) in &self.consumers {
-            running.spawn(Arc::clone(consumer).run(&self, stop.clone()));
-            tracing::info!(consumer = consumer.name(), topics = ?consumer.topics(), "consumer started");
+        for enabled in &self.consumers {
+            let engine = self.engine(enabled);
+            tracing::info!(consumer = enabled.spec.name,
+                topics = ?engine.settings.subscription.topics, "consumer started");
+            running.spawn(Arc::clone(&enabled.consumer).run(engine, stop.clone()));
         }
         self.watch(running, stop, signals).await
     }
@@ -232,10 +241,12 @@ impl Daemon {
     pub async fn shadow(self, signals: mpsc::Receiver<()>) -> Result<(), RunError> {
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
-        for (consumer, _) in &self.consumers {
-            running.spawn(Arc::clone(consumer).shadow(&self, stop.clone()));
-            tracing::info!(consumer = consumer.name(), topics = ?consumer.topics(),
+        for enabled in &self.consumers {
+            let engine = self.engine(enabled);
+            tracing::info!(consumer = enabled.spec.name,
+                topics = ?engine.settings.subscription.topics,
                 "consumer started as a shadow: it decides and does nothing");
+            running.spawn(Arc::clone(&enabled.consumer).shadow(engine, stop.clone()));
         }
         self.watch(running, stop, signals).await
     }
@@ -289,14 +300,13 @@ impl Daemon {
 
     /// One consumer that may read nothing is no reason to stop the others; all of them are.
     fn nothing_to_read(&self) -> Option<RunError> {
-        let vitals: Vec<_> = self.consumers.iter().map(|(_, pulse)| pulse.read()).collect();
+        let vitals: Vec<_> = self.consumers.iter().map(|enabled| enabled.pulse.read()).collect();
         if vitals.is_empty() || !vitals.iter().all(|vitals| vitals.held.all) {
             return None;
         }
-        let group = |consumer: &Arc<dyn AnyConsumer>| {
-            format!("{}-{}", self.settings.kafka.group_id, consumer.name())
-        };
-        let groups: Vec<_> = self.consumers.iter().map(|(consumer, _)| group(consumer)).collect();
+        let kafka = &self.settings.kafka;
+        let names = self.consumers.iter().map(|enabled| enabled.spec.name);
+        let groups: Vec<_> = names.map(|name| kafka.group_of(name)).collect();
         let example = vitals.iter().find_map(|vitals| vitals.held.topics.keys().next());
         Some(RunError::NothingToRead {
             groups: groups.join(", "),
@@ -306,14 +316,14 @@ impl Daemon {
 
     fn stalled(&self) -> Option<RunError> {
         let (now, timeout) = (Instant::now(), self.settings.engine.stall_timeout);
-        let mut vitals = self.consumers.iter().map(|(consumer, pulse)| (consumer, pulse.read()));
+        let mut vitals = self.consumers.iter().map(|it| (it.spec.name, it.pulse.read()));
         let (consumer, vitals) = vitals.find(|(_, vitals)| vitals.stalled(now, timeout))?;
         let hangs = vitals.hangs(now, timeout).map(|AtWork { origin, .. }| {
             let Origin { topic, partition, offset } = origin;
             format!(": the record at offset {offset} of {topic} [{partition}] hangs")
         });
         Some(RunError::Stalled {
-            consumer: consumer.name(),
+            consumer,
             seconds: timeout.as_secs(),
             hangs: hangs.unwrap_or_default(),
         })
@@ -327,22 +337,27 @@ fn flatten(ended: Result<Result<(), EngineError>, tokio::task::JoinError>) -> Re
     }
 }
 
-impl Launch for Daemon {
-    fn engine(&self, name: &'static str) -> Engine<()> {
+impl Daemon {
+    /// Everything that a consumer needs to run but itself.
+    fn engine(&self, enabled: &Enabled) -> Engine<()> {
         let Settings { kafka, engine, cdc, .. } = &self.settings;
-        let group = format!("{}-{name}", kafka.group_id);
+        let spec = enabled.spec;
+        let group = kafka.group_of(spec.name);
+        let own = self.settings.consumer(spec);
         // One bound for the process, shared out equally.
         let shares = self.consumers.len().max(1);
-        let own = self.settings.consumers.iter().find(|consumer| consumer.as_str() == name);
-        let pulse = self.consumers.iter().find(|(consumer, _)| consumer.name() == name);
         Engine {
             consumer: Arc::new(()),
             settings: engine::Settings {
+                subscription: Subscription {
+                    consumer: spec.name,
+                    topics: self.settings.topics_of(spec),
+                    command_topics: self.settings.command_topics_of(spec),
+                },
+                limits: Limits { min: own.concurrency.min, max: own.concurrency.max },
                 claim_prefix: format!("{}{group}:", self.settings.redis.key_prefix),
                 group,
-                properties: own
-                    .map(|own| self.settings.consumer(*own).kafka_properties.clone())
-                    .unwrap_or_default(),
+                properties: own.kafka_properties,
                 decode: cdc.clone(),
                 replay_recognition: self.settings.dedup.replay_recognition,
                 bounds: Bounds {
@@ -365,7 +380,7 @@ impl Launch for Daemon {
             claims: self.claims.clone(),
             breakers: Arc::clone(&self.breakers),
             observer: Arc::clone(&self.observer),
-            pulse: pulse.map(|(_, pulse)| Arc::clone(pulse)).unwrap_or_default(),
+            pulse: Arc::clone(&enabled.pulse),
         }
     }
 }

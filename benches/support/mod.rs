@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use crm_event_processors::clients::redis::{Cache, connect};
-use crm_event_processors::config::{self, Environment};
+use crm_event_processors::config::Environment;
+use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::dedup::RedisStore;
 use crm_event_processors::fakes::Fake;
 use crm_event_processors::supervisor::{Daemon, Stores, breakers};
@@ -76,11 +77,12 @@ impl Services {
         .chain(variables)
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
-        let settings = *config::load(&environment, Path::new("")).settings?;
+        let settings = *registry::load(&environment, Path::new("")).settings?;
         let breakers = breakers(&settings);
         let claims = RedisStore::new(connect(&self.redis)?, settings.dedup.window);
         let memory = Stores { claims: Box::new(claims), cache };
-        let daemon = Daemon::new(settings, breakers, memory, Arc::new(Recorder::default()))?;
+        let daemon =
+            Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(Recorder::default()))?;
         let (stop, signals) = mpsc::channel(1);
         let running = tokio::spawn(daemon.run(signals));
         fake.until(|log| log.events.len() >= events).await;

@@ -4,8 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::config::variables::variable;
-use crate::config::{Effective, Loaded, Problem};
+use crate::config::{Effective, Loaded, Problem, Source};
 
 /// Arguments of `check`.
 #[derive(Debug, Clone, clap::Args)]
@@ -74,12 +73,11 @@ fn table(values: &[Effective], out: &mut impl Write) -> io::Result<()> {
             writeln!(out)?;
         }
         section = Some(this);
-        let name = variable(value.path).and_then(|variable| variable.env.first()).copied();
         let (path, text, source) = (value.path, one_line(&value.value), &value.source);
         write!(out, "{path:path_width$}  {text:value_width$}  {source}")?;
-        match name.filter(|_| matches!(source, crate::config::Source::Default)) {
-            Some(name) => writeln!(out, " ({name})")?,
-            None => writeln!(out)?,
+        match source {
+            Source::Default => writeln!(out, " ({})", value.variable)?,
+            _ => writeln!(out)?,
         }
     }
     Ok(())
@@ -97,7 +95,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{Environment, load};
+    use crate::config::Environment;
+    use crate::consumers::registry::load;
 
     fn run(env: &[(&str, &str)], json: bool) -> (bool, String) {
         let env: Environment =

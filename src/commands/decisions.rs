@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::explain::{self, Context, Subject};
 use crate::cdc::Record;
 use crate::clients::redis::Cache;
-use crate::config::{self, ConsumerName, Environment, Settings, variables};
-use crate::consumers::registry::{self, Dependencies};
+use crate::config::{self, Environment, Settings};
+use crate::consumers::registry::{self, CONSUMERS, DECLARED, Dependencies};
 use crate::kafka::Kafka;
 use crate::supervisor;
 
@@ -30,28 +30,26 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
         sender: supervisor::sender(&settings, &breakers)?,
         cache: Cache::none(),
     };
-    let consumers: Vec<_> =
-        ConsumerName::ALL.iter().map(|name| registry::build(*name, &parts)).collect();
-    let topics = consumers.iter().map(|consumer| (consumer.topics(), consumer));
-    let command_topics: Vec<String> = topics
-        .flat_map(|(topics, consumer)| {
-            topics.into_iter().filter(|topic| consumer.takes_commands(topic))
-        })
-        .collect();
+    let consumers = CONSUMERS
+        .iter()
+        .map(|entry| (entry.spec, settings.topics_of(entry.spec), (entry.build)(&parts)));
+    let consumers: Vec<_> = consumers.collect();
+    let command_topics: Vec<String> =
+        CONSUMERS.iter().flat_map(|entry| settings.command_topics_of(entry.spec)).collect();
     let decide = |record: &Record<'_>, subject: &Subject<'_>| {
         let now = Timestamp::now();
         let takers = consumers
             .iter()
-            .filter(|consumer| consumer.topics().iter().any(|topic| topic == record.topic));
+            .filter(|(_, topics, _)| topics.iter().any(|topic| topic == record.topic));
         takers
-            .filter_map(|consumer| {
+            .filter_map(|(spec, _, consumer)| {
                 let decision = match subject {
                     Subject::Change(change) => consumer.explain_change(change, now),
                     Subject::Command(_) => consumer.explain_command(record),
                     Subject::Nothing(nothing) => registry::skip(nothing.as_str()),
                     Subject::Error(_) => return None,
                 };
-                Some((consumer.name().to_owned(), decision))
+                Some((spec.name.to_owned(), decision))
             })
             .collect()
     };
@@ -77,7 +75,8 @@ fn settings(args: &explain::Args, environment: &Environment) -> anyhow::Result<B
         needless.push(("KAFKA_BOOTSTRAP_SERVERS", "kafka.invalid:9092"));
     }
     for (name, value) in needless {
-        let names = variables::VARIABLES
+        let names = DECLARED
+            .variables()
             .iter()
             .find(|variable| variable.env.contains(&name))
             .map_or(&[][..], |variable| variable.env);
@@ -85,5 +84,5 @@ fn settings(args: &explain::Args, environment: &Environment) -> anyhow::Result<B
             environment.insert(name.to_owned(), value.to_owned());
         }
     }
-    Ok(config::load(&environment, Path::new(config::LOCAL_FILE)).settings?)
+    Ok(registry::load(&environment, Path::new(config::LOCAL_FILE)).settings?)
 }

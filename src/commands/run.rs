@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::clients::redis::Cache;
 use crate::config::Settings;
+use crate::consumers::registry::CONSUMERS;
 use crate::dedup::MemoryStore;
 use crate::supervisor::{Daemon, RunError, Stores, breakers};
 use crate::telemetry::http::{self, Health};
@@ -32,7 +33,8 @@ pub async fn shadow(settings: Settings) -> Result<(), RunError> {
         claims: Box::new(Arc::new(MemoryStore::new(settings.dedup.window))),
         cache: Cache::none(),
     };
-    let daemon = Daemon::new(settings, breakers, memory, Arc::new(Recorder::default()))?;
+    let daemon =
+        Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(Recorder::default()))?;
     daemon.shadow(signals).await
 }
 
@@ -47,8 +49,13 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let breakers = breakers(&settings);
     let memory = Stores::redis(&settings, &breakers)?;
     let metrics = metrics::install()?;
-    let daemon =
-        Daemon::new(settings, Arc::clone(&breakers), memory, Arc::new(Recorder::default()))?;
+    let daemon = Daemon::new(
+        settings,
+        &CONSUMERS,
+        Arc::clone(&breakers),
+        memory,
+        Arc::new(Recorder::default()),
+    )?;
     let health = Health { consumers: daemon.pulses().into(), breakers, stall_timeout, metrics };
     match listen {
         Some(listen) => {

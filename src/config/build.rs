@@ -11,9 +11,10 @@ use super::problem::{Problem, Source};
 use super::properties::Properties;
 use super::redact;
 use super::settings::{
-    Clients, Consumer, ConsumerName, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka,
-    KafkaCredentials, Log, Redis, ReplayRecognition, Settings, Snapshot, Supabase,
+    Clients, Consumer, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka, KafkaCredentials, Log,
+    Redis, ReplayRecognition, Settings, Snapshot, Supabase,
 };
+use super::spec::{Commands, Declared, Spec};
 use super::value;
 use super::variables::Kind;
 use crate::cdc;
@@ -34,10 +35,10 @@ pub(super) struct Built {
     pub(super) warnings: Vec<String>,
 }
 
-pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
+pub(super) fn build(declared: &Declared, values: &BTreeMap<&'static str, Value>) -> Built {
     let mut reader = Reader { values, problems: Vec::new() };
     let mut derived = Vec::new();
-    let consumers = reader.read("consumers", value::consumers);
+    let consumers = consumers(&mut reader, declared, &mut derived);
     let settings = Settings {
         kafka: kafka(&mut reader, &consumers, &mut derived),
         redis: redis(&mut reader, &consumers, &mut derived),
@@ -59,15 +60,11 @@ pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
             decimal_mode: reader.read("cdc.decimal_mode", str::parse),
             tombstones: reader.read("cdc.tombstones", str::parse),
         },
-        currency: reader.consumer("currency.concurrency", "currency.kafka_properties"),
-        currency_original_patience: reader.read("currency.original_patience", value::duration),
-        currency_refund_memory: reader.read("currency.refund_memory", value::positive_duration),
-        currency_taken_back_statuses: reader.read("currency.taken_back_statuses", value::statuses),
-        tier: reader.consumer("tier.concurrency", "tier.kafka_properties"),
-        mission: reader.consumer("mission.concurrency", "mission.kafka_properties"),
-        reward: reader.consumer("reward.concurrency", "reward.kafka_properties"),
-        marketplace: reader.consumer("marketplace.concurrency", "marketplace.kafka_properties"),
-        marketplace_orders_topic: reader.read("marketplace.orders_topic", value::topic),
+        of_consumers: declared
+            .specs
+            .iter()
+            .map(|spec| (spec.name, reader.consumer(spec)))
+            .collect(),
         http: Http { listen: reader.optional("http.listen", value::listen) },
         clients: Clients {
             connect_timeout: reader.read("clients.connect_timeout", value::positive_duration),
@@ -83,9 +80,23 @@ pub(super) fn build(values: &BTreeMap<&'static str, Value>) -> Built {
     Built { settings, derived, problems: reader.problems, warnings }
 }
 
+fn consumers(
+    reader: &mut Reader<'_>,
+    declared: &Declared,
+    derived: &mut Vec<(&'static str, String, Source)>,
+) -> Vec<&'static Spec> {
+    if !reader.values["consumers"].text.is_empty() {
+        return reader.read("consumers", |text| value::consumers(text, declared));
+    }
+    let specs: Vec<_> = declared.specs.iter().copied().filter(|spec| spec.by_default).collect();
+    let names: Vec<_> = specs.iter().map(|spec| spec.name).collect();
+    derived.push(("consumers", names.join(","), Source::Default));
+    specs
+}
+
 fn kafka(
     reader: &mut Reader<'_>,
-    consumers: &[ConsumerName],
+    consumers: &[&'static Spec],
     derived: &mut Vec<(&'static str, String, Source)>,
 ) -> Kafka {
     let username = reader.optional("kafka.username", secret);
@@ -131,12 +142,12 @@ fn kafka(
 
 fn redis(
     reader: &mut Reader<'_>,
-    consumers: &[ConsumerName],
+    consumers: &[&'static Spec],
     derived: &mut Vec<(&'static str, String, Source)>,
 ) -> Redis {
     let url: String = reader.required("redis.url", consumers, value::redis_url);
     let cache_url = reader.optional("redis.cache_url", value::redis_url).unwrap_or_else(|| {
-        let shown = redact::shown(reader.values["redis.url"].variable, &url);
+        let shown = redact::shown(&reader.values["redis.url"].variable, &url);
         derived.push(("redis.cache_url", shown, Source::Setting("redis.url")));
         url.clone()
     });
@@ -147,9 +158,8 @@ fn redis(
     }
 }
 
-fn supabase(reader: &mut Reader<'_>, consumers: &[ConsumerName]) -> Option<Supabase> {
-    let consumers: Vec<_> =
-        consumers.iter().copied().filter(|consumer| consumer.needs_supabase()).collect();
+fn supabase(reader: &mut Reader<'_>, consumers: &[&'static Spec]) -> Option<Supabase> {
+    let consumers: Vec<_> = consumers.iter().copied().filter(|spec| spec.needs_supabase).collect();
     if consumers.is_empty() {
         let url = reader.optional("supabase.url", address::supabase)?;
         let service_role_key = reader.optional("supabase.service_role_key", value::key)?;
@@ -163,7 +173,7 @@ fn supabase(reader: &mut Reader<'_>, consumers: &[ConsumerName]) -> Option<Supab
 
 fn inngest(
     reader: &mut Reader<'_>,
-    consumers: &[ConsumerName],
+    consumers: &[&'static Spec],
     derived: &mut Vec<(&'static str, String, Source)>,
 ) -> Inngest {
     let api = reader.optional("inngest.event_api_base_url", address::inngest);
@@ -228,15 +238,19 @@ fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
         );
     }
     let mut topics: Vec<String> =
-        settings.consumers.iter().flat_map(|name| settings.topics_of(*name)).collect();
+        settings.consumers.iter().flat_map(|spec| settings.topics_of(spec)).collect();
     topics.sort();
     topics.dedup();
-    if reader.sound(&[
-        "kafka.start_at",
-        "kafka.topic_prefix",
-        "marketplace.orders_topic",
-        "consumers",
-    ]) && let Some(wrong) = kafka.start_at.unknown(&topics)
+    let names_topics = |setting: &Commands| matches!(setting, Commands::Setting(_));
+    let of_commands =
+        settings.consumers.iter().filter(|spec| spec.commands.iter().any(names_topics));
+    let of = |spec: &'static Spec| {
+        spec.settings.iter().map(|setting| format!("{}.{}", spec.name, setting.key()))
+    };
+    let own_are_sound = of_commands.flat_map(|spec| of(spec)).all(|path| reader.sound(&[&path]));
+    if own_are_sound
+        && reader.sound(&["kafka.start_at", "kafka.topic_prefix", "consumers"])
+        && let Some(wrong) = kafka.start_at.unknown(&topics)
     {
         reader.problem("kafka.start_at", &wrong);
     }
@@ -253,8 +267,10 @@ fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
                     .to_owned(),
             );
         }
-        for path in PROPERTIES {
-            if Properties::parse(&reader.values[path].text)
+        let lists = reader.values.values().filter(|it| it.variable.kind == Kind::Properties);
+        let lists: Vec<_> = lists.map(|it| (it.variable.path, it.text.clone())).collect();
+        for (path, text) in lists {
+            if Properties::parse(&text)
                 .is_ok_and(|all| all.iter().any(|(name, _)| name == "heartbeat.interval.ms"))
             {
                 reader.problem(
@@ -290,15 +306,6 @@ fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
     }
     warnings
 }
-
-const PROPERTIES: [&str; 6] = [
-    "kafka.properties",
-    "currency.kafka_properties",
-    "tier.kafka_properties",
-    "mission.kafka_properties",
-    "reward.kafka_properties",
-    "marketplace.kafka_properties",
-];
 
 fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
@@ -345,11 +352,11 @@ impl Reader<'_> {
     fn required<T: Default>(
         &mut self,
         path: &str,
-        consumers: &[ConsumerName],
+        consumers: &[&'static Spec],
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> T {
         if self.values[path].text.is_empty() {
-            let names: Vec<_> = consumers.iter().map(|consumer| consumer.as_str()).collect();
+            let names: Vec<_> = consumers.iter().map(|spec| spec.name).collect();
             let who = if names.is_empty() { "every consumer".to_owned() } else { names.join(", ") };
             self.missing(path, &format!("needed by {who}"));
         }
@@ -360,11 +367,18 @@ impl Reader<'_> {
         self.read(path, Properties::parse)
     }
 
-    fn consumer(&mut self, concurrency: &str, properties: &str) -> Consumer {
-        Consumer {
-            concurrency: self.read(concurrency, str::parse),
-            kafka_properties: self.properties(properties),
+    fn consumer(&mut self, spec: &Spec) -> Consumer {
+        let path = |key: &str| format!("{}.{key}", spec.name);
+        let concurrency = self.read(&path("concurrency"), str::parse);
+        let kafka_properties = self.properties(&path("kafka_properties"));
+        let mut own = BTreeMap::new();
+        for setting in spec.settings {
+            let path = path(setting.key());
+            if self.optional(&path, |text| setting.check(text)).is_some() {
+                own.insert(setting.key(), self.values[&*path].text.clone());
+            }
         }
+        Consumer { concurrency, kafka_properties, own }
     }
 
     /// Whether none of the settings has a problem, so that comparing them says something.
@@ -376,7 +390,7 @@ impl Reader<'_> {
     }
 
     fn missing(&mut self, path: &str, why: &str) {
-        let variable = self.values[path].variable;
+        let variable = &self.values[path].variable;
         self.problems.push(Problem {
             variable: variable.env[0].to_owned(),
             message: format!("missing: {} ({why}; in a file {path})", variable.about),
@@ -390,7 +404,7 @@ impl Reader<'_> {
             Source::Env(name) => name.as_str(),
             _ => value.variable.env[0],
         };
-        let quoted = redact::quoted(value.variable, &value.text);
+        let quoted = redact::quoted(&value.variable, &value.text);
         let what = match value.variable.kind {
             Kind::Properties => "the list",
             _ => quoted.as_deref().unwrap_or("the value"),

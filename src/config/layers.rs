@@ -8,7 +8,8 @@ use config::{ConfigError, File, FileFormat, Map, Value as Merged, ValueKind};
 
 use super::Environment;
 use super::problem::{Problem, Source};
-use super::variables::{FILE, Kind, VARIABLES, Variable, variable};
+use super::spec::Declared;
+use super::variables::{FILE, Kind, Variable};
 
 /// The built-in defaults.
 pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
@@ -18,7 +19,7 @@ const ENV_ORIGIN: &str = "environment ";
 /// The text of one setting and where it came from; empty where it is not set. Not `Debug`: the text
 /// may be a secret.
 pub(super) struct Value {
-    pub(super) variable: &'static Variable,
+    pub(super) variable: Variable,
     pub(super) text: String,
     pub(super) source: Source,
 }
@@ -30,7 +31,7 @@ pub(super) struct Layers {
     pub(super) warnings: Vec<String>,
 }
 
-pub(super) fn merge(env: &Environment, local: &Path) -> Layers {
+pub(super) fn merge(env: &Environment, local: &Path, declared: &Declared) -> Layers {
     let mut problems = Vec::new();
     let file = file(env, local, &mut problems);
     let defaults = config::Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
@@ -38,23 +39,25 @@ pub(super) fn merge(env: &Environment, local: &Path) -> Layers {
     if let Some(path) = &file {
         layers = layers.add_source(File::from(path.as_path()).format(FileFormat::Toml));
     }
-    layers = layers.add_source(EnvLayer::new(env));
+    layers = layers.add_source(EnvLayer::new(env, declared));
 
-    let defaults = flattened(defaults, &mut problems);
-    let mut merged = flattened(layers, &mut problems);
+    let defaults = flattened(defaults, declared, &mut problems);
+    let mut merged = flattened(layers, declared, &mut problems);
     let mut values = BTreeMap::new();
-    for variable in VARIABLES {
-        let default = defaults.get(variable.path).map_or("", |(text, _)| text.as_str());
+    for variable in declared.variables() {
+        let default = defaults.get(variable.path).map(|(text, _)| text.as_str());
+        let default = default.or(variable.default).unwrap_or_default();
         // An empty string means unset, so that it brings the default back.
         let (text, source) = match merged.remove(variable.path) {
             Some((text, origin)) if !text.is_empty() => (text, source(origin, file.as_deref())),
             _ => (default.to_owned(), Source::Default),
         };
-        values.insert(variable.path, Value { variable, text, source });
+        values.insert(variable.path, Value { variable: variable.clone(), text, source });
     }
 
-    let mut warnings = near_misses(env);
-    warnings.extend(merged.keys().map(|path| unknown_key(path, file.as_deref())));
+    let mut warnings = near_misses(env, declared);
+    let unknown = merged.keys().map(|path| unknown_key(path, file.as_deref(), declared));
+    warnings.extend(unknown);
     Layers { values, problems, warnings }
 }
 
@@ -100,9 +103,9 @@ fn source(origin: Option<String>, file: Option<&Path>) -> Source {
 struct EnvLayer(Map<String, Merged>);
 
 impl EnvLayer {
-    fn new(env: &Environment) -> Self {
+    fn new(env: &Environment, declared: &Declared) -> Self {
         let mut values = Map::new();
-        for variable in VARIABLES {
+        for variable in declared.variables() {
             let set = variable.env.iter().find_map(|name| {
                 let text = env.get(*name)?.trim();
                 (!text.is_empty()).then_some((name, text))
@@ -131,13 +134,14 @@ type Flat = BTreeMap<String, (String, Option<String>)>;
 /// Text and origin of every leaf, by path.
 fn flattened(
     builder: config::ConfigBuilder<config::builder::DefaultState>,
+    declared: &Declared,
     problems: &mut Vec<Problem>,
 ) -> Flat {
     let mut flat = Flat::new();
     match builder.build().and_then(|merged| config::Source::collect(&merged)) {
         Ok(sections) => {
             for (key, value) in sections {
-                flatten(key, value, &mut flat);
+                flatten(key, value, declared, &mut flat);
             }
         }
         Err(_) => problems.push(Problem {
@@ -149,10 +153,10 @@ fn flattened(
     flat
 }
 
-fn flatten(path: String, value: Merged, flat: &mut Flat) {
+fn flatten(path: String, value: Merged, declared: &Declared, flat: &mut Flat) {
     let origin = value.origin().map(str::to_owned);
     match value.kind {
-        ValueKind::Table(table) if is_properties(&path) => {
+        ValueKind::Table(table) if is_properties(&path, declared) => {
             let origin = table.values().find_map(|value| value.origin().map(str::to_owned));
             let mut pairs: Vec<_> =
                 table.into_iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
@@ -161,7 +165,7 @@ fn flatten(path: String, value: Merged, flat: &mut Flat) {
         }
         ValueKind::Table(table) => {
             for (key, value) in table {
-                flatten(format!("{path}.{key}"), value, flat);
+                flatten(format!("{path}.{key}"), value, declared, flat);
             }
         }
         ValueKind::Array(items) => {
@@ -174,8 +178,8 @@ fn flatten(path: String, value: Merged, flat: &mut Flat) {
     }
 }
 
-fn is_properties(path: &str) -> bool {
-    variable(path).is_some_and(|variable| variable.kind == Kind::Properties)
+fn is_properties(path: &str, declared: &Declared) -> bool {
+    declared.variable(path).is_some_and(|variable| variable.kind == Kind::Properties)
 }
 
 fn text(value: Merged) -> String {
@@ -183,8 +187,8 @@ fn text(value: Merged) -> String {
 }
 
 /// Variables that nobody reads but that look much like one that is read.
-fn near_misses(env: &Environment) -> Vec<String> {
-    let known = || VARIABLES.iter().flat_map(|variable| variable.env).chain([&FILE]);
+fn near_misses(env: &Environment, declared: &Declared) -> Vec<String> {
+    let known = || declared.variables().iter().flat_map(|variable| variable.env).chain([&FILE]);
     let mut warnings = Vec::new();
     for name in env.keys().filter(|name| !known().any(|known| known == name)) {
         let likely = known()
@@ -200,8 +204,9 @@ fn near_misses(env: &Environment) -> Vec<String> {
     warnings
 }
 
-fn unknown_key(path: &str, file: Option<&Path>) -> String {
-    let likely = VARIABLES
+fn unknown_key(path: &str, file: Option<&Path>, declared: &Declared) -> String {
+    let likely = declared
+        .variables()
         .iter()
         .map(|variable| (strsim::osa_distance(path, variable.path), variable.path))
         .min()

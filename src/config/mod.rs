@@ -12,10 +12,11 @@ mod problem;
 mod properties;
 mod redact;
 mod settings;
+mod spec;
 mod start_at;
 #[cfg(test)]
 mod tests;
-mod value;
+pub mod value;
 pub mod variables;
 
 use std::collections::BTreeMap;
@@ -23,10 +24,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use self::variables::Variable;
+
 pub use bound::Bound;
 pub use problem::{Problem, Problems, Source};
 pub use properties::Properties;
 pub use settings::*;
+pub use spec::{AnySetting, Commands, Declared, Setting, Spec};
 pub use start_at::{Beginning, OffsetReset, StartAt};
 
 /// The file that is read when `CRM_CONFIG` names none; it need not exist.
@@ -52,6 +56,9 @@ pub struct Effective {
     pub value: String,
     /// Where it came from.
     pub source: Source,
+    /// The variable that sets it, by its strongest name.
+    #[serde(skip)]
+    pub variable: &'static str,
 }
 
 /// What loading the configuration came to.
@@ -66,29 +73,25 @@ pub struct Loaded {
 }
 
 /// Merges the layers and validates the result. `local` is read if it exists and `env` names no
-/// other file; usually it is [`LOCAL_FILE`].
+/// other file; usually it is [`LOCAL_FILE`]. `declared` are the consumers that can be enabled.
 #[must_use]
-pub fn load(env: &Environment, local: &Path) -> Loaded {
-    let layers::Layers { values, mut problems, mut warnings } = layers::merge(env, local);
-    let built = build::build(&values);
+pub fn load(env: &Environment, local: &Path, declared: &Declared) -> Loaded {
+    let layers::Layers { values, mut problems, mut warnings } = layers::merge(env, local, declared);
+    let built = build::build(declared, &values);
     problems.extend(built.problems);
     warnings.extend(built.warnings);
 
-    let mut effective = Vec::with_capacity(values.len());
-    for variable in variables::VARIABLES {
-        let value = &values[variable.path];
-        let derived = built.derived.iter().find(|(path, ..)| *path == variable.path);
-        effective.push(match derived {
-            Some((path, value, source)) => {
-                Effective { path, value: value.clone(), source: source.clone() }
-            }
-            None => Effective {
-                path: variable.path,
-                value: redact::shown(variable, &value.text),
-                source: value.source.clone(),
-            },
-        });
-    }
+    let effective = declared.variables().iter().map(|variable| {
+        let Variable { path, env, .. } = *variable;
+        let layered = &values[path];
+        let derived = built.derived.iter().find(|(derived, ..)| *derived == path);
+        let (value, source) = match derived {
+            Some((_, value, source)) => (value.clone(), source.clone()),
+            None => (redact::shown(variable, &layered.text), layered.source.clone()),
+        };
+        Effective { path, value, source, variable: env.first().copied().unwrap_or_default() }
+    });
+    let effective = effective.collect();
     let settings =
         if problems.is_empty() { Ok(Box::new(built.settings)) } else { Err(Problems(problems)) };
     Loaded { settings, values: effective, warnings }

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     fn variable(kind: Kind) -> Variable {
-        Variable { path: "a.b", env: &["A_B"], kind, about: "" }
+        Variable { path: "a.b", env: &["A_B"], kind, about: "", default: None }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Defaults stand in `config/default.toml`, environment names in [`super::variables`].
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,14 +11,15 @@ use secrecy::SecretString;
 
 use super::bound::Bound;
 use super::properties::Properties;
+use super::spec::Spec;
 use super::start_at::{Beginning, OffsetReset, StartAt};
 use crate::cdc;
 
 /// Everything that can be set, validated.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Which consumers run (`CONSUMERS`, default all five), each once, in the order given.
-    pub consumers: Vec<ConsumerName>,
+    /// Which consumers run (`CONSUMERS`, default those that say so), each once, in the order given.
+    pub consumers: Vec<&'static Spec>,
     /// The broker and the consumer groups.
     pub kafka: Kafka,
     /// Where claims and cached settings live.
@@ -34,27 +36,8 @@ pub struct Settings {
     pub engine: Engine,
     /// Decoding (`CDC_DECIMAL_MODE`, `CDC_NUMERIC_SCALES`, `CDC_NUMERIC_SCALE`, `CDC_TOMBSTONES`).
     pub cdc: cdc::Options,
-    /// The currency consumer.
-    pub currency: Consumer,
-    /// How long a debit's original is looked for before the debit becomes a dead letter
-    /// (`CURRENCY_ORIGINAL_PATIENCE`, default 60 s; behaviour section 3).
-    pub currency_original_patience: Duration,
-    /// How long it is remembered what was decided about the refunds of a source
-    /// (`CURRENCY_REFUND_MEMORY`, default 90 days; behaviour section 3).
-    pub currency_refund_memory: Duration,
-    /// Statuses in which a referral or a mission's claim is taken back, in lower case
-    /// (`CURRENCY_TAKEN_BACK_STATUSES`; behaviour section 3).
-    pub currency_taken_back_statuses: Vec<String>,
-    /// The tier consumer.
-    pub tier: Consumer,
-    /// The mission consumer.
-    pub mission: Consumer,
-    /// The reward consumer.
-    pub reward: Consumer,
-    /// The marketplace consumer.
-    pub marketplace: Consumer,
-    /// Topic of marketplace orders (`KAFKA_TOPIC_MARKETPLACE_ORDERS`, default `marketplace.orders`).
-    pub marketplace_orders_topic: String,
+    /// The settings of each consumer, by its name.
+    pub(super) of_consumers: BTreeMap<&'static str, Consumer>,
     /// The health and metrics endpoint.
     pub http: Http,
     /// Time-outs of requests to Inngest and Supabase.
@@ -66,99 +49,21 @@ pub struct Settings {
 impl Settings {
     /// The settings of one consumer.
     #[must_use]
-    pub fn consumer(&self, name: ConsumerName) -> &Consumer {
-        match name {
-            ConsumerName::Currency => &self.currency,
-            ConsumerName::Tier => &self.tier,
-            ConsumerName::Mission => &self.mission,
-            ConsumerName::Reward => &self.reward,
-            ConsumerName::Marketplace => &self.marketplace,
-        }
-    }
-
-    /// The topics that one consumer takes, in full.
-    #[must_use]
-    pub fn topics_of(&self, name: ConsumerName) -> Vec<String> {
-        let commands = match name {
-            ConsumerName::Reward => Some(REDEMPTIONS_TOPIC),
-            ConsumerName::Marketplace => Some(&*self.marketplace_orders_topic),
-            _ => None,
-        };
-        let tables = name.tables().iter().map(|table| self.kafka.topic_of(table));
-        commands.into_iter().map(str::to_owned).chain(tables).collect()
+    pub fn consumer(&self, spec: &Spec) -> Consumer {
+        self.of_consumers.get(spec.name).cloned().unwrap_or_default()
     }
 }
 
-/// The topic of redemption commands, in full (behaviour section 1).
-pub const REDEMPTIONS_TOPIC: &str = "reward_redemptions";
-
-/// A consumer that can be enabled (behaviour section 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ConsumerName {
-    /// Awards, cancels and reverses currency.
-    Currency,
-    /// Evaluates members' tiers.
-    Tier,
-    /// Asks for missions to be evaluated.
-    Mission,
-    /// Redeems rewards and reports redeemed codes.
-    Reward,
-    /// Passes marketplace orders on.
-    Marketplace,
-}
-
-impl ConsumerName {
-    /// Every consumer, in the order of behaviour.md.
-    pub const ALL: [Self; 5] =
-        [Self::Currency, Self::Tier, Self::Mission, Self::Reward, Self::Marketplace];
-
-    /// The name as configuration, group ids, logs and metrics show it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Currency => "currency",
-            Self::Tier => "tier",
-            Self::Mission => "mission",
-            Self::Reward => "reward",
-            Self::Marketplace => "marketplace",
-        }
-    }
-
-    /// The tables whose changes it takes.
-    #[must_use]
-    pub const fn tables(self) -> &'static [&'static str] {
-        match self {
-            Self::Currency => &["purchase_ledger", "referral_ledger", "mission_claims"],
-            Self::Tier => &["purchase_ledger", "wallet_ledger"],
-            Self::Mission => {
-                &["purchase_ledger", "form_submissions", "wallet_ledger", "referral_ledger"]
-            }
-            Self::Reward => &["codes"],
-            Self::Marketplace => &[],
-        }
-    }
-
-    /// Whether it calls functions or reads tables of Supabase.
-    #[must_use]
-    pub const fn needs_supabase(self) -> bool {
-        !matches!(self, Self::Marketplace)
-    }
-}
-
-impl std::fmt::Display for ConsumerName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Settings that every consumer has.
-#[derive(Debug, Clone)]
+/// Settings of one consumer.
+#[derive(Debug, Clone, Default)]
 pub struct Consumer {
     /// Requests to Supabase at a time (`<NAME>_CONCURRENCY`; behaviour section 1).
     pub concurrency: Bound,
     /// librdkafka properties of this consumer alone (`<NAME>_KAFKA_PROPERTIES`); they win over
     /// [`Kafka::properties`].
     pub kafka_properties: Properties,
+    /// The texts of its own settings, by their keys; see [`Settings::of`].
+    pub(super) own: BTreeMap<&'static str, String>,
 }
 
 /// The broker and the consumer groups.
@@ -200,7 +105,7 @@ pub struct Kafka {
 impl Kafka {
     /// The group id of one consumer (behaviour section 1).
     #[must_use]
-    pub fn group_of(&self, consumer: ConsumerName) -> String {
+    pub fn group_of(&self, consumer: &str) -> String {
         format!("{}-{consumer}", self.group_id)
     }
 

@@ -3,8 +3,10 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 
-use super::variables::{FILE, Kind, VARIABLES};
+use super::variables::{FILE, Kind};
 use super::*;
+use crate::consumers::currency;
+use crate::consumers::registry::{CONSUMERS, DECLARED, load};
 
 const SECRET: &str = "hunter2-hunter2";
 
@@ -94,8 +96,8 @@ fn example(path: &str) -> &'static str {
 #[test]
 fn the_defaults_with_what_is_needed_are_those_of_behaviour_md() {
     let settings = good(&[]);
-    assert_eq!(settings.consumers, ConsumerName::ALL);
-    assert_eq!(settings.kafka.group_of(ConsumerName::Tier), "crm-event-processors-tier");
+    assert_eq!(settings.consumers, CONSUMERS.map(|entry| entry.spec));
+    assert_eq!(settings.kafka.group_of("tier"), "crm-event-processors-tier");
     assert_eq!(settings.kafka.topic_of("purchase_ledger"), "crm.public.purchase_ledger");
     assert_eq!(settings.kafka.dlq_topic, "crm-event-processors.dlq");
     assert!(settings.kafka.credentials.is_none());
@@ -103,14 +105,15 @@ fn the_defaults_with_what_is_needed_are_those_of_behaviour_md() {
     assert_eq!(settings.dedup.window.as_secs(), 300);
     assert_eq!(settings.inngest.base_url, "https://inn.gs");
     assert_eq!(settings.inngest.cancel_settle.as_secs(), 30);
-    assert_eq!(settings.currency_original_patience.as_secs(), 60);
+    assert_eq!(settings.of(&currency::SPEC, &currency::ORIGINAL_PATIENCE).as_secs(), 60);
     assert_eq!(settings.snapshot.policy, SnapshotPolicy::Recent);
     assert_eq!(settings.snapshot.max_age.as_secs(), 20 * 3_600);
     assert_eq!(settings.engine.shutdown_grace.as_secs(), 25);
     assert_eq!(settings.engine.stall_timeout.as_secs(), 300);
-    let bounds = ConsumerName::ALL.map(|name| settings.consumer(name).concurrency.max);
+    let bounds = CONSUMERS.map(|entry| settings.consumer(entry.spec).concurrency.max);
     assert_eq!(bounds, [5, 3, 5, 5, 20]);
-    assert_eq!(settings.marketplace_orders_topic, "marketplace.orders");
+    let orders = settings.command_topics_of(&crate::consumers::marketplace::SPEC);
+    assert_eq!(orders, ["marketplace.orders"]);
     let loaded = load_env(&environment(&[]));
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
 }
@@ -118,12 +121,16 @@ fn the_defaults_with_what_is_needed_are_those_of_behaviour_md() {
 #[test]
 fn default_toml_holds_every_setting_and_names_every_variable() {
     let table: toml::Table = layers::DEFAULTS.parse().expect("TOML");
-    for variable in VARIABLES {
+    for variable in DECLARED.variables() {
         let value = match variable.path.split_once('.') {
             Some((section, key)) => table.get(section).and_then(|section| section.get(key)),
             None => table.get(variable.path),
         };
-        assert!(value.is_some(), "{} is missing", variable.path);
+        // What consumers declare has its default there, and nowhere else.
+        assert_eq!(value.is_none(), variable.default.is_some(), "{}", variable.path);
+        if variable.default.is_some() {
+            continue;
+        }
         let words = || layers::DEFAULTS.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         for name in variable.env {
             assert!(words().any(|word| word == *name), "{name} is not documented");
@@ -133,7 +140,7 @@ fn default_toml_holds_every_setting_and_names_every_variable() {
 
 #[test]
 fn every_name_of_every_setting_works_and_is_named_as_the_source() {
-    for variable in VARIABLES {
+    for variable in DECLARED.variables() {
         for name in variable.env {
             let mut env = environment(&[]);
             for both in ["KAFKA_API_KEY", "KAFKA_API_SECRET"] {
@@ -180,7 +187,10 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
     assert_eq!(effective(&loaded, "mission.concurrency").source, Source::Default);
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let settings = loaded.settings.expect("good configuration");
-    assert_eq!(settings.tier.concurrency, Bound { min: 4, max: 4 });
+    assert_eq!(
+        settings.consumer(&crate::consumers::tier::SPEC).concurrency,
+        Bound { min: 4, max: 4 }
+    );
     assert_eq!(settings.dedup.window.as_secs(), 300, "empty brings the default back");
     let properties: Vec<_> = settings.kafka.properties.iter().collect();
     assert_eq!(properties, [("debug", "broker,protocol"), ("fetch.wait.max.ms", "50")]);
@@ -190,7 +200,8 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
 fn crm_config_names_another_file_which_must_be_there_and_be_toml() {
     let file = TempFile::new("named", "[tier]\nconcurrency = 4\n");
     let path = file.0.display().to_string();
-    assert_eq!(good(&[(FILE, &path)]).tier.concurrency.max, 4);
+    let tier = good(&[(FILE, &path)]).consumer(&crate::consumers::tier::SPEC);
+    assert_eq!(tier.concurrency.max, 4);
 
     let gone = problems(&[(FILE, "no/such/file.toml")]);
     assert_eq!((gone.len(), gone[0].variable.as_str()), (1, FILE));
@@ -248,9 +259,9 @@ fn only_what_an_enabled_consumer_needs_is_required() {
         load_env(&env).settings.map(|_| ()).map_err(|error| error.0.len())
     };
     for (name, _) in NEEDED {
-        for consumer in ConsumerName::ALL {
-            let needed = !name.starts_with("SUPABASE") || consumer.needs_supabase();
-            let result = without(name, consumer.as_str());
+        for Spec { name: consumer, needs_supabase, .. } in CONSUMERS.map(|entry| entry.spec) {
+            let needed = !name.starts_with("SUPABASE") || *needs_supabase;
+            let result = without(name, consumer);
             assert_eq!(result, if needed { Err(1) } else { Ok(()) }, "{name} for {consumer}");
         }
     }
@@ -398,7 +409,7 @@ fn a_secret_in_any_place_for_secrets_is_never_shown_whether_good_or_bad() {
         ],
     };
     let mut seen = 0;
-    for variable in VARIABLES {
+    for variable in DECLARED.variables() {
         for text in shapes(variable.kind) {
             let loaded = load_env(&environment(&[(variable.env[0], &text)]));
             let printed = printed(&loaded);
@@ -409,19 +420,19 @@ fn a_secret_in_any_place_for_secrets_is_never_shown_whether_good_or_bad() {
             }
         }
     }
-    assert!(seen > VARIABLES.len(), "only {seen} looked at");
+    assert!(seen > DECLARED.variables().len(), "only {seen} looked at");
 }
 
 proptest! {
     #[test]
     fn no_text_in_any_variable_makes_loading_panic_or_both_good_and_bad(
-        index in 0..VARIABLES.len(), text in "\\PC{0,40}",
+        index in 0..DECLARED.variables().len(), text in "\\PC{0,40}",
     ) {
-        let loaded = load_env(&environment(&[(VARIABLES[index].env[0], &text)]));
+        let loaded = load_env(&environment(&[(DECLARED.variables()[index].env[0], &text)]));
         if let Err(error) = &loaded.settings {
             prop_assert!(!error.0.is_empty());
         }
-        prop_assert_eq!(loaded.values.len(), VARIABLES.len());
+        prop_assert_eq!(loaded.values.len(), DECLARED.variables().len());
     }
 }
 

@@ -12,14 +12,13 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::address;
-use super::settings::{
-    ConsumerName, DedupOutage, GroupProtocol, LogFormat, ReplayRecognition, SnapshotPolicy,
-};
+use super::settings::{DedupOutage, GroupProtocol, LogFormat, ReplayRecognition, SnapshotPolicy};
+use super::spec::{Declared, Spec};
 use super::start_at::OffsetReset;
 
 /// `250ms`, `30s`, `5m`, `20h`, `1d`. A number without a unit is refused: half of those who write
 /// one mean seconds, the other half milliseconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "is not a duration (250ms, 30s, 5m, 20h or 1d)".to_owned();
     let (number, unit) = split_unit(text);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -35,24 +34,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A [`duration`] that is longer than nothing.
-pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be longer than nothing".to_owned()),
         duration => Ok(duration),
-    }
-}
-
-/// Status words separated by commas, in lower case.
-pub(super) fn statuses(text: &str) -> Result<Vec<String>, String> {
-    let words: Vec<String> = text
-        .split(',')
-        .map(|word| word.trim().to_lowercase())
-        .filter(|word| !word.is_empty())
-        .collect();
-    match words.iter().find(|word| matches!(&***word, "completed" | "approved" | "pending")) {
-        Some(word) => Err(format!("takes back what is {word}, which is not taken back")),
-        None if words.is_empty() => Err("names no status".to_owned()),
-        None => Ok(words),
     }
 }
 
@@ -171,16 +156,15 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
 }
 
 /// Consumers' names, comma separated; one named twice counts once.
-pub(super) fn consumers(text: &str) -> Result<Vec<ConsumerName>, String> {
-    let known = || ConsumerName::ALL.map(ConsumerName::as_str).join(", ");
+pub(super) fn consumers(text: &str, declared: &Declared) -> Result<Vec<&'static Spec>, String> {
+    let known = || declared.names();
     let mut consumers = Vec::new();
     for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let consumer = ConsumerName::ALL
-            .into_iter()
-            .find(|consumer| consumer.as_str().eq_ignore_ascii_case(name))
-            .ok_or_else(|| format!("names an unknown consumer (known: {})", known()))?;
-        if !consumers.contains(&consumer) {
-            consumers.push(consumer);
+        let named = declared.specs.iter().find(|spec| spec.name.eq_ignore_ascii_case(name));
+        let spec =
+            named.ok_or_else(|| format!("names an unknown consumer (known: {})", known()))?;
+        if !consumers.contains(spec) {
+            consumers.push(*spec);
         }
     }
     if consumers.is_empty() {
@@ -209,7 +193,7 @@ pub(super) fn brokers(text: &str) -> Result<String, String> {
 }
 
 /// A topic's name, or the start of one.
-pub(super) fn topic(text: &str) -> Result<String, String> {
+pub fn topic(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if text.len() <= 249 && text.chars().all(allowed) {
         Ok(text.to_owned())
@@ -317,6 +301,7 @@ pub(super) fn log_level(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consumers::registry::DECLARED;
 
     #[test]
     fn durations_need_a_unit() {
@@ -456,10 +441,11 @@ mod tests {
 
     #[test]
     fn an_unknown_consumer_is_answered_with_the_known_ones() {
-        assert_eq!(
-            consumers("tier, currency,tier"),
-            Ok(vec![ConsumerName::Tier, ConsumerName::Currency])
-        );
+        let consumers = |text: &str| {
+            consumers(text, &DECLARED)
+                .map(|specs| specs.iter().map(|spec| spec.name).collect::<Vec<_>>())
+        };
+        assert_eq!(consumers("tier, currency,tier"), Ok(vec!["tier", "currency"]));
         let error = consumers("currency,curency").expect_err("a typo");
         assert!(error.contains("known: currency, tier, mission, reward, marketplace"), "{error}");
         assert!(consumers(" , ").is_err());

@@ -1,10 +1,13 @@
-//! Every setting and the environment variables that set it, in one table.
+//! Every setting and the environment variables that set it, in one table; the settings of consumers
+//! come from what they declare.
 //!
 //! Where several names mean one setting, the first of the list that is set wins (behaviour
 //! section 10). Defaults and documentation for operators stand in `config/default.toml`.
 
+use super::spec::Spec;
+
 /// One setting.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Variable {
     /// Where it stands in a file: `section.key`.
     pub path: &'static str,
@@ -14,6 +17,8 @@ pub struct Variable {
     pub kind: Kind,
     /// What it is and what it looks like, in a few words.
     pub about: &'static str,
+    /// Its default, where a consumer declares it; `config/default.toml` has all others.
+    pub default: Option<&'static str>,
 }
 
 /// What of a value may be shown.
@@ -32,18 +37,16 @@ pub enum Kind {
 /// Names the file that is read in place of `config/local.toml`.
 pub const FILE: &str = "CRM_CONFIG";
 
-/// The setting that stands at `path`.
-#[must_use]
-pub fn variable(path: &str) -> Option<&'static Variable> {
-    VARIABLES.iter().find(|variable| variable.path == path)
-}
-
-const fn plain(path: &'static str, env: &'static [&'static str], about: &'static str) -> Variable {
-    Variable { path, env, kind: Kind::Plain, about }
+pub(super) const fn plain(
+    path: &'static str,
+    env: &'static [&'static str],
+    about: &'static str,
+) -> Variable {
+    Variable { path, env, kind: Kind::Plain, about, default: None }
 }
 
 const fn secret(path: &'static str, env: &'static [&'static str], about: &'static str) -> Variable {
-    Variable { path, env, kind: Kind::Secret, about }
+    Variable { path, env, kind: Kind::Secret, about, default: None }
 }
 
 const fn secret_url(
@@ -51,7 +54,7 @@ const fn secret_url(
     env: &'static [&'static str],
     about: &'static str,
 ) -> Variable {
-    Variable { path, env, kind: Kind::SecretUrl, about }
+    Variable { path, env, kind: Kind::SecretUrl, about, default: None }
 }
 
 const fn properties(path: &'static str, env: &'static [&'static str]) -> Variable {
@@ -60,11 +63,36 @@ const fn properties(path: &'static str, env: &'static [&'static str]) -> Variabl
         env,
         kind: Kind::Properties,
         about: "librdkafka properties, name=value, comma separated",
+        default: None,
     }
 }
 
-/// Every setting, in the order in which `check` shows them.
-pub static VARIABLES: &[Variable] = &[
+/// The settings of one consumer: those that every consumer has, then its own.
+pub(super) fn of_consumer(spec: &Spec) -> Vec<Variable> {
+    let path = |key: &str| kept(format!("{}.{key}", spec.name));
+    let name = |end: &str| names([format!("{}_{end}", spec.name.to_ascii_uppercase())]);
+    let concurrency = plain(path("concurrency"), name("CONCURRENCY"), "a bound, 5 or 5..64");
+    let properties = properties(path("kafka_properties"), name("KAFKA_PROPERTIES"));
+    let mut variables = vec![
+        Variable { default: Some(spec.concurrency), ..concurrency },
+        Variable { default: Some(""), ..properties },
+    ];
+    variables.extend(spec.settings.iter().map(|setting| setting.variable(spec.name)));
+    variables
+}
+
+/// A text that lives as long as the process: the table of settings is made once.
+pub(super) fn kept(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+/// The same of a list of names.
+pub(super) fn names<const N: usize>(names: [String; N]) -> &'static [&'static str] {
+    Box::leak(Box::new(names.map(kept)))
+}
+
+/// The settings that `check` shows before those of the consumers.
+pub(super) static BEFORE_CONSUMERS: &[Variable] = &[
     plain("consumers", &["CONSUMERS"], "names of the consumers that run, comma separated"),
     plain(
         "kafka.bootstrap",
@@ -153,28 +181,10 @@ pub static VARIABLES: &[Variable] = &[
         "scales of columns, purchase_ledger.final_amount=4,...",
     ),
     plain("cdc.tombstones", &["CDC_TOMBSTONES"], "ignore or delete"),
-    plain("currency.concurrency", &["CURRENCY_CONCURRENCY"], "a bound, 5 or 5..64"),
-    properties("currency.kafka_properties", &["CURRENCY_KAFKA_PROPERTIES"]),
-    plain("currency.original_patience", &["CURRENCY_ORIGINAL_PATIENCE"], "a duration such as 60s"),
-    plain("currency.refund_memory", &["CURRENCY_REFUND_MEMORY"], "a duration such as 90d"),
-    plain(
-        "currency.taken_back_statuses",
-        &["CURRENCY_TAKEN_BACK_STATUSES"],
-        "words separated by commas, such as revoked,rejected",
-    ),
-    plain("tier.concurrency", &["TIER_CONCURRENCY"], "a bound, 3 or 3..64"),
-    properties("tier.kafka_properties", &["TIER_KAFKA_PROPERTIES"]),
-    plain("mission.concurrency", &["MISSION_CONCURRENCY"], "a bound, 5 or 5..64"),
-    properties("mission.kafka_properties", &["MISSION_KAFKA_PROPERTIES"]),
-    plain("reward.concurrency", &["REWARD_CONCURRENCY"], "a bound, 5 or 5..64"),
-    properties("reward.kafka_properties", &["REWARD_KAFKA_PROPERTIES"]),
-    plain("marketplace.concurrency", &["MARKETPLACE_CONCURRENCY"], "a bound, 20 or 5..64"),
-    properties("marketplace.kafka_properties", &["MARKETPLACE_KAFKA_PROPERTIES"]),
-    plain(
-        "marketplace.orders_topic",
-        &["KAFKA_TOPIC_MARKETPLACE_ORDERS"],
-        "the topic of marketplace orders",
-    ),
+];
+
+/// The settings that it shows after them.
+pub(super) static AFTER_CONSUMERS: &[Variable] = &[
     plain("http.listen", &["HTTP_LISTEN", "PORT"], "address:port or a port"),
     plain("clients.connect_timeout", &["CLIENT_CONNECT_TIMEOUT"], "a duration such as 5s"),
     plain("clients.request_timeout", &["CLIENT_REQUEST_TIMEOUT"], "a duration such as 30s"),

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use crate::clients::inngest::{Accepted, Events, Inngest, InvalidEvent, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::dispatch::permits::{Sample, Urgency};
-use crate::engine::{Context, Failure, Once, Outcome};
+use crate::engine::{Context, Failure, Once, Outcome, Taken};
 use crate::outage::{Breaker, Breakers};
 
 /// What the names of functions' and tables' breakers begin with.
@@ -54,6 +54,7 @@ impl Calls {
         function: &str,
         arguments: &(impl Serialize + Sync + ?Sized),
     ) -> Result<T, Failure> {
+        cx.step(Taken::Call(function));
         let request = || self.supabase.rpc_as(function, arguments, Answer::json::<T>);
         let answered = under_permit(cx, Urgency::One, request).await?;
         self.take(cx, (FUNCTIONS, function), answered).map(|(value, _)| value)
@@ -128,6 +129,7 @@ impl Calls {
         query: &[(&str, &str)],
         by: &str,
     ) -> Result<Vec<T>, Failure> {
+        cx.step(Taken::Read(table));
         let failure = |error| self.failure(&format!("{TABLES}/{table}"), error);
         let (mut rows, mut after) = (Vec::new(), None::<String>);
         while rows.len() < MAX_ROWS {
@@ -162,6 +164,7 @@ impl Calls {
         table: &str,
         query: &[(&str, &str)],
     ) -> Result<Vec<T>, Failure> {
+        cx.step(Taken::Read(table));
         let request = || self.supabase.select_as(table, query, Answer::json::<Vec<T>>);
         let answered = under_permit(cx, urgency, request).await?;
         self.take(cx, (TABLES, table), answered).map(|(rows, _)| rows)
@@ -283,7 +286,9 @@ impl Sender {
     ) -> Result<Timestamp, Failure> {
         // Whoever is here has mostly asked already, and would ask again.
         let turn = cx.with_client_retries(&self.breaker, self.inngest.room()).await?;
-        let sending = self.inngest.submit(write().map_err(unwritable)?);
+        let events = write().map_err(unwritable)?;
+        take_steps(cx, &events);
+        let sending = self.inngest.submit(events);
         drop(turn);
         self.sent(cx, sending).await
     }
@@ -293,6 +298,7 @@ impl Sender {
     /// # Errors
     /// The send's failure, as the engine's.
     pub async fn send(&self, cx: &Context, events: Events) -> Result<Timestamp, Failure> {
+        take_steps(cx, &events);
         self.sent(cx, self.inngest.submit(events)).await
     }
 
@@ -311,8 +317,10 @@ impl Sender {
     /// [`LockGuard::settling`](crate::engine::LockGuard::settling).
     pub fn detached(
         &self,
+        cx: &Context,
         events: Events,
     ) -> impl Future<Output = Result<Timestamp, Failure>> + Send + use<> {
+        take_steps(cx, &events);
         let Self { inngest, breaker } = self.clone();
         async move { accepted(inngest.send(events).await, &breaker) }
     }
@@ -326,6 +334,15 @@ impl Sender {
     #[must_use]
     pub fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
+    }
+}
+
+/// Each event is a step. Only builds with debug assertions look, see [`Context::step`].
+fn take_steps(cx: &Context, events: &Events) {
+    if cfg!(debug_assertions) {
+        for name in events.names() {
+            cx.step(Taken::Event(&name));
+        }
     }
 }
 

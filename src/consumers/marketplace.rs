@@ -5,27 +5,49 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 
 use super::call::{Sender, outcome};
+use super::registry::Entry;
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
-use crate::engine::dispatch::permits::Limits;
-use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Plan, Route};
+use crate::config::{Commands, Setting, Spec, value};
+use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Step, Steps};
 
 const RECEIVED: &str = "marketplace/order-received";
 /// The platform of an order that names none (behaviour section 7).
 const PLATFORM: &str = "shopee";
 
+/// The topic of orders (`KAFKA_TOPIC_MARKETPLACE_ORDERS`).
+static ORDERS: Setting<String> = Setting {
+    key: "orders_topic",
+    variable: "KAFKA_TOPIC_MARKETPLACE_ORDERS",
+    default: "marketplace.orders",
+    about: "the topic of marketplace orders",
+    parse: value::topic,
+};
+
+/// What it declares.
+pub static SPEC: Spec = Spec {
+    name: "marketplace",
+    by_default: true,
+    tables: &[],
+    commands: &[Commands::Setting(&ORDERS)],
+    concurrency: "20",
+    needs_supabase: false,
+    settings: &[&ORDERS],
+};
+
+/// How it is built.
+pub const ENTRY: Entry =
+    Entry { spec: &SPEC, build: |parts| Arc::new(Marketplace { sender: parts.sender.clone() }) };
+
 /// The marketplace consumer.
 pub struct Marketplace {
-    /// The topic of orders (`KAFKA_TOPIC_MARKETPLACE_ORDERS`).
-    pub topic: String,
-    /// Bound on parallel requests; it makes none.
-    pub limits: Limits,
     /// Inngest.
     pub sender: Sender,
 }
@@ -84,22 +106,6 @@ struct Received<'a> {
 impl Consumer for Marketplace {
     type Work = Work;
 
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn topics(&self) -> Vec<String> {
-        vec![self.topic.clone()]
-    }
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    fn takes_commands(&self, _: &str) -> bool {
-        true
-    }
-
     fn route(&self, _: &Change<'_>, _: Timestamp) -> Result<Route<Work>, DecodeError> {
         Ok(Route::Skip("not_a_command"))
     }
@@ -108,11 +114,10 @@ impl Consumer for Marketplace {
         route(record)
     }
 
-    fn plan(&self, work: &Work) -> Plan {
-        Plan {
+    fn steps(&self, work: &Work) -> Steps {
+        Steps {
             lane: work.id[RECEIVED.len() + 1..work.ends[2]].to_owned(),
-            claim: work.id().to_owned(),
-            steps: vec![format!("event {RECEIVED} {}", work.id())],
+            steps: vec![Step::claim(work.id()), Step::event(RECEIVED, Some(work.id().to_owned()))],
         }
     }
 
@@ -124,9 +129,6 @@ impl Consumer for Marketplace {
         Ok(outcome(&[cx.once(work.id(), send).await?], "nothing_to_send"))
     }
 }
-
-/// The consumer's name.
-pub const NAME: &str = "marketplace";
 
 #[derive(DeriveDeserialize)]
 struct Order<'a> {

@@ -13,7 +13,7 @@ use super::award_time::{MerchantSettings, award_time};
 use super::call::Calls;
 use super::lookup_cache::LookupCache;
 use crate::clients::redis::Cache;
-use crate::engine::{Context, Failure};
+use crate::engine::{Context, Failure, Step, Taken};
 use crate::outage::Breaker;
 
 /// How long settings stay in the cache Redis (behaviour section 3).
@@ -82,8 +82,15 @@ impl Merchants {
         })
     }
 
+    /// What looking up the settings of `merchant` may need.
+    #[must_use]
+    pub fn steps(merchant: &str) -> [Step; 2] {
+        [Step::cached(key(merchant)), Step::read(TABLE).when("not in the cache")]
+    }
+
     async fn load(&self, cx: &Context, merchant: &str) -> Result<Known, Failure> {
-        let key = format!("merchant:{merchant}:currency_config");
+        let key = key(merchant);
+        cx.step(Taken::Cached(&key));
         if let Some(settings) = self.cache.get(&key).await.as_deref().and_then(cached) {
             return Ok(self.readable(merchant, Some(settings)));
         }
@@ -126,6 +133,11 @@ impl Merchants {
     fn unreadable(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The key of the cached settings (behaviour section 3).
+fn key(merchant: &str) -> String {
+    format!("merchant:{merchant}:currency_config")
 }
 
 /// Settings as they were put into the cache. Other parts of the CRM use it too: what lacks a column

@@ -10,16 +10,16 @@ use smallvec::SmallVec;
 
 use super::call::{Calls, Sender, outcome};
 use super::lookup_cache::LookupCache;
+use super::registry::Entry;
 use super::snapshot;
 use super::tenant::{tenant, was_anonymous};
 use super::words::{self, is};
 use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
-use crate::config::Snapshot;
-use crate::engine::dispatch::permits::Limits;
+use crate::config::{Snapshot, Spec};
 use crate::engine::{
-    Consumer, Context, Failure, Lane, Once, Outcome, Plan, Route, SNAPSHOT_SKIPPED,
+    Consumer, Context, Failure, Lane, Once, Outcome, Route, SNAPSHOT_SKIPPED, Step, Steps, Taken,
 };
 
 const EVALUATE: &str = "mission/evaluate";
@@ -33,12 +33,31 @@ const EVENT_BYTES: usize = 512;
 /// How long a merchant's missions stay in the cache Redis (behaviour section 5).
 const CACHED: Duration = Duration::from_secs(300);
 
+/// What it declares.
+pub static SPEC: Spec = Spec {
+    name: "mission",
+    by_default: true,
+    tables: &["purchase_ledger", "form_submissions", "wallet_ledger", "referral_ledger"],
+    commands: &[],
+    concurrency: "5",
+    needs_supabase: true,
+    settings: &[],
+};
+
+/// How it is built.
+pub const ENTRY: Entry = Entry {
+    spec: &SPEC,
+    build: |parts| {
+        Arc::new(Mission {
+            snapshot: parts.settings.snapshot.clone(),
+            sender: parts.sender.clone(),
+            missions: Missions::new(parts.calls.clone(), parts.cache.clone()),
+        })
+    },
+};
+
 /// The mission consumer.
 pub struct Mission {
-    /// Its topics, in full.
-    pub topics: Vec<String>,
-    /// Bound on parallel requests.
-    pub limits: Limits,
     /// What happens to snapshot rows.
     pub snapshot: Snapshot,
     /// Inngest.
@@ -68,6 +87,10 @@ impl Work {
     fn claim(&self, event_type: &str) -> String {
         format!("mission:{event_type}:{}", self.row_id)
     }
+
+    fn event_id(&self, mission: &str, event_type: &str) -> String {
+        format!("{EVALUATE}:{mission}:{event_type}:{}", self.row_id)
+    }
 }
 
 #[derive(Serialize)]
@@ -83,32 +106,23 @@ struct Evaluate<'a> {
 impl Consumer for Mission {
     type Work = Work;
 
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn topics(&self) -> Vec<String> {
-        self.topics.clone()
-    }
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
     fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
         route(change, &self.snapshot, now)
     }
 
-    fn plan(&self, work: &Work) -> Plan {
-        let claims: Vec<String> = work.event_types.iter().map(|kind| work.claim(kind)).collect();
-        let steps = work.event_types.iter().flat_map(|kind| {
-            let id = format!("{EVALUATE}:<mission_id>:{kind}:{}", work.row_id);
-            [format!("cache {}", key(&work.merchant_id, kind)), format!("event {EVALUATE} {id}")]
-        });
-        Plan {
+    fn steps(&self, work: &Work) -> Steps {
+        let of_type = |kind: &&'static str| {
+            [
+                Step::claim(work.claim(kind)),
+                Step::cached(key(&work.merchant_id, kind)),
+                Step::read(CONDITIONS).when("not in the cache"),
+                Step::event(EVALUATE, Some(work.event_id("<mission_id>", kind)))
+                    .when("for each active mission"),
+            ]
+        };
+        Steps {
             lane: format!("{}:{}", work.table, work.row_id),
-            claim: claims.join(", "),
-            steps: steps.collect(),
+            steps: work.event_types.iter().flat_map(of_type).collect(),
         }
     }
 
@@ -158,7 +172,7 @@ fn written(work: &Work, event_type: &str, missions: &[String]) -> Result<Events,
             event_data: &work.event_data,
             trigger_id: &work.row_id,
         };
-        let id = format!("{EVALUATE}:{mission_id}:{event_type}:{}", work.row_id);
+        let id = work.event_id(mission_id, event_type);
         events.push(EVALUATE, Some(&id), &data)?;
     }
     Ok(events)
@@ -205,6 +219,7 @@ impl Missions {
         merchant: &str,
         event_type: &str,
     ) -> Result<Arc<[String]>, Failure> {
+        cx.step(Taken::Cached(key));
         let cached = self.cache.members(key).await;
         if !cached.is_empty() {
             return Ok(distinct(cached));
@@ -242,9 +257,6 @@ fn distinct(mut missions: Vec<String>) -> Arc<[String]> {
     missions.dedup();
     missions.into()
 }
-
-/// The consumer's name.
-pub const NAME: &str = "mission";
 
 /// When a row counts.
 enum Rule {

@@ -1,26 +1,36 @@
-//! The registry: every consumer, by name. A further consumer is one line in [`build`].
+//! The registry: every consumer, and how one is run whatever its work is. A further consumer is one
+//! line in [`CONSUMERS`].
 
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::broadcast::Broadcasts;
 use super::call::{Calls, Sender};
-use super::currency::ledger::Ledger;
-use super::currency::{self, Currency, Noted};
-use super::marketplace::Marketplace;
-use super::merchants::Merchants;
-use super::mission::{Mission, Missions};
-use super::reward::{self, Reward};
-use super::tier::Tier;
+use super::{currency, marketplace, mission, reward, tier};
 use crate::cdc::{Change, DecodeError, Record};
 use crate::clients::redis::Cache;
-use crate::config::{ConsumerName, Settings};
-use crate::engine::dispatch::permits::Limits;
-use crate::engine::{Consumer, Engine, EngineError, Plan, Route, intake};
+use crate::config::{self, Declared, Environment, Loaded, Settings, Spec};
+use crate::engine::{Consumer, Engine, EngineError, Route, intake};
+
+/// Every consumer, in the order of behaviour.md.
+pub static CONSUMERS: [Entry; 5] =
+    [currency::ENTRY, tier::ENTRY, mission::ENTRY, reward::ENTRY, marketplace::ENTRY];
+
+/// What they declare.
+pub static DECLARED: LazyLock<Declared> = LazyLock::new(|| declared(&CONSUMERS));
+
+/// A consumer: what it declares, and how it is built.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// What it declares.
+    pub spec: &'static Spec,
+    /// Builds it.
+    pub build: fn(&Dependencies<'_>) -> Arc<dyn AnyConsumer>,
+}
 
 /// What consumers are built from.
 pub struct Dependencies<'a> {
@@ -34,115 +44,42 @@ pub struct Dependencies<'a> {
     pub cache: Cache,
 }
 
-impl Dependencies<'_> {
-    fn limits(&self, name: ConsumerName) -> Limits {
-        let bound = self.settings.consumer(name).concurrency;
-        Limits { min: bound.min, max: bound.max }
-    }
+/// What the consumers of a list declare.
+#[must_use]
+pub fn declared(consumers: &[Entry]) -> Declared {
+    Declared::new(consumers.iter().map(|entry| entry.spec))
 }
 
-/// Builds a consumer.
+/// Loads the configuration of [`CONSUMERS`]; see [`config::load`].
 #[must_use]
-pub fn build(name: ConsumerName, parts: &Dependencies<'_>) -> Arc<dyn AnyConsumer> {
-    match name {
-        ConsumerName::Currency => Arc::new(Currency {
-            topics: parts.settings.topics_of(name),
-            limits: parts.limits(name),
-            rules: currency::rules::Settings {
-                snapshot: parts.settings.snapshot.clone(),
-                taken_back: parts.settings.currency_taken_back_statuses.clone(),
-            },
-            settle: parts.settings.inngest.cancel_settle,
-            original_patience: parts.settings.currency_original_patience,
-            refund_memory: parts.settings.currency_refund_memory,
-            calls: parts.calls.clone(),
-            sender: parts.sender.clone(),
-            merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
-            ledger: Ledger::new(parts.calls.clone()),
-            noted: Noted::default(),
-        }),
-        ConsumerName::Mission => Arc::new(Mission {
-            topics: parts.settings.topics_of(name),
-            limits: parts.limits(name),
-            snapshot: parts.settings.snapshot.clone(),
-            sender: parts.sender.clone(),
-            missions: Missions::new(parts.calls.clone(), parts.cache.clone()),
-        }),
-        ConsumerName::Reward => Arc::new(Reward {
-            codes: parts.settings.kafka.topic_of(reward::TABLE),
-            limits: parts.limits(name),
-            snapshot: parts.settings.snapshot.clone(),
-            calls: parts.calls.clone(),
-            sender: parts.sender.clone(),
-            broadcasts: Broadcasts::new(parts.calls.clone()),
-        }),
-        ConsumerName::Marketplace => Arc::new(Marketplace {
-            topic: parts.settings.marketplace_orders_topic.clone(),
-            limits: parts.limits(name),
-            sender: parts.sender.clone(),
-        }),
-        ConsumerName::Tier => Arc::new(Tier {
-            topics: parts.settings.topics_of(name),
-            limits: parts.limits(name),
-            snapshot: parts.settings.snapshot.clone(),
-            settle: parts.settings.inngest.cancel_settle,
-            calls: parts.calls.clone(),
-            sender: parts.sender.clone(),
-        }),
-    }
+pub fn load(environment: &Environment, local: &Path) -> Loaded {
+    config::load(environment, local, &DECLARED)
 }
 
 /// A consumer whose work nobody needs to name.
 pub trait AnyConsumer: Send + Sync {
-    /// [`Consumer::name`].
-    fn name(&self) -> &'static str;
-
-    /// [`Consumer::topics`].
-    fn topics(&self) -> Vec<String>;
-
-    /// [`Consumer::takes_commands`].
-    fn takes_commands(&self, topic: &str) -> bool;
-
     /// What it would do about a change, as `explain` prints it.
     fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value;
 
     /// What it would do about a command, as `explain` prints it.
     fn explain_command(&self, record: &Record<'_>) -> Value;
 
-    /// Runs it in the engine that `launch` makes for it.
+    /// Runs it in `engine`.
     fn run(
         self: Arc<Self>,
-        launch: &dyn Launch,
+        engine: Engine<()>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, Result<(), EngineError>>;
 
     /// Says what it would do, in the same engine; see [`Engine::shadow`].
     fn shadow(
         self: Arc<Self>,
-        launch: &dyn Launch,
+        engine: Engine<()>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, Result<(), EngineError>>;
 }
 
-/// Makes the engine of a consumer.
-pub trait Launch {
-    /// Everything but the consumer.
-    fn engine(&self, name: &'static str) -> Engine<()>;
-}
-
 impl<C: Consumer> AnyConsumer for C {
-    fn name(&self) -> &'static str {
-        Consumer::name(self)
-    }
-
-    fn topics(&self) -> Vec<String> {
-        Consumer::topics(self)
-    }
-
-    fn takes_commands(&self, topic: &str) -> bool {
-        Consumer::takes_commands(self, topic)
-    }
-
     fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value {
         decision(self, intake::route(self, change, now))
     }
@@ -153,20 +90,18 @@ impl<C: Consumer> AnyConsumer for C {
 
     fn run(
         self: Arc<Self>,
-        launch: &dyn Launch,
+        engine: Engine<()>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, Result<(), EngineError>> {
-        let engine = launch.engine(Consumer::name(&*self)).with(self);
-        Box::pin(engine.run(stop))
+        Box::pin(engine.with(self).run(stop))
     }
 
     fn shadow(
         self: Arc<Self>,
-        launch: &dyn Launch,
+        engine: Engine<()>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, Result<(), EngineError>> {
-        let engine = launch.engine(Consumer::name(&*self)).with(self);
-        Box::pin(engine.shadow(stop))
+        Box::pin(engine.with(self).shadow(stop))
     }
 }
 
@@ -174,8 +109,10 @@ fn decision<C: Consumer>(consumer: &C, route: Result<Route<C::Work>, DecodeError
     match route {
         Ok(Route::Skip(reason)) => skip(reason),
         Ok(Route::Process { work, .. }) => {
-            let Plan { lane, claim, steps } = consumer.plan(&work);
-            json!({"decision": "process", "reason": null, "lane": lane, "claim": claim, "plan": steps})
+            let steps = consumer.steps(&work);
+            let plan: Vec<String> = steps.requests().collect();
+            json!({"decision": "process", "reason": null, "lane": steps.lane,
+                "claim": steps.claims(), "plan": plan})
         }
         Err(error) => skip(&format!("dead letter: {error}")),
     }
@@ -189,11 +126,13 @@ pub fn skip(reason: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{config, supervisor};
+    use std::collections::BTreeSet;
 
-    #[tokio::test]
-    async fn the_topics_that_are_told_are_those_of_the_consumers() {
+    use super::*;
+    use crate::cdc::Decoded;
+    use crate::{cdc, supervisor};
+
+    fn settings() -> Settings {
         let needed = [
             ("KAFKA_BOOTSTRAP_SERVERS", "kafka.invalid:9092"),
             ("REDIS_URL", "redis://redis.invalid"),
@@ -202,8 +141,12 @@ mod tests {
             ("INNGEST_EVENT_KEY", "test"),
         ];
         let named = needed.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let loaded = config::load(&named.into(), std::path::Path::new(""));
-        let settings = loaded.settings.expect("settings");
+        *load(&named.into(), Path::new("")).settings.expect("settings")
+    }
+
+    #[tokio::test]
+    async fn a_consumer_has_rules_for_the_tables_that_it_declares_and_for_no_others() {
+        let settings = settings();
         let breakers = supervisor::breakers(&settings);
         let parts = Dependencies {
             settings: &settings,
@@ -211,8 +154,25 @@ mod tests {
             sender: supervisor::sender(&settings, &breakers).expect("a sender"),
             cache: Cache::none(),
         };
-        for name in ConsumerName::ALL {
-            assert_eq!(settings.topics_of(name), build(name, &parts).topics());
+        let all: BTreeSet<&str> =
+            CONSUMERS.iter().flat_map(|entry| entry.spec.tables).copied().collect();
+        assert_eq!(all.len(), 6);
+        for Entry { spec, build } in &CONSUMERS {
+            let consumer = build(&parts);
+            for table in &all {
+                let topic = settings.kafka.topic_of(table);
+                let value = json!({"op": "c", "before": null, "after": {"id": "1"},
+                    "source": {"table": table, "ts_ms": 0}});
+                let value = value.to_string();
+                let record = crate::consumers::testing::record(&topic, value.as_bytes());
+                let Ok(Decoded::Change(change)) = cdc::decode(&record, &settings.cdc) else {
+                    panic!("a change of {table}");
+                };
+                let decision = consumer.explain_change(&change, Timestamp::UNIX_EPOCH);
+                let known =
+                    !matches!(decision["reason"].as_str(), Some("other_table" | "not_a_command"));
+                assert_eq!(known, spec.tables.contains(table), "{} of {table}", spec.name);
+            }
         }
     }
 }

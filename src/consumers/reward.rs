@@ -1,5 +1,7 @@
 //! Reward: redemptions asked for by the app, and codes that were redeemed (behaviour section 6).
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -8,28 +10,56 @@ use serde_json::value::RawValue;
 
 use super::broadcast::Broadcasts;
 use super::call::{Calls, Sender, outcome};
+use super::registry::Entry;
 use super::snapshot;
 use super::words::is;
 use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
-use crate::config::Snapshot;
-use crate::engine::dispatch::permits::Limits;
-use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Plan, Route, SNAPSHOT_SKIPPED};
+use crate::config::{Commands, Snapshot, Spec};
+use crate::engine::{
+    Consumer, Context, Failure, Lane, Outcome, Route, SNAPSHOT_SKIPPED, Step, Steps, Taken,
+};
 
 const REDEEMED: &str = "reward/redeemed";
 const FAILED: &str = "reward/redemption-failed";
 const CODE_REDEEMED: &str = "reward/code-redeemed";
 const REDEEM: &str = "redeem_reward_with_points";
+/// What a waiting screen is told.
+const SCREEN: &str = "redemption_failed";
+/// The table whose changes it takes.
+const TABLE: &str = "codes";
+/// The topic of redemption commands, in full (behaviour section 1).
+pub const COMMANDS: &str = "reward_redemptions";
 
 /// How many of a reward may be redeemed at once (behaviour section 6).
 const QUANTITIES: std::ops::RangeInclusive<u32> = 1..=1000;
 
+/// What it declares.
+pub static SPEC: Spec = Spec {
+    name: "reward",
+    by_default: true,
+    tables: &[TABLE],
+    commands: &[Commands::Topic(COMMANDS)],
+    concurrency: "5",
+    needs_supabase: true,
+    settings: &[],
+};
+
+/// How it is built.
+pub const ENTRY: Entry = Entry {
+    spec: &SPEC,
+    build: |parts| {
+        Arc::new(Reward {
+            snapshot: parts.settings.snapshot.clone(),
+            calls: parts.calls.clone(),
+            sender: parts.sender.clone(),
+            broadcasts: Broadcasts::new(parts.calls.clone()),
+        })
+    },
+};
+
 /// The reward consumer.
 pub struct Reward {
-    /// The topic of codes, in full.
-    pub codes: String,
-    /// Bound on parallel requests.
-    pub limits: Limits,
     /// What happens to snapshot rows.
     pub snapshot: Snapshot,
     /// Supabase.
@@ -86,6 +116,27 @@ pub struct Code {
     pub redeemed_at: Option<Box<RawValue>>,
 }
 
+impl Redemption {
+    fn claim(&self) -> String {
+        format!("reward:{}", self.event_id)
+    }
+
+    /// The id of its event of this name.
+    fn id_of(&self, event: &str) -> String {
+        format!("{event}:{}", self.event_id)
+    }
+}
+
+impl Code {
+    fn claim(&self) -> String {
+        format!("code:{}", self.id)
+    }
+
+    fn event_id(&self) -> String {
+        format!("{CODE_REDEEMED}:{}", self.id)
+    }
+}
+
 /// What both events of a redemption carry.
 #[derive(Serialize)]
 struct Redeemed<'a> {
@@ -120,22 +171,6 @@ impl<'de> Deserialize<'de> for Answer {
 impl Consumer for Reward {
     type Work = Work;
 
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn topics(&self) -> Vec<String> {
-        vec![COMMANDS.to_owned(), self.codes.clone()]
-    }
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    fn takes_commands(&self, topic: &str) -> bool {
-        topic == COMMANDS
-    }
-
     fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
         route_code(change, &self.snapshot, now)
     }
@@ -144,24 +179,24 @@ impl Consumer for Reward {
         route_redemption(record)
     }
 
-    fn plan(&self, work: &Work) -> Plan {
+    fn steps(&self, work: &Work) -> Steps {
         match work {
-            Work::Redeem(redemption) => {
-                let Redemption { event_id, user_id, .. } = &**redemption;
-                Plan {
-                    lane: format!("user:{user_id}"),
-                    claim: format!("reward:{event_id}"),
-                    steps: vec![
-                        format!("rpc {REDEEM}"),
-                        format!("event {REDEEMED} {REDEEMED}:{event_id}"),
-                        format!("or event {FAILED} {FAILED}:{event_id}"),
-                    ],
-                }
-            }
-            Work::Code(code) => Plan {
-                lane: format!("code:{}", code.id),
-                claim: format!("code:{}", code.id),
-                steps: vec![format!("event {CODE_REDEEMED} {CODE_REDEEMED}:{}", code.id)],
+            Work::Redeem(redemption) => Steps {
+                lane: format!("user:{}", redemption.user_id),
+                steps: vec![
+                    Step::claim(redemption.claim()),
+                    Step::call(REDEEM),
+                    Step::event(REDEEMED, Some(redemption.id_of(REDEEMED))).when("on success"),
+                    Step::event(FAILED, Some(redemption.id_of(FAILED))).when("on refusal"),
+                    Step::broadcast(SCREEN).when("on refusal"),
+                ],
+            },
+            Work::Code(code) => Steps {
+                lane: code.claim(),
+                steps: vec![
+                    Step::claim(code.claim()),
+                    Step::event(CODE_REDEEMED, Some(code.event_id())),
+                ],
             },
         }
     }
@@ -169,16 +204,14 @@ impl Consumer for Reward {
     async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
         let step = match work {
             Work::Redeem(redemption) => {
-                let claim = format!("reward:{}", redemption.event_id);
-                cx.once(&claim, || self.redeem(cx, redemption)).await?
+                cx.once(&redemption.claim(), || self.redeem(cx, redemption)).await?
             }
             Work::Code(code) => {
                 let send = || async {
-                    let id = format!("{CODE_REDEEMED}:{}", code.id);
-                    let write = || Events::one(CODE_REDEEMED, Some(&id), code);
+                    let write = || Events::one(CODE_REDEEMED, Some(&code.event_id()), code);
                     self.sender.send_with(cx, write).await.map(Some)
                 };
-                cx.once(&format!("code:{}", code.id), send).await?
+                cx.once(&code.claim(), send).await?
             }
         };
         Ok(outcome(&[step], "nothing_to_send"))
@@ -200,12 +233,13 @@ impl Reward {
         });
         let Answer { raw, result } = self.calls.rpc(cx, REDEEM, &arguments).await?;
         let name = if result.success { REDEEMED } else { FAILED };
-        let id = format!("{name}:{}", redemption.event_id);
+        let id = redemption.id_of(name);
         let data = Redeemed { redemption, result: &raw };
         let write = || Events::one(name, Some(&id), &data);
         let accepted = self.sender.send_with(cx, write).await?;
         // After the event, so that an attempt which is repeated does not tell the screen twice.
         if !result.success {
+            cx.step(Taken::Broadcast(SCREEN));
             self.tell_screen(redemption, &result);
         }
         Ok(Some(accepted))
@@ -219,18 +253,9 @@ impl Reward {
             "description": result.description.as_ref().or(result.error_message.as_ref()),
         });
         let topic = format!("redemption:{}", redemption.user_id);
-        self.broadcasts.send(&topic, "redemption_failed", &payload);
+        self.broadcasts.send(&topic, SCREEN, &payload);
     }
 }
-
-/// The consumer's name.
-pub const NAME: &str = "reward";
-
-/// The topic of redemption commands, in full (behaviour section 1).
-pub const COMMANDS: &str = crate::config::REDEMPTIONS_TOPIC;
-
-/// The table whose changes it takes.
-pub const TABLE: &str = "codes";
 
 /// What to do about a redemption command.
 ///

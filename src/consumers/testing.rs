@@ -13,8 +13,8 @@ use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::supabase::{Supabase, SupabaseConfig};
 use crate::config::{Snapshot, SnapshotPolicy};
 use crate::dedup::{Claims, MemoryStore, OnOutage};
-use crate::engine::Context;
 use crate::engine::dispatch::permits::Limits;
+use crate::engine::{Consumer, Context, Failure, Outcome};
 use crate::fakes::{Fake, Options};
 use crate::outage::{Backoff, Breakers};
 use crate::recording;
@@ -105,6 +105,16 @@ impl Bench {
         })
     }
 }
+
+/// Does work as the engine does: no step but those that are declared.
+pub(crate) trait Handle: Consumer {
+    async fn handle(&self, cx: &Context, work: &Self::Work) -> Result<Outcome, Failure> {
+        cx.declare(self.steps(work));
+        self.process(cx, work).await
+    }
+}
+
+impl<C: Consumer> Handle for C {}
 
 pub(crate) const ALL: Snapshot =
     Snapshot { policy: SnapshotPolicy::All, max_age: Duration::from_secs(72_000) };

@@ -11,6 +11,7 @@ use super::progress::DemoError;
 use super::watch::Watch;
 use crate::clients::redis::Cache;
 use crate::config::Settings;
+use crate::consumers::registry::CONSUMERS;
 use crate::dedup::MemoryStore;
 use crate::supervisor::{Daemon, RunError, Stores, breakers};
 
@@ -42,7 +43,9 @@ impl DaemonRun {
         let ended = runtime.spawn(async move {
             let breakers = breakers(&settings);
             let memory = Stores { claims, cache: Cache::none() };
-            Daemon::new(settings, breakers, memory, Arc::new(watch))?.run(received).await
+            Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(watch))?
+                .run(received)
+                .await
         });
         Ok(Self { runtime: Some(runtime), signals, ended })
     }

@@ -15,8 +15,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use self::tier::triggers;
-use super::{ORDERS, REDEMPTIONS};
-use crate::config::{ConsumerName, Settings};
+use crate::config::{Settings, Spec};
+use crate::consumers;
 use crate::fakes::currency_rows;
 
 /// What the rules expect of the recorded changes, as `tests/fixtures/life/README.md` describes
@@ -235,12 +235,8 @@ pub type Check = fn(&Expectation, &Received, &Allowed, &mut Differences);
 
 /// A consumer of the demo.
 pub struct CheckedConsumer {
-    /// Who.
-    pub name: ConsumerName,
-    /// The tables whose changes it takes.
-    tables: &'static [&'static str],
-    /// The topics of commands that it takes, in full.
-    commands: &'static [&'static str],
+    /// What it declares.
+    pub spec: &'static Spec,
     check: Check,
 }
 
@@ -248,43 +244,17 @@ impl CheckedConsumer {
     /// Its topics, in full.
     #[must_use]
     pub fn topics(&self, settings: &Settings) -> Vec<String> {
-        let tables = self.tables.iter().map(|table| settings.kafka.topic_of(table));
-        tables.chain(self.commands.iter().map(|topic| (*topic).to_owned())).collect()
+        settings.topics_of(self.spec)
     }
 }
 
 /// The consumers of the demo.
-pub const CHECKS: [CheckedConsumer; 5] = [
-    CheckedConsumer {
-        name: ConsumerName::Currency,
-        tables: ConsumerName::Currency.tables(),
-        commands: &[],
-        check: currency::check,
-    },
-    CheckedConsumer {
-        name: ConsumerName::Tier,
-        tables: ConsumerName::Tier.tables(),
-        commands: &[],
-        check: tier::check,
-    },
-    CheckedConsumer {
-        name: ConsumerName::Mission,
-        tables: ConsumerName::Mission.tables(),
-        commands: &[],
-        check: mission::check,
-    },
-    CheckedConsumer {
-        name: ConsumerName::Reward,
-        tables: ConsumerName::Reward.tables(),
-        commands: &[REDEMPTIONS],
-        check: reward::check,
-    },
-    CheckedConsumer {
-        name: ConsumerName::Marketplace,
-        tables: &[],
-        commands: &[ORDERS],
-        check: marketplace::check,
-    },
+pub static CHECKS: [CheckedConsumer; 5] = [
+    CheckedConsumer { spec: &consumers::currency::SPEC, check: currency::check },
+    CheckedConsumer { spec: &consumers::tier::SPEC, check: tier::check },
+    CheckedConsumer { spec: &consumers::mission::SPEC, check: mission::check },
+    CheckedConsumer { spec: &consumers::reward::SPEC, check: reward::check },
+    CheckedConsumer { spec: &consumers::marketplace::SPEC, check: marketplace::check },
 ];
 
 /// Judges every consumer.

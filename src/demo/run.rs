@@ -73,10 +73,10 @@ pub async fn run(
     });
     let mut tallies = played.tallies;
     let consumers = CHECKS.iter().map(|judged| {
-        let name = judged.name;
+        let name = judged.spec.name;
         let prefix = format!("{name}/");
         let sent = seen.events.iter().filter(|event| event.name.starts_with(&prefix)).count();
-        (name.as_str(), tallies.remove(name.as_str()).unwrap_or_default(), sent)
+        (name, tallies.remove(name).unwrap_or_default(), sent)
     });
     Ok(Report {
         fed: played.fed,

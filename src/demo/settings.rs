@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::expectation::CHECKS;
-use crate::config::{self, Environment, Log, Problems, Settings};
+use crate::config::{Environment, Log, Problems, Settings};
+use crate::consumers::registry::{self, DECLARED};
 
 /// Settings that the demo chooses itself, with the reason where a user would wonder.
 const CHOSEN: [(&str, &str); 12] = [
@@ -23,13 +24,9 @@ const CHOSEN: [(&str, &str); 12] = [
     ("BACKOFF_MAX", "1s"),
 ];
 
-/// What a user may set: what changes how fast things go, never where to or what is right.
-const USERS: [&str; 20] = [
-    "CURRENCY_CONCURRENCY",
-    "TIER_CONCURRENCY",
-    "MISSION_CONCURRENCY",
-    "REWARD_CONCURRENCY",
-    "MARKETPLACE_CONCURRENCY",
+/// What a user may set, besides the consumers' bounds: what changes how fast things go, never where to
+/// or what is right.
+const USERS: [&str; 15] = [
     "KAFKA_GROUP_PROTOCOL",
     "DEDUP_WINDOW",
     "INNGEST_CANCEL_SETTLE",
@@ -65,7 +62,7 @@ pub(super) fn settings(
     bootstrap: &str,
     services: &str,
 ) -> Result<Settings, Problems> {
-    let consumers: Vec<&str> = CHECKS.iter().map(|judged| judged.name.as_str()).collect();
+    let consumers: Vec<&str> = CHECKS.iter().map(|judged| judged.spec.name).collect();
     let mut environment: Environment =
         CHOSEN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     environment.extend([
@@ -75,13 +72,14 @@ pub(super) fn settings(
         ("SUPABASE_URL".to_owned(), services.to_owned()),
         ("INNGEST_EVENT_API_BASE_URL".to_owned(), services.to_owned()),
     ]);
-    for name in USERS {
+    let bounds = DECLARED.variables().iter().filter(|it| it.path.ends_with(".concurrency"));
+    for name in bounds.flat_map(|it| it.env).chain(&USERS).copied() {
         if let Some(value) = user.get(name).filter(|value| !value.is_empty()) {
             environment.insert(name.to_owned(), value.clone());
         }
     }
     // A file in the working directory has no say: this one does not exist.
-    config::load(&environment, Path::new("")).settings.map(|settings| *settings)
+    registry::load(&environment, Path::new("")).settings.map(|settings| *settings)
 }
 
 /// How the demo logs: warnings, unless the user asks for more.
@@ -112,7 +110,7 @@ mod tests {
         .into();
         let settings =
             settings(&user, "127.0.0.1:1", "http://127.0.0.1:2").expect("sound settings");
-        assert_eq!(settings.currency.concurrency.max, 7);
+        assert_eq!(settings.consumer(&crate::consumers::currency::SPEC).concurrency.max, 7);
         assert_eq!(settings.inngest.cancel_settle, Duration::from_secs(9));
         assert_eq!(settings.inngest.base_url, "http://127.0.0.1:2");
         assert_eq!(settings.kafka.bootstrap, "127.0.0.1:1");

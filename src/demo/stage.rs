@@ -19,6 +19,7 @@ use super::recordings::{Bundled, Round};
 use super::settings::{DEAD_LETTER_TOPIC, settings};
 use super::watch::{Tally, Watch};
 use crate::config::Settings;
+use crate::consumers::currency;
 use crate::dedup::MemoryStore;
 use crate::fakes::broker::{Broker, BrokerError};
 use crate::fakes::{self, Fake};
@@ -96,7 +97,7 @@ impl Stage {
         let mut takers: BTreeMap<Arc<str>, Vec<&'static str>> = BTreeMap::new();
         for judged in &CHECKS {
             for topic in judged.topics(&settings) {
-                takers.entry(topic.into()).or_default().push(judged.name.as_str());
+                takers.entry(topic.into()).or_default().push(judged.spec.name);
             }
         }
         for record in shipped.records() {
@@ -138,6 +139,7 @@ impl Stage {
     }
 
     fn say_what_differs(&self, fault: Option<Fault>) {
+        let patience = self.settings.of(&currency::SPEC, &currency::ORIGINAL_PATIENCE);
         self.say(
             "Recorded changes of a real Debezium, and redemptions and orders made for the demo, go \
              through an embedded Kafka to the daemon, and from there to fakes of Inngest and \
@@ -147,7 +149,7 @@ impl Stage {
             "Other than in production, to be quick: a cancel waits {:?} after its award (30 s \
              there), a debit's original is looked for during {:?} (60 s there). Snapshot rows are \
              skipped: the recorded ones get older every day.",
-            self.settings.inngest.cancel_settle, self.settings.currency_original_patience,
+            self.settings.inngest.cancel_settle, patience,
         ));
         if let Some(fault) = fault {
             self.say(fault.promise());
@@ -326,7 +328,7 @@ impl Stage {
             let letters = broker.read(DEAD_LETTER_TOPIC)?;
             let mut open = Vec::new();
             for judged in &CHECKS {
-                let name = judged.name;
+                let name = judged.spec.name;
                 let group = settings.kafka.group_of(name);
                 for topic in judged.topics(&settings) {
                     let records: i64 = broker.uncommitted(&group, &topic)?.values().sum();

@@ -6,10 +6,10 @@ use std::hash::Hash;
 
 use jiff::Timestamp;
 
-use super::Consumer;
 use super::dispatch::lanes::LaneId;
 use super::partition::recognition::set_aside_by;
 use super::partition::replay_index::LoggedChange;
+use super::{Consumer, Settings};
 use crate::cdc::{self, Change, DecodeError, Decoded, Op, Record, Remarks};
 
 /// What a consumer wants done about a record.
@@ -88,15 +88,17 @@ impl<W> Intake<W> {
 /// Decodes and routes one record.
 pub fn intake<C: Consumer>(
     consumer: &C,
+    settings: &Settings,
     record: &Record<'_>,
-    options: &cdc::Options,
     now: Timestamp,
 ) -> Intake<C::Work> {
-    if consumer.takes_commands(record.topic) {
-        return Intake::plain(unless_of_another(consumer.route_command(record), consumer, record));
+    let Settings { subscription, decode, .. } = settings;
+    let of_another = |route| unless_of_another(route, subscription.consumer, record);
+    if subscription.takes_commands(record.topic) {
+        return Intake::plain(of_another(consumer.route_command(record)));
     }
-    match cdc::decode(record, options) {
-        Err(error) => Intake::plain(unless_of_another(Err(error), consumer, record)),
+    match cdc::decode(record, decode) {
+        Err(error) => Intake::plain(of_another(Err(error))),
         Ok(Decoded::Nothing(nothing)) => Intake::plain(Ok(Route::Skip(nothing.as_str()))),
         Ok(Decoded::Change(change)) => {
             let route = route(consumer, &change, now);
@@ -112,15 +114,13 @@ pub fn intake<C: Consumer>(
 }
 
 /// A dead letter without its value concerns only the consumer that set it aside.
-fn unless_of_another<C: Consumer>(
-    route: Result<Route<C::Work>, DecodeError>,
-    consumer: &C,
+fn unless_of_another<W>(
+    route: Result<Route<W>, DecodeError>,
+    consumer: &str,
     record: &Record<'_>,
-) -> Result<Route<C::Work>, DecodeError> {
+) -> Result<Route<W>, DecodeError> {
     match route {
-        Err(DecodeError::LeftOut)
-            if set_aside_by(record.headers) != Some(consumer.name().as_bytes()) =>
-        {
+        Err(DecodeError::LeftOut) if set_aside_by(record.headers) != Some(consumer.as_bytes()) => {
             Ok(Route::Skip(super::DEAD_LETTER_OF_ANOTHER))
         }
         route => route,

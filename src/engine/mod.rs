@@ -18,6 +18,7 @@ mod run;
 mod session;
 mod settings;
 mod shadow;
+pub mod steps;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vitals;
@@ -33,9 +34,9 @@ pub use self::idempotency::exclusive::LockGuard;
 pub use self::idempotency::once::{ClaimState, Once};
 pub use self::idempotency::remember::Locked;
 pub use self::intake::{Lane, Route};
-pub use self::settings::{Engine, EngineError, Settings};
+pub use self::settings::{Engine, EngineError, Settings, Subscription};
+pub use self::steps::{Step, Steps, Taken};
 use crate::cdc::{Change, DecodeError, Record, Remark};
-use crate::engine::dispatch::permits::Limits;
 
 /// Skip reason of snapshot rows that `SNAPSHOT_POLICY` leaves out (behaviour section 2).
 pub const SNAPSHOT_SKIPPED: &str = "snapshot_policy";
@@ -48,26 +49,11 @@ const DEAD_LETTER_OF_ANOTHER: &str = "dead_letter_of_another";
 
 /// What a consumer brings to the engine.
 ///
-/// `route` and `plan` are pure; `process` does the I/O of one piece of work and may be called
+/// `route` and `steps` are pure; `process` does the I/O of one piece of work and may be called
 /// again for the same work after a failure, a crash or a move to another process.
 pub trait Consumer: Send + Sync + 'static {
     /// What is kept of a record between routing and processing.
     type Work: Send + Sync + 'static;
-
-    /// Its name: in the group id, in metrics, in `CONSUMERS`.
-    fn name(&self) -> &'static str;
-
-    /// The topics it takes, in full.
-    fn topics(&self) -> Vec<String>;
-
-    /// Bound on its parallel requests to Supabase.
-    fn limits(&self) -> Limits;
-
-    /// Whether `topic` carries commands in plain JSON instead of changes.
-    fn takes_commands(&self, topic: &str) -> bool {
-        let _ = topic;
-        false
-    }
 
     /// What to do about a change. `now` is the wall clock, for the snapshot policy.
     ///
@@ -84,8 +70,8 @@ pub trait Consumer: Send + Sync + 'static {
         Ok(Route::Skip("not_a_command"))
     }
 
-    /// What `process` would do, for `explain`.
-    fn plan(&self, work: &Self::Work) -> Plan;
+    /// What `process` may do: it takes these steps and no others.
+    fn steps(&self, work: &Self::Work) -> Steps;
 
     /// Bytes that a piece of work keeps besides its record, a few short strings apart.
     fn kept(&self, work: &Self::Work) -> usize {
@@ -109,17 +95,6 @@ pub trait Consumer: Send + Sync + 'static {
         let _ = waiting;
         Some(newer)
     }
-}
-
-/// What processing a piece of work would do, for `explain`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    /// The order domain, readable.
-    pub lane: String,
-    /// What would be claimed.
-    pub claim: String,
-    /// Requests and events, in order.
-    pub steps: Vec<String>,
 }
 
 /// How a record ended. Every outcome completes its offset.

@@ -116,7 +116,7 @@ impl<C: Consumer> Session<'_, C> {
     ) {
         for remark in remarks.iter() {
             let observed = Observed::Remarked { topic, remark };
-            self.engine.observer.observe(self.engine.consumer.name(), &observed);
+            self.engine.observer.observe(self.engine.name(), &observed);
             if self.warned_of.insert((Arc::clone(topic), remark)) {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                     messaging.destination.name = %topic,
@@ -232,7 +232,7 @@ impl<C: Consumer> Session<'_, C> {
             }
         };
         let observed = Observed::Lost { topic, partition, records };
-        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        self.engine.observer.observe(self.engine.name(), &observed);
     }
 
     /// Whether the client's answer to a call is worth a warning.

@@ -44,6 +44,13 @@ impl Engine<()> {
     }
 }
 
+impl<C> Engine<C> {
+    /// The consumer's name.
+    pub(in crate::engine) fn name(&self) -> &'static str {
+        self.settings.subscription.consumer
+    }
+}
+
 impl<C: Consumer> Engine<C> {
     /// Consumes until `stop` is cancelled; then finishes what is in flight, commits, and leaves
     /// the group.
@@ -55,7 +62,7 @@ impl<C: Consumer> Engine<C> {
             group: self.settings.group.clone(),
             claim_prefix: self.settings.claim_prefix.clone(),
             claims: self.claims.clone(),
-            permits: Permits::new(self.consumer.limits()),
+            permits: Permits::new(self.settings.limits),
             answers: Room::new(self.settings.bounds.answers()),
             client_retries: OnceLock::new(),
         });

@@ -129,7 +129,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             tasks: Arc::new(TaskContext::new(engine, sender)),
             engine,
             client,
-            topics: engine.consumer.topics(),
+            topics: engine.settings.subscription.topics.clone(),
             partitions: HashMap::new(),
             index: HashMap::new(),
             lanes: Lanes::default(),
@@ -264,13 +264,12 @@ impl<'a, C: Consumer> Session<'a, C> {
             headers: &headers,
         };
         let consumer = &*self.engine.consumer;
-        let decode = &self.engine.settings.decode;
         let now = Timestamp::now();
         let Intake { logged, committed_at, snapshot, remarks, route } =
-            intake(consumer, &record, decode, now);
+            intake(consumer, &self.engine.settings, &record, now);
         let of = self.engine.settings.replay_recognition;
         let Recognition { compared, counted } =
-            Recognition::new(logged, record.headers, consumer.name(), of);
+            Recognition::new(logged, record.headers, self.engine.name(), of);
 
         let kept = match &route {
             Ok(Route::Process { work, .. }) => consumer.kept(work),

@@ -8,6 +8,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::Observer;
 use super::dispatch::backpressure::Bounds;
+use super::dispatch::permits::Limits;
 use super::dispatch::retry::Policy;
 use super::vitals::Pulse;
 use crate::cdc;
@@ -16,9 +17,32 @@ use crate::dedup::Claims;
 use crate::kafka::{DeadLetters, Kafka};
 use crate::outage::Breakers;
 
+/// Who consumes what.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// The consumer's name: in metrics, logs and dead letters.
+    pub consumer: &'static str,
+    /// The topics that it takes, in full.
+    pub topics: Vec<String>,
+    /// Those of them that carry commands in plain JSON instead of changes.
+    pub command_topics: Vec<String>,
+}
+
+impl Subscription {
+    /// Whether `topic` carries commands.
+    #[must_use]
+    pub fn takes_commands(&self, topic: &str) -> bool {
+        self.command_topics.iter().any(|commands| commands == topic)
+    }
+}
+
 /// Settings of one consumer's engine.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Who consumes what.
+    pub subscription: Subscription,
+    /// Bound on parallel requests to Supabase.
+    pub limits: Limits,
     /// Its group.
     pub group: String,
     /// What the keys of its claims begin with. Groups have claims of their own: what one consumer

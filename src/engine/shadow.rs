@@ -47,7 +47,7 @@ struct Tally {
     records: u64,
     would_do: u64,
     replayed: u64,
-    events: BTreeMap<String, u64>,
+    events: BTreeMap<&'static str, u64>,
     skipped: BTreeMap<&'static str, u64>,
     set_aside: BTreeMap<&'static str, u64>,
 }
@@ -103,7 +103,7 @@ impl<C: Consumer> Engine<C> {
                     looking = false;
                     match found {
                         Ok(Ok(found)) => shadow.read(found).map_err(failed)?,
-                        Ok(Err(error)) => tracing::warn!(consumer = self.consumer.name(), %error,
+                        Ok(Err(error)) => tracing::warn!(consumer = self.name(), %error,
                             "where to start cannot be read, asking again"),
                         Err(_) => {}
                     }
@@ -145,7 +145,7 @@ impl<C: Consumer> Shadow<'_, C> {
         let never = CancellationToken::new();
         for (start, end) in found.starts {
             let name = (start.topic.clone(), start.partition);
-            tracing::info!(consumer = self.engine.consumer.name(),
+            tracing::info!(consumer = self.engine.name(),
                 messaging.destination.name = %name.0, messaging.destination.partition.id = name.1,
                 messaging.kafka.offset = start.offset, committed = start.committed, end,
                 lost = start.lost.map(|lost| format!("{lost:?}")), "would start here");
@@ -169,7 +169,7 @@ impl<C: Consumer> Shadow<'_, C> {
             found.held.iter().map(|(topic, why)| (topic.clone(), reason(topic, *why))).collect();
         for (topic, reason) in &topics {
             if self.told.insert(topic.clone()) {
-                tracing::error!(consumer = self.engine.consumer.name(), "{reason}");
+                tracing::error!(consumer = self.engine.name(), "{reason}");
             }
         }
         let undecided = found.held.values().filter(|why| **why == Why::Undecided).count();
@@ -197,11 +197,10 @@ impl<C: Consumer> Shadow<'_, C> {
         };
         let Some(partition) = self.partitions.get_mut(&name) else { return };
         let consumer = &*self.engine.consumer;
-        let options = &self.engine.settings.decode;
-        let intake = intake(consumer, &record, options, Timestamp::now());
+        let intake = intake(consumer, &self.engine.settings, &record, Timestamp::now());
         let of = self.engine.settings.replay_recognition;
         let Recognition { compared, counted } =
-            Recognition::new(intake.logged, record.headers, consumer.name(), of);
+            Recognition::new(intake.logged, record.headers, self.engine.name(), of);
         let replayed = compared.is_some_and(|logged| partition.is_replay(&logged));
         let passed = Passed { logged: counted, written: None };
         // What was done above the commit is not done again either.
@@ -221,7 +220,7 @@ impl<C: Consumer> Shadow<'_, C> {
         route: Result<Route<C::Work>, crate::cdc::DecodeError>,
         replayed: bool,
     ) {
-        let consumer = self.engine.consumer.name();
+        let consumer = self.engine.name();
         let Record { topic, partition, offset, .. } = *record;
         self.tally.records += 1;
         match route {
@@ -247,17 +246,17 @@ impl<C: Consumer> Shadow<'_, C> {
                 );
             }
             Ok(Route::Process { work, .. }) => {
-                let plan = self.engine.consumer.plan(&work);
+                let steps = self.engine.consumer.steps(&work);
                 self.tally.would_do += 1;
-                for event in plan.steps.iter().filter_map(|step| event_of(step)) {
-                    *self.tally.events.entry(event.to_owned()).or_default() += 1;
+                for event in steps.events() {
+                    *self.tally.events.entry(event).or_default() += 1;
                 }
                 tracing::info!(
                     consumer,
                     messaging.destination.name = topic,
                     messaging.destination.partition.id = partition,
                     messaging.kafka.offset = offset,
-                    plan = plan.steps.join(", "),
+                    plan = steps.requests().collect::<Vec<_>>().join(", "),
                     "would do"
                 );
             }
@@ -282,7 +281,7 @@ impl<C: Consumer> Shadow<'_, C> {
     fn tell(&self, what: &'static str) {
         let Tally { records, would_do, replayed, .. } = self.tally;
         tracing::info!(
-            consumer = self.engine.consumer.name(),
+            consumer = self.engine.name(),
             records,
             would_do,
             replayed,
@@ -331,12 +330,6 @@ fn find(beginner: &Beginner, known: &HashSet<Name>) -> KafkaResult<Found> {
     Ok(found)
 }
 
-/// The name of the event that a plan's step sends.
-fn event_of(step: &str) -> Option<&str> {
-    let step = step.strip_prefix("or ").unwrap_or(step);
-    step.strip_prefix("event ")?.split(' ').next()
-}
-
 fn counts<K: std::fmt::Display>(counts: &BTreeMap<K, u64>) -> String {
     let counts: Vec<_> = counts.iter().map(|(what, count)| format!("{what} {count}")).collect();
     counts.join(", ")
@@ -347,11 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_events_of_a_plan_are_counted_by_name() {
-        assert_eq!(event_of("event a/b a/b:1"), Some("a/b"));
-        assert_eq!(event_of("or event a/c a/c:1"), Some("a/c"));
-        assert_eq!(event_of("event a/d"), Some("a/d"));
-        assert_eq!(event_of("rpc calc_currency_for_source"), None);
+    fn events_are_counted_by_name() {
         assert_eq!(counts(&BTreeMap::from([("a/b", 2), ("a/c", 1)])), "a/b 2, a/c 1");
     }
 }

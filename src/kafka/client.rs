@@ -231,6 +231,7 @@ mod tests {
 
     use super::*;
     use crate::config::Environment;
+    use crate::consumers::registry;
 
     fn configured(more: &[(&str, &str)]) -> ClientConfig {
         let needed = [
@@ -241,9 +242,12 @@ mod tests {
         ];
         let named = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let environment: Environment = needed.iter().chain(more).map(named).collect();
-        let settings = config::load(&environment, Path::new("")).settings.expect("settings");
+        let settings = registry::load(&environment, Path::new("")).settings.expect("settings");
         let kafka = Kafka::of(&settings);
-        kafka.configure("group", &settings.marketplace.kafka_properties)
+        kafka.configure(
+            "group",
+            &settings.consumer(&crate::consumers::marketplace::SPEC).kafka_properties,
+        )
     }
 
     #[test]

@@ -224,6 +224,7 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Environment};
+    use crate::consumers::registry;
 
     #[test]
     fn what_is_too_large_is_advised_about_its_size() {
@@ -283,7 +284,7 @@ mod tests {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
-        config::load(&environment, Path::new("")).settings.expect("settings")
+        registry::load(&environment, Path::new("")).settings.expect("settings")
     }
 
     #[test]

@@ -9,16 +9,16 @@ use std::time::Duration;
 use clap::ValueEnum;
 use crm_event_processors::cdc::{Change, DecodeError, Record};
 use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
-use crm_event_processors::config::{self, ConsumerName, Settings};
-use crm_event_processors::consumers::marketplace::{Marketplace, Work};
+use crm_event_processors::config::{self, Settings};
+use crm_event_processors::consumers::marketplace::{self, Marketplace, Work};
+use crm_event_processors::consumers::registry::{self, AnyConsumer, CONSUMERS, Dependencies};
 use crm_event_processors::dedup::{Op, Reply, Store, StoreUnavailable};
-use crm_event_processors::engine::dispatch::permits::Limits;
 use crm_event_processors::engine::{
-    Consumer, Context, Failure, Lane, Observed, Observer, Outcome, Plan, Route,
+    Consumer, Context, Failure, Lane, Observed, Observer, Outcome, Route, Steps,
 };
 use crm_event_processors::fakes::Fault;
-use crm_event_processors::outage::Breakers;
-use crm_event_processors::supervisor::{Daemon, RunError, Stores, breakers, sender};
+use crm_event_processors::outage::{Backoff, Breaker};
+use crm_event_processors::supervisor::{Daemon, RunError, Stores, breakers};
 use crm_event_processors::telemetry::logs;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -124,33 +124,23 @@ pub(crate) fn backlog() -> plan::Plan {
 
 /// Runs a member that is sabotaged so, until it is asked to stop.
 pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
-    let loaded = config::load(&config::process_environment(), Path::new(""));
-    let mut settings: Settings = *loaded.settings.expect("sound settings");
+    let loaded = registry::load(&config::process_environment(), Path::new(""));
+    let settings: Settings = *loaded.settings.expect("sound settings");
     logs::init(&settings.log).expect("a log");
     let breakers = breakers(&settings);
     let mut memory = Stores::redis(&settings, &breakers)?;
     if matches!(sabotage, Sabotage::OnePhaseClaims | Sabotage::NoClaims) {
         memory.claims = Box::new(Unsound { store: memory.claims, sabotage });
     }
-    if matches!(sabotage, Sabotage::CommitsEarly | Sabotage::NoLanes) {
-        settings.consumers.retain(|consumer| *consumer != ConsumerName::Marketplace);
+    let mut registry = CONSUMERS;
+    for entry in registry.iter_mut().filter(|entry| *entry.spec == marketplace::SPEC) {
+        entry.build = match sabotage {
+            Sabotage::CommitsEarly => early,
+            Sabotage::NoLanes => no_lanes,
+            _ => entry.build,
+        };
     }
-    let honest = Marketplace {
-        topic: settings.marketplace_orders_topic.clone(),
-        limits: Limits { min: 5, max: 5 },
-        sender: sender(&settings, &breakers)?,
-    };
-    let twist = match sabotage {
-        Sabotage::CommitsEarly => Some(Twist::Early(inngest(&settings, &breakers)?)),
-        Sabotage::Nothing | Sabotage::OnePhaseClaims | Sabotage::NoClaims | Sabotage::NoBounds => {
-            None
-        }
-        Sabotage::NoLanes => Some(Twist::NoLanes(AtomicU64::new(0))),
-    };
-    let mut daemon = Daemon::new(settings, breakers, memory, Arc::new(Nobody))?;
-    if let Some(twist) = twist {
-        daemon = daemon.with(Arc::new(Twisted { honest, twist }));
-    }
+    let daemon = Daemon::new(settings, &registry, breakers, memory, Arc::new(Nobody))?;
     let (stop, signals) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
     tokio::spawn(async move {
@@ -159,10 +149,21 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     daemon.run(signals).await
 }
 
-fn inngest(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Inngest, RunError> {
-    let Settings { inngest, .. } = settings;
+fn early(parts: &Dependencies<'_>) -> Arc<dyn AnyConsumer> {
+    let Settings { inngest, engine, .. } = parts.settings;
     let config = InngestConfig::new(inngest.base_url.clone(), inngest.event_key.clone());
-    Ok(Inngest::start(&config, breakers.get("inngest"))?)
+    let backoff = Backoff { base: engine.backoff_base, max: engine.backoff_max };
+    let breaker = Arc::new(Breaker::new("inngest", engine.breaker_threshold, backoff));
+    let inngest = Inngest::start(&config, breaker).expect("a usable address");
+    Arc::new(Twisted { honest: honest(parts), twist: Twist::Early(inngest) })
+}
+
+fn no_lanes(parts: &Dependencies<'_>) -> Arc<dyn AnyConsumer> {
+    Arc::new(Twisted { honest: honest(parts), twist: Twist::NoLanes(AtomicU64::new(0)) })
+}
+
+fn honest(parts: &Dependencies<'_>) -> Marketplace {
+    Marketplace { sender: parts.sender.clone() }
 }
 
 struct Nobody;
@@ -187,22 +188,6 @@ enum Twist {
 impl Consumer for Twisted {
     type Work = Work;
 
-    fn name(&self) -> &'static str {
-        Consumer::name(&self.honest)
-    }
-
-    fn topics(&self) -> Vec<String> {
-        Consumer::topics(&self.honest)
-    }
-
-    fn limits(&self) -> Limits {
-        self.honest.limits()
-    }
-
-    fn takes_commands(&self, topic: &str) -> bool {
-        Consumer::takes_commands(&self.honest, topic)
-    }
-
     fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
         self.honest.route(change, now)
     }
@@ -218,8 +203,8 @@ impl Consumer for Twisted {
         })
     }
 
-    fn plan(&self, work: &Work) -> Plan {
-        self.honest.plan(work)
+    fn steps(&self, work: &Work) -> Steps {
+        self.honest.steps(work)
     }
 
     async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {

@@ -281,7 +281,9 @@ fn explain_says_what_each_of_them_would_do() {
             "mission:referral_signup:r1",
             &[
                 "cache missions:active:m:referral_signup",
-                "event mission/evaluate mission/evaluate:<mission_id>:referral_signup:r1"
+                "rest mv_mission_conditions_expanded (not in the cache)",
+                "event mission/evaluate mission/evaluate:<mission_id>:referral_signup:r1 \
+                 (for each active mission)"
             ]
         )
     );

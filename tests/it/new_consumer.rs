@@ -9,16 +9,16 @@ use std::time::Duration;
 use crm_event_processors::cdc::{Change, DecodeError};
 use crm_event_processors::clients::inngest::Events;
 use crm_event_processors::clients::redis::Cache;
-use crm_event_processors::config::{self, Settings};
+use crm_event_processors::config::{self, Setting, Settings, Spec};
 use crm_event_processors::consumers::call::Sender;
+use crm_event_processors::consumers::registry::{CONSUMERS, Entry, declared};
 use crm_event_processors::dedup::MemoryStore;
-use crm_event_processors::engine::dispatch::permits::Limits;
 use crm_event_processors::engine::{
-    Consumer, Context, Failure, Lane, Observed, Observer, Once, Outcome, Plan, Route,
+    Consumer, Context, Failure, Lane, Observed, Observer, Once, Outcome, Route, Step, Steps,
 };
 use crm_event_processors::fakes::broker::Broker;
 use crm_event_processors::fakes::{Fake, Options};
-use crm_event_processors::supervisor::{Daemon, Stores, breakers, sender};
+use crm_event_processors::supervisor::{Daemon, Stores, breakers};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -26,7 +26,33 @@ use tokio::sync::{mpsc, watch};
 use crate::support::PATIENCE;
 use crate::support::recordings::{fixture, recorded};
 
-const NAME: &str = "forms";
+static SPEC: Spec = Spec {
+    name: "forms",
+    by_default: false,
+    tables: &["form_submissions"],
+    commands: &[],
+    concurrency: "1",
+    needs_supabase: false,
+    settings: &[&GREETING],
+};
+
+/// A setting of its own.
+static GREETING: Setting<String> = Setting {
+    key: "greeting",
+    variable: "FORMS_GREETING",
+    default: "thank you",
+    about: "a few words",
+    parse: |text| Ok(text.to_owned()),
+};
+
+const ENTRY: Entry = Entry {
+    spec: &SPEC,
+    build: |parts| {
+        let greeting = parts.settings.of(&SPEC, &GREETING);
+        Arc::new(Forms { sender: parts.sender.clone(), greeting })
+    },
+};
+
 const TOPICS: [&str; 4] = [
     "crm.public.form_submissions",
     "crm.public.purchase_ledger",
@@ -36,8 +62,8 @@ const TOPICS: [&str; 4] = [
 
 /// Tells of every form that is completed.
 struct Forms {
-    topic: String,
     sender: Sender,
+    greeting: String,
 }
 
 /// A completed form.
@@ -55,18 +81,6 @@ impl Form {
 impl Consumer for Forms {
     type Work = Form;
 
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn topics(&self) -> Vec<String> {
-        vec![self.topic.clone()]
-    }
-
-    fn limits(&self) -> Limits {
-        Limits { min: 1, max: 1 }
-    }
-
     fn route(&self, change: &Change<'_>, _: Timestamp) -> Result<Route<Form>, DecodeError> {
         let Some(row) = &change.after else { return Ok(Route::Skip("deleted")) };
         if row.text("status")?.value().as_deref() != Some("completed") {
@@ -81,15 +95,15 @@ impl Consumer for Forms {
         Ok(Route::Process { work, lane })
     }
 
-    fn plan(&self, work: &Form) -> Plan {
+    fn steps(&self, work: &Form) -> Steps {
         let id = work.event_id();
-        let steps = vec![format!("event form/completed {id}")];
-        Plan { lane: work.id.clone(), claim: id, steps }
+        let steps = vec![Step::claim(&id), Step::event("form/completed", Some(id))];
+        Steps { lane: work.id.clone(), steps }
     }
 
     async fn process(&self, cx: &Context, work: &Form) -> Result<Outcome, Failure> {
         let id = work.event_id();
-        let data = json!({"form_id": work.id, "user_id": work.user_id});
+        let data = json!({"form_id": work.id, "user_id": work.user_id, "greeting": self.greeting});
         let send = || async {
             let events = Events::one("form/completed", Some(&id), &data).map_err(|error| {
                 Failure::Poison { kind: "invalid_event", message: error.to_string() }
@@ -110,14 +124,14 @@ impl Observer for Counted {
     fn observe(&self, consumer: &'static str, observed: &Observed<'_>) {
         if matches!(observed, Observed::Outcome { .. }) {
             self.0.send_modify(|(own, others)| match consumer {
-                NAME => *own += 1,
+                "forms" => *own += 1,
                 _ => *others += 1,
             });
         }
     }
 }
 
-fn settings(broker: &Broker, fake: &Fake) -> Settings {
+fn settings(broker: &Broker, fake: &Fake, registry: &[Entry]) -> Settings {
     let environment = [
         ("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap()),
         ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
@@ -128,11 +142,12 @@ fn settings(broker: &Broker, fake: &Fake) -> Settings {
         ("INNGEST_EVENT_KEY", "for-the-fake"),
         ("INNGEST_CANCEL_SETTLE", "0s"),
         ("CURRENCY_ORIGINAL_PATIENCE", "1s"),
-        ("CONSUMERS", "currency"),
+        ("CONSUMERS", "currency,forms"),
+        ("FORMS_GREETING", "well done"),
     ];
     let environment =
         environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let loaded = config::load(&environment.collect(), Path::new(""));
+    let loaded = config::load(&environment.collect(), Path::new(""), &declared(registry));
     *loaded.settings.expect("sound settings")
 }
 
@@ -152,7 +167,8 @@ async fn a_further_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
         broker.create_topic(topic, 6).expect("a topic");
     }
     broker.create_topic("crm-event-processors.dlq", 1).expect("a topic");
-    let fake = Fake::start(Options::default()).await.expect("a fake");
+    let fake =
+        Fake::start(Options { keep_data: true, ..Options::default() }).await.expect("a fake");
     let (mut own, mut others) = (0, 0);
     for record in recorded("life/full.jsonl.gz") {
         let counter = match &*record.topic {
@@ -165,20 +181,18 @@ async fn a_further_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
         *counter += 1;
     }
 
-    let (settings, counted) = (settings(&broker, &fake), watch::Sender::default());
+    // The one line.
+    let registry = [CONSUMERS.as_slice(), &[ENTRY]].concat();
+    let settings = settings(&broker, &fake, &registry);
+    let counted = watch::Sender::default();
     let mut outcomes = counted.subscribe();
     let breakers = breakers(&settings);
-    let forms = Forms {
-        topic: settings.kafka.topic_of("form_submissions"),
-        sender: sender(&settings, &breakers).expect("a sender"),
-    };
     let claims = Box::new(Arc::new(MemoryStore::new(Duration::from_secs(300))));
     let memory = Stores { claims, cache: Cache::none() };
-    let daemon = Daemon::new(settings, breakers, memory, Arc::new(Counted(counted)))
-        .expect("a daemon")
-        .with(Arc::new(forms));
+    let daemon = Daemon::new(settings, &registry, breakers, memory, Arc::new(Counted(counted)))
+        .expect("a daemon");
     let names: Vec<&str> = daemon.pulses().iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["currency", NAME]);
+    assert_eq!(names, ["currency", "forms"]);
     let (stop, signals) = mpsc::channel(1);
     let running = tokio::spawn(daemon.run(signals));
     let all = outcomes.wait_for(|outcomes| *outcomes == (own, others));
@@ -190,6 +204,10 @@ async fn a_further_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
     let told: Vec<String> = fake.inspect(|log| {
         let told = log.events.iter().filter(|event| &*event.name == "form/completed");
         told.filter_map(|event| event.id.as_deref()).map(str::to_owned).collect()
+    });
+    fake.inspect(|log| {
+        let mut own = log.events.iter().filter(|event| &*event.name == "form/completed");
+        assert!(own.all(|event| event.data.as_deref().is_some_and(|it| it.contains("well done"))));
     });
     let distinct: BTreeSet<String> = told.iter().cloned().collect();
     assert_eq!(distinct.len(), told.len(), "each once");

@@ -165,6 +165,19 @@ impl Events {
             .unwrap_or(0)
     }
 
+    /// Their names, in order: to look at, since they are read from what is written.
+    pub(crate) fn names(&self) -> Vec<String> {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            name: String,
+        }
+        let all =
+            (0..self.len()).map(|index| &self.json[self.start(index)..self.ends[index] as usize]);
+        all.filter_map(|event| serde_json::from_slice(event).ok())
+            .map(|Named { name }| name)
+            .collect()
+    }
+
     fn start(&self, index: usize) -> usize {
         index.checked_sub(1).map_or(0, |previous| self.ends[previous] as usize + 1)
     }

@@ -15,8 +15,8 @@ use crate::cdc::word;
 use crate::consumers::call::Calls;
 use crate::engine::{Context, Failure};
 
-const PURCHASES: &str = "purchase_ledger";
-const WALLET: &str = "wallet_ledger";
+pub(super) const PURCHASES: &str = "purchase_ledger";
+pub(super) const WALLET: &str = "wallet_ledger";
 const COLUMNS: &str =
     "id,user_id,status,record_type,earn_currency,final_amount,created_at,updated_at";
 

@@ -8,8 +8,10 @@ pub mod ledger;
 mod refund;
 mod reverse;
 pub mod rules;
+mod steps;
 pub mod work;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -18,13 +20,14 @@ use jiff::Timestamp;
 use self::ledger::Ledger;
 use self::reverse::Cancel;
 use self::rules::Settings;
-use self::work::{Source, Turn, Work, claim};
+use self::work::Work;
 use super::call::{Calls, Sender, outcome};
 use super::merchants::Merchants;
+use super::registry::Entry;
 use crate::cdc::{Change, DecodeError};
+use crate::config::{Setting, Spec, value};
 use crate::dedup::TakenBack;
-use crate::engine::dispatch::permits::Limits;
-use crate::engine::{Consumer, Context, Failure, Outcome, Plan, Route};
+use crate::engine::{Consumer, Context, Failure, Outcome, Route, Steps};
 
 const AWARD: &str = "currency/award";
 const CANCELLED: &str = "currency/cancelled";
@@ -33,12 +36,70 @@ const REVERSE: &str = "currency/reverse";
 const NOTHING: &str = "nothing_to_award";
 const CALCULATE: &str = "calc_currency_for_source";
 
+/// How long a debit's original is looked for before the debit becomes a dead letter (behaviour
+/// section 3).
+pub static ORIGINAL_PATIENCE: Setting<Duration> = Setting {
+    key: "original_patience",
+    variable: "CURRENCY_ORIGINAL_PATIENCE",
+    default: "60s",
+    about: "a duration such as 60s",
+    parse: value::duration,
+};
+
+/// How long it is remembered what was decided about the refunds of a source (behaviour section 3).
+static REFUND_MEMORY: Setting<Duration> = Setting {
+    key: "refund_memory",
+    variable: "CURRENCY_REFUND_MEMORY",
+    default: "90d",
+    about: "a duration such as 90d",
+    parse: value::positive_duration,
+};
+
+/// Statuses in which a referral or a mission's claim is taken back, in lower case (behaviour section
+/// 3).
+static TAKEN_BACK_STATUSES: Setting<Vec<String>> = Setting {
+    key: "taken_back_statuses",
+    variable: "CURRENCY_TAKEN_BACK_STATUSES",
+    default: "revoked,rejected,cancelled,refunded,void",
+    about: "words separated by commas, such as revoked,rejected",
+    parse: rules::statuses,
+};
+
+/// What it declares.
+pub static SPEC: Spec = Spec {
+    name: "currency",
+    by_default: true,
+    tables: &["purchase_ledger", "referral_ledger", "mission_claims"],
+    commands: &[],
+    concurrency: "5",
+    needs_supabase: true,
+    settings: &[&ORIGINAL_PATIENCE, &REFUND_MEMORY, &TAKEN_BACK_STATUSES],
+};
+
+/// How it is built.
+pub const ENTRY: Entry = Entry {
+    spec: &SPEC,
+    build: |parts| {
+        let settings = parts.settings;
+        Arc::new(Currency {
+            rules: Settings {
+                snapshot: settings.snapshot.clone(),
+                taken_back: settings.of(&SPEC, &TAKEN_BACK_STATUSES),
+            },
+            settle: settings.inngest.cancel_settle,
+            original_patience: settings.of(&SPEC, &ORIGINAL_PATIENCE),
+            refund_memory: settings.of(&SPEC, &REFUND_MEMORY),
+            calls: parts.calls.clone(),
+            sender: parts.sender.clone(),
+            merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
+            ledger: Ledger::new(parts.calls.clone()),
+            noted: Noted::default(),
+        })
+    },
+};
+
 /// The currency consumer.
 pub struct Currency {
-    /// Its topics, in full.
-    pub topics: Vec<String>,
-    /// Bound on parallel requests.
-    pub limits: Limits,
     /// Settings of its rules.
     pub rules: Settings,
     /// How long a cancel waits after its award was accepted (`INNGEST_CANCEL_SETTLE`).
@@ -81,24 +142,12 @@ impl Noted {
 impl Consumer for Currency {
     type Work = Work;
 
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn topics(&self) -> Vec<String> {
-        self.topics.clone()
-    }
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
     fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Work>, DecodeError> {
         rules::route(change, &self.rules, now)
     }
 
-    fn plan(&self, work: &Work) -> Plan {
-        plan(work)
+    fn steps(&self, work: &Work) -> Steps {
+        steps::of(work)
     }
 
     async fn process(&self, cx: &Context, work: &Work) -> Result<Outcome, Failure> {
@@ -125,61 +174,6 @@ impl Consumer for Currency {
             }
         }
     }
-}
-
-/// The consumer's name.
-pub const NAME: &str = "currency";
-
-/// What processing would do, for `explain`.
-fn plan(work: &Work) -> Plan {
-    let event = |name: &str, source: &Source| {
-        format!("event {name} {}", claim(name, source.kind, &source.id))
-    };
-    let ask = |asked: bool| asked.then(|| "rest wallet_ledger".to_owned());
-    match work {
-        Work::Award { source, turn, .. } => Plan {
-            lane: claim_lane(source.kind, &source.id),
-            claim: source.claim("award"),
-            steps: ask(matches!(turn, Turn::Unsure | Turn::Again))
-                .into_iter()
-                .chain([format!("rpc {CALCULATE}"), event(AWARD, source)])
-                .collect(),
-        },
-        Work::Refund(refund) => {
-            let source = &refund.source;
-            let debits = refund.number.as_ref().map(|_| "rest purchase_ledger".to_owned());
-            Plan {
-                lane: claim_lane(source.kind, &source.id),
-                claim: format!("{}, {}", source.claim("cancel"), source.claim("reverse")),
-                steps: ask(refund.check_wallet)
-                    .into_iter()
-                    .chain(debits)
-                    .chain([format!("event {CANCELLED}"), event(REVERSE, source)])
-                    .collect(),
-            }
-        }
-        Work::Debit(debit) => Plan {
-            lane: claim_lane(debit.source.kind, &debit.source.id),
-            claim: debit.source.claim("reverse"),
-            steps: ask(debit.check_wallet)
-                .into_iter()
-                .chain([
-                    "rest purchase_ledger".to_owned(),
-                    format!("event {CANCELLED} (of the original, where all of it is refunded)"),
-                    event(REVERSE, &debit.source),
-                ])
-                .collect(),
-        },
-        Work::Delete { kind, id, .. } => Plan {
-            lane: claim_lane(kind, id),
-            claim: claim("cancel", kind, id),
-            steps: vec![format!("event {CANCELLED}")],
-        },
-    }
-}
-
-fn claim_lane(kind: &str, id: &str) -> String {
-    format!("{kind}:{id}")
 }
 
 #[cfg(test)]

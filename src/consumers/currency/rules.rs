@@ -22,6 +22,20 @@ pub struct Settings {
     pub taken_back: Vec<String>,
 }
 
+/// Status words separated by commas, in lower case.
+pub(super) fn statuses(text: &str) -> Result<Vec<String>, String> {
+    let words: Vec<String> = text
+        .split(',')
+        .map(|word| word.trim().to_lowercase())
+        .filter(|word| !word.is_empty())
+        .collect();
+    match words.iter().find(|word| matches!(&***word, "completed" | "approved" | "pending")) {
+        Some(word) => Err(format!("takes back what is {word}, which is not taken back")),
+        None if words.is_empty() => Err("names no status".to_owned()),
+        None => Ok(words),
+    }
+}
+
 /// The tables that award, and how their rows are read.
 struct Table {
     name: &'static str,

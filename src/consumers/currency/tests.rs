@@ -3,10 +3,10 @@ use std::sync::Mutex;
 use bigdecimal::BigDecimal;
 use serde_json::{Map, Value, json};
 
-use super::work::{Debit, Refund};
+use super::work::{Debit, Refund, Source, Turn};
 use super::*;
 use crate::clients::redis::Cache;
-use crate::consumers::testing::{ALL, Bench, LIMITS};
+use crate::consumers::testing::{ALL, Bench, Handle as _};
 use crate::dedup::Moment;
 use crate::fakes::Reply;
 
@@ -26,8 +26,6 @@ impl Scene {
     async fn start() -> Self {
         let bench = Bench::start().await;
         let currency = Currency {
-            topics: Vec::new(),
-            limits: LIMITS,
             rules: Settings { snapshot: ALL, taken_back: vec!["revoked".to_owned()] },
             settle: Duration::ZERO,
             original_patience: Duration::ZERO,
@@ -101,7 +99,7 @@ impl Scene {
             Work::Debit(debit) => debit.at.lsn,
         };
         let offset = offset.and_then(|lsn| i64::try_from(lsn).ok()).expect("an offset");
-        self.currency.process(&self.bench.cx(offset), work).await
+        self.currency.handle(&self.bench.cx(offset), work).await
     }
 
     async fn done(&self, work: &Work) -> Outcome {

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::consumers::testing::{Bench, LIMITS, record};
+use crate::consumers::testing::{Bench, Handle as _, record};
 use crate::fakes::{Endpoint, Fault, Lasting};
 
 const TOPIC: &str = "marketplace.orders";
@@ -21,7 +21,7 @@ fn order(shop_id: Value, status: &str) -> String {
 }
 
 fn marketplace(bench: &Bench) -> Marketplace {
-    Marketplace { topic: TOPIC.to_owned(), limits: LIMITS, sender: bench.sender.clone() }
+    Marketplace { sender: bench.sender.clone() }
 }
 
 #[test]
@@ -89,7 +89,7 @@ async fn a_status_of_an_order_is_sent_once_and_the_next_status_again() {
     let mut outcomes = Vec::new();
     for (offset, status) in [(1, "PAID"), (2, "PAID"), (3, "SHIPPED"), (1, "PAID")] {
         let (work, _) = routed(&order(json!(4711), status)).expect("an order");
-        outcomes.push(marketplace.process(&bench.cx(offset), &work).await.expect("done"));
+        outcomes.push(marketplace.handle(&bench.cx(offset), &work).await.expect("done"));
     }
     use Outcome::{Duplicate, Sent};
     assert_eq!(outcomes, [Sent, Duplicate, Sent, Duplicate]);
@@ -113,7 +113,7 @@ async fn an_outage_of_inngest_delays_an_order_and_does_not_lose_or_double_it() {
     bench.fake.fail(Endpoint::Post, Fault::status(503), Lasting::Next(2));
     bench.fake.fail(Endpoint::Post, Fault::Reset, Lasting::Next(1));
     let (work, _) = routed(&order(json!(1), "PAID")).expect("an order");
-    let done = marketplace.process(&bench.cx(1), &work).await.expect("sent");
+    let done = marketplace.handle(&bench.cx(1), &work).await.expect("sent");
     assert_eq!((done, bench.events().len()), (Outcome::Sent, 1));
 }
 
@@ -121,11 +121,11 @@ async fn an_outage_of_inngest_delays_an_order_and_does_not_lose_or_double_it() {
 async fn explain_names_lane_claim_and_event() {
     let bench = Bench::start().await;
     let (work, _) = routed(&order(json!(1), "PAID")).expect("an order");
-    let plan = marketplace(&bench).plan(&work);
-    assert_eq!(plan.lane, "lazada:1:A:1");
-    assert_eq!(plan.claim, "marketplace/order-received:lazada:1:A:1:PAID");
+    let steps = marketplace(&bench).steps(&work);
+    assert_eq!(steps.lane, "lazada:1:A:1");
+    assert_eq!(steps.claims(), "marketplace/order-received:lazada:1:A:1:PAID");
     assert_eq!(
-        plan.steps,
+        steps.requests().collect::<Vec<_>>(),
         ["event marketplace/order-received marketplace/order-received:lazada:1:A:1:PAID"]
     );
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, with_change};
+use crate::consumers::testing::{ALL, Bench, Handle as _, each_change, hours, with_change};
 use crate::fakes::{Endpoint, Fault, Lasting, active_missions};
 use crate::outage::{Backoff, Breaker};
 
@@ -239,8 +239,6 @@ proptest! {
 
 fn mission(bench: &Bench, cache: Cache) -> Mission {
     Mission {
-        topics: Vec::new(),
-        limits: LIMITS,
         snapshot: ALL,
         sender: bench.sender.clone(),
         missions: Missions::new(bench.calls.clone(), cache),
@@ -276,7 +274,7 @@ async fn each_active_mission_gets_one_event_and_all_go_in_one_request() {
     let mission = mission(&bench, Cache::none());
     let merchant = merchant("purchase", 3);
     let work = work(&merchant, "p1", &["purchase"]);
-    let sent = mission.process(&bench.cx(1), &work).await;
+    let sent = mission.handle(&bench.cx(1), &work).await;
     assert_eq!(sent.expect("sent"), Outcome::Sent);
     let events = bench.events();
     let missions = active_missions(&merchant, "purchase");
@@ -291,7 +289,7 @@ async fn each_active_mission_gets_one_event_and_all_go_in_one_request() {
     assert_eq!(events.len(), 3);
     bench.fake.inspect(|log| assert_eq!(log.posts.len(), 1));
 
-    let again = mission.process(&bench.cx(2), &work).await;
+    let again = mission.handle(&bench.cx(2), &work).await;
     assert_eq!(again.expect("known"), Outcome::Duplicate);
     assert_eq!(bench.events().len(), 3);
 }
@@ -331,7 +329,7 @@ async fn while_inngest_hangs_events_are_written_only_as_far_as_there_is_room() {
     let mission = mission(&bench, Cache::none());
     let all = join_all((0..2_000).map(|row| {
         let (mission, cx) = (&mission, bench.cx(row));
-        async move { mission.process(&cx, &sized(&row.to_string(), 512)).await }
+        async move { mission.handle(&cx, &sized(&row.to_string(), 512)).await }
     }));
     // What hangs is sent once more after its time-out: whatever can be written by then is.
     let hung = bench.fake.until(|log| log.requests(Endpoint::Post).faults >= 8);
@@ -356,7 +354,7 @@ async fn what_many_missions_make_of_a_large_row_is_written_in_parts() {
     let mission = mission(&bench, Cache::none());
     let work = sized("p", 300_000);
     assert!(mission.kept(&work) > 300_000, "the row is kept besides its record");
-    assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
+    assert_eq!(mission.handle(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
     all_once(&bench, 20);
     bench.fake.inspect(|log| {
         assert!(log.posts.iter().all(|post| post.bytes < PART_BYTES + 64));
@@ -377,8 +375,8 @@ async fn a_row_that_calls_for_two_types_has_two_claims() {
         .expect("one of them has");
     let signup = work(&merchant, "r", &["referral_signup"]);
     let both = work(&merchant, "r", &["referral_signup", "referral_purchase"]);
-    assert_eq!(mission.process(&bench.cx(1), &signup).await.expect("sent"), Outcome::Sent);
-    assert_eq!(mission.process(&bench.cx(2), &both).await.expect("sent"), Outcome::Sent);
+    assert_eq!(mission.handle(&bench.cx(1), &signup).await.expect("sent"), Outcome::Sent);
+    assert_eq!(mission.handle(&bench.cx(2), &both).await.expect("sent"), Outcome::Sent);
     let types: Vec<Value> =
         bench.events().into_iter().map(|(_, mut data)| data["event_type"].take()).collect();
     assert_eq!(types, ["referral_signup", "referral_purchase"], "each once");
@@ -391,7 +389,7 @@ async fn no_active_mission_is_an_answer_that_is_remembered() {
     let merchant = merchant("purchase", 0);
     for row in 1..=3 {
         let work = work(&merchant, &row.to_string(), &["purchase"]);
-        let outcome = mission.process(&bench.cx(row), &work).await.expect("done");
+        let outcome = mission.handle(&bench.cx(row), &work).await.expect("done");
         assert_eq!(outcome, Outcome::Skipped("no_missions"));
     }
     assert_eq!(rest_requests(&bench), 1);
@@ -407,7 +405,7 @@ async fn many_rows_that_need_one_set_cause_one_request() {
     let done = join_all((0..50).map(|row| {
         let (mission, cx) = (&mission, bench.cx(row));
         let work = work(&merchant, &row.to_string(), &["purchase"]);
-        async move { mission.process(&cx, &work).await }
+        async move { mission.handle(&cx, &work).await }
     }))
     .await;
     assert!(done.iter().all(|outcome| matches!(outcome, Ok(Outcome::Sent))));
@@ -422,11 +420,11 @@ async fn a_view_that_is_missing_or_unwell_is_an_outage_and_the_next_attempt_goes
     let (work, cx) = (work(&merchant, "p", &["purchase"]), bench.cx(1));
     for fault in [Fault::status(503), Fault::status(401), Fault::Reset, Fault::OddSuccess] {
         bench.fake.fail(Endpoint::Rest, fault.clone(), Lasting::Next(1));
-        let failed = mission.process(&cx, &work).await;
+        let failed = mission.handle(&cx, &work).await;
         assert!(matches!(failed, Err(Failure::Outage { .. })), "{fault:?}: {failed:?}");
     }
     assert!(bench.events().is_empty());
-    assert_eq!(mission.process(&cx, &work).await.expect("sent"), Outcome::Sent);
+    assert_eq!(mission.handle(&cx, &work).await.expect("sent"), Outcome::Sent);
     assert_eq!(bench.events().len(), 1);
 }
 
@@ -445,7 +443,7 @@ async fn a_mission_with_several_conditions_is_evaluated_once() {
     bench.fake.fill("mv_mission_conditions_expanded", view);
     let mission = mission(&bench, Cache::none());
     let work = work("m", "p", &["purchase"]);
-    assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
+    assert_eq!(mission.handle(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
     let ids: Vec<String> = bench.events().into_iter().map(|(id, _)| id).collect();
     assert_eq!(ids, ["mission/evaluate:a:purchase:p", "mission/evaluate:b:purchase:p"]);
 }
@@ -461,7 +459,7 @@ async fn a_merchant_may_have_more_missions_than_a_server_answers_with_at_once() 
     bench.fake.fill("mv_mission_conditions_expanded", (0..1_500).map(row).collect());
     let mission = mission(&bench, Cache::none());
     let work = work("m", "p", &["purchase"]);
-    assert_eq!(mission.process(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
+    assert_eq!(mission.handle(&bench.cx(1), &work).await.expect("sent"), Outcome::Sent);
     assert_eq!((rest_requests(&bench), bench.events().len()), (2, 1_500));
 }
 
@@ -473,7 +471,7 @@ async fn an_event_that_inngest_refuses_is_the_records_fault() {
     let mut work = work(&merchant, "p", &["purchase"]);
     let long = format!(r#"{{"note":"{}"}}"#, "x".repeat(4 << 20));
     work.event_data = RawValue::from_string(long).expect("json");
-    let failed = mission.process(&bench.cx(1), &work).await;
+    let failed = mission.handle(&bench.cx(1), &work).await;
     assert!(matches!(failed, Err(Failure::Poison { kind: "inngest_refused", .. })), "{failed:?}");
 }
 
@@ -481,16 +479,20 @@ async fn an_event_that_inngest_refuses_is_the_records_fault() {
 async fn explain_names_lane_claims_and_events() {
     let bench = Bench::start().await;
     let mission = mission(&bench, Cache::none());
-    let plan = mission.plan(&work("m", "p", &["referral_signup", "referral_purchase"]));
-    assert_eq!(plan.lane, "purchase_ledger:p");
-    assert_eq!(plan.claim, "mission:referral_signup:p, mission:referral_purchase:p");
+    let steps = mission.steps(&work("m", "p", &["referral_signup", "referral_purchase"]));
+    assert_eq!(steps.lane, "purchase_ledger:p");
+    assert_eq!(steps.claims(), "mission:referral_signup:p, mission:referral_purchase:p");
     assert_eq!(
-        plan.steps,
+        steps.requests().collect::<Vec<_>>(),
         [
             "cache missions:active:m:referral_signup",
-            "event mission/evaluate mission/evaluate:<mission_id>:referral_signup:p",
+            "rest mv_mission_conditions_expanded (not in the cache)",
+            "event mission/evaluate mission/evaluate:<mission_id>:referral_signup:p \
+             (for each active mission)",
             "cache missions:active:m:referral_purchase",
-            "event mission/evaluate mission/evaluate:<mission_id>:referral_purchase:p",
+            "rest mv_mission_conditions_expanded (not in the cache)",
+            "event mission/evaluate mission/evaluate:<mission_id>:referral_purchase:p \
+             (for each active mission)",
         ]
     );
 }
@@ -507,7 +509,7 @@ async fn a_cache_that_is_away_is_no_outage() {
     let breaker = Arc::new(Breaker::new("cache", 1, backoff));
     let mission = mission(&bench, Cache::new(connection, Arc::clone(&breaker)));
     let merchant = merchant("purchase", 1);
-    let sent = mission.process(&bench.cx(1), &work(&merchant, "p", &["purchase"])).await;
+    let sent = mission.handle(&bench.cx(1), &work(&merchant, "p", &["purchase"])).await;
     assert_eq!(sent.expect("sent"), Outcome::Sent);
     assert!(breaker.away().is_some(), "the cache was asked in vain");
     assert_eq!((rest_requests(&bench), bench.events().len()), (1, 1));

@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::consumers::testing::{ALL, Bench, LIMITS, each_change, hours, record, with_change};
+use crate::consumers::testing::{ALL, Bench, Handle as _, each_change, hours, record, with_change};
 use crate::fakes::{Endpoint, Fault, Lasting, Reply, redemption_result};
 
 fn command(value: &str) -> Result<Work, String> {
@@ -34,8 +34,6 @@ fn event_where(wanted: impl Fn(&Value) -> bool) -> String {
 
 fn reward(bench: &Bench) -> Reward {
     Reward {
-        codes: "crm.public.codes".to_owned(),
-        limits: LIMITS,
         snapshot: ALL,
         calls: bench.calls.clone(),
         sender: bench.sender.clone(),
@@ -116,13 +114,13 @@ async fn a_redemption_is_carried_out_and_told_with_the_answer_as_it_came() {
         Reply::json(&json!({"success": true, "z": 1.50, "a": [null, {"ü": "\n"}]}))
     });
     let reward = reward(&bench);
-    let done = reward.process(&bench.cx(1), &redeem("e")).await.expect("sent");
+    let done = reward.handle(&bench.cx(1), &redeem("e")).await.expect("sent");
     assert_eq!(done, Outcome::Sent);
     let mut data = redemption("e");
     data["result"] = json!({"success": true, "z": 1.50, "a": [null, {"ü": "\n"}]});
     assert_eq!(bench.events(), [("reward/redeemed:e".to_owned(), data)]);
 
-    let again = reward.process(&bench.cx(2), &redeem("e")).await.expect("known");
+    let again = reward.handle(&bench.cx(2), &redeem("e")).await.expect("known");
     assert_eq!(again, Outcome::Duplicate);
     bench.fake.inspect(|log| {
         assert_eq!((log.events.len(), log.calls[REDEEM]), (1, 1));
@@ -141,7 +139,7 @@ async fn both_forms_of_a_business_answer_are_told_to_inngest_and_to_the_screen()
     {
         let event = event_where(|answer| answer.get(form).is_some());
         let answer = redemption_result(&event);
-        let done = reward.process(&bench.cx(at as i64), &redeem(&event)).await.expect("sent");
+        let done = reward.handle(&bench.cx(at as i64), &redeem(&event)).await.expect("sent");
         assert_eq!(done, Outcome::Sent, "a business answer is no failure");
         let mut data = redemption(&event);
         data["result"] = answer.clone();
@@ -167,7 +165,7 @@ async fn a_broadcast_that_fails_or_hangs_neither_delays_nor_fails_the_record() {
     bench.fake.fail(Endpoint::Broadcast, Fault::Hang, Lasting::UntilHealed);
     for offset in 0..40 {
         let work = redeem(&format!("e{offset}"));
-        let done = reward.process(&bench.cx(offset), &work).await.expect("sent");
+        let done = reward.handle(&bench.cx(offset), &work).await.expect("sent");
         assert_eq!(done, Outcome::Sent);
     }
     let requests = |log: &crate::fakes::Log| log.requests(Endpoint::Broadcast);
@@ -194,11 +192,11 @@ async fn an_outage_is_retried_and_asks_with_the_same_event_id() {
         Fault::OddSuccess,
     ] {
         bench.fake.fail(Endpoint::Rpc, fault.clone(), Lasting::Next(1));
-        let failed = reward.process(&cx, &work).await;
+        let failed = reward.handle(&cx, &work).await;
         assert!(matches!(failed, Err(Failure::Outage { .. })), "{fault:?}: {failed:?}");
     }
     assert!(bench.events().is_empty());
-    assert_eq!(reward.process(&cx, &work).await.expect("sent"), Outcome::Sent);
+    assert_eq!(reward.handle(&cx, &work).await.expect("sent"), Outcome::Sent);
     assert_eq!(bench.events().len(), 1);
 }
 
@@ -208,14 +206,14 @@ async fn an_answer_of_another_shape_is_a_deploy_half_done_and_not_a_business_ans
     let reward = reward(&bench);
     for answer in [json!(null), json!({"ok": true}), json!([]), json!({"success": "yes"})] {
         bench.fake.define(REDEEM, move |_| Reply::json(&answer));
-        let failed = reward.process(&bench.cx(1), &redeem("e")).await;
+        let failed = reward.handle(&bench.cx(1), &redeem("e")).await;
         assert!(
             matches!(failed, Err(Failure::Outage { kind: "supabase_answer", .. })),
             "{failed:?}"
         );
     }
     bench.fake.drop_function(REDEEM);
-    let failed = reward.process(&bench.cx(1), &redeem("e")).await;
+    let failed = reward.handle(&bench.cx(1), &redeem("e")).await;
     assert!(matches!(failed, Err(Failure::Outage { kind: "supabase_setup", .. })), "{failed:?}");
     assert!(bench.events().is_empty());
 }
@@ -226,7 +224,7 @@ async fn what_the_function_refuses_is_the_records_fault() {
     let reward = reward(&bench);
     for code in ["22P02", "23503", "P0001"] {
         bench.fake.define(REDEEM, move |_| Reply::error(400, code, "refused"));
-        let failed = reward.process(&bench.cx(1), &redeem("e")).await;
+        let failed = reward.handle(&bench.cx(1), &redeem("e")).await;
         assert!(matches!(failed, Err(Failure::Poison { .. })), "{code}: {failed:?}");
     }
 }
@@ -335,8 +333,8 @@ async fn a_redeemed_code_is_told_once() {
         "assigned_to": "u", "redeemed_at": null});
     let work = Work::Code(Box::new(code("c", Value::Null, row).expect("counts")));
     let outcomes = [
-        reward.process(&bench.cx(1), &work).await.expect("sent"),
-        reward.process(&bench.cx(2), &work).await.expect("known"),
+        reward.handle(&bench.cx(1), &work).await.expect("sent"),
+        reward.handle(&bench.cx(2), &work).await.expect("known"),
     ];
     assert_eq!(outcomes, [Outcome::Sent, Outcome::Duplicate]);
     let data = json!({"code_id": 7, "merchant_id": "m", "user_id": "u", "code": "C",
@@ -351,7 +349,7 @@ async fn an_open_inngest_outage_does_not_tell_the_screen_before_the_event_is_acc
     bench.fake.define(REDEEM, |_| Reply::json(&json!({"success": false, "title": "no"})));
     bench.fake.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
     let (cx, work) = (bench.cx(1), redeem("e"));
-    let waiting = reward.process(&cx, &work);
+    let waiting = reward.handle(&cx, &work);
     tokio::pin!(waiting);
     let refused = bench.fake.until(|log| log.requests(Endpoint::Post).faults > 2);
     tokio::select! {
@@ -369,20 +367,24 @@ async fn an_open_inngest_outage_does_not_tell_the_screen_before_the_event_is_acc
 async fn explain_names_lane_claim_and_events() {
     let bench = Bench::start().await;
     let reward = reward(&bench);
-    let plan = reward.plan(&redeem("e"));
-    assert_eq!((plan.lane.as_str(), plan.claim.as_str()), ("user:u", "reward:e"));
+    let steps = reward.steps(&redeem("e"));
+    assert_eq!((steps.lane.as_str(), steps.claims().as_str()), ("user:u", "reward:e"));
     assert_eq!(
-        plan.steps,
+        steps.requests().collect::<Vec<_>>(),
         [
             "rpc redeem_reward_with_points",
-            "event reward/redeemed reward/redeemed:e",
-            "or event reward/redemption-failed reward/redemption-failed:e",
+            "event reward/redeemed reward/redeemed:e (on success)",
+            "event reward/redemption-failed reward/redemption-failed:e (on refusal)",
+            "broadcast redemption_failed (on refusal)",
         ]
     );
     let row = json!({"id": 7, "status": "used"});
-    let plan = reward.plan(&Work::Code(Box::new(code("c", Value::Null, row).expect("counts"))));
-    assert_eq!((plan.lane.as_str(), plan.claim.as_str()), ("code:7", "code:7"));
-    assert_eq!(plan.steps, ["event reward/code-redeemed reward/code-redeemed:7"]);
+    let steps = reward.steps(&Work::Code(Box::new(code("c", Value::Null, row).expect("counts"))));
+    assert_eq!((steps.lane.as_str(), steps.claims().as_str()), ("code:7", "code:7"));
+    assert_eq!(
+        steps.requests().collect::<Vec<_>>(),
+        ["event reward/code-redeemed reward/code-redeemed:7"]
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub mod rules;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,26 +13,43 @@ use serde_json::value::RawValue;
 
 use self::rules::{AnswerOrRows, Member, Recommendation, Upgrade};
 use super::call::{Calls, Sender, settled, unwritable};
+use super::registry::Entry;
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
-use crate::config::Snapshot;
-use crate::engine::dispatch::permits::Limits;
-use crate::engine::{Consumer, Context, Failure, LockGuard, Outcome, Plan, Route};
+use crate::config::{Snapshot, Spec};
+use crate::engine::{Consumer, Context, Failure, LockGuard, Outcome, Route, Step, Steps};
 
 const CANCELLED: &str = "tier/upgrade-cancelled";
 const UPGRADE: &str = "tier/upgrade";
 const EVALUATE: &str = "evaluate_user_tier_status";
 const APPLY: &str = "apply_tier_upgrade";
 
-/// The consumer's name.
-pub const NAME: &str = "tier";
+/// What it declares.
+pub static SPEC: Spec = Spec {
+    name: "tier",
+    by_default: true,
+    tables: &["purchase_ledger", "wallet_ledger"],
+    commands: &[],
+    concurrency: "3",
+    needs_supabase: true,
+    settings: &[],
+};
+
+/// How it is built.
+pub const ENTRY: Entry = Entry {
+    spec: &SPEC,
+    build: |parts| {
+        Arc::new(Tier {
+            snapshot: parts.settings.snapshot.clone(),
+            settle: parts.settings.inngest.cancel_settle,
+            calls: parts.calls.clone(),
+            sender: parts.sender.clone(),
+        })
+    },
+};
 
 /// The tier consumer.
 pub struct Tier {
-    /// Its topics, in full.
-    pub topics: Vec<String>,
-    /// Bound on parallel requests.
-    pub limits: Limits,
     /// What happens to snapshot rows.
     pub snapshot: Snapshot,
     /// How long a member's next cancel waits after an upgrade was accepted
@@ -46,31 +64,19 @@ pub struct Tier {
 impl Consumer for Tier {
     type Work = Member;
 
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn topics(&self) -> Vec<String> {
-        self.topics.clone()
-    }
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
     fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Member>, DecodeError> {
         rules::route(change, &self.snapshot, now)
     }
 
-    fn plan(&self, member: &Member) -> Plan {
-        Plan {
+    fn steps(&self, member: &Member) -> Steps {
+        Steps {
             lane: member.to_string(),
-            claim: member.claim(),
             steps: vec![
-                format!("rpc {EVALUATE}"),
-                format!("event {CANCELLED} (on upgrade, maintain, downgrade)"),
-                format!("event {UPGRADE} (on upgrade at a given time)"),
-                format!("rpc {APPLY} (on upgrade otherwise)"),
+                Step::lock(member.claim()),
+                Step::call(EVALUATE),
+                Step::event(CANCELLED, None).when("on upgrade, maintain, downgrade"),
+                Step::event(UPGRADE, None).when("on upgrade at a given time"),
+                Step::call(APPLY).when("on upgrade otherwise"),
             ],
         }
     }
@@ -138,7 +144,7 @@ impl Tier {
                 // Without an id: after a crash in between, the repeat's cancel would stop the first
                 // run, and its id would make Inngest drop the second.
                 events.push(UPGRADE, None, &data).map_err(unwritable)?;
-                held.settling(self.sender.breaker(), self.sender.detached(events)).await?;
+                held.settling(self.sender.breaker(), self.sender.detached(cx, events)).await?;
             }
             Recommendation::Apply { to_tier_id } => {
                 self.sender.send_with(cx, || cancelled(member)).await?;

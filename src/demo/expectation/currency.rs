@@ -67,7 +67,7 @@ pub(super) fn check(
 
     let refused = allowed.refused.iter().map(|id| row_of(id));
     let rows = expectation.dead_letter_rows.iter().map(String::as_str).chain(refused);
-    judge_letters(currency::NAME, rows, seen, allowed, differences);
+    judge_letters(currency::SPEC.name, rows, seen, allowed, differences);
 }
 
 /// What an event is about, written as its id is.

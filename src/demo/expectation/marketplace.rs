@@ -35,5 +35,5 @@ pub(super) fn check(
             differences.different.push(format!("{}: came before what came before it", pair[1]));
         }
     }
-    judge_letters(marketplace::NAME, iter::empty(), seen, allowed, differences);
+    judge_letters(marketplace::SPEC.name, iter::empty(), seen, allowed, differences);
 }

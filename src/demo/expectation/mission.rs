@@ -47,5 +47,5 @@ pub(super) fn check(
             }
         }
     }
-    judge_letters(mission::NAME, iter::empty(), seen, allowed, differences);
+    judge_letters(mission::SPEC.name, iter::empty(), seen, allowed, differences);
 }

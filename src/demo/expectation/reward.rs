@@ -42,5 +42,5 @@ pub(super) fn check(
             }
         }
     }
-    judge_letters(reward::NAME, iter::empty(), seen, allowed, differences);
+    judge_letters(reward::SPEC.name, iter::empty(), seen, allowed, differences);
 }

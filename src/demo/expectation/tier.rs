@@ -43,7 +43,7 @@ pub(super) fn check(
     for member in others.into_iter().filter(|member| !expectation.tier_members.contains(*member)) {
         differences.extra.push(format!("tier evaluation or events of {member}"));
     }
-    judge_letters(tier::NAME, iter::empty(), seen, allowed, differences);
+    judge_letters(tier::SPEC.name, iter::empty(), seen, allowed, differences);
 }
 
 fn judge_member(

@@ -47,7 +47,7 @@ impl<C: Consumer> Session<'_, C> {
         }
         set_aside.stage = Stage::Held;
         let observed = Observed::Retry { origin: job.cx.origin(), reason: REASON };
-        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        self.engine.observer.observe(self.engine.name(), &observed);
         job.waits_for = Waits { breaker: None, reason: REASON.into() };
         self.park(lane, job, now + HELD);
         None
@@ -84,7 +84,7 @@ impl<C: Consumer> Session<'_, C> {
         }
         let held = self.lanes.parked().filter(|job| job.held().is_some());
         let held: usize = held.map(|job| job.open_offsets.len()).sum();
-        let consumer = self.engine.consumer.name();
+        let consumer = self.engine.name();
         metrics::gauge!(metric_names::HELD, "consumer" => consumer).set(held as f64);
     }
 }

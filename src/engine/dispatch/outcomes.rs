@@ -67,7 +67,7 @@ impl<C: Consumer> Session<'_, C> {
                     messaging.destination.partition.id = origin.partition,
                     messaging.kafka.offset = origin.offset, %reason, "record waits");
                 let observed = Observed::Retry { origin, reason: &reason };
-                self.engine.observer.observe(self.engine.consumer.name(), &observed);
+                self.engine.observer.observe(self.engine.name(), &observed);
                 job.waits_for = Waits { breaker: waits_for, reason };
                 self.park(lane, job, at);
             }
@@ -128,7 +128,7 @@ impl<C: Consumer> Session<'_, C> {
         let origin = partition.origin(open_offset.offset);
         let observed =
             Observed::Outcome { origin: &origin, outcome, committed_at: open_offset.committed_at };
-        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        self.engine.observer.observe(self.engine.name(), &observed);
     }
 
     /// Tells a job which records it stands for: since it last ran some may have been merged into

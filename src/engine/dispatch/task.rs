@@ -28,6 +28,7 @@ pub(crate) struct Finished<W> {
 
 /// What the tasks of one session share.
 pub(crate) struct TaskContext<C: Consumer> {
+    name: &'static str,
     consumer: Arc<C>,
     dead_letters: Arc<DeadLetters>,
     breaker: Arc<Breaker>,
@@ -40,6 +41,7 @@ impl<C: Consumer> TaskContext<C> {
         finished: mpsc::UnboundedSender<Finished<C::Work>>,
     ) -> Self {
         Self {
+            name: engine.name(),
             consumer: Arc::clone(&engine.consumer),
             dead_letters: Arc::clone(&engine.dead_letters),
             breaker: engine.breakers.get("dead_letter_topic"),
@@ -73,7 +75,11 @@ impl<C: Consumer> TaskContext<C> {
     async fn work(&self, job: &Job<C::Work>) -> Result<Outcome, Failure> {
         match (&job.set_aside, &job.work) {
             (Some(set_aside), _) => self.set_aside(job, set_aside).await,
-            (None, Some(work)) => self.consumer.process(&job.cx, work).await,
+            (None, Some(work)) => {
+                #[cfg(debug_assertions)]
+                job.cx.declare(self.consumer.steps(work));
+                self.consumer.process(&job.cx, work).await
+            }
             (None, None) => Ok(Outcome::Skipped("nothing_to_do")),
         }
     }
@@ -90,7 +96,7 @@ impl<C: Consumer> TaskContext<C> {
                 partition: origin.partition,
                 offset: origin.offset,
                 record,
-                consumer: self.consumer.name(),
+                consumer: self.name,
                 kind: set_aside.kind,
                 message: &set_aside.message,
                 attempts: job.attempts.failures.max(1),

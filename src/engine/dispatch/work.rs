@@ -15,6 +15,8 @@ use crate::engine::dispatch::life::Life;
 use crate::engine::dispatch::permits::{Permit, Permits, Urgency};
 use crate::engine::dispatch::retry::{Attempts, Failure, Served};
 use crate::engine::partition::replay_index::LoggedChange;
+#[cfg(debug_assertions)]
+use crate::engine::steps::Steps;
 use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
 use crate::room::{Charge, Room};
@@ -145,6 +147,9 @@ pub struct Context {
     served: Mutex<Served>,
     /// What its answers take of the room for them, in this attempt.
     kept: Mutex<Option<Charge>>,
+    /// The steps that its consumer declared.
+    #[cfg(debug_assertions)]
+    steps: Mutex<Option<Arc<Steps>>>,
 }
 
 /// What became of the work of a step.
@@ -210,7 +215,20 @@ impl Context {
             hold: Mutex::default(),
             served: Mutex::default(),
             kept: Mutex::default(),
+            #[cfg(debug_assertions)]
+            steps: Mutex::default(),
         }
+    }
+
+    /// Sets which steps may be taken from now on.
+    #[cfg(debug_assertions)]
+    pub(crate) fn declare(&self, steps: Steps) {
+        *self.steps.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(steps));
+    }
+
+    #[cfg(debug_assertions)]
+    pub(in crate::engine) fn declared(&self) -> Option<Arc<Steps>> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Tells that this record got an answer that it could use: it says nothing about others.

@@ -99,7 +99,7 @@ impl Beginner {
         read: HashSet<Arc<str>>,
         sights: &Arc<Sights>,
     ) -> Self {
-        let topics = engine.consumer.topics().into_iter();
+        let topics = engine.settings.subscription.topics.clone().into_iter();
         Self {
             client: Arc::clone(client),
             kafka: engine.kafka.clone(),

@@ -154,7 +154,7 @@ impl<C: Consumer> Session<'_, C> {
             assigned, partitions = self.partitions.len(), "partitions assigned");
         self.joined();
         let observed = Observed::Rebalanced { assigned, revoked: 0 };
-        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        self.engine.observer.observe(self.engine.name(), &observed);
         self.next_rebalance();
     }
 
@@ -252,7 +252,7 @@ impl<C: Consumer> Session<'_, C> {
         tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
             revoked, partitions = self.partitions.len(), "partitions given up");
         let observed = Observed::Rebalanced { assigned: 0, revoked };
-        self.engine.observer.observe(self.engine.consumer.name(), &observed);
+        self.engine.observer.observe(self.engine.name(), &observed);
         self.next_rebalance();
     }
 

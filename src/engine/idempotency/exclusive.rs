@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::dedup::{Reply, StoreUnavailable};
 use crate::engine::dispatch::work::{Context, LockState};
 use crate::engine::idempotency::once::claim_held;
+use crate::engine::steps::Taken;
 use crate::engine::{Failure, Outcome};
 use crate::outage::Breaker;
 
@@ -77,6 +78,7 @@ impl Context {
     where
         F: Future<Output = Result<Outcome, Failure>> + Send,
     {
+        self.step(Taken::Lock(name));
         self.acquire(name).await?;
         let outcome = tokio::select! {
             biased;

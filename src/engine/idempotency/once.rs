@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use crate::dedup::{Reply, StoreUnavailable, TakenBack};
 use crate::engine::dispatch::retry::Failure;
 use crate::engine::dispatch::work::{Accepted, Context, Memo, Memos};
+use crate::engine::steps::Taken;
 
 /// How soon to look again at a claim that another record holds.
 const HELD_PAUSE: Duration = Duration::from_millis(500);
@@ -56,6 +57,7 @@ impl Context {
         F: Future<Output = Result<A, Failure>> + Send,
         A: Into<Accepted> + Send,
     {
+        self.step(Taken::Claim(name));
         let accepted: Accepted = match self.recall(name) {
             Some(Memo::Confirmed(accepted)) => return Ok(Once::Ran(accepted.at)),
             Some(Memo::Accepted(accepted)) => accepted,

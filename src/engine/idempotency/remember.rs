@@ -10,6 +10,7 @@ use crate::dedup::{Reply, TakenBack};
 use crate::engine::Failure;
 use crate::engine::dispatch::work::{Context, Memo};
 use crate::engine::idempotency::once::claim_held;
+use crate::engine::steps::Taken;
 
 /// The key that holds since when this store has been used. It never expires.
 const SINCE: &str = "claims:since";
@@ -50,6 +51,7 @@ impl Context {
         F: Future<Output = Result<T, Failure>> + Send,
         T: Send,
     {
+        self.step(Taken::Lock(name));
         match self.take_lock(name, &self.lock_asker()).await? {
             (Reply::Acquired { .. }, _) => {}
             _ => return Err(claim_held()),

@@ -18,7 +18,7 @@ use crm_event_processors::engine::dispatch::retry::Policy;
 use crm_event_processors::engine::vitals::Pulse;
 use crm_event_processors::engine::{
     Consumer, Context, Engine, EngineError, Failure, Lane, Observed, Observer, Once, Origin,
-    Outcome, Plan, Route, Settings,
+    Outcome, Route, Settings, Step, Steps, Subscription,
 };
 use crm_event_processors::kafka::{DeadLetters, Kafka};
 use crm_event_processors::outage::{Backoff, Breaker, Breakers};
@@ -57,8 +57,6 @@ type Script = dyn Fn(Call) -> BoxFuture<'static, Result<Outcome, Failure>> + Sen
 /// A value that begins with `malformed` is no work, one that begins with `skip` calls for none, and
 /// the work of one that begins with `waits` counts as a mere wait.
 pub(super) struct Scripted {
-    topics: Vec<String>,
-    limits: Limits,
     claiming: bool,
     script: Box<Script>,
     calls: Mutex<Vec<Call>>,
@@ -74,22 +72,6 @@ pub(super) struct Work {
 
 impl Consumer for Scripted {
     type Work = Work;
-
-    fn name(&self) -> &'static str {
-        "scripted"
-    }
-
-    fn topics(&self) -> Vec<String> {
-        self.topics.clone()
-    }
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    fn takes_commands(&self, _: &str) -> bool {
-        true
-    }
 
     fn route(&self, _: &Change<'_>, _: Timestamp) -> Result<Route<Work>, DecodeError> {
         Ok(Route::Skip("not_scripted"))
@@ -109,8 +91,8 @@ impl Consumer for Scripted {
         Ok(Route::Process { work, lane })
     }
 
-    fn plan(&self, work: &Work) -> Plan {
-        Plan { lane: work.key.clone(), claim: work.value.clone(), steps: Vec::new() }
+    fn steps(&self, work: &Work) -> Steps {
+        Steps { lane: work.key.clone(), steps: vec![Step::claim(&work.value)] }
     }
 
     fn kept(&self, work: &Work) -> usize {
@@ -286,7 +268,6 @@ pub(super) struct Stage {
     pub(super) kafka: config::Kafka,
     pub(super) settings: Settings,
     pub(super) topic: String,
-    pub(super) limits: Limits,
     /// Whether each value is worked on under a claim of its name.
     pub(super) claiming: bool,
     pub(super) store: Silent,
@@ -331,6 +312,12 @@ impl Stage {
                 metadata_refresh: Duration::from_millis(500),
             },
             settings: Settings {
+                subscription: Subscription {
+                    consumer: "scripted",
+                    topics: Vec::new(),
+                    command_topics: Vec::new(),
+                },
+                limits: Limits { min: 5, max: 5 },
                 group: topic.clone(),
                 claim_prefix: String::new(),
                 properties: Properties::default(),
@@ -348,7 +335,6 @@ impl Stage {
                 commit_interval: Duration::from_millis(100),
             },
             topic,
-            limits: Limits { min: 5, max: 5 },
             claiming: false,
             store,
             breakers: Arc::new(Breakers::new(1, BACKOFF)),
@@ -401,8 +387,6 @@ impl Stage {
         let away = Arc::new(Breaker::new("always away", 1, BACKOFF));
         away.failed(Instant::now(), None, "away");
         let consumer = Arc::new(Scripted {
-            topics,
-            limits: self.limits,
             claiming: self.claiming,
             script: Box::new(move |call| script(call).boxed()),
             calls: Mutex::default(),
@@ -416,17 +400,24 @@ impl Stage {
             Duration::from_secs(300),
             Duration::from_secs(30),
         );
-        self.start_with(consumer, claims)
+        self.start_with(topics, consumer, claims)
     }
 
-    fn start_with(&self, consumer: Arc<Scripted>, claims: Claims) -> Member {
+    fn start_with(&self, topics: Vec<String>, consumer: Arc<Scripted>, claims: Claims) -> Member {
         let Settings { commit_interval, drain_deadline, .. } = self.settings;
         let kafka = Kafka::new(self.kafka.clone(), commit_interval, drain_deadline);
         let dead_letters = DeadLetters::new(&kafka, &self.kafka.dlq_topic);
         let (watch, pulse) = (Arc::new(Watch::default()), Arc::new(Pulse::default()));
         let engine = Engine {
             consumer: Arc::clone(&consumer),
-            settings: self.settings.clone(),
+            settings: Settings {
+                subscription: Subscription {
+                    consumer: "scripted",
+                    command_topics: topics.clone(),
+                    topics,
+                },
+                ..self.settings.clone()
+            },
             kafka,
             dead_letters: Arc::new(dead_letters),
             claims,

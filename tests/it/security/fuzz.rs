@@ -17,9 +17,10 @@ use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
 use crm_event_processors::cdc::{self, Change, DecodeError, Decoded, Field, Options, Row};
 use crm_event_processors::clients::redis::Cache;
-use crm_event_processors::config::{self, ConsumerName};
 use crm_event_processors::consumers::refund::refund_percentage;
-use crm_event_processors::consumers::registry::{self, AnyConsumer, Dependencies};
+use crm_event_processors::consumers::registry::{
+    self, AnyConsumer, CONSUMERS, Dependencies, Entry,
+};
 use crm_event_processors::engine::intake;
 use crm_event_processors::engine::partition::metadata;
 use crm_event_processors::recording::Recorded;
@@ -99,8 +100,8 @@ fn corpus() -> Vec<Recorded> {
     records
 }
 
-/// Every consumer, with clients that are never asked.
-fn consumers() -> Vec<Arc<dyn AnyConsumer>> {
+/// Every consumer with its topics of commands, and clients that are never asked.
+fn consumers() -> Vec<(Vec<String>, Arc<dyn AnyConsumer>)> {
     let environment = [
         ("KAFKA_BOOTSTRAP_SERVERS", "kafka.invalid:9092"),
         ("REDIS_URL", "redis://redis.invalid"),
@@ -111,7 +112,7 @@ fn consumers() -> Vec<Arc<dyn AnyConsumer>> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    let loaded = config::load(&environment, std::path::Path::new(""));
+    let loaded = registry::load(&environment, std::path::Path::new(""));
     let settings = loaded.settings.expect("settings");
     let breakers = supervisor::breakers(&settings);
     let parts = Dependencies {
@@ -120,7 +121,8 @@ fn consumers() -> Vec<Arc<dyn AnyConsumer>> {
         sender: supervisor::sender(&settings, &breakers).expect("a client"),
         cache: Cache::none(),
     };
-    ConsumerName::ALL.iter().map(|name| registry::build(*name, &parts)).collect()
+    let commands = |entry: &Entry| settings.command_topics_of(entry.spec);
+    CONSUMERS.iter().map(|entry| (commands(entry), (entry.build)(&parts))).collect()
 }
 
 /// What was found, to see that the cases are worth something.
@@ -175,7 +177,7 @@ fn check_message(message: &str) {
     assert!(message.len() <= MAX_MESSAGE, "a message of {} bytes", message.len());
 }
 
-fn check(record: &Recorded, consumers: &[Arc<dyn AnyConsumer>], tally: &mut Tally) {
+fn check(record: &Recorded, consumers: &[(Vec<String>, Arc<dyn AnyConsumer>)], tally: &mut Tally) {
     let now = Timestamp::UNIX_EPOCH;
     record.lend(|lent| {
         let decoded = cdc::decode(lent, &Options::default());
@@ -196,10 +198,11 @@ fn check(record: &Recorded, consumers: &[Arc<dyn AnyConsumer>], tally: &mut Tall
                 check_packaging(record, change);
             }
         }
-        for consumer in consumers {
+        for (topics, consumer) in consumers {
+            let commands = topics.iter().any(|topic| topic == lent.topic);
             let decision = match &decoded {
                 Ok(Decoded::Change(change)) => consumer.explain_change(change, now),
-                _ if consumer.takes_commands(lent.topic) => consumer.explain_command(lent),
+                _ if commands => consumer.explain_command(lent),
                 _ => continue,
             };
             check_decision(&decision, tally);

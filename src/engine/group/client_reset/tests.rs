@@ -19,7 +19,9 @@ use crate::engine::dispatch::retry::Policy;
 use crate::engine::dispatch::work::Shared;
 use crate::engine::session::End;
 use crate::engine::vitals::Pulse;
-use crate::engine::{Context, Engine, Failure, Observed, Observer, Outcome, Plan, Route, Settings};
+use crate::engine::{
+    Context, Engine, Failure, Observed, Observer, Outcome, Route, Settings, Steps, Subscription,
+};
 use crate::kafka::{Callbacks, DeadLetters, GroupConsumer, Kafka, Rebalance};
 use crate::outage::{Backoff, Breakers};
 
@@ -32,24 +34,12 @@ struct Idle;
 impl Consumer for Idle {
     type Work = ();
 
-    fn name(&self) -> &'static str {
-        "idle"
-    }
-
-    fn topics(&self) -> Vec<String> {
-        vec![TOPIC.to_owned()]
-    }
-
-    fn limits(&self) -> Limits {
-        Limits { min: 1, max: 1 }
-    }
-
     fn route(&self, _: &Change<'_>, _: Timestamp) -> Result<Route<()>, DecodeError> {
         Ok(Route::Skip("idle"))
     }
 
-    fn plan(&self, (): &()) -> Plan {
-        Plan { lane: String::new(), claim: String::new(), steps: Vec::new() }
+    fn steps(&self, (): &()) -> Steps {
+        Steps { lane: String::new(), steps: Vec::new() }
     }
 
     async fn process(&self, _: &Context, (): &()) -> Result<Outcome, Failure> {
@@ -85,6 +75,12 @@ fn engine(bootstrap: String) -> Engine<Idle> {
     Engine {
         consumer: Arc::new(Idle),
         settings: Settings {
+            subscription: Subscription {
+                consumer: "idle",
+                topics: vec![TOPIC.to_owned()],
+                command_topics: Vec::new(),
+            },
+            limits: Limits { min: 1, max: 1 },
             group: "g".to_owned(),
             claim_prefix: String::new(),
             properties: Properties::default(),

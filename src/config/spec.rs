@@ -1,0 +1,153 @@
+//! What a consumer declares of itself. Its settings, its topics and what it needs follow from that.
+
+use super::Settings;
+use super::variables::{self, Variable};
+
+/// A consumer, as it declares itself.
+#[derive(Debug)]
+pub struct Spec {
+    /// Its name in `CONSUMERS`, group ids, metrics and logs; its own variables begin with it.
+    pub name: &'static str,
+    /// Whether it runs where `CONSUMERS` names none.
+    pub by_default: bool,
+    /// The tables whose changes it takes. Their topics are `CDC_TOPIC_PREFIX`, a dot and the table.
+    pub tables: &'static [&'static str],
+    /// The topics of plain JSON commands that it takes.
+    pub commands: &'static [Commands],
+    /// Default of `<NAME>_CONCURRENCY`, its requests to Supabase at a time: `5`, or `5..64`.
+    pub concurrency: &'static str,
+    /// Whether it calls functions or reads tables of Supabase.
+    pub needs_supabase: bool,
+    /// Settings of its own, besides `<NAME>_CONCURRENCY` and `<NAME>_KAFKA_PROPERTIES`.
+    pub settings: &'static [&'static dyn AnySetting],
+}
+
+impl PartialEq for Spec {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Spec {}
+
+/// A topic of commands.
+#[derive(Debug)]
+pub enum Commands {
+    /// This one, in full.
+    Topic(&'static str),
+    /// The one that a setting of the consumer names, in full.
+    Setting(&'static Setting<String>),
+}
+
+/// A setting of one consumer alone.
+#[derive(Debug)]
+pub struct Setting<T> {
+    /// The last part of its path: `<name>.<key>`.
+    pub key: &'static str,
+    /// Its name in the environment.
+    pub variable: &'static str,
+    /// The text of its default.
+    pub default: &'static str,
+    /// What it is and what it looks like, in a few words.
+    pub about: &'static str,
+    /// Reads its text, or says what that is not; see [`super::value`].
+    pub parse: fn(&str) -> Result<T, String>,
+}
+
+/// A [`Setting`], whatever its type.
+pub trait AnySetting: Sync + std::fmt::Debug {
+    /// The last part of its path.
+    fn key(&self) -> &'static str;
+
+    /// Its row in the table of settings.
+    fn variable(&self, consumer: &str) -> Variable;
+
+    /// Looks at its text.
+    ///
+    /// # Errors
+    /// What the text is not.
+    fn check(&self, text: &str) -> Result<(), String>;
+}
+
+impl<T> AnySetting for Setting<T>
+where
+    Setting<T>: std::fmt::Debug,
+{
+    fn key(&self) -> &'static str {
+        self.key
+    }
+
+    fn variable(&self, consumer: &str) -> Variable {
+        let path = variables::kept(format!("{consumer}.{}", self.key));
+        let env = variables::names([self.variable.to_owned()]);
+        Variable { default: Some(self.default), ..variables::plain(path, env, self.about) }
+    }
+
+    fn check(&self, text: &str) -> Result<(), String> {
+        (self.parse)(text).map(|_| ())
+    }
+}
+
+/// Every consumer that can be enabled, and every setting that there is. Made once, in a static.
+#[derive(Debug)]
+pub struct Declared {
+    pub(super) specs: Vec<&'static Spec>,
+    variables: Vec<Variable>,
+}
+
+impl Declared {
+    /// The consumers of these declarations, in the order in which people are told of them.
+    #[must_use]
+    pub fn new(specs: impl IntoIterator<Item = &'static Spec>) -> Self {
+        let specs: Vec<_> = specs.into_iter().collect();
+        let own = specs.iter().flat_map(|spec| variables::of_consumer(spec));
+        let variables = variables::BEFORE_CONSUMERS.iter().cloned().chain(own);
+        let variables = variables.chain(variables::AFTER_CONSUMERS.iter().cloned()).collect();
+        Self { specs, variables }
+    }
+
+    /// Every setting, in the order in which `check` shows them.
+    #[must_use]
+    pub fn variables(&self) -> &[Variable] {
+        &self.variables
+    }
+
+    /// The setting that stands at `path`.
+    #[must_use]
+    pub fn variable(&self, path: &str) -> Option<&Variable> {
+        self.variables.iter().find(|variable| variable.path == path)
+    }
+
+    pub(super) fn names(&self) -> String {
+        let names: Vec<_> = self.specs.iter().map(|spec| spec.name).collect();
+        names.join(", ")
+    }
+}
+
+impl Settings {
+    /// A setting that a consumer declares.
+    #[must_use]
+    pub fn of<T: Default>(&self, spec: &Spec, setting: &Setting<T>) -> T {
+        let own = self.consumer(spec).own;
+        // Loading has looked at every text: see `AnySetting::check`.
+        let text = own.get(setting.key).map_or(setting.default, String::as_str);
+        (setting.parse)(text).unwrap_or_default()
+    }
+
+    /// The topics that a consumer takes, in full: commands first.
+    #[must_use]
+    pub fn topics_of(&self, spec: &Spec) -> Vec<String> {
+        let tables = spec.tables.iter().map(|table| self.kafka.topic_of(table));
+        self.command_topics_of(spec).into_iter().chain(tables).collect()
+    }
+
+    /// Those of its topics that carry commands.
+    #[must_use]
+    pub fn command_topics_of(&self, spec: &Spec) -> Vec<String> {
+        let topic = |commands: &Commands| match commands {
+            Commands::Topic(topic) => (*topic).to_owned(),
+            Commands::Setting(setting) => self.of(spec, setting),
+        };
+        spec.commands.iter().map(topic).collect()
+    }
+}
