@@ -27,6 +27,9 @@ const TABLES: &str = "supabase";
 /// otherwise.
 const PAGE: &str = "1000";
 
+/// What an event takes, about.
+const EVENT_BYTES: usize = 320;
+
 /// The most rows that one question may have: a bound on memory.
 const MAX_ROWS: usize = 100_000;
 
@@ -293,6 +296,50 @@ impl Sender {
         self.sent(cx, sending).await
     }
 
+    /// Sends what many records call for, in one send: `write` writes the events of record number
+    /// `index`. One result a record, in order: when its events were accepted, or why not.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] for all, as for one. Of an event that fails the records that come after
+    /// it are [`Failure::Alone`], and so is its own: alone it shows what is wrong with it.
+    pub async fn send_all(
+        &self,
+        cx: &Context,
+        count: usize,
+        write: impl Fn(usize, &mut Events) -> Result<(), InvalidEvent> + Send,
+    ) -> Result<Vec<Result<Timestamp, Failure>>, Failure> {
+        let turn = cx.with_client_retries(&self.breaker, self.inngest.room()).await?;
+        let mut events = Events::with_capacity(count * EVENT_BYTES);
+        // Where each record's events end; none of one that cannot be sent.
+        let mut ends = Vec::with_capacity(count);
+        for index in 0..count {
+            let before = events.len();
+            let written = write(index, &mut events).map_err(unwritable).and_then(|()| {
+                let size = self.inngest.check_size(events.largest_from(before));
+                size.map_err(|error| failure(error, &self.breaker))
+            });
+            if written.is_err() {
+                events.truncate(before);
+            }
+            ends.push(written.map(|()| events.len()));
+        }
+        take_steps(cx, &events);
+        let sending = self.inngest.submit(events);
+        drop(turn);
+        let sent = cx.with_client_retries(&self.breaker, sending).await?;
+        let (accepted, at) = match sent {
+            Ok(accepted) => (usize::MAX, accepted.at),
+            Err(SendError::Closed) => return Err(Failure::GivenUp),
+            // Not before they were taken in: that is what counts.
+            Err(error) => (error.accepted(), Timestamp::now()),
+        };
+        let result = |end: Result<usize, Failure>| match end? {
+            end if end <= accepted => Ok(at),
+            _ => Err(Failure::Alone),
+        };
+        Ok(ends.into_iter().map(result).collect())
+    }
+
     /// Sends a few events in their order that are written already. Returns when they were accepted.
     ///
     /// # Errors
@@ -351,19 +398,19 @@ fn accepted(
     sent: Result<Accepted, SendError>,
     breaker: &Arc<Breaker>,
 ) -> Result<Timestamp, Failure> {
-    let error = match sent {
-        Ok(accepted) => return Ok(accepted.at),
-        Err(error) => error,
-    };
+    sent.map(|accepted| accepted.at).map_err(|error| failure(error, breaker))
+}
+
+fn failure(error: SendError, breaker: &Arc<Breaker>) -> Failure {
     let (kind, message, breaker) = (error.kind(), error.to_string(), Arc::clone(breaker));
-    Err(match error {
+    match error {
         SendError::Refused { certain: true, .. } => Failure::Poison { kind, message },
         SendError::Refused { certain: false, .. } => Failure::Suspect { breaker, kind, message },
         SendError::Outage { retry_after, .. } => {
             Failure::Outage { breaker, kind, message, retry_after, attempted: true }
         }
         SendError::Closed => Failure::GivenUp,
-    })
+    }
 }
 
 /// One outcome of several steps: sent if any was. `nothing` is the reason where what ran found

@@ -38,6 +38,13 @@ impl<T: Clone> LookupCache<T> {
         slot.get_or_try_init(|| Box::pin(load())).await.cloned()
     }
 
+    /// The answer for `key`, if it is known.
+    pub(crate) fn known(&self, key: &str) -> Option<T> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, slot) = known.get(key)?;
+        slot.get().filter(|_| at.elapsed() < FRESH).cloned()
+    }
+
     fn slot(&self, key: &str, now: Instant) -> Slot<T> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = |at: &Instant| now.saturating_duration_since(*at) < FRESH;
@@ -96,6 +103,9 @@ mod tests {
         let (cache, now) = (LookupCache::<u32>::default(), Instant::now());
         let slot = cache.slot("a", now);
         assert!(Arc::ptr_eq(&slot, &cache.slot("a", now + FRESH / 2)));
+        assert_eq!(cache.known("a"), None, "nobody has answered yet");
+        slot.set(7).expect("empty");
+        assert_eq!(cache.known("a"), Some(7));
         assert!(!Arc::ptr_eq(&slot, &cache.slot("a", now + FRESH)));
         for key in 0..3 * MOST {
             cache.slot(&key.to_string(), now);

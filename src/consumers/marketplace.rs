@@ -128,6 +128,23 @@ impl Consumer for Marketplace {
         };
         Ok(outcome(&[cx.once(work.id(), send).await?], "nothing_to_send"))
     }
+
+    fn batched<'w>(&self, work: &'w Work) -> Option<Cow<'w, str>> {
+        Some(work.id().into())
+    }
+
+    async fn send_all(
+        &self,
+        cx: &Context,
+        works: &[&Work],
+    ) -> Result<Vec<Result<Option<Timestamp>, Failure>>, Failure> {
+        let write = |index: usize, events: &mut Events| {
+            let work = works[index];
+            events.push(RECEIVED, Some(work.id()), &work.received())
+        };
+        let sent = self.sender.send_all(cx, works.len(), write).await?;
+        Ok(sent.into_iter().map(|sent| sent.map(Some)).collect())
+    }
 }
 
 #[derive(DeriveDeserialize)]

@@ -1,5 +1,6 @@
 //! Mission: which missions a change may advance, for Inngest to evaluate (behaviour section 5).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,10 +24,14 @@ use crate::engine::{
 };
 
 const EVALUATE: &str = "mission/evaluate";
+/// Skip reason of a row that advances no mission.
+const NO_MISSIONS: &str = "no_missions";
 const CONDITIONS: &str = "mv_mission_conditions_expanded";
 
 /// Bytes of events that are written at a time for one row, unless one alone has more.
 const PART_BYTES: usize = 1 << 20;
+/// Bytes of the events of a row that goes through with others.
+const BATCHED_BYTES: usize = 16 << 10;
 /// What an event has besides the row, about.
 const EVENT_BYTES: usize = 512;
 
@@ -136,11 +141,52 @@ impl Consumer for Mission {
             let evaluate = || self.evaluate(cx, work, event_type);
             steps.push(cx.once(&work.claim(event_type), evaluate).await?);
         }
-        Ok(outcome(&steps, "no_missions"))
+        Ok(outcome(&steps, NO_MISSIONS))
+    }
+
+    /// A row of one event type whose missions are known here, unless its events are large.
+    fn batched<'w>(&self, work: &'w Work) -> Option<Cow<'w, str>> {
+        let (event_type, _) = self.known(work)?;
+        Some(work.claim(event_type).into())
+    }
+
+    async fn send_all(
+        &self,
+        cx: &Context,
+        works: &[&Work],
+    ) -> Result<Vec<Result<Option<Timestamp>, Failure>>, Failure> {
+        let known: Vec<_> = works.iter().map(|work| self.known(work)).collect();
+        let write = |index: usize, events: &mut Events| match &known[index] {
+            Some((event_type, missions)) => write(events, works[index], event_type, missions),
+            None => Ok(()),
+        };
+        let sent = self.sender.send_all(cx, works.len(), write).await?;
+        let result = |(sent, known): (Result<Timestamp, Failure>, &Option<(_, Arc<[String]>)>)| {
+            match known {
+                Some((_, missions)) if missions.is_empty() => Ok(None),
+                Some(_) => sent.map(Some),
+                // Forgotten since it was asked for.
+                None => Err(Failure::Alone),
+            }
+        };
+        Ok(sent.into_iter().zip(&known).map(result).collect())
+    }
+
+    fn nothing_to_send(&self) -> &'static str {
+        NO_MISSIONS
     }
 }
 
 impl Mission {
+    /// The only event type of a row, and its missions, where those are known here and their events
+    /// are small.
+    fn known(&self, work: &Work) -> Option<(&'static str, Arc<[String]>)> {
+        let [event_type] = work.event_types[..] else { return None };
+        let missions = self.missions.known.known(&key(&work.merchant_id, event_type))?;
+        let bytes = missions.len() * (work.event_data.get().len() + EVENT_BYTES);
+        (bytes <= BATCHED_BYTES).then_some((event_type, missions))
+    }
+
     /// Sends one event for each active mission, all in one send unless they are large.
     async fn evaluate(
         &self,
@@ -163,6 +209,16 @@ impl Mission {
 /// The events of one row for these missions.
 fn written(work: &Work, event_type: &str, missions: &[String]) -> Result<Events, InvalidEvent> {
     let mut events = Events::default();
+    write(&mut events, work, event_type, missions)?;
+    Ok(events)
+}
+
+fn write(
+    events: &mut Events,
+    work: &Work,
+    event_type: &str,
+    missions: &[String],
+) -> Result<(), InvalidEvent> {
     for mission_id in missions {
         let data = Evaluate {
             user_id: &work.user_id,
@@ -175,7 +231,7 @@ fn written(work: &Work, event_type: &str, missions: &[String]) -> Result<Events,
         let id = work.event_id(mission_id, event_type);
         events.push(EVALUATE, Some(&id), &data)?;
     }
-    Ok(events)
+    Ok(())
 }
 
 /// Looks up active missions: in the process, in the cache Redis, in the database.

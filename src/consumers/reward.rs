@@ -1,5 +1,6 @@
 //! Reward: redemptions asked for by the app, and codes that were redeemed (behaviour section 6).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -215,6 +216,31 @@ impl Consumer for Reward {
             }
         };
         Ok(outcome(&[step], "nothing_to_send"))
+    }
+
+    /// Codes: a redemption asks first.
+    fn batched<'w>(&self, work: &'w Work) -> Option<Cow<'w, str>> {
+        match work {
+            Work::Code(code) => Some(code.claim().into()),
+            Work::Redeem(_) => None,
+        }
+    }
+
+    async fn send_all(
+        &self,
+        cx: &Context,
+        works: &[&Work],
+    ) -> Result<Vec<Result<Option<Timestamp>, Failure>>, Failure> {
+        let write = |index: usize, events: &mut Events| match works[index] {
+            Work::Code(code) => events.push(CODE_REDEEMED, Some(&code.event_id()), code),
+            Work::Redeem(_) => Ok(()),
+        };
+        let sent = self.sender.send_all(cx, works.len(), write).await?;
+        let result = |(sent, work): (Result<Timestamp, Failure>, &&Work)| match work {
+            Work::Code(_) => sent.map(Some),
+            Work::Redeem(_) => Err(Failure::Alone),
+        };
+        Ok(sent.into_iter().zip(works).map(result).collect())
     }
 }
 

@@ -61,9 +61,31 @@ pub enum OnOutage {
     Proceed,
 }
 
-struct Request {
-    op: Op,
-    reply: oneshot::Sender<Result<Reply, StoreUnavailable>>,
+/// Operations of one caller, and where its answer goes.
+enum Request {
+    One(Op, oneshot::Sender<Answer<Reply>>),
+    Many(Vec<Op>, oneshot::Sender<Answer<Vec<Reply>>>),
+}
+
+type Answer<T> = Result<T, StoreUnavailable>;
+
+impl Request {
+    fn ops(&self) -> usize {
+        match self {
+            Self::One(..) => 1,
+            Self::Many(ops, _) => ops.len(),
+        }
+    }
+
+    /// A caller that has gone needs no claim; one that must be kept is claimed again. What he has
+    /// done is noted all the same.
+    fn is_wanted(&self) -> bool {
+        let second_phase = |ops: &[Op]| ops.iter().any(Op::is_second_phase);
+        match self {
+            Self::One(op, reply) => op.is_second_phase() || !reply.is_closed(),
+            Self::Many(ops, reply) => second_phase(ops) || !reply.is_closed(),
+        }
+    }
 }
 
 /// The claims of the whole process: every operation of every lane goes through one queue and
@@ -138,6 +160,38 @@ impl Claims {
         match self.ask(Op::Claim { key, asker }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Granted),
             answer => answer,
+        }
+    }
+
+    /// Claims each of `keys` for its asker, in one request; the answers are in the same order.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn claim_all(
+        &self,
+        keys: Vec<(String, Arc<str>)>,
+    ) -> Result<Vec<Reply>, StoreUnavailable> {
+        let count = keys.len();
+        let ops = keys.into_iter().map(|(key, asker)| Op::Claim { key, asker }).collect();
+        match self.ask_all(ops).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(vec![Reply::Granted; count]),
+            answer => answer,
+        }
+    }
+
+    /// Marks `keys` done, each with its time of acceptance in milliseconds since 1970, in one
+    /// request.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn confirm_all(&self, keys: Vec<(String, i64)>) -> Result<(), StoreUnavailable> {
+        let confirm = |(key, accepted_ms): (String, i64)| {
+            self.recent.note(&key, accepted_ms);
+            Op::Confirm { key, accepted_ms, due_ms: 0, keep: self.window }
+        };
+        match self.ask_all(keys.into_iter().map(confirm).collect()).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
+            answer => answer.map(|_| ()),
         }
     }
 
@@ -298,7 +352,14 @@ impl Claims {
     async fn ask(&self, op: Op) -> Result<Reply, StoreUnavailable> {
         let (reply, answer) = oneshot::channel();
         let stopped = || StoreUnavailable::new("the process is stopping");
-        self.queue.send(Request { op, reply }).await.map_err(|_| stopped())?;
+        self.queue.send(Request::One(op, reply)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    async fn ask_all(&self, ops: Vec<Op>) -> Result<Vec<Reply>, StoreUnavailable> {
+        let (reply, answer) = oneshot::channel();
+        let stopped = || StoreUnavailable::new("the process is stopping");
+        self.queue.send(Request::Many(ops, reply)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 }
@@ -307,27 +368,59 @@ impl Claims {
 /// waits for its answer before asking again, or has no use for it any more.
 async fn pipeline(store: impl Store, requests: mpsc::Receiver<Request>, breaker: Arc<Breaker>) {
     let batches = stream::unfold(requests, |mut requests| async {
-        let mut batch = Vec::with_capacity(PIPELINE);
-        (requests.recv_many(&mut batch, PIPELINE).await > 0).then_some((batch, requests))
+        let first = requests.recv().await?;
+        let mut ops = first.ops();
+        let mut batch = vec![first];
+        while ops < PIPELINE
+            && let Ok(next) = requests.try_recv()
+        {
+            ops += next.ops();
+            batch.push(next);
+        }
+        Some((batch, requests))
     });
     batches.for_each_concurrent(UNDER_WAY, |batch| answer(&store, batch, &breaker)).await;
 }
 
 async fn answer(store: &impl Store, batch: Vec<Request>, breaker: &Breaker) {
-    // A caller that has gone needs no claim; one that must be kept is claimed again. What he has
-    // done is noted all the same.
-    let wanted = |request: &Request| request.op.is_second_phase() || !request.reply.is_closed();
-    let living = batch.into_iter().filter(wanted);
-    let (ops, replies): (Vec<Op>, Vec<_>) = living.map(|Request { op, reply }| (op, reply)).unzip();
-    let answer = execute(store, &ops, breaker).await;
-    for (at, reply) in replies.into_iter().enumerate() {
-        let each = match &answer {
-            Ok(all) => all.get(at).cloned().ok_or_else(|| StoreUnavailable::new("short answer")),
-            Err(error) => Err(error.clone()),
-        };
-        // A caller that stopped waiting does not need its answer.
-        drop(reply.send(each));
+    let mut ops = Vec::with_capacity(batch.iter().map(Request::ops).sum());
+    let mut callers = Vec::with_capacity(batch.len());
+    for request in batch.into_iter().filter(Request::is_wanted) {
+        match request {
+            Request::One(op, reply) => {
+                ops.push(op);
+                callers.push(Caller::One(reply));
+            }
+            Request::Many(all, reply) => {
+                callers.push(Caller::Many(all.len(), reply));
+                ops.extend(all);
+            }
+        }
     }
+    let short = || StoreUnavailable::new("short answer");
+    let mut answer = execute(store, &ops, breaker).await.map(Vec::into_iter);
+    // A caller that stopped waiting does not need its answer.
+    for caller in callers {
+        match caller {
+            Caller::One(reply) => {
+                let one = answer.as_mut().map_err(|error| error.clone());
+                drop(reply.send(one.and_then(|all| all.next().ok_or_else(short))));
+            }
+            Caller::Many(count, reply) => {
+                let many = answer.as_mut().map_err(|error| error.clone());
+                let many = many.map(|all| all.by_ref().take(count).collect::<Vec<_>>());
+                let whole =
+                    many.and_then(|many| if many.len() == count { Ok(many) } else { Err(short()) });
+                drop(reply.send(whole));
+            }
+        }
+    }
+}
+
+/// Where a caller's answer goes.
+enum Caller {
+    One(oneshot::Sender<Answer<Reply>>),
+    Many(usize, oneshot::Sender<Answer<Vec<Reply>>>),
 }
 
 async fn execute(

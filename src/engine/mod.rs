@@ -23,6 +23,7 @@ pub mod steps;
 pub(crate) mod testing;
 pub mod vitals;
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -88,6 +89,33 @@ pub trait Consumer: Send + Sync + 'static {
         cx: &Context,
         work: &Self::Work,
     ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
+
+    /// The claim of work that is one send under one claim, and nothing else: such records go through
+    /// by the hundreds, with [`Consumer::send_all`].
+    fn batched<'w>(&self, work: &'w Self::Work) -> Option<Cow<'w, str>> {
+        let _ = work;
+        None
+    }
+
+    /// Sends what these pieces of work call for, all of them [`Consumer::batched`]. One result for
+    /// each, in order: when its event was accepted, `None` where there was nothing to send.
+    ///
+    /// # Errors
+    /// What failed for all of them.
+    fn send_all(
+        &self,
+        cx: &Context,
+        works: &[&Self::Work],
+    ) -> impl Future<Output = Result<Vec<Result<Option<Timestamp>, Failure>>, Failure>> + Send {
+        let _ = cx;
+        let alone = works.iter().map(|_| Err(Failure::Alone)).collect();
+        async { Ok(alone) }
+    }
+
+    /// What the outcome is called where [`Consumer::send_all`] found nothing to send.
+    fn nothing_to_send(&self) -> &'static str {
+        "nothing_to_send"
+    }
 
     /// Takes `newer` into `waiting`, work of the same lane that has not begun, or gives it back.
     /// What is taken in completes together with `waiting`.

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::dispatch::backpressure::{Bounds, Load};
+use super::dispatch::batch::Batch;
 use super::dispatch::flood::Guard;
 use super::dispatch::lanes::{LaneId, Lanes};
 use super::dispatch::life::Life;
@@ -68,6 +69,8 @@ pub(crate) struct Session<'a, C: Consumer> {
     /// By topic and partition number.
     pub(super) index: HashMap<Arc<str>, HashMap<i32, u32>>,
     pub(super) lanes: Lanes<Box<Job<C::Work>>>,
+    /// What is about to be started together, by partition; empty between two turns of the loop.
+    batches: Vec<Batch<C::Work>>,
     /// Of the jobs in flight, by their lanes: where each comes from, and its life.
     pub(super) lives: HashMap<LaneId, (Origin, Arc<Life>)>,
     pub(super) assignment: Assignment,
@@ -133,6 +136,7 @@ impl<'a, C: Consumer> Session<'a, C> {
             partitions: HashMap::new(),
             index: HashMap::new(),
             lanes: Lanes::default(),
+            batches: Vec::new(),
             lives: HashMap::new(),
             assignment: Assignment::default(),
             unbegun: Unbegun::default(),
@@ -341,7 +345,7 @@ impl<'a, C: Consumer> Session<'a, C> {
     /// Starts what is ready.
     fn dispatch(&mut self) {
         while self.lanes.running() < MAX_RUNNING && self.stopping.is_none() {
-            let Some((lane, job)) = self.lanes.next_ready() else { return };
+            let Some((lane, job)) = self.lanes.next_ready() else { break };
             // Its original may have finished while it waited behind it.
             if let (Some(logged), [open_offset]) = (&job.logged, job.open_offsets.as_slice())
                 && job.attempts.failures == 0
@@ -352,8 +356,50 @@ impl<'a, C: Consumer> Session<'a, C> {
                 self.lanes.finish(lane);
                 continue;
             }
-            self.start(lane, job);
+            if job.may_be_batched()
+                && job
+                    .work
+                    .as_ref()
+                    .is_some_and(|work| self.engine.consumer.batched(work).is_some())
+            {
+                self.batch(lane, job);
+            } else {
+                self.start(lane, job);
+            }
         }
+        for batch in std::mem::take(&mut self.batches) {
+            self.start_batch(batch);
+        }
+    }
+
+    /// Puts a job into the batch of its partition.
+    fn batch(&mut self, lane: LaneId, job: Box<Job<C::Work>>) {
+        let Some(of) = job.open_offsets.first().map(|open_offset| open_offset.partition) else {
+            return;
+        };
+        let known = self.batches.iter().position(|batch| batch.partition == of);
+        let at = known.unwrap_or_else(|| {
+            self.batches.push(Batch::new(of));
+            self.batches.len() - 1
+        });
+        if self.batches[at].push(lane, job) {
+            let full = self.batches.swap_remove(at);
+            self.start_batch(full);
+        }
+    }
+
+    fn start_batch(&mut self, batch: Batch<C::Work>) {
+        let partition = self.partitions.get_mut(&batch.partition);
+        let (Some(partition), [(_, first), _, ..]) = (partition, batch.jobs.as_slice()) else {
+            return batch.jobs.into_iter().for_each(|(lane, job)| self.start(lane, job));
+        };
+        partition.running += batch.jobs.len();
+        let (kill, life) = (partition.kill.clone(), Arc::clone(first.cx.life()));
+        life.begin();
+        for (lane, job) in &batch.jobs {
+            self.lives.insert(*lane, (job.cx.origin().clone(), Arc::clone(&life)));
+        }
+        tokio::spawn(Arc::clone(&self.tasks).run_batch(batch, kill));
     }
 
     pub(super) fn start(&mut self, lane: LaneId, job: Box<Job<C::Work>>) {

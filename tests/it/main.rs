@@ -2,6 +2,7 @@
 //! share what is started.
 
 mod all_consumers;
+mod batches;
 mod cases;
 mod claims;
 mod consumers;

@@ -86,14 +86,14 @@ impl Submission {
     }
 
     fn finish(self, outcome: Result<Timestamp, Fault>) {
-        let served = self.served;
+        let (served, accepted) = (self.served, self.next);
         let outcome = match outcome {
             Ok(at) => Ok(Accepted { at, served }),
             Err(Fault::Refused { certain, message }) => {
-                Err(SendError::Refused { message, certain, served })
+                Err(SendError::Refused { message, certain, served, accepted })
             }
             Err(Fault::Outage { message }) => {
-                Err(SendError::Outage { message, retry_after: None, served })
+                Err(SendError::Outage { message, retry_after: None, served, accepted })
             }
         };
         // A caller that has gone wants no answer.

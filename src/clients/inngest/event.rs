@@ -139,6 +139,25 @@ impl Events {
         Ok(data_start)
     }
 
+    /// Room for so many bytes.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { json: Vec::with_capacity(bytes), ends: SmallVec::new() }
+    }
+
+    /// Takes away all but the first `count` events.
+    pub fn truncate(&mut self, count: usize) {
+        self.ends.truncate(count);
+        self.json.truncate(self.ends.last().map_or(0, |end| *end as usize));
+    }
+
+    /// The size of the largest event from number `first` on, in bytes.
+    #[must_use]
+    pub fn largest_from(&self, first: usize) -> usize {
+        let size = |index: usize| self.ends[index] as usize - self.start(index);
+        (first..self.len()).map(size).max().unwrap_or(0)
+    }
+
     /// How many events there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -159,10 +178,7 @@ impl Events {
 
     /// The size of the largest event in bytes.
     pub(super) fn largest(&self) -> usize {
-        (0..self.len())
-            .map(|index| self.ends[index] as usize - self.start(index))
-            .max()
-            .unwrap_or(0)
+        self.largest_from(0)
     }
 
     /// Their names, in order: to look at, since they are read from what is written.

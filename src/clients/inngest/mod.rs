@@ -130,6 +130,8 @@ pub enum SendError {
         certain: bool,
         /// As [`Accepted::served`].
         served: u32,
+        /// How many of the events, from the first on, were accepted.
+        accepted: usize,
     },
     /// The request of these events alone keeps failing while others are accepted: an outage to
     /// count (behaviour section 8.4). What fails for everybody is retried inside `send`.
@@ -141,6 +143,8 @@ pub enum SendError {
         retry_after: Option<Duration>,
         /// As [`Accepted::served`].
         served: u32,
+        /// How many of the events, from the first on, were accepted.
+        accepted: usize,
     },
     /// The batcher has ended, since the process is stopping.
     #[error("the inngest client has stopped")]
@@ -153,6 +157,15 @@ impl SendError {
     pub fn served(&self) -> u32 {
         match self {
             Self::Refused { served, .. } | Self::Outage { served, .. } => *served,
+            Self::Closed => 0,
+        }
+    }
+
+    /// How many of the events, from the first on, were accepted.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        match self {
+            Self::Refused { accepted, .. } | Self::Outage { accepted, .. } => *accepted,
             Self::Closed => 0,
         }
     }
@@ -171,7 +184,7 @@ impl SendError {
 
 impl From<InvalidEvent> for SendError {
     fn from(invalid: InvalidEvent) -> Self {
-        Self::Refused { message: invalid.to_string(), certain: true, served: 0 }
+        Self::Refused { message: invalid.to_string(), certain: true, served: 0, accepted: 0 }
     }
 }
 
@@ -237,16 +250,25 @@ impl Inngest {
         self.room.held()
     }
 
+    /// Looks whether an event of so many bytes may be sent.
+    ///
+    /// # Errors
+    /// When it is over the limit.
+    pub fn check_size(&self, bytes: usize) -> Result<(), SendError> {
+        let most = self.max_event_bytes;
+        if bytes <= most {
+            return Ok(());
+        }
+        let message = format!("an event of {bytes} bytes is over the limit of {most} bytes");
+        Err(SendError::Refused { message, certain: true, served: 0, accepted: 0 })
+    }
+
     /// `None` where there is nothing to send.
     fn hand_over(&self, events: Events) -> Result<Option<Outcome>, SendError> {
         if events.is_empty() {
             return Ok(None);
         }
-        let (largest, most) = (events.largest(), self.max_event_bytes);
-        if largest > most {
-            let message = format!("an event of {largest} bytes is over the limit of {most} bytes");
-            return Err(SendError::Refused { message, certain: true, served: 0 });
-        }
+        self.check_size(events.largest())?;
         let (reply, outcome) = oneshot::channel();
         let charge = self.room.charge(events.bytes());
         let submission = Submission::new(events, charge, reply, Instant::now());

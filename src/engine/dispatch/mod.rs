@@ -1,6 +1,7 @@
 //! What becomes of a record in hand: lanes, tasks, outcomes, retries, and the bounds on all of it.
 
 pub mod backpressure;
+pub(super) mod batch;
 pub(super) mod flood;
 pub(super) mod held_floods;
 pub mod lanes;

@@ -52,7 +52,7 @@ impl<C: Consumer> Session<'_, C> {
     ) {
         let now = Instant::now();
         let at = Timestamp::now();
-        if !matches!(failure, Failure::Wait { .. } | Failure::GivenUp) {
+        if !matches!(failure, Failure::Wait { .. } | Failure::GivenUp | Failure::Alone) {
             job.failed_at.get_or_insert(at);
         }
         let retry = &self.engine.settings.retry;

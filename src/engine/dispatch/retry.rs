@@ -66,6 +66,8 @@ pub enum Failure {
     },
     /// The partition or the process is being given up; the record comes again elsewhere.
     GivenUp,
+    /// Something among the records that it went with failed, maybe itself: it goes alone next.
+    Alone,
 }
 
 /// What a record has been through.
@@ -79,6 +81,8 @@ pub struct Attempts {
     missing_since: Option<Instant>,
     /// How often it was given up although its partition stays.
     given_up: u32,
+    /// It no longer goes with others.
+    pub alone: bool,
     evidence: Evidence,
 }
 
@@ -176,6 +180,10 @@ impl Policy {
             Failure::Poison { kind, message } => {
                 attempts.count(now);
                 Next::DeadLetter { kind, message }
+            }
+            Failure::Alone => {
+                attempts.alone = true;
+                Next::Retry { at: now, waits_for: None, reason: "alone".into() }
             }
             Failure::Wait { until, reason } => {
                 Next::Retry { at: until, waits_for: None, reason: reason.into() }

@@ -29,7 +29,7 @@ pub(crate) struct Finished<W> {
 /// What the tasks of one session share.
 pub(crate) struct TaskContext<C: Consumer> {
     name: &'static str,
-    consumer: Arc<C>,
+    pub(in crate::engine) consumer: Arc<C>,
     dead_letters: Arc<DeadLetters>,
     breaker: Arc<Breaker>,
     finished: mpsc::UnboundedSender<Finished<C::Work>>,
@@ -68,8 +68,12 @@ impl<C: Consumer> TaskContext<C> {
             () = kill.cancelled() => Err(Failure::GivenUp),
         };
         job.cx.keep_nothing();
+        self.finished(Finished { lane, job, result });
+    }
+
+    pub(in crate::engine) fn finished(&self, finished: Finished<C::Work>) {
         // The session may have ended meanwhile.
-        drop(self.finished.send(Finished { lane, job, result }));
+        drop(self.finished.send(finished));
     }
 
     async fn work(&self, job: &Job<C::Work>) -> Result<Outcome, Failure> {

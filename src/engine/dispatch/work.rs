@@ -226,6 +226,13 @@ impl Context {
         *self.steps.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(steps));
     }
 
+    /// The same for work of several records, which it stands for.
+    #[cfg(debug_assertions)]
+    pub(in crate::engine) fn declare_all(&self, all: impl Iterator<Item = Steps>) {
+        let steps = all.flat_map(|steps| steps.steps).collect();
+        self.declare(Steps { lane: String::new(), steps });
+    }
+
     #[cfg(debug_assertions)]
     pub(in crate::engine) fn declared(&self) -> Option<Arc<Steps>> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
