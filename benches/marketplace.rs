@@ -3,18 +3,28 @@
 //!
 //! 200,000 orders lie in six partitions of a real Kafka; claims go to a real Redis; the fake of
 //! Inngest answers without latency, in this process, and shares its processors with everything
-//! else. Baseline, on the same machine and the same fake: posting the same events in full
-//! batches one request after another, with nothing in front: what the fake itself can take.
+//! else. The same once more with claims in memory.
+//!
+//! Baselines, on the same machine: posting the same events in full batches one request after
+//! another, with nothing in front, which is what the fake itself can take; and a bare
+//! `StreamConsumer` with the daemon's client settings that parses each order and does no more.
 //!
 //! `ORDERS` sets their number.
 
 mod support;
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use crm_event_processors::clients::redis::Cache;
+use crm_event_processors::config::Properties;
+use crm_event_processors::dedup::MemoryStore;
 use crm_event_processors::fakes::{Endpoint, Fake, Options};
+use crm_event_processors::kafka::Kafka;
+use rdkafka::Message as _;
+use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::support::Services;
@@ -26,12 +36,21 @@ async fn main() -> anyhow::Result<()> {
     let services = Services::from_environment()?;
     let orders: usize =
         std::env::var("ORDERS").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000);
+    let topic = format!("bench-orders-{:08x}", fastrand::u32(..));
+    services.fill(&topic, 6, (0..orders).map(order)).await?;
     let fake_alone = baseline(orders).await?;
-    let daemon = daemon(&services, orders).await?;
-    println!("{orders} orders, claims in Redis, no latency");
+    let bare = bare_consumer(&services, &topic, orders).await?;
+    let window = Duration::from_secs(300);
+    let in_memory = Some(Arc::new(MemoryStore::new(window)));
+    let in_memory = daemon(&services, &topic, "memory", in_memory, orders).await?;
+    let in_redis = daemon(&services, &topic, "redis", None, orders).await?;
+    println!("{orders} orders over 6 partitions, no latency");
     println!("  the fake alone, batches of {BATCH}  {fake_alone:9.0} events/s");
-    println!("  this daemon                    {daemon:9.0} events/s");
-    println!("  ratio                          {:9.2}", daemon / fake_alone);
+    println!("  a bare StreamConsumer          {bare:9.0} records/s");
+    println!("  this daemon, claims in memory  {in_memory:9.0} events/s");
+    println!("    to the bare consumer         {:9.2}", in_memory / bare);
+    println!("  this daemon, claims in Redis   {in_redis:9.0} events/s");
+    println!("    to the fake alone            {:9.2}", in_redis / fake_alone);
     Ok(())
 }
 
@@ -61,16 +80,53 @@ async fn baseline(orders: usize) -> anyhow::Result<f64> {
     Ok(orders as f64 / took.as_secs_f64())
 }
 
-async fn daemon(services: &Services, orders: usize) -> anyhow::Result<f64> {
-    let topic = format!("bench-orders-{:08x}", fastrand::u32(..));
-    services.fill(&topic, 6, (0..orders).map(order)).await?;
+/// An order as the daemon's own rules read it.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "parsed, not read")]
+struct Order<'a> {
+    shop_id: u64,
+    order_sn: &'a str,
+    order_status: &'a str,
+}
+
+/// Records a second from the first to the last.
+async fn bare_consumer(services: &Services, topic: &str, orders: usize) -> anyhow::Result<f64> {
+    let settings = services.settings(&[
+        ("CONSUMERS", "marketplace"),
+        ("CONSUMER_GROUP_ID", "bare"),
+        ("INNGEST_EVENT_KEY", "bench"),
+    ])?;
+    let mut client =
+        Kafka::of(&settings).configure(&format!("{topic}-bare"), &Properties::default());
+    client.set("auto.offset.reset", "earliest");
+    let consumer: StreamConsumer = client.create()?;
+    consumer.subscribe(&[topic])?;
+    let mut first = None;
+    for _ in 0..orders {
+        let message = consumer.recv().await?;
+        first.get_or_insert_with(Instant::now);
+        let order: Order<'_> = serde_json::from_slice(message.payload().unwrap_or_default())?;
+        std::hint::black_box(order);
+    }
+    let took = first.map(|first| first.elapsed()).unwrap_or_default();
+    Ok(orders as f64 / took.as_secs_f64())
+}
+
+async fn daemon(
+    services: &Services,
+    topic: &str,
+    group: &str,
+    claims: Option<Arc<MemoryStore>>,
+    orders: usize,
+) -> anyhow::Result<f64> {
     let fake = Fake::start(Options::default()).await?;
+    let group = format!("{topic}-{group}");
     let variables = [
         ("CONSUMERS", "marketplace"),
-        ("CONSUMER_GROUP_ID", &*topic),
-        ("KAFKA_TOPIC_MARKETPLACE_ORDERS", &*topic),
+        ("CONSUMER_GROUP_ID", &*group),
+        ("KAFKA_TOPIC_MARKETPLACE_ORDERS", topic),
     ];
-    let rate = services.run(&fake, Cache::none(), orders, &variables).await?;
+    let rate = services.run(&fake, claims, Cache::none(), orders, &variables).await?;
     let posts = fake.inspect(|log| log.requests(Endpoint::Post).count);
     println!("  {posts} posts, {} events each", orders / usize::try_from(posts)?.max(1));
     Ok(rate)

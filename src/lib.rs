@@ -10,8 +10,10 @@ pub mod commands;
 pub mod config;
 pub mod consumers;
 pub mod dedup;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod engine;
+#[cfg(any(test, feature = "demo"))]
 pub mod fakes;
 pub mod kafka;
 pub mod metric_names;

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use crm_event_processors::commands::{check, decisions, demo, explain, run};
+#[cfg(feature = "demo")]
+use crm_event_processors::commands::demo;
+use crm_event_processors::commands::{check, decisions, explain, run};
 use crm_event_processors::config::{self, Loaded, Problems, Settings};
 use crm_event_processors::consumers::registry;
-use crm_event_processors::demo::DemoError;
 use crm_event_processors::telemetry::logs;
 
 /// Exit status of a configuration that cannot work.
@@ -29,6 +30,7 @@ enum Command {
     /// Run the daemon (the default)
     Run(run::Args),
     /// Show the daemon at work on recorded changes, with nothing installed
+    #[cfg(feature = "demo")]
     Demo(demo::Args),
     /// Show the configuration that a start would use, and what is wrong with it
     Check(check::Args),
@@ -39,6 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command.unwrap_or(Command::Run(run::Args::default())) {
         Command::Run(args) => run_daemon(&args, &load()),
+        #[cfg(feature = "demo")]
         Command::Demo(args) => run_demo(&args),
         Command::Check(args) => check(&args),
         Command::Explain(args) => report(decisions::explain(&args, &config::process_environment())),
@@ -109,6 +112,7 @@ fn report(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+#[cfg(feature = "demo")]
 fn run_demo(args: &demo::Args) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -123,7 +127,7 @@ fn run_demo(args: &demo::Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            let bad = matches!(error, DemoError::Settings(_));
+            let bad = matches!(error, crm_event_processors::demo::DemoError::Settings(_));
             print_error(&format!("{:#}", anyhow::Error::from(error)));
             ExitCode::from(if bad { BAD_CONFIGURATION } else { FAILED })
         }

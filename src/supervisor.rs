@@ -47,9 +47,6 @@ pub enum RunError {
         /// Which variable.
         variable: &'static str,
     },
-    /// The dead letter producer cannot be made.
-    #[error("the dead letter producer cannot be created: check KAFKA_* settings")]
-    DeadLetters(#[from] rdkafka::error::KafkaError),
     /// The health endpoints cannot listen.
     #[error("cannot listen on {listen}: choose another HTTP_LISTEN or PORT")]
     Listen {
@@ -98,7 +95,6 @@ impl RunError {
         match self {
             Self::Setup(_)
             | Self::RedisUrl { .. }
-            | Self::DeadLetters(_)
             | Self::Listen { .. }
             | Self::Metrics(_)
             | Self::NothingToRead { .. }

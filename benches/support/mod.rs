@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use crm_event_processors::clients::redis::{Cache, connect};
-use crm_event_processors::config::Environment;
+use crm_event_processors::config::{Environment, Settings};
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
-use crm_event_processors::dedup::RedisStore;
+use crm_event_processors::dedup::{MemoryStore, RedisStore, Store};
 use crm_event_processors::fakes::Fake;
 use crm_event_processors::supervisor::{Daemon, Stores, breakers};
 use crm_event_processors::telemetry::metrics::Recorder;
@@ -58,29 +58,40 @@ impl Services {
         Ok(())
     }
 
-    /// Runs a daemon until `fake` has `events`, and answers how many came in a second.
-    pub(crate) async fn run(
-        &self,
-        fake: &Fake,
-        cache: Cache,
-        events: usize,
-        variables: &[(&str, &str)],
-    ) -> anyhow::Result<f64> {
+    /// Settings of a daemon on these services.
+    pub(crate) fn settings(&self, variables: &[(&str, &str)]) -> anyhow::Result<Settings> {
         let environment: Environment = [
             ("KAFKA_AUTO_OFFSET_RESET", "earliest"),
-            ("KAFKA_BOOTSTRAP_SERVERS", &self.brokers),
-            ("REDIS_URL", &self.redis),
-            ("INNGEST_EVENT_API_BASE_URL", fake.url()),
-            ("INNGEST_EVENT_KEY", "bench"),
+            ("KAFKA_BOOTSTRAP_SERVERS", &*self.brokers),
+            ("REDIS_URL", &*self.redis),
         ]
         .iter()
         .chain(variables)
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
-        let settings = *registry::load(&environment, Path::new("")).settings?;
+        Ok(*registry::load(&environment, Path::new("")).settings?)
+    }
+
+    /// Runs a daemon until `fake` has `events`, and answers how many came in a second. Claims are
+    /// in Redis, unless others are given.
+    pub(crate) async fn run(
+        &self,
+        fake: &Fake,
+        claims: Option<Arc<MemoryStore>>,
+        cache: Cache,
+        events: usize,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<f64> {
+        let mut all =
+            vec![("INNGEST_EVENT_API_BASE_URL", fake.url()), ("INNGEST_EVENT_KEY", "bench")];
+        all.extend(variables);
+        let settings = self.settings(&all)?;
         let breakers = breakers(&settings);
-        let claims = RedisStore::new(connect(&self.redis)?, settings.dedup.window);
-        let memory = Stores { claims: Box::new(claims), cache };
+        let claims: Box<dyn Store> = match claims {
+            Some(claims) => Box::new(claims),
+            None => Box::new(RedisStore::new(connect(&self.redis)?, settings.dedup.window)),
+        };
+        let memory = Stores { claims, cache };
         let daemon =
             Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(Recorder::default()))?;
         let (stop, signals) = mpsc::channel(1);

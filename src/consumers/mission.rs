@@ -161,15 +161,13 @@ impl Consumer for Mission {
             None => Ok(()),
         };
         let sent = self.sender.send_all(cx, works.len(), write).await?;
-        let result = |(sent, known): (Result<Timestamp, Failure>, &Option<(_, Arc<[String]>)>)| {
-            match known {
-                Some((_, missions)) if missions.is_empty() => Ok(None),
-                Some(_) => sent.map(Some),
-                // Forgotten since it was asked for.
-                None => Err(Failure::Alone),
-            }
-        };
-        Ok(sent.into_iter().zip(&known).map(result).collect())
+        let results = sent.into_iter().zip(&known).map(|(sent, known)| match known {
+            Some((_, missions)) if missions.is_empty() => Ok(None),
+            Some(_) => sent.map(Some),
+            // Forgotten since it was asked for.
+            None => Err(Failure::Alone),
+        });
+        Ok(results.collect())
     }
 
     fn nothing_to_send(&self) -> &'static str {

@@ -236,11 +236,11 @@ impl Consumer for Reward {
             Work::Redeem(_) => Ok(()),
         };
         let sent = self.sender.send_all(cx, works.len(), write).await?;
-        let result = |(sent, work): (Result<Timestamp, Failure>, &&Work)| match work {
+        let results = sent.into_iter().zip(works).map(|(sent, work)| match work {
             Work::Code(_) => sent.map(Some),
             Work::Redeem(_) => Err(Failure::Alone),
-        };
-        Ok(sent.into_iter().zip(works).map(result).collect())
+        });
+        Ok(results.collect())
     }
 }
 

@@ -1,45 +1,18 @@
 //! Claims in the process's own memory: for the demo and for tests.
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 
+use super::generations::Generations;
 use super::{Op, Reply, Store, StoreUnavailable, TakenBack};
 
 /// Behaves as [`super::RedisStore`], without surviving the process.
 #[derive(Debug)]
 pub struct MemoryStore {
     window: Duration,
-    entries: Mutex<HashMap<String, (State, Instant)>>,
-    sweeps: Sweeps,
-}
-
-/// When what has run out is looked for.
-#[derive(Debug)]
-struct Sweeps {
-    /// At so many entries.
-    at: AtomicUsize,
-    done: AtomicUsize,
-}
-
-/// Below this many entries those that have run out are not worth looking for.
-const SWEEP_FROM: usize = 1_000;
-
-impl Sweeps {
-    /// Drops what has run out once there is twice as much as the last time left, so that each entry
-    /// is looked at about once, however long the number stays where it is.
-    fn sweep<K: Eq + Hash, V>(&self, entries: &mut HashMap<K, (V, Instant)>, now: Instant) {
-        if entries.len() < self.at.load(Ordering::Relaxed) {
-            return;
-        }
-        entries.retain(|_, (_, until)| *until > now);
-        self.at.store((entries.len() * 2).max(SWEEP_FROM), Ordering::Relaxed);
-        self.done.fetch_add(1, Ordering::Relaxed);
-    }
+    entries: Mutex<Generations<State>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,38 +29,36 @@ impl MemoryStore {
     /// An empty store whose entries live for `window`.
     #[must_use]
     pub fn new(window: Duration) -> Self {
-        let sweeps = Sweeps { at: AtomicUsize::new(SWEEP_FROM), done: AtomicUsize::new(0) };
-        Self { window, entries: Mutex::default(), sweeps }
+        Self { window, entries: Mutex::new(Generations::new(window)) }
     }
 
     /// Forgets everything, as a Redis without persistence does on restart.
     pub fn clear(&self) {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.lock().clear();
     }
 
     #[cfg(test)]
     pub(crate) fn forget(&self, key: &str) {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.lock().remove(key);
     }
 
     #[cfg(test)]
     pub(crate) fn lives(&self, key: &str) -> Duration {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.get(key).map_or(Duration::ZERO, |(_, until)| *until - Instant::now())
+        let now = Instant::now();
+        self.lock().get(key, now).map_or(Duration::ZERO, |(_, until)| *until - now)
     }
 
     #[cfg(test)]
     pub(crate) fn keep_text(&self, key: &str, text: String) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.insert(key.to_owned(), (State::Text(text), Instant::now() + FOR_GOOD));
+        self.lock().insert(key, State::Text(text), Instant::now(), FOR_GOOD);
     }
 
-    fn apply(&self, op: &Op, now: Instant) -> Reply {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sweeps.sweep(&mut entries, now);
-        let present = |key: &str| {
-            entries.get(key).filter(|(_, until)| *until > now).map(|(state, _)| state.clone())
-        };
+    fn lock(&self) -> MutexGuard<'_, Generations<State>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, entries: &mut Generations<State>, op: &Op, now: Instant) -> Reply {
+        let present = |key: &str| entries.get(key, now).map(|(state, _)| state.clone());
         let (key, state, reply) = match op {
             Op::Claim { key, asker } => match present(key) {
                 Some(State::Claimed(holder)) if holder == *asker => {
@@ -169,7 +140,7 @@ impl MemoryStore {
             _ => self.window,
         };
         match state {
-            Some(state) => entries.insert(key.clone(), (state, now + lives)),
+            Some(state) => entries.insert(key, state, now, lives),
             None => entries.remove(key),
         };
         reply
@@ -192,7 +163,9 @@ fn done(state: State) -> Reply {
 impl Store for Arc<MemoryStore> {
     fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
         let now = Instant::now();
-        Box::pin(async move { Ok(ops.iter().map(|op| self.apply(op, now)).collect()) })
+        let mut entries = self.lock();
+        let replies = ops.iter().map(|op| self.apply(&mut entries, op, now)).collect();
+        Box::pin(std::future::ready(Ok(replies)))
     }
 }
 
@@ -210,10 +183,10 @@ mod tests {
     fn a_claim_left_by_a_crash_is_known_by_its_own_record_and_held_against_others() {
         let store = MemoryStore::new(WINDOW);
         let now = Instant::now();
-        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Granted);
-        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Granted);
-        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
-        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Granted);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/7"), now), Reply::Granted);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/7"), now), Reply::Granted);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), Reply::Held);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now + WINDOW), Reply::Granted);
     }
 
     #[test]
@@ -226,10 +199,13 @@ mod tests {
             due_ms: 0,
             keep: WINDOW,
         };
-        store.apply(&claim("g/t/0/7"), now);
-        store.apply(&done, now);
-        assert_eq!(store.apply(&claim("g/t/0/7"), now), Reply::Done { accepted_ms: 42, due_ms: 0 });
-        assert_eq!(store.apply(&claim("g/t/0/9"), now + WINDOW), Reply::Granted);
+        store.apply(&mut store.lock(), &claim("g/t/0/7"), now);
+        store.apply(&mut store.lock(), &done, now);
+        assert_eq!(
+            store.apply(&mut store.lock(), &claim("g/t/0/7"), now),
+            Reply::Done { accepted_ms: 42, due_ms: 0 }
+        );
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now + WINDOW), Reply::Granted);
     }
 
     #[test]
@@ -243,10 +219,10 @@ mod tests {
             lease,
         };
         let acquired = Reply::Acquired { accepted_ms: None, resumed: false };
-        assert_eq!(store.apply(&acquire("g/t/0/7"), now), acquired);
+        assert_eq!(store.apply(&mut store.lock(), &acquire("g/t/0/7"), now), acquired);
         let taken = Reply::Taken { holder: "g/t/0/7".into() };
-        assert_eq!(store.apply(&acquire("g/t/0/9"), now + lease / 2), taken);
-        assert_eq!(store.apply(&acquire("g/t/0/9"), now + lease), acquired);
+        assert_eq!(store.apply(&mut store.lock(), &acquire("g/t/0/9"), now + lease / 2), taken);
+        assert_eq!(store.apply(&mut store.lock(), &acquire("g/t/0/9"), now + lease), acquired);
     }
 
     #[test]
@@ -255,30 +231,10 @@ mod tests {
         let now = Instant::now();
         let release =
             |asker: &str| Op::Release { key: "award:purchase:1".into(), asker: asker.into() };
-        store.apply(&claim("g/t/0/7"), now);
-        store.apply(&release("g/t/0/9"), now);
-        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Held);
-        store.apply(&release("g/t/0/7"), now);
-        assert_eq!(store.apply(&claim("g/t/0/9"), now), Reply::Granted);
-    }
-
-    #[test]
-    fn what_has_run_out_is_looked_for_rarely_wherever_the_number_of_claims_stays() {
-        let store = MemoryStore::new(WINDOW);
-        let now = Instant::now();
-        let claim = |id: usize| Op::Claim { key: format!("k:{id}"), asker: "g/t/0/7".into() };
-        for id in 0..4_096 {
-            store.apply(&claim(id), now);
-            // The number stays at each of them for a while, powers of two among them.
-            for _ in 0..8 {
-                store.apply(&Op::Read { key: "k:0".into() }, now);
-            }
-        }
-        assert!(store.sweeps.done.load(Ordering::Relaxed) <= 3, "at 1,000, 2,000 and 4,000");
-        for id in 4_096..16_384 {
-            store.apply(&claim(id), now + WINDOW);
-        }
-        let entries = store.entries.lock().expect("not poisoned").len();
-        assert!(entries <= 16_384 - 4_096, "what had run out has gone: {entries}");
+        store.apply(&mut store.lock(), &claim("g/t/0/7"), now);
+        store.apply(&mut store.lock(), &release("g/t/0/9"), now);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), Reply::Held);
+        store.apply(&mut store.lock(), &release("g/t/0/7"), now);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), Reply::Granted);
     }
 }

@@ -7,6 +7,7 @@
 //! Redis is an aid, not the boundary of correctness: behind the claims stand deterministic event
 //! ids and replay recognition.
 
+mod generations;
 mod memory;
 mod protocol;
 mod redis;

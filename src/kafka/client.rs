@@ -143,7 +143,9 @@ impl Kafka {
         client.create_with_context(context)
     }
 
-    fn configure(&self, group: &str, own: &Properties) -> ClientConfig {
+    /// How a consumer's client in `group` is set up. `own` properties win over those of all clients.
+    #[must_use]
+    pub fn configure(&self, group: &str, own: &Properties) -> ClientConfig {
         let mut client = self.base();
         // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
         client.set("queued.max.messages.kbytes", "4096");

@@ -22,7 +22,7 @@ use crate::history::{Arrival, History, Kind, Met, Written, called};
 use crate::load::{TOPICS, full_name, letter};
 use crate::members::SENDER;
 use crate::run::Clock;
-use crate::support::{PATIENCE, kafka, until};
+use test_support::{PATIENCE, kafka, until};
 
 /// Functions that were carried out.
 pub(crate) type Calls = Arc<Mutex<Vec<Arrival>>>;

@@ -21,9 +21,6 @@ mod report;
 mod run;
 mod sabotage;
 mod services;
-#[path = "../it/support/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with the other tests, which use more of it")]
-mod support;
 mod writer;
 
 use std::ops::RangeInclusive;
@@ -43,8 +40,8 @@ use crate::report::{Figures, Summary, head};
 use crate::run::Spec;
 use crate::sabotage::Sabotage;
 use crate::services::Services;
-use crate::support::daemon::DAEMON;
-use crate::support::unique;
+use test_support::daemon::program;
+use test_support::unique;
 
 /// What a debug build of the daemon with four consumers is held against.
 const BOUNDS: Bounds = Bounds {
@@ -292,7 +289,7 @@ impl Run {
             plan: Plan::new(seed, load.items.len(), RATE),
             load,
             sabotage: Sabotage::Nothing,
-            program: DAEMON.into(),
+            program: program(),
             arguments: Vec::new(),
             settings: Vec::new(),
             latency: Duration::from_millis(5),

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::support::daemon::Environment;
-use crate::support::{Signal, send_signal};
+use test_support::daemon::Environment;
+use test_support::{Signal, send_signal};
 
 /// How long a stop may take before it counts as failed. The daemons' own grace is shorter.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::history::{Consumer, Sample};
 use crate::run::Clock;
-use crate::support::{kafka, until};
+use test_support::{kafka, until};
 
 const PAUSE: Duration = Duration::from_millis(200);
 /// Answers of each group that a run needs.

@@ -22,9 +22,9 @@ use crate::members::{Process, Recipe};
 use crate::offsets::{Group, Sampler};
 use crate::plan::Plan;
 use crate::services::Services;
-use crate::support::daemon::Environment;
-use crate::support::{kafka, unique};
 use crate::writer;
+use test_support::daemon::Environment;
+use test_support::{kafka, unique};
 
 /// `SHUTDOWN_GRACE`.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);

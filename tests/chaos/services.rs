@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::plan::BROKERS;
-use crate::support::services::native::{script, up};
-use crate::support::{Signal, send_signal};
+use test_support::services::native::{script, up};
+use test_support::{Signal, send_signal};
 
 pub(crate) const REDIS: &str = "redis";
 

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::history::{Disturbance, Harm, Written};
 use crate::load::{Item, full_name};
 use crate::run::{Clock, Spec};
-use crate::support::kafka;
+use test_support::kafka;
 
 const TICK: Duration = Duration::from_millis(20);
 /// Records that a replay sends before it looks up.

@@ -12,11 +12,11 @@ use crm_event_processors::fakes::{
 use rdkafka::producer::FutureRecord;
 use serde_json::{Value, json};
 
-use crate::support::daemon::Environment;
-use crate::support::recordings::recorded;
-use crate::support::{feed, kafka, services, unique};
 use crate::tier::daemon::{Seen, members_of_the_load};
 use crate::{load, tier};
+use test_support::daemon::Environment;
+use test_support::recordings::recorded;
+use test_support::{feed, kafka, services, unique};
 
 const PARTITIONS: i32 = 6;
 /// The topic of commands, whose name is fixed: another test's may lie there too.

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::support::PATIENCE;
+use test_support::PATIENCE;
 
 const ORDERS: &str = "marketplace.orders";
 const COUNT: usize = 600;

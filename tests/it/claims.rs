@@ -11,9 +11,9 @@ use futures::future::join_all;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
-use crate::support::services::{Redis, redis};
-use crate::support::tcp_proxy::TcpProxy;
-use crate::support::{unique, until};
+use test_support::services::{Redis, redis};
+use test_support::tcp_proxy::TcpProxy;
+use test_support::{unique, until};
 
 const WINDOW: Duration = Duration::from_secs(300);
 

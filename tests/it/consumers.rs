@@ -11,9 +11,9 @@ use rdkafka::message::Headers as _;
 use rdkafka::producer::FutureRecord;
 use serde_json::{Map, Value, json};
 
-use crate::support::daemon::Environment;
-use crate::support::recordings::{fixture, recorded};
-use crate::support::{feed, kafka, services, unique};
+use test_support::daemon::Environment;
+use test_support::recordings::{fixture, recorded};
+use test_support::{feed, kafka, services, unique};
 
 const COMMANDS: &str = "reward_redemptions";
 

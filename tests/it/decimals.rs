@@ -7,7 +7,7 @@ use bigdecimal::BigDecimal;
 use crm_event_processors::cdc::{self, DecimalMode, Decoded, Field, Options, Record, Row};
 use serde_json::Value;
 
-use crate::support::recordings::{fixture, recorded};
+use test_support::recordings::{fixture, recorded};
 
 /// `decimal.handling.mode`.
 const MODES: [&str; 3] = ["precise", "string", "double"];

@@ -9,7 +9,7 @@ use jiff::{Timestamp, civil, tz::Offset};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::support::recordings::{fixture, known, unpacked};
+use test_support::recordings::{fixture, known, unpacked};
 
 type SqlRow = HashMap<String, Option<String>>;
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::value::RawValue;
 
-use crate::support::recordings::recorded;
+use test_support::recordings::recorded;
 
 fn records() -> &'static [Recorded] {
     static RECORDS: OnceLock<Vec<Recorded>> = OnceLock::new();

@@ -6,7 +6,7 @@ use bigdecimal::BigDecimal;
 use crm_event_processors::cdc::{self, Decoded, Nothing, Op, Options};
 use serde::Deserialize;
 
-use crate::support::recordings::{fixture, known, recorded};
+use test_support::recordings::{fixture, known, recorded};
 
 #[test]
 fn what_a_real_spicedb_writes_decodes() {

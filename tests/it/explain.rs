@@ -7,14 +7,12 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::{Map, Value, json};
 
-use crate::support;
-
 fn args() -> Args {
     Args { file: None, topic: None, partition: None, offset: None, count: 1, json: true }
 }
 
 fn fixture(name: &str) -> Args {
-    Args { file: Some(support::recordings::fixture(name)), ..args() }
+    Args { file: Some(test_support::recordings::fixture(name)), ..args() }
 }
 
 fn output(args: &Args, kafka: ClientConfig) -> anyhow::Result<String> {

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::recordings::fixture;
+use test_support::recordings::fixture;
 
 /// What `explain` says of a case, line by line.
 fn explained(case: &str) -> Vec<Value> {

@@ -22,7 +22,7 @@ use self::lives::{Identity, Lives, uuid, wallet};
 use self::sample::{GOLD, KITCHEN, MEMBER_1, MEMBER_2, NOODLE_BOWL, NOODLES, SILVER};
 use self::workflows::Workflows;
 use self::world::World;
-use crate::support::feed;
+use test_support::feed;
 
 /// Awards whose latency is measured, in batches that are committed one purchase a transaction.
 const BATCHES: usize = 10;

@@ -7,8 +7,8 @@ use crm_event_processors::fakes::{Endpoint, Fake, Fault, Lasting, Options};
 use rdkafka::producer::FutureRecord;
 use serde_json::{Map, Value, json};
 
-use crate::support::daemon::Environment;
-use crate::support::{feed, kafka, services, unique};
+use test_support::daemon::Environment;
+use test_support::{feed, kafka, services, unique};
 
 const ROWS: usize = 2_000;
 const MISSIONS: usize = 20;

@@ -7,9 +7,9 @@ use crm_event_processors::fakes::{Fake, Log, Options, Reply};
 use crm_event_processors::recording::Recorded;
 use serde_json::{Map, Value, json};
 
-use crate::support::daemon::Environment;
-use crate::support::recordings::{fixture, recorded, unpacked};
-use crate::support::{feed, kafka, services, unique};
+use test_support::daemon::Environment;
+use test_support::recordings::{fixture, recorded, unpacked};
+use test_support::{feed, kafka, services, unique};
 
 const PARTITIONS: i32 = 6;
 const TABLES: [&str; 3] = ["purchase_ledger", "referral_ledger", "mission_claims"];

@@ -6,9 +6,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crm_event_processors::fakes::{Fake, Log, Options, Stored, currency_rows};
 use serde_json::Value;
 
-use crate::support::daemon::Environment;
-use crate::support::recordings::recorded;
-use crate::support::{feed, services, unique};
+use test_support::daemon::Environment;
+use test_support::recordings::recorded;
+use test_support::{feed, services, unique};
 
 const PARTITIONS: i32 = 6;
 

@@ -27,5 +27,4 @@ mod replay;
 mod security;
 mod services_smoke;
 mod supabase;
-mod support;
 mod tier;

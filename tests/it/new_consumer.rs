@@ -23,8 +23,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use crate::support::PATIENCE;
-use crate::support::recordings::{fixture, recorded};
+use test_support::PATIENCE;
+use test_support::recordings::{fixture, recorded};
 
 static SPEC: Spec = Spec {
     name: "forms",

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::unique;
+use test_support::unique;
 
 #[test]
 fn the_manifest_is_good_where_the_images_build_has_nothing_else_of_the_repository() {

@@ -6,7 +6,7 @@ use crm_event_processors::cdc::{self, Decoded, Options};
 use crm_event_processors::engine::intake;
 use crm_event_processors::engine::partition::replay_index::{LoggedChange, ReplayIndex};
 
-use crate::support::recordings::recorded;
+use test_support::recordings::recorded;
 
 /// The logged changes of a recording's changes, each with its partition out of `partitions`.
 fn logged_changes(name: &str, partitions: u32) -> Vec<(u32, LoggedChange)> {

@@ -14,7 +14,7 @@ use rdkafka::{
 use redis::{ExistenceCheck, SetExpiry, SetOptions, aio::MultiplexedConnection};
 use tokio::time::timeout;
 
-use crate::support::{
+use test_support::{
     PATIENCE,
     kafka::{client, committed, create_topic, produce, read_topic},
     services::{self, Cluster, Redis, kafka, redis},

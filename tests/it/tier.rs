@@ -12,8 +12,8 @@ use crm_event_processors::clients::redis::connect;
 use crm_event_processors::dedup::{MemoryStore, Op, RedisStore, Reply, Store};
 use serde_json::Value;
 
-use crate::support::recordings::{fixture, recorded};
-use crate::support::{services, unique};
+use test_support::recordings::{fixture, recorded};
+use test_support::{services, unique};
 
 /// What `explain` prints for the tier consumer, record by record; null where it does not take it.
 fn explained(name: &str) -> Vec<Value> {

@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::{COMMANDS, Scene, TAKES, order};
 use crate::life::purchases;
-use crate::support::http::{Health, Metrics};
-use crate::support::kafka::{client, create_topic, delete_before};
-use crate::support::{recordings::recorded, until};
+use test_support::http::{Health, Metrics};
+use test_support::kafka::{client, create_topic, delete_before};
+use test_support::{recordings::recorded, until};
 
 /// Orders that retention has removed although the group had not read them.
 const LOST: usize = 2;
@@ -78,7 +78,7 @@ async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
         .with("HTTP_LISTEN", health.listen())
         .start();
     scene.caught_up(|consumer| consumer != "marketplace").await;
-    crate::support::feed::caught_up(scene.brokers, &scene.group("marketplace"), &lossy).await;
+    test_support::feed::caught_up(scene.brokers, &scene.group("marketplace"), &lossy).await;
 
     assert_eq!(health.get("/livez").await, Some((200, "ok\n".to_owned())));
     let lag = |metrics: &Metrics| metrics.sum(metric_names::LAG, &[]);

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::{Scene, TAKES, ids};
 use crate::life::purchases;
-use crate::support::http::Health;
-use crate::support::until;
+use test_support::http::Health;
+use test_support::until;
 
 const RECORDS: &str = "crm_records_total";
 

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::{Scene, ids, missions_of_the_load, same};
 use crate::load;
-use crate::support::http::Health;
-use crate::support::until;
+use test_support::http::Health;
+use test_support::until;
 
 const IN_PEACE: &str = "stopped";
 const OVERRUN: &str = "SHUTDOWN_GRACE is over";

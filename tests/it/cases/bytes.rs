@@ -7,8 +7,8 @@ use rdkafka::message::{BorrowedHeaders, Message as _, OwnedHeaders, OwnedMessage
 use rdkafka::producer::FutureRecord;
 use serde_json::json;
 
-use crate::support::daemon::Environment;
-use crate::support::{feed, kafka, services, unique};
+use test_support::daemon::Environment;
+use test_support::{feed, kafka, services, unique};
 
 /// A name with the byte e9, as a producer writes it that uses ISO 8859-1.
 const NAME: &[u8] = b"caf\xe9";

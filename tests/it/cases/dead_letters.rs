@@ -11,8 +11,8 @@ use rdkafka::producer::FutureRecord;
 use serde_json::json;
 
 use super::purchases::{award_all, awards, purchase, send, until_committed};
-use crate::support::daemon::Environment;
-use crate::support::{kafka, services, unique};
+use test_support::daemon::Environment;
+use test_support::{kafka, services, unique};
 
 const GROUPS: [&str; 2] = ["currency", "tier"];
 

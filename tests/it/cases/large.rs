@@ -9,8 +9,8 @@ use rdkafka::message::{Headers as _, Message as _, OwnedMessage};
 use rdkafka::producer::FutureRecord;
 use serde_json::json;
 
-use crate::support::daemon::Environment;
-use crate::support::{feed, kafka, services, unique};
+use test_support::daemon::Environment;
+use test_support::{feed, kafka, services, unique};
 
 const LARGE: usize = 3_000_000;
 const GOOD: usize = 1_001;

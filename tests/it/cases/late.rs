@@ -8,8 +8,8 @@ use crm_event_processors::fakes::{Fake, Options};
 use jiff::Timestamp;
 
 use super::purchases::{award_all, awards, commit_us, send, until_committed};
-use crate::support::daemon::Environment;
-use crate::support::{kafka, services, unique};
+use test_support::daemon::Environment;
+use test_support::{kafka, services, unique};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_comes_late_is_handled_where_its_time_is_named_and_no_other_is_again() {

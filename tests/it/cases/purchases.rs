@@ -6,7 +6,7 @@ use crm_event_processors::fakes::{Fake, Reply};
 use rdkafka::producer::FutureRecord;
 use serde_json::json;
 
-use crate::support::{kafka, services, until};
+use test_support::{kafka, services, until};
 
 /// When the purchase at `lsn` was committed, in microseconds.
 pub(super) fn commit_us(lsn: u64) -> i64 {

@@ -8,8 +8,8 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 
 use super::purchases::{award_all, awards, send, until_awarded, until_committed};
-use crate::support::daemon::{Environment, Log};
-use crate::support::{kafka, services, unique, until};
+use test_support::daemon::{Environment, Log};
+use test_support::{kafka, services, unique, until};
 
 /// For how long the topic is away.
 #[derive(Clone, Copy, PartialEq)]

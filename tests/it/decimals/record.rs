@@ -13,9 +13,9 @@ use serde_json::{Map, Value, json};
 use tokio_postgres::{Client as Sql, Config, NoTls};
 
 use super::{MODES, TABLES};
-use crate::support::recordings::fixture;
-use crate::support::services::{Connect, connect, kafka, postgres};
-use crate::support::{kafka::read_topic, unique, until};
+use test_support::recordings::fixture;
+use test_support::services::{Connect, connect, kafka, postgres};
+use test_support::{kafka::read_topic, unique, until};
 
 /// Written as in SQL. What a column cannot hold exactly is NULL there.
 const VALUES: [&str; 40] = [
@@ -273,7 +273,7 @@ async fn read(prefix: &str, schemas: &[&str]) -> Vec<Value> {
     let mut lines = Vec::new();
     for schema in schemas {
         let topic = format!("{prefix}.{schema}.purchase_ledger");
-        crate::support::kafka::ensure_topic(kafka(), &topic, 1).await;
+        test_support::kafka::ensure_topic(kafka(), &topic, 1).await;
         for message in read_topic(kafka(), &topic).await {
             let text = |bytes: Option<&[u8]>| {
                 bytes.map(|bytes| std::str::from_utf8(bytes).expect("text").to_owned())

@@ -19,9 +19,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::fleet::{Fleet, Place};
 use super::traffic::{self, Stream, merchant, name_of};
-use crate::support::daemon::Environment;
-use crate::support::http::Health;
-use crate::support::{PATIENCE, feed, kafka, services, unique, until};
+use test_support::daemon::Environment;
+use test_support::http::Health;
+use test_support::{PATIENCE, feed, kafka, services, unique, until};
 
 /// Bundles of records in each partition.
 const BUNDLES: u64 = 4;

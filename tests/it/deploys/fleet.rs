@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 
 use serde_json::Value;
 
-use crate::support::daemon::{Daemon, Environment, Log};
+use test_support::daemon::{Daemon, Environment, Log};
 
 /// Tells of every partition on its own, for machines.
 const LOG_LEVEL: &str = "info,crm_event_processors::engine::group::rebalance=debug";

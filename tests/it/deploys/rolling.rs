@@ -10,8 +10,8 @@ use super::fleet::{Fleet, Owners, owners, shares};
 use super::pauses;
 use super::traffic::{Sent, Spot, Stream, Traffic, count_calls, merchant, spot_of};
 use super::verdict;
-use crate::support::daemon::Environment;
-use crate::support::{PATIENCE, feed, kafka, services, unique, until};
+use test_support::daemon::Environment;
+use test_support::{PATIENCE, feed, kafka, services, unique, until};
 
 const PURCHASES: i32 = 8;
 const ORDERS: i32 = 9;

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::cut_over::{OldService, STREAMS, Scene, start_at};
 use super::traffic;
-use crate::support::daemon::{Environment, Log};
-use crate::support::{feed, kafka, services, until};
+use test_support::daemon::{Environment, Log};
+use test_support::{feed, kafka, services, until};
 
 fn lines(log: &Log) -> Vec<Value> {
     let lines = log.lines().into_iter();

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::kafka;
+use test_support::kafka;
 
 /// Who sends to one partition at the same time: records of different keys are in flight together.
 const HANDS: usize = 2;

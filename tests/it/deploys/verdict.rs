@@ -9,7 +9,7 @@ use crm_event_processors::fakes::Log;
 use super::fleet::{Fleet, Turn, shares};
 use super::rolling::{Deploy, Step, sender};
 use super::traffic::{Asked, Sent, Spot, Stream, name_of, spot_of};
-use crate::support::kafka;
+use test_support::kafka;
 
 /// Every event that was called for arrived once, and nothing else; those of one key in order.
 pub(super) fn each_once_and_in_order(deploy: &Deploy, log: &Log) {

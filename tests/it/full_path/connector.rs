@@ -4,8 +4,8 @@ use reqwest::Client;
 use serde_json::{Value, json};
 
 use super::database::Database;
-use crate::support::services::{Connect, connect};
-use crate::support::until;
+use test_support::services::{Connect, connect};
+use test_support::until;
 
 /// A running connector.
 pub(super) struct Connector {

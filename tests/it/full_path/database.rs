@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, Config, NoTls};
 
-use crate::support::{services, unique};
+use test_support::{services, unique};
 
 /// What the daemon's and the connector's sides need to get in.
 pub(super) struct Database {

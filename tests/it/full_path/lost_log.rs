@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::connector::Connector;
 use super::database;
-use crate::support::feed;
-use crate::support::kafka::{create_topic, read_topic};
-use crate::support::{services, unique, until, until_within};
+use test_support::feed;
+use test_support::kafka::{create_topic, read_topic};
+use test_support::{services, unique, until, until_within};
 
 /// A connector starts, and Connect gives it a task, while other tests take the processors.
 const SNAPSHOT: Duration = Duration::from_secs(240);

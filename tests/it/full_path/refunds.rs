@@ -192,7 +192,7 @@ async fn until_credited(stage: &Stage, merchant: &str, plays: &[Play]) {
     let count = format!(
         "SELECT count(*) FROM wallet_ledger WHERE merchant_id = '{merchant}' AND component <> 'reversal'"
     );
-    crate::support::until_within(
+    test_support::until_within(
         std::time::Duration::from_secs(90),
         "awards to be due",
         async || {

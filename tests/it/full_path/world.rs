@@ -13,8 +13,8 @@ use super::connector::Connector;
 use super::database::database;
 use super::postgrest::Postgrest;
 use super::workflows::{Progress, Workflows};
-use crate::support::daemon::{Daemon, Environment};
-use crate::support::{feed, kafka, services, unique, until};
+use test_support::daemon::{Daemon, Environment};
+use test_support::{feed, kafka, services, unique, until};
 
 /// The topic of commands, whose name is fixed: another test's may lie there too.
 const COMMANDS: &str = "reward_redemptions";

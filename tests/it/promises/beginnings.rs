@@ -10,9 +10,9 @@ use rdkafka::producer::FutureRecord;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::stage::{Gate, Member, Seen, Stage};
-use crate::support::kafka::{client, committed, create_topic, produce};
-use crate::support::services::kafka;
-use crate::support::{unique, until};
+use test_support::kafka::{client, committed, create_topic, produce};
+use test_support::services::kafka;
+use test_support::{unique, until};
 
 const MINUTE: i64 = 60_000;
 

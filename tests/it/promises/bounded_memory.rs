@@ -22,14 +22,14 @@ async fn a_stuck_consumer_holds_no_more_than_its_bound() {
             Ok(Outcome::Sent)
         }
     });
-    crate::support::until("the bound to be reached", async || {
+    test_support::until("the bound to be reached", async || {
         (member.pulse().read().open == 40).then_some(())
     })
     .await;
     // The partition is paused by now or will be; it never holds more on its way to the end.
     gate.open();
     let mut most = 0;
-    crate::support::until("all records", async || {
+    test_support::until("all records", async || {
         most = most.max(member.pulse().read().open);
         (member.seen().outcomes.len() == 400).then_some(())
     })
@@ -55,14 +55,14 @@ async fn what_work_keeps_besides_its_record_counts_too() {
     gate.until_waiting(1).await;
     // The lag is told once the bound is reached and nothing more is fetched.
     let mut most = 0;
-    crate::support::until("the bound to be reached", async || {
+    test_support::until("the bound to be reached", async || {
         let vitals = member.pulse().read();
         most = most.max(vitals.open);
         (vitals.open > 10 && vitals.lag > 0).then_some(())
     })
     .await;
     gate.open();
-    crate::support::until("all records", async || {
+    test_support::until("all records", async || {
         most = most.max(member.pulse().read().open);
         (member.seen().outcomes.len() == 100).then_some(())
     })
@@ -86,7 +86,7 @@ async fn a_partition_uses_what_the_others_leave() {
         }
     });
     // A tenth of the bound would be 4. As long as it is not known to be slow it may take nearly all.
-    crate::support::until("more than an equal share", async || {
+    test_support::until("more than an equal share", async || {
         (member.pulse().read().open >= 19).then_some(())
     })
     .await;
@@ -132,7 +132,7 @@ async fn lag_grows_with_the_log_while_nothing_is_fetched() {
         }
     });
     let lags = async |lag| {
-        crate::support::until("the lag", async || (member.pulse().read().lag == lag).then_some(()))
+        test_support::until("the lag", async || (member.pulse().read().lag == lag).then_some(()))
             .await;
     };
     lags(6).await;

@@ -6,8 +6,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::stage::Stage;
 use super::world::World;
-use crate::support::mock::Mock;
-use crate::support::until;
+use test_support::mock::Mock;
+use test_support::until;
 
 #[tokio::test]
 async fn a_broker_that_goes_and_comes_back_is_waited_for() {

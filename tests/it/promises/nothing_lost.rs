@@ -7,8 +7,8 @@ use crm_event_processors::fakes::{Endpoint, Fault, Lasting, Reply, currency_rows
 use serde_json::Value;
 
 use super::world::World;
-use crate::support::daemon::Daemon;
-use crate::support::until;
+use test_support::daemon::Daemon;
+use test_support::until;
 
 /// Starts the daemon and has one purchase handled, so that the group has begun.
 async fn begun(world: &mut World) -> (Daemon, String) {

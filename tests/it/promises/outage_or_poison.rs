@@ -13,7 +13,7 @@ use rdkafka::message::{Header, Headers, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::FutureRecord;
 
 use super::stage::{Call, Seen, Stage};
-use crate::support::kafka::{create_topic, produce, read_topic};
+use test_support::kafka::{create_topic, produce, read_topic};
 
 #[tokio::test]
 async fn a_dependency_that_is_away_is_waited_for_and_nothing_is_set_aside() {
@@ -130,7 +130,7 @@ async fn a_flood_of_dead_letters_is_held_and_goes_on_when_one_of_it_passes() {
     });
     let seen = member.until_outcomes(5).await;
     assert_eq!(seen.count(Outcome::DeadLettered("refused")), 5);
-    crate::support::until("the flood in readiness", async || {
+    test_support::until("the flood in readiness", async || {
         let waits_for = member.pulse().read().waits_for;
         let named = |reason: &String| reason.contains("refused") && reason.contains("DLQ_FLOOD");
         waits_for.iter().any(named).then_some(())
@@ -150,7 +150,7 @@ async fn a_flood_of_dead_letters_is_held_and_goes_on_when_one_of_it_passes() {
 
 #[tokio::test]
 async fn while_the_dead_letter_topic_cannot_be_written_only_that_lane_waits() {
-    let stage = Stage::bare(crate::support::services::kafka());
+    let stage = Stage::bare(test_support::services::kafka());
     create_topic(&stage.kafka.bootstrap, &stage.topic, 2).await;
     stage
         .send(&[(0, "a", "fine"), (0, "bad", "refused"), (0, "bad", "behind"), (0, "b", "fine")])
@@ -171,7 +171,7 @@ async fn while_the_dead_letter_topic_cannot_be_written_only_that_lane_waits() {
             seen.retries.iter().any(|retry| retry.1 == 1)
         })
         .await;
-    crate::support::until("the reason in readiness", async || {
+    test_support::until("the reason in readiness", async || {
         let waits_for = member.pulse().read().waits_for;
         waits_for.iter().any(|reason| reason.contains(&topic)).then_some(())
     })

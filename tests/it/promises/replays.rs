@@ -9,7 +9,7 @@ use crm_event_processors::engine::partition::replay_index::{Finished, LoggedChan
 use crm_event_processors::recording::Recorded;
 
 use super::world::World;
-use crate::support::recordings::recorded;
+use test_support::recordings::recorded;
 
 /// The logged changes of a recording's changes, in order.
 fn logged_changes(records: impl Iterator<Item = Recorded>) -> Vec<LoggedChange> {

@@ -30,9 +30,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::kafka::{committed, create_topic, produce};
-use crate::support::services::kafka;
-use crate::support::{PATIENCE, unique};
+use test_support::kafka::{committed, create_topic, produce};
+use test_support::services::kafka;
+use test_support::{PATIENCE, unique};
 
 /// Bytes that the work of a value which begins with `keeps` keeps.
 pub(super) const KEPT: usize = 10_000;
@@ -360,7 +360,7 @@ impl Stage {
     /// Waits until the group has committed `offset` of `partition`.
     pub(super) async fn until_committed(&self, partition: i32, offset: i64) {
         let what = format!("commit of offset {offset}");
-        crate::support::until(&what, async || {
+        test_support::until(&what, async || {
             let committed = self.committed().await;
             committed.get(&partition).filter(|(next, _)| *next == offset).map(|_| ())
         })

@@ -7,7 +7,7 @@ use crm_event_processors::engine::vitals::Pulse;
 use crm_event_processors::engine::{Failure, Outcome};
 
 use super::stage::{Gate, NEVER, Stage};
-use crate::support::until;
+use test_support::until;
 
 const TIMEOUT: Duration = Duration::from_secs(300);
 

@@ -18,9 +18,9 @@ use rdkafka::producer::FutureRecord;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::stage::{Gate, Stage};
-use crate::support::kafka::{client, create_topic, delete_before, produce, until_led};
-use crate::support::services::{Cluster, kafka};
-use crate::support::{unique, until};
+use test_support::kafka::{client, create_topic, delete_before, produce, until_led};
+use test_support::services::{Cluster, kafka};
+use test_support::{unique, until};
 
 fn admin() -> AdminClient<DefaultClientContext> {
     client(kafka()).create().expect("an admin client")
@@ -55,7 +55,7 @@ async fn a_new_group_on_empty_topics_starts_and_a_later_partition_starts_at_its_
         result.expect("the partition is made");
     }
     until("the new partition", async || {
-        (crate::support::kafka::ends(kafka(), &stage.topic).await.len() == 2).then_some(())
+        (test_support::kafka::ends(kafka(), &stage.topic).await.len() == 2).then_some(())
     })
     .await;
     stage.send(&[(1, "b", "2"), (1, "b", "3")]).await;

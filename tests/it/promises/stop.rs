@@ -73,7 +73,7 @@ async fn handed_over_cleanly(protocol: GroupProtocol) {
     gate.open();
     let given = first.until("partitions to be given up", |seen| seen.revoked > 0).await;
     second.until("partitions to arrive", |seen| seen.assigned > 0).await;
-    crate::support::until("all records", async || {
+    test_support::until("all records", async || {
         let done = first.seen().outcomes.len() + second.seen().outcomes.len();
         (done >= 40).then_some(())
     })

@@ -6,10 +6,10 @@ use crm_event_processors::recording::Recorded;
 use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;
 
-use crate::support::daemon::{Daemon, Environment};
-use crate::support::kafka::{committed, create_topic, produce, read_topic};
-use crate::support::services::{kafka, redis};
-use crate::support::{unique, until};
+use test_support::daemon::{Daemon, Environment};
+use test_support::kafka::{committed, create_topic, produce, read_topic};
+use test_support::services::{kafka, redis};
+use test_support::{unique, until};
 
 /// A topic of purchases, and what the daemon is told.
 pub(super) struct World {

@@ -31,7 +31,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::mutate::spoil;
-use crate::support::recordings::recorded;
+use test_support::recordings::recorded;
 
 const CASES: u64 = 20_000;
 

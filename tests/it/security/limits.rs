@@ -12,11 +12,11 @@ use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;
 
 use super::http_server::{Answer, HttpServer};
-use crate::support::daemon::{Daemon, Environment};
-use crate::support::http::Health;
-use crate::support::kafka::{committed, create_topic, produce, read_topic};
-use crate::support::mock::Mock;
-use crate::support::{services, unique, until};
+use test_support::daemon::{Daemon, Environment};
+use test_support::http::Health;
+use test_support::kafka::{committed, create_topic, produce, read_topic};
+use test_support::mock::Mock;
+use test_support::{services, unique, until};
 
 /// A daemon with nothing to do, for whoever wants to talk to it.
 async fn idle(health: &Health) -> (Mock, Daemon) {
@@ -33,7 +33,7 @@ async fn idle(health: &Health) -> (Mock, Daemon) {
 /// Writes as much of `bytes` as the daemon takes, then reads what it says until it hangs up.
 fn told(listen: &str, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(listen).expect("it listens");
-    stream.set_read_timeout(Some(crate::support::PATIENCE)).expect("a time-out");
+    stream.set_read_timeout(Some(test_support::PATIENCE)).expect("a time-out");
     // It may hang up in the middle.
     stream.write_all(bytes).ok();
     let mut answer = Vec::new();
@@ -98,7 +98,7 @@ async fn clients_that_never_finish_are_hung_up_on_and_keep_nobody_out_for_long()
         .collect();
     until("an answer all the same", async || health.get("/livez").await).await;
     let mut first = waiting.remove(0);
-    first.set_read_timeout(Some(crate::support::PATIENCE)).expect("a time-out");
+    first.set_read_timeout(Some(test_support::PATIENCE)).expect("a time-out");
     let hung_up = tokio::task::spawn_blocking(move || {
         let mut rest = Vec::new();
         // A reset is an end too.

@@ -11,7 +11,7 @@ mod tls;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use crate::support::services;
+use test_support::services;
 
 /// A Kafka and a Redis that speak TLS and ask for an account, and plainly too, for the test's own
 /// look at them. Shared, and ends with this process.

@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 use super::Secure;
 use super::canary::{Canary, none_in};
 use super::http_server::{Answer, HttpServer};
-use crate::support::daemon::Environment;
-use crate::support::feed;
-use crate::support::http::Health;
-use crate::support::kafka::{create_topic, produce, read_topic};
-use crate::support::{unique, until, until_within};
+use test_support::daemon::Environment;
+use test_support::feed;
+use test_support::http::Health;
+use test_support::kafka::{create_topic, produce, read_topic};
+use test_support::{unique, until, until_within};
 
 /// Everything that can be logged, of the daemon and of what it is built from.
 const LOUDEST: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,librdkafka=trace,rdkafka=trace,\
@@ -314,7 +314,7 @@ async fn neither_a_secret_nor_a_persons_data_is_shown_while_everything_fails() {
     for topic in topics.iter().filter(|topic| *topic != "reward_redemptions") {
         create_topic(services.kafka(), topic, 1).await;
     }
-    crate::support::kafka::ensure_topic(services.kafka(), "reward_redemptions", 1).await;
+    test_support::kafka::ensure_topic(services.kafka(), "reward_redemptions", 1).await;
     let sent = records.iter().map(|(topic, value)| {
         let key = person.email.value().into_bytes();
         FutureRecord::to(topic).key(&*key.leak()).payload(value.as_bytes())

@@ -10,10 +10,10 @@ use rdkafka::{Message as _, producer::FutureRecord};
 use redis::AsyncCommands as _;
 
 use super::Secure;
-use crate::support::daemon::Environment;
-use crate::support::http::Health;
-use crate::support::kafka::{committed, create_topic, produce, read_topic};
-use crate::support::{unique, until};
+use test_support::daemon::Environment;
+use test_support::http::Health;
+use test_support::kafka::{committed, create_topic, produce, read_topic};
+use test_support::{unique, until};
 
 /// `openssl s_server`, which answers every GET with a page. Ends when dropped.
 struct Https {

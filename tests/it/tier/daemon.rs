@@ -13,9 +13,9 @@ use jiff::Timestamp;
 use rdkafka::producer::FutureRecord;
 use serde_json::{Value, json};
 
-use crate::support::daemon::Environment;
-use crate::support::recordings::recorded;
-use crate::support::{feed, kafka, services, unique, until};
+use test_support::daemon::Environment;
+use test_support::recordings::recorded;
+use test_support::{feed, kafka, services, unique, until};
 
 const PARTITIONS: i32 = 6;
 const TABLES: [&str; 2] = ["purchase_ledger", "wallet_ledger"];

@@ -17,8 +17,8 @@ use crate::full_path::connector::Connector;
 use crate::full_path::database::{Database, another};
 use crate::full_path::postgrest::Postgrest;
 use crate::full_path::workflows::{Progress, Workflows};
-use crate::support::daemon::{Daemon, Environment};
-use crate::support::{feed, kafka, services, unique, until};
+use test_support::daemon::{Daemon, Environment};
+use test_support::{feed, kafka, services, unique, until};
 
 const TABLES: [&str; 3] = ["purchase_ledger", "referral_ledger", "mission_claims"];
 /// Plays that are played at once.

@@ -11,13 +11,13 @@ type Task =
 
 /// A cluster of one broker, on a thread of its own: it must not leave the one that made it.
 /// Ends when dropped. A group's first join takes three seconds there.
-pub(crate) struct Mock {
+pub struct Mock {
     tasks: mpsc::Sender<Task>,
     bootstrap: String,
 }
 
 impl Mock {
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         let (tasks, received) = mpsc::channel::<Task>();
         let (started, bootstrap) = mpsc::channel();
         thread::spawn(move || {
@@ -28,27 +28,27 @@ impl Mock {
         Self { tasks, bootstrap: bootstrap.recv().expect("the mock cluster starts") }
     }
 
-    pub(crate) fn bootstrap(&self) -> &str {
+    pub fn bootstrap(&self) -> &str {
         &self.bootstrap
     }
 
-    pub(crate) fn create_topic(&self, name: &str, partitions: i32) {
+    pub fn create_topic(&self, name: &str, partitions: i32) {
         let name = name.to_owned();
         self.run(move |cluster| cluster.create_topic(&name, partitions, 1).expect("a topic"));
     }
 
     /// Its broker goes: connections end, new ones are refused.
-    pub(crate) fn down(&self) {
+    pub fn down(&self) {
         self.run(|cluster| cluster.broker_down(1).expect("the broker goes"));
     }
 
     /// Its broker comes back with all that it had.
-    pub(crate) fn up(&self) {
+    pub fn up(&self) {
         self.run(|cluster| cluster.broker_up(1).expect("the broker comes back"));
     }
 
     /// A partition has no leader, or its broker is one again.
-    pub(crate) fn lead(&self, topic: &str, partition: i32, led: bool) {
+    pub fn lead(&self, topic: &str, partition: i32, led: bool) {
         let (topic, leader) = (topic.to_owned(), led.then_some(1));
         self.run(move |cluster| {
             cluster.partition_leader(&topic, partition, leader).expect("a leader, or none");
@@ -56,7 +56,7 @@ impl Mock {
     }
 
     /// The next requests of one kind, whoever sends them, are answered with this error.
-    pub(crate) fn refuse(&self, api: RDKafkaApiKey, error: RDKafkaRespErr, times: usize) {
+    pub fn refuse(&self, api: RDKafkaApiKey, error: RDKafkaRespErr, times: usize) {
         self.run(move |cluster| cluster.request_errors(api, &vec![error; times]));
     }
 

@@ -6,12 +6,12 @@
 //! test that stops or kills a service takes one of its own, always a native one.
 
 mod docker;
-pub(crate) mod native;
+pub mod native;
 mod source;
 
 use std::{env, sync::OnceLock};
 
-pub(crate) use self::native::{Cluster, Redis, up};
+pub use self::native::{Cluster, Redis, up};
 
 use self::source::{ServiceSource, connect_source, service_source};
 
@@ -19,7 +19,7 @@ type Shared<T> = OnceLock<Result<T, String>>;
 
 /// Bootstrap servers of the shared Kafka: `TEST_KAFKA`, else one broker of our own. Blocks while it
 /// starts.
-pub(crate) fn kafka() -> &'static str {
+pub fn kafka() -> &'static str {
     static KAFKA: Shared<String> = Shared::new();
     shared::<String>(&KAFKA, "kafka", "TEST_KAFKA", || match kafka_door() {
         ServiceSource::Given(address) => Ok(address),
@@ -32,7 +32,7 @@ pub(crate) fn kafka() -> &'static str {
 ///
 /// Tests use keys of their own ([`super::unique`]); one that flushes or stops it takes
 /// [`Redis::own`].
-pub(crate) fn redis() -> &'static str {
+pub fn redis() -> &'static str {
     static REDIS: Shared<String> = Shared::new();
     shared::<String>(&REDIS, "redis", "TEST_REDIS", || match door_of("TEST_REDIS") {
         ServiceSource::Given(address) => Ok(address),
@@ -46,7 +46,7 @@ pub(crate) fn redis() -> &'static str {
 ///
 /// Tests make databases of their own. What belongs to the server and not to a database (roles,
 /// replication slots) is there once: a server that is given must be without those of `config/`.
-pub(crate) fn postgres() -> &'static str {
+pub fn postgres() -> &'static str {
     static POSTGRES: Shared<String> = Shared::new();
     shared::<String>(&POSTGRES, "postgres", "TEST_POSTGRES", || match postgres_door() {
         ServiceSource::Given(address) => Ok(address),
@@ -56,16 +56,16 @@ pub(crate) fn postgres() -> &'static str {
 }
 
 /// The shared Kafka Connect with Debezium, on the shared Kafka.
-pub(crate) struct Connect {
+pub struct Connect {
     /// Base URL of its REST interface.
-    pub(crate) url: String,
+    pub url: String,
     /// Host and port at which it finds the shared PostgreSQL.
-    pub(crate) database: (String, u16),
+    pub database: (String, u16),
 }
 
 /// The shared Kafka Connect: `TEST_CONNECT`, else one of our own. Blocks while it starts, and Kafka
 /// and PostgreSQL.
-pub(crate) fn connect() -> &'static Connect {
+pub fn connect() -> &'static Connect {
     static CONNECT: Shared<Connect> = Shared::new();
     let start = || {
         let seen_here = || native::host_and_port(postgres());

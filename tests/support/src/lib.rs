@@ -1,25 +1,25 @@
 //! What the tests stand on: the door to real services, Kafka helpers, and waiting for a condition.
 
-pub(crate) mod daemon;
-pub(crate) mod feed;
-pub(crate) mod http;
-pub(crate) mod kafka;
-pub(crate) mod mock;
-pub(crate) mod recordings;
-pub(crate) mod services;
-pub(crate) mod tcp_proxy;
+pub mod daemon;
+pub mod feed;
+pub mod http;
+pub mod kafka;
+pub mod mock;
+pub mod recordings;
+pub mod services;
+pub mod tcp_proxy;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
-pub(crate) use rustix::process::Signal;
+pub use rustix::process::Signal;
 
 /// Longest that a test waits for anything; only a failure takes this long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A name that no other test, process or run uses: for topics, groups and Redis keys.
-pub(crate) fn unique(prefix: &str) -> String {
+pub fn unique(prefix: &str) -> String {
     format!("{prefix}-{:016x}", fastrand::u64(..))
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn unique(prefix: &str) -> String {
 ///
 /// # Errors
 /// Where there is no such process, or it is not ours to signal.
-pub(crate) fn send_signal(pid: u32, signal: Signal) -> io::Result<()> {
+pub fn send_signal(pid: u32, signal: Signal) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no process id"))?;
     Ok(rustix::process::kill_process(pid, signal)?)
@@ -37,12 +37,12 @@ pub(crate) fn send_signal(pid: u32, signal: Signal) -> io::Result<()> {
 ///
 /// # Panics
 /// At the deadline, naming `what` was waited for.
-pub(crate) async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
     until_within(PATIENCE, what, probe).await
 }
 
 /// As [`until`], for what may take longer than [`PATIENCE`].
-pub(crate) async fn until_within<T>(
+pub async fn until_within<T>(
     patience: Duration,
     what: &str,
     mut probe: impl AsyncFnMut() -> Option<T>,

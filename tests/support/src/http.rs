@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::until;
 
 /// The health endpoints of one daemon.
-pub(crate) struct Health {
+pub struct Health {
     address: String,
     /// The same port of UDP, which no daemon wants: who holds it has the port to itself, also
     /// before its daemon listens and among other test programs.
@@ -18,7 +18,7 @@ pub(crate) struct Health {
 impl Health {
     /// On a port that is free now, for a daemon's `HTTP_LISTEN`: below those that the system gives
     /// to clients, and beside those of `tests/services/up`.
-    pub(crate) fn free() -> Self {
+    pub fn free() -> Self {
         for _ in 0..1_000 {
             let address = (Ipv4Addr::LOCALHOST, fastrand::u16(30_000..32_000));
             let Ok(_reserved) = UdpSocket::bind(address) else { continue };
@@ -30,12 +30,12 @@ impl Health {
     }
 
     /// The address to listen on.
-    pub(crate) fn listen(&self) -> &str {
+    pub fn listen(&self) -> &str {
         &self.address
     }
 
     /// Status and body; `None` while nobody listens.
-    pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         drop(rustls::crypto::ring::default_provider().install_default());
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         let answer = client.get(format!("http://{}{path}", self.address)).send().await.ok()?;
@@ -44,7 +44,7 @@ impl Health {
     }
 
     /// Status and what each consumer is up to, by its name.
-    pub(crate) async fn readiness(&self) -> Option<(u16, BTreeMap<String, Value>)> {
+    pub async fn readiness(&self) -> Option<(u16, BTreeMap<String, Value>)> {
         let (status, body) = self.get("/readyz").await?;
         let line = |line| {
             let line: Value = serde_json::from_str(line).expect("an object a line");
@@ -54,24 +54,24 @@ impl Health {
     }
 
     /// What `/metrics` tells, asked until it tells something.
-    pub(crate) async fn metrics(&self) -> Metrics {
+    pub async fn metrics(&self) -> Metrics {
         let text = until("metrics", async || self.get("/metrics").await).await.1;
         Metrics(text)
     }
 }
 
 /// The text of `/metrics`.
-pub(crate) struct Metrics(String);
+pub struct Metrics(String);
 
 impl Metrics {
     /// Whether it tells of `name` at all.
-    pub(crate) fn tells_of(&self, name: &str) -> bool {
+    pub fn tells_of(&self, name: &str) -> bool {
         let sample = format!("# TYPE {name} ");
         self.0.lines().any(|line| line.starts_with(&sample))
     }
 
     /// The samples of `name` that carry all of these labels.
-    pub(crate) fn samples(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
+    pub fn samples(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
         let carried: Vec<String> =
             labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let sample = |line: &str| {
@@ -85,7 +85,7 @@ impl Metrics {
     }
 
     /// Their sum; 0 where there are none.
-    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.samples(name, labels).iter().sum()
     }
 }

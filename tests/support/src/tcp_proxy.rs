@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 /// Passes connections on to a server. Ends when dropped.
-pub(crate) struct TcpProxy {
+pub struct TcpProxy {
     address: String,
     server: Arc<Mutex<String>>,
     silence: watch::Sender<()>,
@@ -16,7 +16,7 @@ pub(crate) struct TcpProxy {
 
 impl TcpProxy {
     /// To the server at `host:port`.
-    pub(crate) async fn to(server: &str) -> Self {
+    pub async fn to(server: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         let server = Arc::new(Mutex::new(server.to_owned()));
@@ -41,17 +41,17 @@ impl TcpProxy {
     }
 
     /// Where it listens, `host:port`.
-    pub(crate) fn address(&self) -> &str {
+    pub fn address(&self) -> &str {
         &self.address
     }
 
     /// Connections that are there stay open, but nothing passes through them any more.
-    pub(crate) fn silence(&self) {
+    pub fn silence(&self) {
         self.silence.send_replace(());
     }
 
     /// Later connections go to another server.
-    pub(crate) fn lead_to(&self, server: &str) {
+    pub fn lead_to(&self, server: &str) {
         server.clone_into(&mut self.server.lock().expect("not poisoned"));
     }
 }

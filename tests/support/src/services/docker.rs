@@ -20,8 +20,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::Connect;
-use crate::support::kafka::client;
-use crate::support::{unique, until};
+use crate::kafka::client;
+use crate::{unique, until};
 
 const KAFKA: (&str, &str) = ("apache/kafka", "4.3.1");
 const REDIS: (&str, &str) = ("redis", "7.4.11-alpine");

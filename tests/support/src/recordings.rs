@@ -9,12 +9,12 @@ use crm_event_processors::recording::{self, Recorded};
 use flate2::read::GzDecoder;
 
 /// Where a file of `tests/fixtures` lies.
-pub(crate) fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)
 }
 
 /// The text of a gzipped fixture.
-pub(crate) fn unpacked(name: &str) -> String {
+pub fn unpacked(name: &str) -> String {
     let mut text = String::new();
     GzDecoder::new(File::open(fixture(name)).expect("the fixture is there"))
         .read_to_string(&mut text)
@@ -23,13 +23,13 @@ pub(crate) fn unpacked(name: &str) -> String {
 }
 
 /// The records of a fixture.
-pub(crate) fn recorded(name: &str) -> impl Iterator<Item = Recorded> + use<> {
+pub fn recorded(name: &str) -> impl Iterator<Item = Recorded> + use<> {
     recording::read(File::open(fixture(name)).expect("the fixture is there"))
         .map(|record| record.expect("a record"))
 }
 
 /// The value of a column that must hold one.
-pub(crate) fn known<T>(field: Result<Field<T>, DecodeError>, place: &str) -> T {
+pub fn known<T>(field: Result<Field<T>, DecodeError>, place: &str) -> T {
     match field {
         Ok(Field::Value(value)) => value,
         Ok(_) => panic!("{place} holds no value"),

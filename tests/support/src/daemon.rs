@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -11,16 +12,26 @@ use std::time::{Duration, Instant};
 
 use super::{PATIENCE, Signal, send_signal, until};
 
-/// The real daemon.
-pub(crate) const DAEMON: &str = env!("CARGO_BIN_EXE_crm-event-processors");
+/// The real daemon. Cargo builds it for the tests of its package and puts it above them.
+///
+/// # Panics
+/// When this is no such test.
+#[must_use]
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a file");
+    let built = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+    let program = built.join("crm-event-processors");
+    assert!(program.exists(), "{} is not there: run the tests with cargo test", program.display());
+    program
+}
 
 /// A daemon's environment: nothing of the test's own but what is named.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Environment(BTreeMap<String, String>);
+pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
     /// What every daemon under test needs.
-    pub(crate) fn new(kafka: &str, redis: &str, services: &str, prefix: &str) -> Self {
+    pub fn new(kafka: &str, redis: &str, services: &str, prefix: &str) -> Self {
         Self::default()
             .with("KAFKA_BOOTSTRAP_SERVERS", kafka)
             .with("KAFKA_AUTO_OFFSET_RESET", "earliest")
@@ -35,33 +46,33 @@ impl Environment {
             .with("LOG_FORMAT", "human")
     }
 
-    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+    pub fn with(mut self, name: &str, value: &str) -> Self {
         self.0.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    pub(crate) fn without(mut self, name: &str) -> Self {
+    pub fn without(mut self, name: &str) -> Self {
         self.0.remove(name);
         self
     }
 
     /// Starts a daemon; its log goes where the test's goes.
-    pub(crate) fn start(&self) -> Daemon {
-        Daemon(self.command(DAEMON).spawn().expect("the daemon starts"))
+    pub fn start(&self) -> Daemon {
+        Daemon(self.command(program()).spawn().expect("the daemon starts"))
     }
 
     /// Starts a daemon whose log the test reads.
-    pub(crate) fn start_logging(&self) -> (Daemon, Log) {
+    pub fn start_logging(&self) -> (Daemon, Log) {
         self.start_reading(&[], |line| eprintln!("{line}"))
     }
 
     /// As [`Self::start_quietly`], with arguments.
-    pub(crate) fn start_quietly_with(&self, arguments: &[&str]) -> (Daemon, Log) {
+    pub fn start_quietly_with(&self, arguments: &[&str]) -> (Daemon, Log) {
         self.start_reading(arguments, |_| {})
     }
 
     /// As [`Self::start_logging`], for a log that is too long to be shown.
-    pub(crate) fn start_quietly(&self) -> (Daemon, Log) {
+    pub fn start_quietly(&self) -> (Daemon, Log) {
         self.start_quietly_with(&[])
     }
 
@@ -70,7 +81,7 @@ impl Environment {
         arguments: &[&str],
         show: impl Fn(&str) + Send + 'static,
     ) -> (Daemon, Log) {
-        let mut command = self.command(DAEMON);
+        let mut command = self.command(program());
         command.args(arguments).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the daemon starts");
         let written = child.stderr.take().expect("its log");
@@ -86,17 +97,17 @@ impl Environment {
     }
 
     /// Lets a daemon run until it ends by itself.
-    pub(crate) fn run(&self) -> Output {
+    pub fn run(&self) -> Output {
         self.run_with(&[])
     }
 
     /// As [`Self::run`], with arguments.
-    pub(crate) fn run_with(&self, arguments: &[&str]) -> Output {
-        self.command(DAEMON).args(arguments).output().expect("the daemon runs")
+    pub fn run_with(&self, arguments: &[&str]) -> Output {
+        self.command(program()).args(arguments).output().expect("the daemon runs")
     }
 
     /// How `program`, the daemon or one built like it, is started in this environment.
-    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear().envs(&self.0).stdin(Stdio::null());
         command
@@ -104,25 +115,25 @@ impl Environment {
 }
 
 /// What a daemon logs.
-pub(crate) struct Log {
+pub struct Log {
     lines: Arc<Mutex<Vec<String>>>,
     reader: thread::JoinHandle<()>,
 }
 
 impl Log {
     /// Waits for a line that contains `text`.
-    pub(crate) async fn until(&self, text: &str) {
+    pub async fn until(&self, text: &str) {
         let found = || self.lines.lock().expect("not poisoned").iter().any(|l| l.contains(text));
         until(text, async || found().then_some(())).await;
     }
 
     /// What it has logged so far.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("not poisoned").clone()
     }
 
     /// All of it, of a daemon that has ended.
-    pub(crate) fn whole(self) -> String {
+    pub fn whole(self) -> String {
         self.reader.join().expect("the log is read");
         self.lines.lock().expect("not poisoned").join("\n")
     }
@@ -130,26 +141,26 @@ impl Log {
 
 /// A running daemon. Killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Daemon(Child);
+pub struct Daemon(Child);
 
 impl Daemon {
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.0.id()
     }
 
     /// Ends it without any warning, and waits until it is gone.
-    pub(crate) fn kill(mut self) {
+    pub fn kill(mut self) {
         self.end().expect("the daemon is killed");
     }
 
     /// Asks it to stop, and waits until it has.
-    pub(crate) fn stop(self) -> ExitStatus {
+    pub fn stop(self) -> ExitStatus {
         self.ask_to_stop();
         self.ended()
     }
 
     /// Asks it to stop.
-    pub(crate) fn ask_to_stop(&self) {
+    pub fn ask_to_stop(&self) {
         send_signal(self.pid(), Signal::TERM).expect("SIGTERM is sent");
     }
 
@@ -157,7 +168,7 @@ impl Daemon {
     ///
     /// # Panics
     /// At the deadline, and kills it.
-    pub(crate) fn ended(mut self) -> ExitStatus {
+    pub fn ended(mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.0.try_wait().expect("the daemon is ours") {
@@ -169,7 +180,7 @@ impl Daemon {
     }
 
     /// Its largest resident memory so far, in KiB.
-    pub(crate) fn peak_memory(&self) -> u64 {
+    pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))
             .expect("the daemon is running");
         eprintln!("DEBUGMEM {status}");

@@ -14,7 +14,7 @@ use super::{kafka, until_within};
 const BACKLOG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Tables whose topics a daemon may ask for.
-pub(crate) const TABLES: [&str; 6] = [
+pub const TABLES: [&str; 6] = [
     "purchase_ledger",
     "wallet_ledger",
     "referral_ledger",
@@ -26,7 +26,7 @@ pub(crate) const TABLES: [&str; 6] = [
 /// Makes every table's topic behind `prefix` and sends the records, recorded as `crm.public.*`, in
 /// order. A recording of several partitions keeps them: its lines are in the log's order only within
 /// each. One of a single partition is spread by key.
-pub(crate) async fn produce(brokers: &str, prefix: &str, partitions: i32, records: &[Recorded]) {
+pub async fn produce(brokers: &str, prefix: &str, partitions: i32, records: &[Recorded]) {
     let recorded = |topic: &str| topic.strip_prefix("crm.public.").map(str::to_owned);
     let mut tables: BTreeSet<String> = TABLES.iter().map(|&table| table.to_owned()).collect();
     tables.extend(records.iter().filter_map(|record| recorded(&record.topic)));
@@ -54,7 +54,7 @@ pub(crate) async fn produce(brokers: &str, prefix: &str, partitions: i32, record
 
 /// Waits until the group has committed what is now the end of every partition of `topic`; others may
 /// go on writing there.
-pub(crate) async fn caught_up(brokers: &str, group: &str, topic: &str) {
+pub async fn caught_up(brokers: &str, group: &str, topic: &str) {
     let ends = kafka::ends(brokers, topic).await;
     until_within(BACKLOG_PATIENCE, "the last record to be committed", async || {
         let committed = kafka::committed(brokers, group, topic).await;

@@ -21,21 +21,21 @@ use tokio::task::spawn_blocking;
 use super::{PATIENCE, unique, until};
 
 /// Client configuration for `brokers` and nothing else.
-pub(crate) fn client(brokers: &str) -> ClientConfig {
+pub fn client(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
     config
 }
 
 /// Makes a topic and returns when each of its partitions has a leader.
-pub(crate) async fn create_topic(brokers: &str, name: &str, partitions: i32) {
+pub async fn create_topic(brokers: &str, name: &str, partitions: i32) {
     ask_for_topic(brokers, name, partitions).await.expect("the topic is created");
     until_led(brokers, name, partitions).await;
 }
 
 /// As [`create_topic`], for a topic whose name is not the test's own: another may have made it, with
 /// as many partitions.
-pub(crate) async fn ensure_topic(brokers: &str, name: &str, partitions: i32) {
+pub async fn ensure_topic(brokers: &str, name: &str, partitions: i32) {
     match ask_for_topic(brokers, name, partitions).await {
         Ok(()) | Err(RDKafkaErrorCode::TopicAlreadyExists) => {}
         Err(code) => panic!("the topic is not created: {code}"),
@@ -55,7 +55,7 @@ async fn ask_for_topic(brokers: &str, name: &str, partitions: i32) -> Result<(),
 }
 
 /// Waits until there is such a topic and each of its partitions has a leader.
-pub(crate) async fn until_led(brokers: &str, name: &str, partitions: i32) {
+pub async fn until_led(brokers: &str, name: &str, partitions: i32) {
     until("leaders of a new topic", async || {
         let (brokers, name) = (brokers.to_owned(), name.to_owned());
         let ids = spawn_blocking(move || {
@@ -70,7 +70,7 @@ pub(crate) async fn until_led(brokers: &str, name: &str, partitions: i32) {
 }
 
 /// Sends the records in order, all at once, and waits for every acknowledgement; answers their (partition, offset).
-pub(crate) async fn produce<'a>(
+pub async fn produce<'a>(
     brokers: &str,
     records: impl IntoIterator<Item = FutureRecord<'a, [u8], [u8]>>,
 ) -> Vec<(i32, i64)> {
@@ -103,7 +103,7 @@ pub(crate) async fn produce<'a>(
 }
 
 /// Everything that the topic holds now, by partition and offset.
-pub(crate) async fn read_topic(brokers: &str, topic: &str) -> Vec<OwnedMessage> {
+pub async fn read_topic(brokers: &str, topic: &str) -> Vec<OwnedMessage> {
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     spawn_blocking(move || {
         let consumer: BaseConsumer = client(&brokers)
@@ -149,11 +149,7 @@ pub(crate) async fn read_topic(brokers: &str, topic: &str) -> Vec<OwnedMessage> 
 }
 
 /// What the group has committed for the topic: next offset and metadata by partition, without those never committed.
-pub(crate) async fn committed(
-    brokers: &str,
-    group: &str,
-    topic: &str,
-) -> BTreeMap<i32, (i64, String)> {
+pub async fn committed(brokers: &str, group: &str, topic: &str) -> BTreeMap<i32, (i64, String)> {
     let (brokers, group, topic) = (brokers.to_owned(), group.to_owned(), topic.to_owned());
     spawn_blocking(move || {
         let consumer: BaseConsumer =
@@ -186,7 +182,7 @@ pub(crate) async fn committed(
 }
 
 /// Deletes the records of partition 0 before `offset`, as retention does.
-pub(crate) async fn delete_before(brokers: &str, topic: &str, offset: i64) {
+pub async fn delete_before(brokers: &str, topic: &str, offset: i64) {
     let admin: AdminClient<DefaultClientContext> =
         client(brokers).create().expect("an admin client");
     let mut list = TopicPartitionList::new();
@@ -198,7 +194,7 @@ pub(crate) async fn delete_before(brokers: &str, topic: &str, offset: i64) {
 }
 
 /// The end of each of the topic's partitions: the offset that the next record will have.
-pub(crate) async fn ends(brokers: &str, topic: &str) -> BTreeMap<i32, i64> {
+pub async fn ends(brokers: &str, topic: &str) -> BTreeMap<i32, i64> {
     let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
     spawn_blocking(move || {
         let consumer: BaseConsumer = client(&brokers).create().expect("a consumer");

@@ -8,7 +8,7 @@ use std::{
 
 use tokio_postgres::config::Host;
 
-const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services");
+const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../services");
 
 /// Starts a service; answers what `up` exports as `variable`.
 pub(super) fn shared(service: &str, variable: &str) -> Result<String, String> {
@@ -32,7 +32,7 @@ fn exported(mut exports: BTreeMap<String, String>, variable: &str) -> Result<Str
 }
 
 /// Runs `up` for a run that ends with this process; answers its exports by name, or what it said on standard error.
-pub(crate) fn up(arguments: &[&str]) -> Result<BTreeMap<String, String>, String> {
+pub fn up(arguments: &[&str]) -> Result<BTreeMap<String, String>, String> {
     script("up", &until_we_exit(arguments), &[])
 }
 
@@ -43,7 +43,7 @@ fn until_we_exit(arguments: &[&str]) -> Vec<String> {
 }
 
 /// Runs `up` or `down` with these arguments; answers as [`up`].
-pub(crate) fn script(
+pub fn script(
     name: &str,
     arguments: &[impl AsRef<std::ffi::OsStr>],
     environment: &[(&str, &str)],
@@ -101,35 +101,35 @@ impl Drop for Run {
 ///
 /// Its methods block for some tens of milliseconds.
 #[derive(Debug)]
-pub(crate) struct Redis {
+pub struct Redis {
     run: Run,
     url: String,
 }
 
 impl Redis {
     /// Starts one on a port of its own, empty, without persistence.
-    pub(crate) fn own() -> Self {
+    pub fn own() -> Self {
         let (run, url) = Run::start(&["redis"], "TEST_REDIS");
         Self { run, url }
     }
 
     /// Stays the same through stops and starts.
-    pub(crate) fn url(&self) -> &str {
+    pub fn url(&self) -> &str {
         &self.url
     }
 
     /// Kills it: connections break, new ones are refused, all data is gone.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.run.down(&["--kill", "redis"]);
     }
 
     /// Starts it again after [`Self::stop`], empty, on the same port; does nothing when it runs.
-    pub(crate) fn start(&self) {
+    pub fn start(&self) {
         self.run.up("redis");
     }
 
     /// What a free plan's restart does: everything is forgotten, connections break, the address stays.
-    pub(crate) fn restart_empty(&self) {
+    pub fn restart_empty(&self) {
         self.stop();
         self.start();
     }
@@ -140,41 +140,41 @@ impl Redis {
 ///
 /// Its methods block for seconds.
 #[derive(Debug)]
-pub(crate) struct Cluster {
+pub struct Cluster {
     run: Run,
     bootstrap: String,
 }
 
 impl Cluster {
     /// Starts so many brokers, numbered from 1, on ports of their own and empty.
-    pub(crate) fn own(brokers: u8) -> Self {
+    pub fn own(brokers: u8) -> Self {
         let (run, bootstrap) =
             Run::start(&["--brokers", &brokers.to_string(), "kafka"], "TEST_KAFKA");
         Self { run, bootstrap }
     }
 
     /// Addresses of all brokers; they stay the same through stops and starts.
-    pub(crate) fn bootstrap(&self) -> &str {
+    pub fn bootstrap(&self) -> &str {
         &self.bootstrap
     }
 
     /// Where a broker keeps its logs.
-    pub(crate) fn data(&self, broker: u8) -> PathBuf {
+    pub fn data(&self, broker: u8) -> PathBuf {
         Path::new(&self.run.0).join(format!("kafka-{broker}/data"))
     }
 
     /// Kills a broker.
-    pub(crate) fn kill(&self, broker: u8) {
+    pub fn kill(&self, broker: u8) {
         self.run.down(&["--kill", &format!("kafka-{broker}")]);
     }
 
     /// Stops a broker, which hands what it leads to the others first.
-    pub(crate) fn stop(&self, broker: u8) {
+    pub fn stop(&self, broker: u8) {
         self.run.down(&[&format!("kafka-{broker}")]);
     }
 
     /// Starts a broker again, with what it had; does nothing when it runs.
-    pub(crate) fn start(&self, broker: u8) {
+    pub fn start(&self, broker: u8) {
         self.run.up(&format!("kafka-{broker}"));
     }
 }
