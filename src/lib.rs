@@ -25,5 +25,6 @@ pub mod telemetry;
 
 /// Every record costs a few dozen short-lived allocations, made on one thread and freed on another,
 /// which the system's allocator is slow at.
+#[cfg(not(test))] // unit tests have the library twice: what tests stand on depends on it
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

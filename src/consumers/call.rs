@@ -7,16 +7,17 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::clients::inngest::{Accepted, Events, Inngest, InvalidEvent, SendError};
+use crate::clients::inngest::{self, Accepted, Events, Inngest, InvalidEvent, Replies, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::dispatch::permits::{Sample, Urgency};
-use crate::engine::{Context, Failure, Once, Outcome, Taken};
+use crate::engine::{Context, Failure, Once, Outcome, Sends, Sent, Taken};
 use crate::outage::{Breaker, Breakers};
 
 /// What the names of functions' and tables' breakers begin with.
@@ -29,6 +30,8 @@ const PAGE: &str = "1000";
 
 /// What an event takes, about.
 const EVENT_BYTES: usize = 320;
+/// Bytes of events that are written at a time for many records, and one record more.
+const WRITTEN_BYTES: usize = 1 << 20;
 
 /// The most rows that one question may have: a bound on memory.
 const MAX_ROWS: usize = 100_000;
@@ -296,48 +299,49 @@ impl Sender {
         self.sent(cx, sending).await
     }
 
-    /// Sends what many records call for, in one send: `write` writes the events of record number
-    /// `index`. One result a record, in order: when its events were accepted, or why not.
+    /// Sends what many records call for: `write` writes the events of record number `index`, none
+    /// where there is nothing to send. Each is sent, and answered, for itself.
     ///
     /// # Errors
-    /// [`Failure::GivenUp`] for all, as for one. Of an event that fails the records that come after
-    /// it are [`Failure::Alone`], and so is its own: alone it shows what is wrong with it.
+    /// [`Failure::GivenUp`] when the partition is being given up while Inngest is away.
     pub async fn send_all(
         &self,
         cx: &Context,
         count: usize,
-        write: impl Fn(usize, &mut Events) -> Result<(), InvalidEvent> + Send,
-    ) -> Result<Vec<Result<Timestamp, Failure>>, Failure> {
+        write: impl Fn(usize, &mut Events) -> Result<(), Failure> + Send,
+    ) -> Result<Box<dyn Sends>, Failure> {
         let turn = cx.with_client_retries(&self.breaker, self.inngest.room()).await?;
-        let mut events = Events::with_capacity(count * EVENT_BYTES);
-        // Where each record's events end; none of one that cannot be sent.
-        let mut ends = Vec::with_capacity(count);
+        let mut events = Events::with_capacity((count * EVENT_BYTES).min(WRITTEN_BYTES));
+        let (mut ends, mut of) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut known = Vec::new();
         for index in 0..count {
+            // The others go alone, each when there is room for it.
+            if events.bytes() >= WRITTEN_BYTES {
+                known.push((index, Err(Failure::Alone)));
+                continue;
+            }
             let before = events.len();
-            let written = write(index, &mut events).map_err(unwritable).and_then(|()| {
+            let written = write(index, &mut events).and_then(|()| {
                 let size = self.inngest.check_size(events.largest_from(before));
                 size.map_err(|error| failure(error, &self.breaker))
             });
-            if written.is_err() {
-                events.truncate(before);
+            match written {
+                Ok(()) if events.len() == before => known.push((index, Ok(None))),
+                Ok(()) => {
+                    ends.push(events.len());
+                    of.push(index);
+                }
+                Err(failure) => {
+                    events.truncate(before);
+                    known.push((index, Err(failure)));
+                }
             }
-            ends.push(written.map(|()| events.len()));
         }
         take_steps(cx, &events);
-        let sending = self.inngest.submit(events);
+        events.shrink();
+        let replies = self.inngest.submit_all(events, &ends);
         drop(turn);
-        let sent = cx.with_client_retries(&self.breaker, sending).await?;
-        let (accepted, at) = match sent {
-            Ok(accepted) => (usize::MAX, accepted.at),
-            Err(SendError::Closed) => return Err(Failure::GivenUp),
-            // Not before they were taken in: that is what counts.
-            Err(error) => (error.accepted(), Timestamp::now()),
-        };
-        let result = |end: Result<usize, Failure>| match end? {
-            end if end <= accepted => Ok(at),
-            _ => Err(Failure::Alone),
-        };
-        Ok(ends.into_iter().map(result).collect())
+        Ok(Box::new(Sending { replies, of, known, breaker: Arc::clone(&self.breaker) }))
     }
 
     /// Sends a few events in their order that are written already. Returns when they were accepted.
@@ -381,6 +385,50 @@ impl Sender {
     #[must_use]
     pub fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
+    }
+}
+
+/// What many records have sent.
+struct Sending {
+    replies: Replies,
+    /// The record of each caller.
+    of: Vec<usize>,
+    /// What was known before anything was sent.
+    known: Vec<(usize, Sent)>,
+    breaker: Arc<Breaker>,
+}
+
+impl Sending {
+    fn of_records(&self, answers: Vec<(usize, inngest::Outcome)>) -> Vec<(usize, Sent)> {
+        let sent = |outcome| accepted(outcome, &self.breaker).map(Some);
+        let of = |index: usize| self.of.get(index).copied();
+        answers.into_iter().filter_map(|(at, outcome)| Some((of(at)?, sent(outcome)))).collect()
+    }
+}
+
+impl Sends for Sending {
+    fn next<'s>(
+        &'s mut self,
+        cx: &'s Context,
+    ) -> BoxFuture<'s, Result<Option<Vec<(usize, Sent)>>, Failure>> {
+        Box::pin(async move {
+            if !self.known.is_empty() {
+                return Ok(Some(std::mem::take(&mut self.known)));
+            }
+            let answers = cx.with_client_retries(&self.breaker, self.replies.next()).await?;
+            Ok(answers.map(|answers| self.of_records(answers)))
+        })
+    }
+
+    fn ready(&mut self) -> Vec<(usize, Sent)> {
+        let answers = self.replies.ready();
+        self.of_records(answers)
+    }
+
+    fn abandon(&mut self, index: usize) {
+        if let Ok(at) = self.of.binary_search(&index) {
+            self.replies.abandon(at);
+        }
     }
 }
 

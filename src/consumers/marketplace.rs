@@ -11,12 +11,12 @@ use jiff::Timestamp;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 
-use super::call::{Sender, outcome};
+use super::call::{Sender, outcome, unwritable};
 use super::registry::Entry;
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
 use crate::config::{Commands, Setting, Spec, value};
-use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Step, Steps};
+use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Sends, Step, Steps};
 
 const RECEIVED: &str = "marketplace/order-received";
 /// The platform of an order that names none (behaviour section 7).
@@ -133,17 +133,12 @@ impl Consumer for Marketplace {
         Some(work.id().into())
     }
 
-    async fn send_all(
-        &self,
-        cx: &Context,
-        works: &[&Work],
-    ) -> Result<Vec<Result<Option<Timestamp>, Failure>>, Failure> {
+    async fn send_all(&self, cx: &Context, works: &[&Work]) -> Result<Box<dyn Sends>, Failure> {
         let write = |index: usize, events: &mut Events| {
             let work = works[index];
-            events.push(RECEIVED, Some(work.id()), &work.received())
+            events.push(RECEIVED, Some(work.id()), &work.received()).map_err(unwritable)
         };
-        let sent = self.sender.send_all(cx, works.len(), write).await?;
-        Ok(sent.into_iter().map(|sent| sent.map(Some)).collect())
+        self.sender.send_all(cx, works.len(), write).await
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use super::call::{Calls, Sender, outcome};
+use super::call::{Calls, Sender, outcome, unwritable};
 use super::lookup_cache::LookupCache;
 use super::registry::Entry;
 use super::snapshot;
@@ -20,7 +20,8 @@ use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
 use crate::config::{Snapshot, Spec};
 use crate::engine::{
-    Consumer, Context, Failure, Lane, Once, Outcome, Route, SNAPSHOT_SKIPPED, Step, Steps, Taken,
+    Consumer, Context, Failure, Lane, Once, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps,
+    Taken,
 };
 
 const EVALUATE: &str = "mission/evaluate";
@@ -150,24 +151,14 @@ impl Consumer for Mission {
         Some(work.claim(event_type).into())
     }
 
-    async fn send_all(
-        &self,
-        cx: &Context,
-        works: &[&Work],
-    ) -> Result<Vec<Result<Option<Timestamp>, Failure>>, Failure> {
-        let known: Vec<_> = works.iter().map(|work| self.known(work)).collect();
-        let write = |index: usize, events: &mut Events| match &known[index] {
-            Some((event_type, missions)) => write(events, works[index], event_type, missions),
-            None => Ok(()),
-        };
-        let sent = self.sender.send_all(cx, works.len(), write).await?;
-        let results = sent.into_iter().zip(&known).map(|(sent, known)| match known {
-            Some((_, missions)) if missions.is_empty() => Ok(None),
-            Some(_) => sent.map(Some),
+    async fn send_all(&self, cx: &Context, works: &[&Work]) -> Result<Box<dyn Sends>, Failure> {
+        let write = |index: usize, events: &mut Events| {
+            let work = works[index];
             // Forgotten since it was asked for.
-            None => Err(Failure::Alone),
-        });
-        Ok(results.collect())
+            let (event_type, missions) = self.known(work).ok_or(Failure::Alone)?;
+            write(events, work, event_type, &missions).map_err(unwritable)
+        };
+        self.sender.send_all(cx, works.len(), write).await
     }
 
     fn nothing_to_send(&self) -> &'static str {

@@ -10,7 +10,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::broadcast::Broadcasts;
-use super::call::{Calls, Sender, outcome};
+use super::call::{Calls, Sender, outcome, unwritable};
 use super::registry::Entry;
 use super::snapshot;
 use super::words::is;
@@ -18,7 +18,7 @@ use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
 use crate::config::{Commands, Snapshot, Spec};
 use crate::engine::{
-    Consumer, Context, Failure, Lane, Outcome, Route, SNAPSHOT_SKIPPED, Step, Steps, Taken,
+    Consumer, Context, Failure, Lane, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps, Taken,
 };
 
 const REDEEMED: &str = "reward/redeemed";
@@ -226,21 +226,14 @@ impl Consumer for Reward {
         }
     }
 
-    async fn send_all(
-        &self,
-        cx: &Context,
-        works: &[&Work],
-    ) -> Result<Vec<Result<Option<Timestamp>, Failure>>, Failure> {
+    async fn send_all(&self, cx: &Context, works: &[&Work]) -> Result<Box<dyn Sends>, Failure> {
         let write = |index: usize, events: &mut Events| match works[index] {
-            Work::Code(code) => events.push(CODE_REDEEMED, Some(&code.event_id()), code),
-            Work::Redeem(_) => Ok(()),
-        };
-        let sent = self.sender.send_all(cx, works.len(), write).await?;
-        let results = sent.into_iter().zip(works).map(|(sent, work)| match work {
-            Work::Code(_) => sent.map(Some),
+            Work::Code(code) => {
+                events.push(CODE_REDEEMED, Some(&code.event_id()), code).map_err(unwritable)
+            }
             Work::Redeem(_) => Err(Failure::Alone),
-        });
-        Ok(results.collect())
+        };
+        self.sender.send_all(cx, works.len(), write).await
     }
 }
 

@@ -187,7 +187,9 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn confirm_all(&self, keys: Vec<(String, i64)>) -> Result<(), StoreUnavailable> {
         let confirm = |(key, accepted_ms): (String, i64)| {
-            self.recent.note(&key, accepted_ms);
+            if accepted_ms > 0 {
+                self.recent.note(&key, accepted_ms);
+            }
             Op::Confirm { key, accepted_ms, due_ms: 0, keep: self.window }
         };
         match self.ask_all(keys.into_iter().map(confirm).collect()).await {
@@ -397,6 +399,9 @@ async fn answer(store: &impl Store, batch: Vec<Request>, breaker: &Breaker) {
                 ops.extend(all);
             }
         }
+    }
+    if ops.is_empty() {
+        return;
     }
     let short = || StoreUnavailable::new("short answer");
     let mut answer = execute(store, &ops, breaker).await.map(Vec::into_iter);

@@ -8,6 +8,7 @@
 //! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
 //! without I/O is a pure part with its own tests. `docs/architecture.md` says what lies where.
 
+mod consumer_loop;
 pub mod dispatch;
 mod group;
 mod idempotency;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+pub use self::dispatch::batch::{Sends, Sent};
 pub use self::dispatch::retry::Failure;
 pub use self::dispatch::work::{Accepted, Context, Origin};
 pub use self::idempotency::exclusive::LockGuard;
@@ -97,19 +99,18 @@ pub trait Consumer: Send + Sync + 'static {
         None
     }
 
-    /// Sends what these pieces of work call for, all of them [`Consumer::batched`]. One result for
-    /// each, in order: when its event was accepted, `None` where there was nothing to send.
+    /// Sends what these pieces of work call for, all of them [`Consumer::batched`]; each is numbered
+    /// by its place.
     ///
     /// # Errors
-    /// What failed for all of them.
+    /// What failed for all of them before anything was sent.
     fn send_all(
         &self,
         cx: &Context,
         works: &[&Self::Work],
-    ) -> impl Future<Output = Result<Vec<Result<Option<Timestamp>, Failure>>, Failure>> + Send {
-        let _ = cx;
-        let alone = works.iter().map(|_| Err(Failure::Alone)).collect();
-        async { Ok(alone) }
+    ) -> impl Future<Output = Result<Box<dyn Sends>, Failure>> + Send {
+        let _ = (cx, works);
+        async { Err(Failure::Alone) }
     }
 
     /// What the outcome is called where [`Consumer::send_all`] found nothing to send.
@@ -117,11 +118,11 @@ pub trait Consumer: Send + Sync + 'static {
         "nothing_to_send"
     }
 
-    /// Takes `newer` into `waiting`, work of the same lane that has not begun, or gives it back.
-    /// What is taken in completes together with `waiting`.
-    fn coalesce(&self, waiting: &mut Self::Work, newer: Self::Work) -> Option<Self::Work> {
-        let _ = waiting;
-        Some(newer)
+    /// Whether `waiting`, work of the same lane that has not begun, takes in `newer`, which then
+    /// completes together with it.
+    fn coalesce(&self, waiting: &mut Self::Work, newer: &Self::Work) -> bool {
+        let _ = (waiting, newer);
+        false
     }
 }
 

@@ -8,7 +8,7 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::dispatch::work::Waits;
+use super::dispatch::job::Waits;
 use super::group::start::Loss;
 use super::group::topics::Unreadable;
 use super::session::{End, Session, SnapshotCount};
@@ -29,24 +29,24 @@ impl<C: Consumer> Session<'_, C> {
         let partitions = self.partition_vitals(now, signals);
         let lag = partitions.iter().map(|partition| partition.lag).sum();
         if open == 0 && lag <= 0 {
-            self.progress = now;
+            self.times.progress = now;
         }
         let waits_for = self.waits_for(signals);
         self.engine.pulse.update(Vitals {
             beat: now,
-            progress: self.progress,
+            progress: self.times.progress,
             partitions,
             open,
             lag,
             waits_for,
             longest: self.longest(now),
-            held: self.unbegun.held(),
+            held: self.membership.unbegun.held(),
         });
     }
 
     /// The record in flight that has been at its work for longest, as far as nothing explains it.
     fn longest(&self, now: Instant) -> Option<AtWork> {
-        let still = self.lives.values();
+        let still = self.dispatch.lives.values();
         let still = still.filter_map(|(origin, life)| Some((life.still_since(now)?, origin)));
         let (since, origin) = still.min_by_key(|(since, _)| *since)?;
         Some(AtWork { origin: origin.clone(), since })
@@ -57,7 +57,7 @@ impl<C: Consumer> Session<'_, C> {
     pub(super) fn waits_for(&self, signals: &Signals) -> Vec<String> {
         let mut names: BTreeSet<&str> = BTreeSet::new();
         let mut breakers: BTreeMap<&str, &Breaker> = BTreeMap::new();
-        for Waits { breaker, reason } in self.lanes.parked().map(|job| &job.waits_for) {
+        for Waits { breaker, reason } in self.dispatch.lanes.parked().map(|job| &job.waits_for) {
             match breaker {
                 Some(breaker) => drop(breakers.insert(breaker.name(), breaker)),
                 // What was given up waits for nothing that would explain it.
@@ -65,8 +65,8 @@ impl<C: Consumer> Session<'_, C> {
                 None => drop(names.insert(reason)),
             }
         }
-        if self.lanes.running() > 0 {
-            let awaited = self.shared.awaited().filter(|breaker| breaker.away().is_some());
+        if self.dispatch.lanes.running() > 0 {
+            let awaited = self.dispatch.shared.awaited().filter(|breaker| breaker.away().is_some());
             breakers.extend(awaited.map(|breaker| (breaker.name(), &**breaker)));
         }
         let mut waits_for: Vec<String> = names.into_iter().map(str::to_owned).collect();
@@ -74,13 +74,13 @@ impl<C: Consumer> Session<'_, C> {
             Some(away) => format!("{name}: {}", away.error),
             None => name.to_owned(),
         }));
-        waits_for.extend(self.floods.reasons());
+        waits_for.extend(self.dispatch.floods.reasons());
         waits_for.extend(signals.brokers.away().map(|reason| format!("kafka: {reason}")));
-        waits_for.extend(self.refused.map(|why| format!("kafka: {why}")));
-        if self.unreadable.is_some() {
+        waits_for.extend(self.membership.refused.map(|why| format!("kafka: {why}")));
+        if self.membership.unreadable.is_some() {
             waits_for.push("kafka: this account may not read one of the topics".to_owned());
         }
-        if self.assignment.is_planning() {
+        if self.membership.assignment.is_planning() {
             waits_for.push("kafka: reading committed offsets".to_owned());
         }
         waits_for
@@ -101,9 +101,9 @@ impl<C: Consumer> Session<'_, C> {
 
     pub(super) fn count_snapshot(&mut self, reason: &'static str) {
         if reason == super::SNAPSHOT_SKIPPED {
-            self.snapshot.skipped += 1;
+            self.notices.snapshot.skipped += 1;
         }
-        self.snapshot.last = Some(Instant::now());
+        self.notices.snapshot.last = Some(Instant::now());
     }
 
     /// Counts what is unusual about a change, and warns of it once a topic.
@@ -117,7 +117,7 @@ impl<C: Consumer> Session<'_, C> {
         for remark in remarks.iter() {
             let observed = Observed::Remarked { topic, remark };
             self.engine.observer.observe(self.engine.name(), &observed);
-            if self.warned_of.insert((Arc::clone(topic), remark)) {
+            if self.notices.warned_of.insert((Arc::clone(topic), remark)) {
                 tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
                     messaging.destination.name = %topic,
                     messaging.destination.partition.id = partition,
@@ -130,14 +130,14 @@ impl<C: Consumer> Session<'_, C> {
     /// Says once, at the end of a snapshot, how many of its rows were skipped.
     pub(super) fn report_snapshot(&mut self, now: Instant) {
         const QUIET: Duration = Duration::from_secs(10);
-        let over = self.snapshot.last.is_some_and(|last| now - last > QUIET);
-        if over && self.snapshot.skipped > 0 {
+        let over = self.notices.snapshot.last.is_some_and(|last| now - last > QUIET);
+        if over && self.notices.snapshot.skipped > 0 {
             tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
-                rows = self.snapshot.skipped,
+                rows = self.notices.snapshot.skipped,
                 "snapshot rows skipped by SNAPSHOT_POLICY; if rows were written while the connector was down, compare the ledgers with wallet_ledger");
         }
         if over {
-            self.snapshot = SnapshotCount::default();
+            self.notices.snapshot = SnapshotCount::default();
         }
     }
 
@@ -163,9 +163,9 @@ impl<C: Consumer> Session<'_, C> {
                     "this account may not use the group: allow it to READ it, or choose another CONSUMER_GROUP_ID",
                 ),
                 RDKafkaErrorCode::TopicAuthorizationFailed => {
-                    if self.unreadable.is_none() {
-                        self.unreadable = Some(Unreadable::default());
-                        tracing::error!(messaging.consumer.group.name = %group, topics = ?self.topics,
+                    if self.membership.unreadable.is_none() {
+                        self.membership.unreadable = Some(Unreadable::default());
+                        tracing::error!(messaging.consumer.group.name = %group, topics = ?self.engine.settings.subscription.topics,
                             "this account may not read one of the topics: allow it to READ and DESCRIBE them, consuming starts then");
                     }
                 }
@@ -184,7 +184,7 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Said once; librdkafka repeats it every few seconds, and readiness goes on.
     pub(super) fn refuse(&mut self, why: &'static str) {
-        if self.refused.replace(why).is_none() {
+        if self.membership.refused.replace(why).is_none() {
             tracing::error!(messaging.consumer.group.name = %self.engine.settings.group, "{why}");
         }
     }

@@ -3,11 +3,10 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answer::{BatchOutcome, Cause, Evidence};
-use super::event::Events;
+use super::reply::Reply;
 use super::{Accepted, SendError};
 use crate::room::Charge;
 
@@ -24,19 +23,18 @@ pub(super) struct Submission {
     served: u32,
     /// What its bytes take of the room, until it ends.
     _charge: Charge,
-    reply: oneshot::Sender<Result<Accepted, SendError>>,
+    reply: Reply,
     pub(super) arrived: Instant,
 }
 
 impl Submission {
     pub(super) fn new(
-        events: Events,
+        json: Bytes,
+        ends: SmallVec<[u32; 4]>,
         charge: Charge,
-        reply: oneshot::Sender<Result<Accepted, SendError>>,
+        reply: Reply,
         arrived: Instant,
     ) -> Self {
-        let Events { json, ends } = events;
-        let json = json.into();
         Self { json, base: 0, ends, next: 0, served: 0, _charge: charge, reply, arrived }
     }
 
@@ -86,18 +84,17 @@ impl Submission {
     }
 
     fn finish(self, outcome: Result<Timestamp, Fault>) {
-        let (served, accepted) = (self.served, self.next);
+        let served = self.served;
         let outcome = match outcome {
             Ok(at) => Ok(Accepted { at, served }),
             Err(Fault::Refused { certain, message }) => {
-                Err(SendError::Refused { message, certain, served, accepted })
+                Err(SendError::Refused { message, certain, served })
             }
             Err(Fault::Outage { message }) => {
-                Err(SendError::Outage { message, retry_after: None, served, accepted })
+                Err(SendError::Outage { message, retry_after: None, served })
             }
         };
-        // A caller that has gone wants no answer.
-        drop(self.reply.send(outcome));
+        self.reply.send(outcome);
     }
 }
 

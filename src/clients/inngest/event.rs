@@ -1,6 +1,7 @@
 //! Events as they go on the wire: serialized once, checked before they could spoil a batch.
 
 use std::io::Write as _;
+use std::ops::Range;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -156,6 +157,23 @@ impl Events {
     pub fn largest_from(&self, first: usize) -> usize {
         let size = |index: usize| self.ends[index] as usize - self.start(index);
         (first..self.len()).map(size).max().unwrap_or(0)
+    }
+
+    /// Where the events from number `from` on and before number `to` lie, and where each of them ends
+    /// there.
+    pub(super) fn share(&self, from: usize, to: usize) -> (Range<usize>, SmallVec<[u32; 4]>) {
+        let start = self.start(from);
+        let ends: SmallVec<[u32; 4]> = self.ends[from..to]
+            .iter()
+            .map(|end| end - u32::try_from(start).unwrap_or(u32::MAX))
+            .collect();
+        let length = ends.last().map_or(0, |end| *end as usize);
+        (start..start + length, ends)
+    }
+
+    /// Gives back what was reserved and not used.
+    pub fn shrink(&mut self) {
+        self.json.shrink_to_fit();
     }
 
     /// How many events there are.

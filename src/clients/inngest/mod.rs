@@ -28,22 +28,26 @@ mod batcher;
 mod event;
 mod limits;
 mod queue;
+mod reply;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use event::{Events, InvalidEvent};
+pub use reply::{Outcome, Replies};
 
 use self::batch::Limits;
 use self::batch::Submission;
 use self::batcher::{Batcher, Wire};
+use self::reply::Reply;
 use super::http::{self, HttpConfig, SetupError};
 use super::key_redaction::KeyRedaction;
 use crate::outage::{Backoff, Breaker};
@@ -130,8 +134,6 @@ pub enum SendError {
         certain: bool,
         /// As [`Accepted::served`].
         served: u32,
-        /// How many of the events, from the first on, were accepted.
-        accepted: usize,
     },
     /// The request of these events alone keeps failing while others are accepted: an outage to
     /// count (behaviour section 8.4). What fails for everybody is retried inside `send`.
@@ -143,8 +145,6 @@ pub enum SendError {
         retry_after: Option<Duration>,
         /// As [`Accepted::served`].
         served: u32,
-        /// How many of the events, from the first on, were accepted.
-        accepted: usize,
     },
     /// The batcher has ended, since the process is stopping.
     #[error("the inngest client has stopped")]
@@ -157,15 +157,6 @@ impl SendError {
     pub fn served(&self) -> u32 {
         match self {
             Self::Refused { served, .. } | Self::Outage { served, .. } => *served,
-            Self::Closed => 0,
-        }
-    }
-
-    /// How many of the events, from the first on, were accepted.
-    #[must_use]
-    pub fn accepted(&self) -> usize {
-        match self {
-            Self::Refused { accepted, .. } | Self::Outage { accepted, .. } => *accepted,
             Self::Closed => 0,
         }
     }
@@ -184,7 +175,7 @@ impl SendError {
 
 impl From<InvalidEvent> for SendError {
     fn from(invalid: InvalidEvent) -> Self {
-        Self::Refused { message: invalid.to_string(), certain: true, served: 0, accepted: 0 }
+        Self::Refused { message: invalid.to_string(), certain: true, served: 0 }
     }
 }
 
@@ -260,25 +251,41 @@ impl Inngest {
             return Ok(());
         }
         let message = format!("an event of {bytes} bytes is over the limit of {most} bytes");
-        Err(SendError::Refused { message, certain: true, served: 0, accepted: 0 })
+        Err(SendError::Refused { message, certain: true, served: 0 })
     }
 
     /// `None` where there is nothing to send.
-    fn hand_over(&self, events: Events) -> Result<Option<Outcome>, SendError> {
+    fn hand_over(&self, events: Events) -> Result<Option<oneshot::Receiver<Outcome>>, SendError> {
         if events.is_empty() {
             return Ok(None);
         }
         self.check_size(events.largest())?;
         let (reply, outcome) = oneshot::channel();
         let charge = self.room.charge(events.bytes());
-        let submission = Submission::new(events, charge, reply, Instant::now());
+        let Events { json, ends } = events;
+        let reply = Reply::One(reply);
+        let submission = Submission::new(json.into(), ends, charge, reply, Instant::now());
         self.submissions.send(submission).map_err(|_| SendError::Closed)?;
         Ok(Some(outcome))
     }
-}
 
-/// What becomes of a caller's events.
-type Outcome = oneshot::Receiver<Result<Accepted, SendError>>;
+    /// Hands over the events of many callers: those of caller number `n` end before event number
+    /// `ends[n]`, and each has some. Each is answered for itself.
+    pub fn submit_all(&self, events: Events, ends: &[usize]) -> Replies {
+        let (replies, places) = Replies::new(ends.len());
+        let now = Instant::now();
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let shares: Vec<_> = starts.zip(ends).map(|(from, to)| events.share(from, *to)).collect();
+        let json = Bytes::from(events.json);
+        for ((bytes, ends), reply) in shares.into_iter().zip(places) {
+            let charge = self.room.charge(bytes.len());
+            let submission = Submission::new(json.slice(bytes), ends, charge, reply, now);
+            // What is not taken is answered as closed.
+            drop(self.submissions.send(submission));
+        }
+        replies
+    }
+}
 
 impl Wire {
     fn new(config: &InngestConfig) -> Result<Self, SetupError> {

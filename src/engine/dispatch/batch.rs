@@ -1,30 +1,54 @@
 //! Jobs that need nothing but one send under one claim, many of them in one task: one request for
-//! their claims, one send, one request that marks them done.
+//! their claims, one submission, and a request that marks them done for each answer.
 //!
-//! What does not go through at the first attempt goes on as a job of its own.
+//! Each ends for itself, as soon as it can. What does not go through at the first attempt goes on as
+//! a job of its own.
 
-use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::dedup::Reply;
+use crate::engine::dispatch::job::{Job, Todo};
 use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::dispatch::retry::Failure;
 use crate::engine::dispatch::task::{Finished, TaskContext};
-use crate::engine::dispatch::work::{Context, Job, Memo};
+use crate::engine::dispatch::work::{Context, Memo};
 use crate::engine::idempotency::once::claim_held;
 use crate::engine::{Consumer, Outcome, Taken};
 
 /// Jobs of a batch at most.
-pub(in crate::engine) const MOST: usize = 512;
+const MOST: usize = 512;
 
 /// Bytes of a batch's records at most, unless one alone has more.
-pub(in crate::engine) const MOST_BYTES: usize = 512 << 10;
+const MOST_BYTES: usize = 512 << 10;
+
+/// When the event of a record was accepted, `None` where there was nothing to send; or why not.
+pub type Sent = Result<Option<Timestamp>, Failure>;
+
+/// What many records have sent, each numbered by its place.
+pub trait Sends: Send {
+    /// What has become of some of them; `None` once all have ended. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Failure::GivenUp`] when the partition is being given up: what is under way still may be
+    /// accepted.
+    fn next<'s>(
+        &'s mut self,
+        cx: &'s Context,
+    ) -> BoxFuture<'s, Result<Option<Vec<(usize, Sent)>>, Failure>>;
+
+    /// The same, without waiting.
+    fn ready(&mut self) -> Vec<(usize, Sent)>;
+
+    /// Withdraws what record number `index` sends, where that has not gone out yet.
+    fn abandon(&mut self, index: usize);
+}
 
 /// Jobs of one partition that go through together.
 pub(in crate::engine) struct Batch<W> {
@@ -49,148 +73,211 @@ impl<W> Batch<W> {
 impl<W> Job<W> {
     /// Whether it may go through with others, as far as its past tells.
     pub(in crate::engine) fn may_be_batched(&self) -> bool {
-        let Self { open_offsets, attempts, set_aside, .. } = self;
-        open_offsets.len() == 1 && attempts.failures == 0 && !attempts.alone && set_aside.is_none()
-    }
-}
-
-type Results = Vec<Result<Outcome, Failure>>;
-
-impl<C: Consumer> TaskContext<C> {
-    /// Works on the jobs of `batch` until they end or `kill` is cancelled.
-    pub(crate) async fn run_batch(self: Arc<Self>, batch: Batch<C::Work>, kill: CancellationToken) {
-        let jobs = batch.jobs;
-        let failed = |failure: fn() -> Failure| jobs.iter().map(|_| Err(failure())).collect();
-        let results: Results = tokio::select! {
-            biased;
-            results = AssertUnwindSafe(self.work_on_all(&jobs)).catch_unwind() => {
-                // The one at fault shows alone.
-                results.unwrap_or_else(|_| failed(|| Failure::Alone))
-            }
-            () = kill.cancelled() => failed(|| Failure::GivenUp),
-        };
-        for ((lane, job), result) in jobs.into_iter().zip(results) {
-            job.cx.keep_nothing();
-            self.finished(Finished { lane, job, result });
-        }
-    }
-
-    async fn work_on_all(&self, jobs: &[(LaneId, Box<Job<C::Work>>)]) -> Results {
-        let mut members: Vec<Member<'_, C::Work>> = Vec::with_capacity(jobs.len());
-        for (_, job) in jobs {
-            let claim =
-                job.work.as_ref().and_then(|work| Some((work, self.consumer.batched(work)?)));
-            members.push(match claim {
-                Some((work, claim)) => Member { cx: &job.cx, work: Some(work), claim, ended: None },
-                None => Member::alone(&job.cx),
-            });
-        }
-        // It stands for all of them: they are of one partition, and their lives are one.
-        let Some(first) = jobs.first().map(|(_, job)| &job.cx) else { return Vec::new() };
-        #[cfg(debug_assertions)]
-        first.declare_all(
-            members.iter().filter_map(|member| Some(self.consumer.steps(member.work?))),
-        );
-        claim(first, &mut members).await;
-        self.send(first, &mut members).await;
-        members.into_iter().map(|member| member.ended.unwrap_or(Err(Failure::Alone))).collect()
-    }
-
-    /// Sends what was claimed, and marks it done.
-    async fn send(&self, first: &Context, members: &mut [Member<'_, C::Work>]) {
-        let mut open: Vec<&mut Member<'_, C::Work>> =
-            members.iter_mut().filter(|member| member.ended.is_none()).collect();
-        let works: Vec<&C::Work> = open.iter().filter_map(|member| member.work).collect();
-        if works.is_empty() {
-            return;
-        }
-        let sent = tokio::select! {
-            biased;
-            sent = self.consumer.send_all(first, &works) => sent,
-            () = renewed_in_vain(first, &open) => Err(Failure::Alone),
-        };
-        let sent = match sent {
-            Ok(sent) => sent,
-            Err(Failure::GivenUp) => open.iter().map(|_| Err(Failure::GivenUp)).collect(),
-            Err(_) => open.iter().map(|_| Err(Failure::Alone)).collect(),
-        };
-        let mut accepted = Vec::with_capacity(open.len());
-        for (member, sent) in open.iter_mut().zip(sent) {
-            member.ended = Some(match sent {
-                Ok(at) => {
-                    accepted
-                        .push((first.key(&member.claim), at.map_or(0, Timestamp::as_millisecond)));
-                    let nothing = Outcome::Skipped(self.consumer.nothing_to_send());
-                    Ok(at.map_or(nothing, |_| Outcome::Sent))
-                }
-                Err(failure) => {
-                    // It is still this record's, and given back when that is set aside.
-                    member.cx.remember(&member.claim, Memo::Claimed(Instant::now()));
-                    Err(failure)
-                }
-            });
-        }
-        if !accepted.is_empty() {
-            first.second_phase(|| first.claims().confirm_all(accepted.clone())).await;
-        }
+        let Self { open_offsets, attempts, todo, .. } = self;
+        open_offsets.len() == 1
+            && attempts.failures == 0
+            && !attempts.alone
+            && matches!(todo, Todo::Process(_))
     }
 }
 
 /// A job of a batch on its way.
-struct Member<'j, W> {
-    cx: &'j Context,
-    work: Option<&'j W>,
-    claim: Cow<'j, str>,
-    ended: Option<Result<Outcome, Failure>>,
+struct Member<W> {
+    lane: LaneId,
+    job: Box<Job<W>>,
+    claim: String,
+    /// When its claim was last granted.
+    granted: Option<Instant>,
 }
 
-impl<'j, W> Member<'j, W> {
-    /// One that a batch can do nothing for.
-    fn alone(cx: &'j Context) -> Self {
-        Self { cx, work: None, claim: "".into(), ended: Some(Err(Failure::Alone)) }
-    }
-}
+/// Those of a batch that have not ended, by their places.
+type Open<W> = Vec<Option<Member<W>>>;
 
-/// Claims what is not ended yet, all in one request.
-async fn claim<W>(first: &Context, members: &mut [Member<'_, W>]) {
-    let mut open: Vec<_> = members.iter_mut().filter(|member| member.ended.is_none()).collect();
-    if first.drained() {
-        open.iter_mut().for_each(|member| member.ended = Some(Err(Failure::GivenUp)));
-        return;
-    }
-    let keys = open.iter().map(|member| {
-        first.step(Taken::Claim(&member.claim));
-        (first.key(&member.claim), member.cx.asker())
-    });
-    match first.claims().claim_all(keys.collect()).await {
-        Ok(replies) => {
-            for (member, reply) in open.iter_mut().zip(replies) {
-                member.ended = match reply {
-                    Reply::Granted => None,
-                    Reply::Done { .. } => Some(Ok(Outcome::Duplicate)),
-                    Reply::TakenBack { .. } => Some(Err(Failure::Alone)),
-                    _ => Some(Err(claim_held())),
-                };
-            }
-        }
-        Err(away) => {
-            open.iter_mut()
-                .for_each(|member| member.ended = Some(Err(member.cx.claims_away(&away))));
+impl<C: Consumer> TaskContext<C> {
+    /// Works on the jobs of `batch` until they end or `kill` is cancelled. `cx` stands for all of
+    /// them: they are of one partition, and their lives are one.
+    pub(crate) async fn run_batch(
+        self: Arc<Self>,
+        cx: Context,
+        batch: Batch<C::Work>,
+        kill: CancellationToken,
+    ) {
+        let jobs = batch.jobs.into_iter();
+        let member = |(lane, job)| Some(Member { lane, job, claim: String::new(), granted: None });
+        let mut open: Open<C::Work> = jobs.map(member).collect();
+        let ended = AssertUnwindSafe(self.work_on_all(&cx, &mut open, &kill)).catch_unwind().await;
+        // The one that panics shows alone.
+        let rest = if ended.is_ok() { || Failure::GivenUp } else { || Failure::Alone };
+        for at in 0..open.len() {
+            self.end(&mut open, at, Err(rest()));
         }
     }
-}
 
-/// Keeps the claims from running out while the send waits. Ends when another record has one of them
-/// all the same.
-async fn renewed_in_vain<W>(first: &Context, open: &[&mut Member<'_, W>]) {
-    loop {
-        tokio::time::sleep(first.claims().window() / 3).await;
-        let keys = open.iter().map(|member| (first.key(&member.claim), member.cx.asker()));
-        // Claims that are away are no reason to break off.
-        if let Ok(replies) = first.claims().claim_all(keys.collect()).await
-            && replies.iter().any(|reply| *reply != Reply::Granted)
-        {
+    /// One of them has ended.
+    fn end(&self, open: &mut Open<C::Work>, at: usize, result: Result<Outcome, Failure>) {
+        let Some(Member { lane, job, claim, granted }) = open.get_mut(at).and_then(Option::take)
+        else {
+            return;
+        };
+        // What it has claimed and not used is known when it comes again, and given back when it is
+        // set aside.
+        if let (Err(_), Some(granted)) = (&result, granted) {
+            job.cx.remember(&claim, Memo::Claimed(granted));
+        }
+        job.cx.keep_nothing();
+        self.finished(Finished { lane, job, result });
+    }
+
+    async fn work_on_all(&self, cx: &Context, open: &mut Open<C::Work>, kill: &CancellationToken) {
+        tokio::select! {
+            biased;
+            () = self.claim_all(cx, open) => {}
+            () = kill.cancelled() => return,
+        }
+        // By their places among those that are claimed.
+        let (places, works): (Vec<usize>, Vec<&C::Work>) = open
+            .iter()
+            .enumerate()
+            .filter_map(|(at, member)| Some((at, member.as_ref()?.job.work()?)))
+            .unzip();
+        if works.is_empty() {
             return;
         }
+        let sends = tokio::select! {
+            biased;
+            sends = self.consumer.send_all(cx, &works) => sends,
+            () = kill.cancelled() => return,
+        };
+        let mut sends = match sends {
+            Ok(sends) => sends,
+            Err(Failure::GivenUp) => return,
+            Err(_) => {
+                places.iter().for_each(|at| self.end(open, *at, Err(Failure::Alone)));
+                return;
+            }
+        };
+        let window = cx.claims().window() / 3;
+        let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + window, window);
+        loop {
+            let sent = tokio::select! {
+                biased;
+                sent = sends.next(cx) => sent,
+                () = kill.cancelled() => Err(Failure::GivenUp),
+                _ = renewal.tick() => {
+                    for at in self.renew_all(cx, open).await {
+                        if let Ok(index) = places.binary_search(&at) {
+                            sends.abandon(index);
+                        }
+                        self.end(open, at, Err(claim_held()));
+                    }
+                    continue;
+                }
+            };
+            let (sent, over) = match sent {
+                Ok(Some(sent)) => (sent, false),
+                Ok(None) => return,
+                // What was accepted meanwhile is done.
+                Err(_) => (sends.ready(), true),
+            };
+            let sent =
+                sent.into_iter().filter_map(|(index, sent)| Some((*places.get(index)?, sent)));
+            self.mark_all(cx, open, sent.collect(), kill).await;
+            if over {
+                return;
+            }
+        }
     }
+
+    /// Claims for all of them, in one request, and ends those whose claims are not theirs.
+    async fn claim_all(&self, cx: &Context, open: &mut Open<C::Work>) {
+        for at in 0..open.len() {
+            let Some(member) = &mut open[at] else { continue };
+            let claim = member.job.work().and_then(|work| self.consumer.batched(work));
+            match claim.map(String::from) {
+                Some(claim) => member.claim = claim,
+                None => self.end(open, at, Err(Failure::Alone)),
+            }
+        }
+        #[cfg(debug_assertions)]
+        cx.declare_all(
+            open.iter().filter_map(|it| Some(self.consumer.steps(it.as_ref()?.job.work()?))),
+        );
+        if cx.drained() {
+            return (0..open.len()).for_each(|at| self.end(open, at, Err(Failure::GivenUp)));
+        }
+        let now = Instant::now();
+        let (places, keys) = keys(cx, open);
+        let replies = match cx.claims().claim_all(keys).await {
+            Ok(replies) => replies,
+            Err(away) => {
+                return places
+                    .into_iter()
+                    .for_each(|at| self.end(open, at, Err(cx.claims_away(&away))));
+            }
+        };
+        for (at, reply) in places.into_iter().zip(replies) {
+            match (reply, &mut open[at]) {
+                (Reply::Granted, Some(member)) => member.granted = Some(now),
+                (Reply::Done { .. }, _) => self.end(open, at, Ok(Outcome::Duplicate)),
+                (Reply::TakenBack { .. }, _) => self.end(open, at, Err(Failure::Alone)),
+                _ => self.end(open, at, Err(claim_held())),
+            }
+        }
+    }
+
+    /// Keeps the claims of those that still wait from running out. Answers which of them another
+    /// record has got all the same.
+    async fn renew_all(&self, cx: &Context, open: &mut Open<C::Work>) -> Vec<usize> {
+        let now = Instant::now();
+        let (places, keys) = keys(cx, open);
+        // Claims that are away are no reason to break off.
+        let Ok(replies) = cx.claims().claim_all(keys).await else { return Vec::new() };
+        let mut lost = Vec::new();
+        for (at, reply) in places.into_iter().zip(replies) {
+            let Some(member) = &mut open[at] else { continue };
+            member.granted = (reply == Reply::Granted).then_some(now);
+            if member.granted.is_none() {
+                lost.push(at);
+            }
+        }
+        lost
+    }
+
+    /// Marks those done that were sent, in one request, and ends all of `sent`.
+    async fn mark_all(
+        &self,
+        cx: &Context,
+        open: &mut Open<C::Work>,
+        sent: Vec<(usize, Sent)>,
+        kill: &CancellationToken,
+    ) {
+        let done = |(at, sent): &(usize, Sent)| {
+            let accepted_ms = sent.as_ref().ok()?.map_or(0, Timestamp::as_millisecond);
+            Some((cx.key(&open[*at].as_ref()?.claim), accepted_ms))
+        };
+        let done: Vec<(String, i64)> = sent.iter().filter_map(done).collect();
+        if !done.is_empty() {
+            // Killed or not: what was accepted is done, and its claim runs out by itself.
+            tokio::select! {
+                biased;
+                _ = cx.second_phase(|| cx.claims().confirm_all(done.clone())) => {}
+                () = kill.cancelled() => {}
+            }
+        }
+        for (at, sent) in sent {
+            let nothing = || Outcome::Skipped(self.consumer.nothing_to_send());
+            let outcome = sent.map(|accepted| accepted.map_or_else(nothing, |_| Outcome::Sent));
+            self.end(open, at, outcome);
+        }
+    }
+}
+
+/// The places of those that are open, and their claims with those who ask.
+fn keys<W>(cx: &Context, open: &Open<W>) -> (Vec<usize>, Vec<(String, Arc<str>)>) {
+    let open = open.iter().enumerate().filter_map(|(at, member)| Some((at, member.as_ref()?)));
+    open.map(|(at, member)| {
+        cx.step(Taken::Claim(&member.claim));
+        (at, (cx.key(&member.claim), member.job.cx.asker()))
+    })
+    .unzip()
 }

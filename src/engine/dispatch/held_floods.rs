@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::engine::dispatch::Dispatch;
 use crate::engine::dispatch::flood::Judgement;
+use crate::engine::dispatch::job::{Job, Stage, Todo, Waits};
 use crate::engine::dispatch::lanes::LaneId;
-use crate::engine::dispatch::work::{Job, Stage, Waits};
 use crate::engine::session::Session;
 use crate::engine::{Consumer, Observed, Outcome};
 use crate::metric_names;
@@ -22,26 +23,26 @@ impl<C: Consumer> Session<'_, C> {
         lane: LaneId,
         mut job: Box<Job<C::Work>>,
     ) -> Option<Box<Job<C::Work>>> {
-        let Some(set_aside) = &mut job.set_aside else { return Some(job) };
+        let Todo::SetAside(set_aside, work) = &mut job.todo else { return Some(job) };
         let cause = set_aside.kind;
         match set_aside.stage {
             Stage::Going => return Some(job),
-            Stage::Held if job.work.is_some() => {
-                job.set_aside = None;
+            Stage::Held if let Some(work) = work.take() => {
+                job.todo = Todo::Process(work);
                 job.held_by = Some(cause);
                 return Some(job);
             }
             Stage::Held | Stage::New => {}
         }
-        let began = !self.floods.holds(cause);
+        let began = !self.dispatch.floods.holds(cause);
         let again = set_aside.stage == Stage::Held || job.held_by == Some(cause);
         let now = Instant::now();
-        if self.floods.judge(cause, again, now) == Judgement::SetAside {
+        if self.dispatch.floods.judge(cause, again, now) == Judgement::SetAside {
             set_aside.stage = Stage::Going;
             return Some(job);
         }
         if began {
-            let reason = self.floods.reasons().last().unwrap_or_default();
+            let reason = self.dispatch.floods.reasons().last().unwrap_or_default();
             tracing::error!(messaging.consumer.group.name = %self.engine.settings.group,
                 error.type = cause, example = %set_aside.message, "{reason}");
         }
@@ -58,15 +59,15 @@ impl<C: Consumer> Session<'_, C> {
         let over = match (outcome, job.held_by) {
             (Outcome::DeadLettered(_), _) => false,
             (_, Some(cause)) => {
-                let held = self.floods.holds(cause);
-                self.floods.passed(cause);
+                let held = self.dispatch.floods.holds(cause);
+                self.dispatch.floods.passed(cause);
                 held
             }
-            (Outcome::Sent | Outcome::Duplicate, None) => self.floods.done(Instant::now()),
+            (Outcome::Sent | Outcome::Duplicate, None) => self.dispatch.floods.done(Instant::now()),
             (Outcome::Skipped(_) | Outcome::Replayed, None) => false,
         };
         if over {
-            let Self { lanes, floods, .. } = self;
+            let Dispatch { lanes, floods, .. } = &mut self.dispatch;
             tracing::info!(messaging.consumer.group.name = %self.engine.settings.group,
                 "the flood of dead letters is over, handling the held records");
             lanes.wake_where(|job| job.held().is_some_and(|cause| !floods.holds(cause)));
@@ -76,13 +77,13 @@ impl<C: Consumer> Session<'_, C> {
     /// Tries one record of each flood, the one that has waited longest, and tells how many are
     /// held.
     pub(in crate::engine) fn try_held(&mut self, now: Instant) {
-        for cause in self.floods.due(now) {
+        for cause in self.dispatch.floods.due(now) {
             let mut first = true;
-            self.lanes.wake_where(|job| {
+            self.dispatch.lanes.wake_where(|job| {
                 job.held() == Some(cause) && std::mem::replace(&mut first, false)
             });
         }
-        let held = self.lanes.parked().filter(|job| job.held().is_some());
+        let held = self.dispatch.lanes.parked().filter(|job| job.held().is_some());
         let held: usize = held.map(|job| job.open_offsets.len()).sum();
         let consumer = self.engine.name();
         metrics::gauge!(metric_names::HELD, "consumer" => consumer).set(held as f64);

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
+use crate::engine::dispatch::job::{Job, OpenOffset, SetAside, Todo, Waits, coalesce};
 use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::dispatch::retry::{Failure, Next};
 use crate::engine::dispatch::task::Finished;
-use crate::engine::dispatch::work::{Context, Job, OpenOffset, SetAside, Waits, coalesce};
+use crate::engine::dispatch::work::Context;
 use crate::engine::session::Session;
 use crate::engine::{Consumer, Observed, Outcome};
 
@@ -16,7 +17,7 @@ impl<C: Consumer> Session<'_, C> {
     /// Takes in what a task has done.
     pub(in crate::engine) fn finish(&mut self, finished: Finished<C::Work>) {
         let Finished { lane, mut job, result } = finished;
-        self.lives.remove(&lane);
+        self.dispatch.lives.remove(&lane);
         for open_offset in &job.open_offsets {
             if let Some(partition) = self.partitions.get_mut(&open_offset.partition) {
                 partition.running -= 1;
@@ -24,20 +25,20 @@ impl<C: Consumer> Session<'_, C> {
         }
         let failure = match result {
             Ok(outcome) => {
-                self.progress = Instant::now();
+                self.times.progress = Instant::now();
                 self.handled(&job, outcome);
                 for open_offset in &job.open_offsets {
                     self.complete(open_offset, outcome);
                 }
-                self.lanes.finish(lane);
+                self.dispatch.lanes.finish(lane);
                 return;
             }
             Err(failure) => failure,
         };
         job.attempts.served(&job.cx.take_served());
         self.drop_revoked(&mut job);
-        if job.open_offsets.is_empty() || self.stopping.is_some() {
-            self.lanes.finish(lane);
+        if job.open_offsets.is_empty() || self.times.stopping.is_some() {
+            self.dispatch.lanes.finish(lane);
             return;
         }
         self.failed(lane, job, failure);
@@ -56,11 +57,7 @@ impl<C: Consumer> Session<'_, C> {
             job.failed_at.get_or_insert(at);
         }
         let retry = &self.engine.settings.retry;
-        let attempts = match &mut job.set_aside {
-            Some(set_aside) => &mut set_aside.attempts,
-            None => &mut job.attempts,
-        };
-        match retry.next(attempts, failure, now, fastrand::f64()) {
+        match retry.next(job.attempts(), failure, now, fastrand::f64()) {
             Next::Retry { at, waits_for, reason } => {
                 let origin = job.cx.origin();
                 tracing::trace!(messaging.destination.name = %origin.topic,
@@ -72,13 +69,13 @@ impl<C: Consumer> Session<'_, C> {
                 self.park(lane, job, at);
             }
             // The dead letter topic itself may be away for as long as it likes.
-            Next::DeadLetter { .. } if job.set_aside.is_some() => {
+            Next::DeadLetter { .. } if matches!(job.todo, Todo::SetAside(..)) => {
                 let at = now + retry.backoff.max;
                 self.park(lane, job, at);
             }
             Next::DeadLetter { kind, message } => {
-                job.set_aside = Some(SetAside::new(kind, message, at));
-                self.start(lane, job);
+                let set_aside = SetAside::new(kind, message, at);
+                self.start(lane, job.to_set_aside(set_aside));
             }
             // Only what its partition gave up; what was merged into it from others goes on.
             Next::GiveUp { at } => self.park(lane, job, at),
@@ -90,13 +87,13 @@ impl<C: Consumer> Session<'_, C> {
     pub(in crate::engine) fn park(&mut self, lane: LaneId, job: Box<Job<C::Work>>, until: Instant) {
         let consumer = &*self.engine.consumer;
         let merge = |waiting: &mut _, newer| coalesce(consumer, waiting, newer);
-        self.lanes.park(lane, job, until, merge);
+        self.dispatch.lanes.park(lane, job, until, merge);
     }
 
     /// Drops the open_offsets of partitions that are being or were given up, and moves the job to a
     /// partition that stays.
     pub(in crate::engine) fn drop_revoked(&mut self, job: &mut Job<C::Work>) {
-        let Self { partitions, shared, .. } = self;
+        let Self { partitions, dispatch, .. } = self;
         let before = job.open_offsets.first().copied();
         let stays = |open_offset: &OpenOffset| {
             partitions.get(&open_offset.partition).is_some_and(|p| !p.draining)
@@ -113,7 +110,8 @@ impl<C: Consumer> Session<'_, C> {
             let drain = partition.drain.clone();
             // The place in the log is not that of the record that is first now.
             job.logged = None;
-            job.cx = Context::new(Arc::clone(shared), origin, partition.assigned_at, drain);
+            job.cx =
+                Context::new(Arc::clone(&dispatch.shared), origin, partition.assigned_at, drain);
         }
     }
 
@@ -123,8 +121,8 @@ impl<C: Consumer> Session<'_, C> {
         if !partition.complete(open_offset.offset, open_offset.bytes) {
             return;
         }
-        self.total.records -= 1;
-        self.total.bytes -= open_offset.bytes;
+        self.pressure.total.records -= 1;
+        self.pressure.total.bytes -= open_offset.bytes;
         let origin = partition.origin(open_offset.offset);
         let observed =
             Observed::Outcome { origin: &origin, outcome, committed_at: open_offset.committed_at };

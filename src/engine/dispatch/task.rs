@@ -8,9 +8,9 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::dispatch::job::{Job, SetAside, Todo};
 use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::dispatch::retry::Failure;
-use crate::engine::dispatch::work::{Job, SetAside};
 use crate::engine::settings::Engine;
 use crate::engine::{Consumer, Outcome};
 use crate::kafka::{DeadLetter, DeadLetters};
@@ -77,14 +77,13 @@ impl<C: Consumer> TaskContext<C> {
     }
 
     async fn work(&self, job: &Job<C::Work>) -> Result<Outcome, Failure> {
-        match (&job.set_aside, &job.work) {
-            (Some(set_aside), _) => self.set_aside(job, set_aside).await,
-            (None, Some(work)) => {
+        match &job.todo {
+            Todo::SetAside(set_aside, _) => self.set_aside(job, set_aside).await,
+            Todo::Process(work) => {
                 #[cfg(debug_assertions)]
                 job.cx.declare(self.consumer.steps(work));
                 self.consumer.process(&job.cx, work).await
             }
-            (None, None) => Ok(Outcome::Skipped("nothing_to_do")),
         }
     }
 

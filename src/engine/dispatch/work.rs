@@ -1,6 +1,5 @@
 //! One piece of work: what the loop keeps of it, and what its consumer may ask for.
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -10,14 +9,11 @@ use smallvec::SmallVec;
 use tokio_util::sync::CancellationToken;
 
 use crate::dedup::{Claims, StoreUnavailable};
-use crate::engine::Consumer;
 use crate::engine::dispatch::life::Life;
 use crate::engine::dispatch::permits::{Permit, Permits, Urgency};
-use crate::engine::dispatch::retry::{Attempts, Failure, Served};
-use crate::engine::partition::replay_index::LoggedChange;
+use crate::engine::dispatch::retry::{Failure, Served};
 #[cfg(debug_assertions)]
 use crate::engine::steps::Steps;
-use crate::kafka::SavedRecord;
 use crate::outage::Breaker;
 use crate::room::{Charge, Room};
 
@@ -30,88 +26,6 @@ pub struct Origin {
     pub partition: i32,
     /// Offset.
     pub offset: i64,
-}
-
-/// An open offset of one assigned partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OpenOffset {
-    /// The assigned partition, unique over the life of the process.
-    pub(crate) partition: u32,
-    /// The offset.
-    pub(crate) offset: i64,
-    /// Bytes that it holds of the budget.
-    pub(crate) bytes: usize,
-    /// When its change was committed.
-    pub(crate) committed_at: Option<Timestamp>,
-}
-
-/// A record set aside, on its way to the dead letter topic.
-#[derive(Debug, Clone)]
-pub(crate) struct SetAside {
-    /// The error's stable label.
-    pub(crate) kind: &'static str,
-    /// One line for people.
-    pub(crate) message: String,
-    /// When it was last tried, in wall-clock time.
-    pub(crate) at: Timestamp,
-    /// Failed attempts at writing it.
-    pub(crate) attempts: Attempts,
-    /// Whether it may go there, or is one of a flood.
-    pub(crate) stage: Stage,
-}
-
-/// How far a record that is set aside has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Not looked at yet.
-    New,
-    /// One of a flood of dead letters, and held.
-    Held,
-    /// On its way.
-    Going,
-}
-
-impl SetAside {
-    pub(crate) fn new(kind: &'static str, message: String, at: Timestamp) -> Self {
-        Self { kind, message, at, attempts: Attempts::default(), stage: Stage::New }
-    }
-}
-
-/// A piece of work in its lane.
-pub(crate) struct Job<W> {
-    /// What its consumer made of the record; `None` for a record that could not be routed.
-    pub(crate) work: Option<W>,
-    /// Its own bytes, and those of what was coalesced into it, for the dead letter topic.
-    pub(crate) records: SmallVec<[SavedRecord; 1]>,
-    pub(crate) cx: Context,
-    /// Their offsets, in the same order.
-    pub(crate) open_offsets: SmallVec<[OpenOffset; 1]>,
-    pub(crate) logged: Option<LoggedChange>,
-    pub(crate) attempts: Attempts,
-    /// When it first failed, in wall-clock time.
-    pub(crate) failed_at: Option<Timestamp>,
-    pub(crate) set_aside: Option<SetAside>,
-    /// The cause that held it, once it is tried again.
-    pub(crate) held_by: Option<&'static str>,
-    /// What it waits for while parked.
-    pub(crate) waits_for: Waits,
-}
-
-impl<W> Job<W> {
-    /// The cause that holds it, if it is one of a flood.
-    pub(crate) fn held(&self) -> Option<&'static str> {
-        let held = self.set_aside.as_ref().filter(|set_aside| set_aside.stage == Stage::Held);
-        held.map(|set_aside| set_aside.kind)
-    }
-}
-
-/// What a parked job waits for.
-#[derive(Debug, Default)]
-pub(crate) struct Waits {
-    /// A dependency, whose recovery ends the wait.
-    pub(crate) breaker: Option<Arc<Breaker>>,
-    /// A stable label.
-    pub(crate) reason: Cow<'static, str>,
 }
 
 /// What the work of one consumer shares.
@@ -218,6 +132,12 @@ impl Context {
             #[cfg(debug_assertions)]
             steps: Mutex::default(),
         }
+    }
+
+    /// What stands for the records of a batch, of which this is one.
+    pub(in crate::engine) fn of_batch(&self) -> Self {
+        let (shared, drain) = (Arc::clone(&self.shared), self.drain.clone());
+        Self::new(shared, self.origin.clone(), self.assigned_at, drain)
     }
 
     /// Sets which steps may be taken from now on.
@@ -442,31 +362,6 @@ impl Context {
     pub(in crate::engine) fn name_of(&self, origin: &Origin) -> Arc<str> {
         let Origin { topic, partition, offset } = origin;
         format!("{}/{topic}/{partition}/{offset}", self.shared.group).into()
-    }
-}
-
-/// Merges `newer` into `waiting` where the consumer can, offsets included.
-pub(in crate::engine) fn coalesce<C: Consumer>(
-    consumer: &C,
-    waiting: &mut Box<Job<C::Work>>,
-    mut newer: Box<Job<C::Work>>,
-) -> Option<Box<Job<C::Work>>> {
-    if waiting.set_aside.is_some() {
-        return Some(newer);
-    }
-    let (Some(work), Some(other)) = (&mut waiting.work, newer.work.take()) else {
-        return Some(newer);
-    };
-    match consumer.coalesce(work, other) {
-        None => {
-            waiting.open_offsets.extend(newer.open_offsets);
-            waiting.records.extend(newer.records);
-            None
-        }
-        Some(other) => {
-            newer.work = Some(other);
-            Some(newer)
-        }
     }
 }
 

@@ -14,7 +14,7 @@ impl<C: Consumer> Session<'_, C> {
     pub(in crate::engine) fn distrust_client(&mut self, what: &'static str, error: KafkaError) {
         tracing::error!(messaging.consumer.group.name = %self.engine.settings.group, %error, what,
             "kafka client refused a change of its partitions");
-        self.distrusted = Some(format!("it refused to {what} partitions"));
+        self.membership.distrusted = Some(format!("it refused to {what} partitions"));
     }
 
     /// Ends what is in flight as at a revoke. What is done is stored: the client commits it when it
@@ -23,9 +23,9 @@ impl<C: Consumer> Session<'_, C> {
         let all = self.ids_where(|_| true);
         self.mark_draining(&all);
         let deadline = Instant::now() + self.engine.settings.drain_deadline;
-        while self.lanes.running() > 0
+        while self.dispatch.lanes.running() > 0
             && let Ok(Some(finished)) =
-                tokio::time::timeout_at(deadline.into(), self.finished.recv()).await
+                tokio::time::timeout_at(deadline.into(), self.dispatch.finished.recv()).await
         {
             self.finish(finished);
         }
@@ -40,8 +40,8 @@ impl<C: Consumer> Session<'_, C> {
             partition.drain.cancel();
             partition.kill.cancel();
         }
-        while self.lanes.running() > 0
-            && let Some(finished) = self.finished.recv().await
+        while self.dispatch.lanes.running() > 0
+            && let Some(finished) = self.dispatch.finished.recv().await
         {
             self.finish(finished);
         }

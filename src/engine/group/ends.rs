@@ -1,7 +1,6 @@
 //! Where the logs of paused partitions end: librdkafka refreshes that only while it fetches, and lag
 //! must grow with the log just while nothing is fetched.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,7 @@ use futures::FutureExt;
 use rdkafka::consumer::Consumer as _;
 use tokio::task::JoinHandle;
 
-use crate::engine::partition::Partition;
+use crate::engine::partition::assigned::Partitions;
 use crate::kafka::GroupConsumer;
 
 /// How often it is asked.
@@ -29,7 +28,7 @@ impl Ends {
     pub(in crate::engine) fn look(
         &mut self,
         now: Instant,
-        partitions: &mut HashMap<u32, Partition>,
+        partitions: &mut Partitions,
         client: &Arc<GroupConsumer>,
     ) {
         if let Some(look) = &mut self.look {

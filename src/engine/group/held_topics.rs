@@ -23,12 +23,17 @@ const TELL: Duration = Duration::from_secs(60);
 
 impl<C: Consumer> Session<'_, C> {
     pub(in crate::engine) fn beginner(&self) -> Beginner {
-        Beginner::new(self.engine, &self.client, self.known.topics(), &self.sights)
+        Beginner::new(
+            self.engine,
+            &self.client,
+            self.membership.known.topics(),
+            &self.membership.sights,
+        )
     }
 
     /// Takes assigned partitions of topics that have not begun, and reads nothing of them.
     pub(in crate::engine) fn hold_unbegun(&mut self, unbegun: Vec<(Name, Why)>, nothing: bool) {
-        self.unbegun.nothing = nothing;
+        self.membership.unbegun.nothing = nothing;
         if unbegun.is_empty() {
             return;
         }
@@ -36,15 +41,15 @@ impl<C: Consumer> Session<'_, C> {
         // What comes even so is not taken: no partition that is read has this name.
         self.warn_on_error("pause", paused);
         for (name, why) in unbegun {
-            self.next_id += 1;
-            self.unbegun.partitions.insert(name, (self.next_id, why));
+            let id = self.partitions.new_id();
+            self.membership.unbegun.partitions.insert(name, (id, why));
         }
-        self.unbegun.next = None;
+        self.membership.unbegun.next = None;
     }
 
     /// Forgets those of `names`, which are not assigned any more.
     pub(in crate::engine) fn forget_unbegun(&mut self, names: &[Name]) {
-        let held = self.unbegun.of(names);
+        let held = self.membership.unbegun.of(names);
         if held.is_empty() {
             return;
         }
@@ -52,9 +57,9 @@ impl<C: Consumer> Session<'_, C> {
         let resumed = self.client.resume(&unbegun_list(held.iter()));
         self.warn_on_error("resume", resumed);
         for name in held {
-            self.unbegun.partitions.remove(&name);
+            self.membership.unbegun.partitions.remove(&name);
         }
-        self.unbegun.nothing &= !self.unbegun.partitions.is_empty();
+        self.membership.unbegun.nothing &= !self.membership.unbegun.partitions.is_empty();
     }
 
     /// Looks now and then whether topics have begun, which another member may have seen to, reads
@@ -62,65 +67,76 @@ impl<C: Consumer> Session<'_, C> {
     pub(in crate::engine) fn look_at_unbegun(&mut self, now: Instant) {
         self.look_first();
         self.finish_look();
-        if self.unbegun.partitions.is_empty() {
+        if self.membership.unbegun.partitions.is_empty() {
             return;
         }
         self.tell_undecided(now);
-        let due = self.unbegun.next.is_none_or(|next| next <= now);
-        if self.unbegun.look.is_some() || !due || !self.assignment.is_settled() {
+        let due = self.membership.unbegun.next.is_none_or(|next| next <= now);
+        if self.membership.unbegun.look.is_some()
+            || !due
+            || !self.membership.assignment.is_settled()
+        {
             return;
         }
-        let soon = self.unbegun.partitions.values().any(|(_, why)| *why != Why::Undecided);
-        self.unbegun.next = Some(now + if soon { LOOK_SOON } else { LOOK });
-        let of: HashMap<Name, u32> =
-            self.unbegun.partitions.iter().map(|(name, (id, _))| (name.clone(), *id)).collect();
+        let soon =
+            self.membership.unbegun.partitions.values().any(|(_, why)| *why != Why::Undecided);
+        self.membership.unbegun.next = Some(now + if soon { LOOK_SOON } else { LOOK });
+        let of: HashMap<Name, u32> = self
+            .membership
+            .unbegun
+            .partitions
+            .iter()
+            .map(|(name, (id, _))| (name.clone(), *id))
+            .collect();
         let names: Vec<Name> = of.keys().cloned().collect();
         let beginner = self.beginner();
         let plan = tokio::task::spawn_blocking(move || {
             let own: HashSet<Name> = names.iter().cloned().collect();
             plan(&beginner, &names, &own)
         });
-        self.unbegun.look = Some(Look { plan, of });
+        self.membership.unbegun.look = Some(Look { plan, of });
     }
 
     /// Has topics looked at before any of them is assigned: those that are not there have none.
     fn look_first(&mut self) {
-        match &mut self.unbegun.first {
+        match &mut self.membership.unbegun.first {
             First::Done => {}
             First::Due => {
                 let beginner = self.beginner();
                 let look = tokio::task::spawn_blocking(move || beginner.look());
-                self.unbegun.first = First::UnderWay(look);
+                self.membership.unbegun.first = First::UnderWay(look);
             }
             First::UnderWay(look) => {
                 let Some(all) = look.now_or_never() else { return };
                 let done = matches!(all, Ok(true));
-                self.unbegun.first = if done { First::Done } else { First::Due };
+                self.membership.unbegun.first = if done { First::Done } else { First::Due };
             }
         }
     }
 
     fn finish_look(&mut self) {
-        let Some(look) = &mut self.unbegun.look else { return };
+        let Some(look) = &mut self.membership.unbegun.look else { return };
         let Some(planned) = (&mut look.plan).now_or_never() else { return };
-        let Some(Look { of, .. }) = self.unbegun.look.take() else { return };
+        let Some(Look { of, .. }) = self.membership.unbegun.look.take() else { return };
         // Where the group waits for another answer, or has none, it is looked again.
-        let (Ok(Ok(planned)), true) = (planned, self.assignment.is_settled()) else { return };
+        let (Ok(Ok(planned)), true) = (planned, self.membership.assignment.is_settled()) else {
+            return;
+        };
         let Planned { starts, unbegun, nothing } = planned;
         let still = |held: &Unbegun, name: &Name| {
             held.partitions.get(name).is_some_and(|(id, _)| of.get(name) == Some(id))
         };
         for (name, why) in unbegun {
-            if still(&self.unbegun, &name)
-                && let Some((_, known)) = self.unbegun.partitions.get_mut(&name)
+            if still(&self.membership.unbegun, &name)
+                && let Some((_, known)) = self.membership.unbegun.partitions.get_mut(&name)
             {
                 *known = why;
             }
         }
-        self.unbegun.nothing = nothing;
+        self.membership.unbegun.nothing = nothing;
         for start in starts {
             let name = (start.topic.clone(), start.partition);
-            if still(&self.unbegun, &name) {
+            if still(&self.membership.unbegun, &name) {
                 self.read_unbegun(&name, start);
             }
         }
@@ -138,7 +154,7 @@ impl<C: Consumer> Session<'_, C> {
         if let Err(error) = again() {
             return self.distrust_client("give up and take again", error);
         }
-        self.unbegun.partitions.remove(name);
+        self.membership.unbegun.partitions.remove(name);
         if let Some(loss) = start.lost {
             self.report_loss(&start.topic, start.partition, loss);
         }
@@ -146,10 +162,14 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     fn tell_undecided(&mut self, now: Instant) {
-        let undecided =
-            self.unbegun.partitions.iter().filter(|(_, (_, why))| *why == Why::Undecided);
+        let undecided = self
+            .membership
+            .unbegun
+            .partitions
+            .iter()
+            .filter(|(_, (_, why))| *why == Why::Undecided);
         let topics: BTreeSet<&str> = undecided.map(|((topic, _), _)| &**topic).collect();
-        if topics.is_empty() || self.unbegun.told.is_some_and(|told| now < told + TELL) {
+        if topics.is_empty() || self.membership.unbegun.told.is_some_and(|told| now < told + TELL) {
             return;
         }
         let choices: Vec<String> =
@@ -159,6 +179,6 @@ impl<C: Consumer> Session<'_, C> {
              KAFKA_START_AT to {} (earliest handles all that they hold, latest what comes from now \
              on, a time such as 2026-11-29T00:00:00Z the records from then on)",
             choices.join(","));
-        self.unbegun.told = Some(now);
+        self.membership.unbegun.told = Some(now);
     }
 }

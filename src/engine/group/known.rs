@@ -13,6 +13,7 @@ use futures::FutureExt;
 use rdkafka::error::KafkaResult;
 use tokio::task::JoinHandle;
 
+use crate::engine::partition::assigned::Partitions;
 use crate::engine::partition::{Left, Partition};
 use crate::kafka::{Kafka, TopicId};
 
@@ -61,7 +62,7 @@ impl Known {
         &mut self,
         now: Instant,
         assigned: u32,
-        partitions: &mut HashMap<u32, Partition>,
+        partitions: &mut Partitions,
         kafka: &Kafka,
     ) -> Option<HashMap<String, TopicId>> {
         if let Some((look, assigned_then)) = &mut self.look {
@@ -76,7 +77,7 @@ impl Known {
             }
             return None;
         }
-        if partitions.is_empty() || self.next.is_some_and(|next| now < next) {
+        if partitions.len() == 0 || self.next.is_some_and(|next| now < next) {
             return None;
         }
         self.next = Some(now + LOOK_AT_IDS_EVERY);

@@ -42,7 +42,7 @@ impl<C: Consumer> Session<'_, C> {
             let (client, group) = (Arc::clone(&self.client), self.engine.settings.group.clone());
             let ask =
                 tokio::task::spawn_blocking(move || kafka::uses_our_assignor(&client, &group));
-            self.assignment.joining = Some(ask);
+            self.membership.assignment.joining = Some(ask);
             return Ok(());
         }
         self.subscribe()
@@ -50,9 +50,9 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Joins as soon as it is known that this member may.
     pub(in crate::engine) fn finish_joining(&mut self) -> Result<(), EngineError> {
-        let Some(ask) = &mut self.assignment.joining else { return Ok(()) };
+        let Some(ask) = &mut self.membership.assignment.joining else { return Ok(()) };
         let Some(answer) = ask.now_or_never() else { return Ok(()) };
-        self.assignment.joining = None;
+        self.membership.assignment.joining = None;
         match answer {
             Ok(Ok(Some(true))) => {}
             Ok(Ok(Some(false))) => {
@@ -62,15 +62,16 @@ impl<C: Consumer> Session<'_, C> {
             Ok(Ok(None)) => return self.join_group(),
             // Where a broker is away for longer that cannot be known, and is no reason to stay
             // away.
-            Ok(Err(_)) if self.began.elapsed() < ENTRY => return self.join_group(),
+            Ok(Err(_)) if self.times.began.elapsed() < ENTRY => return self.join_group(),
             Ok(Err(_)) | Err(_) => {}
         }
-        self.refused = None;
+        self.membership.refused = None;
         self.subscribe()
     }
 
     pub(in crate::engine) fn subscribe(&self) -> Result<(), EngineError> {
-        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        let topics: Vec<&str> =
+            self.engine.settings.subscription.topics.iter().map(String::as_str).collect();
         let group = &self.engine.settings.group;
         let failed = |source| EngineError::Client { group: group.clone(), source };
         self.client.subscribe(&topics).map_err(failed)
@@ -88,19 +89,19 @@ impl<C: Consumer> Session<'_, C> {
             self.mark_draining(&ids);
             self.remove_partitions(&ids);
             self.forget_unbegun(&names);
-            self.assignment.joined = false;
+            self.membership.assignment.joined = false;
             // The next answer is a whole one.
             *signals.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return;
         }
-        self.refused = None;
-        self.assignment.waiting.push_back(rebalance);
+        self.membership.refused = None;
+        self.membership.assignment.waiting.push_back(rebalance);
         self.next_rebalance();
     }
 
     fn next_rebalance(&mut self) {
-        while self.assignment.is_idle() {
-            match self.assignment.waiting.pop_front() {
+        while self.membership.assignment.is_idle() {
+            match self.membership.assignment.waiting.pop_front() {
                 Some(Rebalance::Assign(names)) => self.plan(names, Duration::ZERO),
                 Some(Rebalance::Revoke(names)) => self.begin_revoke(&names),
                 Some(Rebalance::Lost(_) | Rebalance::Refused(_)) | None => return,
@@ -111,18 +112,18 @@ impl<C: Consumer> Session<'_, C> {
     fn plan(&mut self, names: Vec<Name>, after: Duration) {
         let beginner = self.beginner();
         let assigned = names.clone();
-        let own = self.unbegun.names().chain(names.iter().cloned()).collect();
+        let own = self.membership.unbegun.names().chain(names.iter().cloned()).collect();
         let plan = tokio::task::spawn(async move {
             tokio::time::sleep(after).await;
             let planned = tokio::task::spawn_blocking(move || plan(&beginner, &assigned, &own));
             planned.await.unwrap_or(Err(PlanError::Interrupted))
         });
-        self.assignment.planning = Some((plan, names));
+        self.membership.assignment.planning = Some((plan, names));
     }
 
     /// Answers the pending assignment.
     pub(in crate::engine) fn assign(&mut self, planned: Result<Planned, PlanError>) {
-        let Some((_, names)) = self.assignment.planning.take() else { return };
+        let Some((_, names)) = self.membership.assignment.planning.take() else { return };
         let Planned { starts, unbegun, nothing } = match planned {
             Ok(planned) => planned,
             Err(error) => {
@@ -159,9 +160,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     pub(in crate::engine) fn add(&mut self, start: Start) -> u32 {
-        self.next_id += 1;
-        let id = self.next_id;
-        let left = self.known.take(&Arc::from(&*start.topic), start.partition);
+        let left = self.membership.known.take(&Arc::from(&*start.topic), start.partition);
         let before = left.as_ref().map_or(0, |left| left.committed);
         if start.committed.is_none() && start.lost.is_none() && before > start.offset {
             self.report_loss(&start.topic, start.partition, Loss::Recreated);
@@ -172,19 +171,17 @@ impl<C: Consumer> Session<'_, C> {
             messaging.destination.name = %partition.topic,
             messaging.destination.partition.id = partition.number,
             messaging.kafka.offset = offset, completed, "partition assigned");
-        self.index.entry(Arc::clone(&partition.topic)).or_default().insert(partition.number, id);
-        self.partitions.insert(id, partition);
-        id
+        self.partitions.insert(partition)
     }
 
     fn begin_revoke(&mut self, names: &[Name]) {
         let ids = self.ids(names);
-        let unbegun = self.unbegun.of(names);
+        let unbegun = self.membership.unbegun.of(names);
         self.mark_draining(&ids);
         // At once, so that a drain that fails repeats little.
         self.store(&ids, true);
         let deadline = Instant::now() + self.engine.settings.drain_deadline;
-        self.assignment.draining = Some(Draining { ids, unbegun, deadline });
+        self.membership.assignment.draining = Some(Draining { ids, unbegun, deadline });
         self.finish_revoke();
     }
 
@@ -196,17 +193,17 @@ impl<C: Consumer> Session<'_, C> {
                 partition.drain.cancel();
             }
         }
-        let mut lanes = std::mem::take(&mut self.lanes);
+        let mut lanes = std::mem::take(&mut self.dispatch.lanes);
         lanes.retain(|job| {
             self.drop_revoked(job);
             !job.open_offsets.is_empty()
         });
-        self.lanes = lanes;
+        self.dispatch.lanes = lanes;
     }
 
     /// Gives revoked partitions up as soon as nothing of them is in flight.
     pub(in crate::engine) fn finish_revoke(&mut self) {
-        let Some(Draining { ids, .. }) = &self.assignment.draining else { return };
+        let Some(Draining { ids, .. }) = &self.membership.assignment.draining else { return };
         let drained = ids
             .iter()
             .all(|id| self.partitions.get(id).is_none_or(|partition| partition.running == 0));
@@ -217,7 +214,9 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Ends what is still in flight when a drain's time is up.
     pub(in crate::engine) fn expire_revoke(&mut self, now: Instant) {
-        let Some(Draining { ids, deadline, .. }) = &self.assignment.draining else { return };
+        let Some(Draining { ids, deadline, .. }) = &self.membership.assignment.draining else {
+            return;
+        };
         if now < *deadline {
             return;
         }
@@ -232,7 +231,9 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     fn release_partitions(&mut self) {
-        let Some(Draining { ids, unbegun, .. }) = self.assignment.draining.take() else { return };
+        let Some(Draining { ids, unbegun, .. }) = self.membership.assignment.draining.take() else {
+            return;
+        };
         self.store(&ids, false);
         self.commit_rewound(|p| p.draining);
         let result = {
@@ -274,20 +275,17 @@ impl<C: Consumer> Session<'_, C> {
         let paused: Vec<u32> = ids.iter().copied().filter(paused).collect();
         self.pause(&paused, false);
         for id in ids {
-            if let Some(partition) = self.partitions.remove(id) {
+            if let Some(partition) = self.partitions.remove(*id) {
                 partition.kill.cancel();
-                self.known.keep(&partition);
+                self.membership.known.keep(&partition);
                 self.release_budget(&partition);
-                if let Some(numbers) = self.index.get_mut(&partition.topic) {
-                    numbers.remove(&partition.number);
-                }
             }
         }
     }
 
     fn ids(&self, names: &[(String, i32)]) -> Vec<u32> {
-        let find = |(topic, number): &(String, i32)| self.index.get(topic.as_str())?.get(number);
-        names.iter().filter_map(find).copied().collect()
+        let find = |(topic, number): &(String, i32)| self.partitions.id_of(topic, *number);
+        names.iter().filter_map(find).collect()
     }
 
     /// Stores what has moved, for librdkafka to commit, and commits what has outcomes only above
@@ -296,7 +294,7 @@ impl<C: Consumer> Session<'_, C> {
         let moved: Vec<u32> = self.ids_where(|p| !p.draining && p.has_moved());
         self.store(&moved, false);
         // A late commit of a partition that is on its way to another member would move it back.
-        if self.assignment.is_settled() {
+        if self.membership.assignment.is_settled() {
             let standing = self.ids_where(Partition::has_uncommitted);
             let commits = self.commits(&standing);
             self.commit(&commits, CommitMode::Async);
@@ -348,7 +346,7 @@ impl<C: Consumer> Session<'_, C> {
         let client = Arc::clone(&self.client);
         let mut deadline = Instant::now() + LAST_COMMIT;
         let away = signals.brokers.away().is_some();
-        if let (Some(stop), false) = (self.stopping, away) {
+        if let (Some(stop), false) = (self.times.stopping, away) {
             deadline = deadline.max(stop);
         }
         let commit = tokio::task::spawn_blocking(move || {

@@ -30,7 +30,7 @@ impl<C: Consumer> Session<'_, C> {
     /// The group has given this member an assignment. Where it may have been given another one
     /// before, and have forgotten it, the group may wait for its answer for good.
     pub(in crate::engine) fn joined(&mut self) {
-        let joined_before = std::mem::replace(&mut self.assignment.joined, true);
+        let joined_before = std::mem::replace(&mut self.membership.assignment.joined, true);
         if !joined_before && self.engine.kafka.is_static_classic() {
             self.search_unowned();
         }
@@ -38,10 +38,11 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Reads partitions from their beginning when their topic has been replaced.
     pub(in crate::engine) fn compare_topics(&mut self, ids: &HashMap<String, TopicId>) {
-        for (id, partition) in &mut self.partitions {
+        for (id, partition) in self.partitions.iter_mut() {
             let Some(found) = ids.get(&*partition.topic) else { continue };
             if !partition.draining && partition.is_of_another(*found) {
-                let under_way = self.assignment.repairs.iter().any(|repair| repair.id == *id);
+                let under_way =
+                    self.membership.assignment.repairs.iter().any(|repair| repair.id == *id);
                 if under_way {
                     continue;
                 }
@@ -51,7 +52,12 @@ impl<C: Consumer> Session<'_, C> {
                     Ok((bounds(&client, (&topic, number), 0, None, false, BROKER_TIMEOUT)?, None))
                 });
                 let next = partition.next_offset();
-                self.assignment.repairs.push(Repair { id: *id, next, new_topic: true, log: look });
+                self.membership.assignment.repairs.push(Repair {
+                    id: *id,
+                    next,
+                    new_topic: true,
+                    log: look,
+                });
             }
         }
     }
@@ -61,7 +67,7 @@ impl<C: Consumer> Session<'_, C> {
     /// was lost.
     pub(in crate::engine) fn commit_rewound(&mut self, condition: impl Fn(&Partition) -> bool) {
         let mut ids = Vec::new();
-        for (id, partition) in &mut self.partitions {
+        for (id, partition) in self.partitions.iter_mut() {
             if condition(partition) && partition.commits_itself() {
                 ids.push(*id);
             }
@@ -72,9 +78,10 @@ impl<C: Consumer> Session<'_, C> {
 
     fn search_unowned(&mut self) {
         let client = Arc::clone(&self.client);
-        let (group, topics) = (self.engine.settings.group.clone(), self.topics.clone());
+        let (group, topics) =
+            (self.engine.settings.group.clone(), self.engine.settings.subscription.topics.clone());
         let search = move || kafka::unowned_partitions(&client, &group, &topics);
-        self.assignment.unowned = Some(tokio::task::spawn_blocking(search));
+        self.membership.assignment.unowned = Some(tokio::task::spawn_blocking(search));
     }
 
     /// An answer to a heartbeat got lost, and with it maybe what this member was told to take: the
@@ -88,14 +95,20 @@ impl<C: Consumer> Session<'_, C> {
             signals.heartbeat_lost.lock().unwrap_or_else(PoisonError::into_inner);
         let quiet = heartbeat_lost
             .is_some_and(|at| now.saturating_duration_since(at) >= HEARTBEATS_ARE_BACK);
-        let again =
-            self.rejoined_at.is_none_or(|at| now.saturating_duration_since(at) >= REJOIN_PAUSE);
-        if !quiet || !again || !self.assignment.is_settled() || signals.brokers.away().is_some() {
+        let again = self
+            .membership
+            .rejoined_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= REJOIN_PAUSE);
+        if !quiet
+            || !again
+            || !self.membership.assignment.is_settled()
+            || signals.brokers.away().is_some()
+        {
             return;
         }
         *heartbeat_lost = None;
         drop(heartbeat_lost);
-        self.rejoined_at = Some(now);
+        self.membership.rejoined_at = Some(now);
         tracing::warn!(messaging.consumer.group.name = %self.engine.settings.group,
             "answers to heartbeats were lost, joining the group again in case they assigned partitions");
         self.rejoin();
@@ -111,10 +124,10 @@ impl<C: Consumer> Session<'_, C> {
 
     /// Has the group share out what nobody has: this member leaves and joins again.
     pub(in crate::engine) fn rejoin_for_unowned(&mut self) {
-        let Some(search) = &mut self.assignment.unowned else { return };
+        let Some(search) = &mut self.membership.assignment.unowned else { return };
         let Some(found) = search.now_or_never() else { return };
-        self.assignment.unowned = None;
-        let settled = self.assignment.is_settled();
+        self.membership.assignment.unowned = None;
+        let settled = self.membership.assignment.is_settled();
         match found {
             Ok(Ok(Some(0))) | Err(_) => {}
             // A rebalance is under way.
@@ -135,9 +148,9 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     pub(in crate::engine) fn recheck_topics(&mut self, now: Instant) {
-        let Some(unreadable) = &mut self.unreadable else { return };
-        if unreadable.is_over(now, &self.client, &self.topics) {
-            self.unreadable = None;
+        let Some(unreadable) = &mut self.membership.unreadable else { return };
+        if unreadable.is_over(now, &self.client, &self.engine.settings.subscription.topics) {
+            self.membership.unreadable = None;
         }
     }
 
@@ -146,7 +159,7 @@ impl<C: Consumer> Session<'_, C> {
     /// lost.
     pub(in crate::engine) fn plan_repairs(&mut self, signals: &Signals) {
         let fetch_states = signals.fetch_states.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, partition) in &mut self.partitions {
+        for (id, partition) in self.partitions.iter_mut() {
             let fetch = fetch_states.of(&partition.topic, partition.number);
             let stopped = fetch.is_some_and(|fetch| fetch.stopped) && !partition.draining;
             if !partition.fetch_has_stopped(fetch_states.number, stopped) {
@@ -163,13 +176,18 @@ impl<C: Consumer> Session<'_, C> {
                 let ids = kafka.topic_ids(&[topic.to_string()], BROKER_TIMEOUT).unwrap_or_default();
                 Ok((found, ids.get(&*topic).copied()))
             });
-            self.assignment.repairs.push(Repair { id: *id, next, new_topic: false, log: look });
+            self.membership.assignment.repairs.push(Repair {
+                id: *id,
+                next,
+                new_topic: false,
+                log: look,
+            });
         }
     }
 
     /// Resumes partitions whose logs have been looked at.
     pub(in crate::engine) fn finish_repairs(&mut self) {
-        let mut repairs = std::mem::take(&mut self.assignment.repairs);
+        let mut repairs = std::mem::take(&mut self.membership.assignment.repairs);
         repairs.retain_mut(|Repair { id, next, new_topic, log }| match log.now_or_never() {
             None => true,
             Some(found) => {
@@ -186,7 +204,7 @@ impl<C: Consumer> Session<'_, C> {
                 false
             }
         });
-        self.assignment.repairs.append(&mut repairs);
+        self.membership.assignment.repairs.append(&mut repairs);
     }
 
     /// Reads on at `next` in a log that holds `low..high`. librdkafka has ended the fetch, and
@@ -195,7 +213,7 @@ impl<C: Consumer> Session<'_, C> {
         // Something has come since: it is being fetched, and the log holds more by now.
         let stands = |p: &&mut Partition| !p.draining && (new_topic || p.next_offset() == next);
         let Some(partition) = self.partitions.get_mut(&id).filter(stands) else { return };
-        if !self.assignment.is_settled() {
+        if !self.membership.assignment.is_settled() {
             // The group waits for another answer.
             return;
         }
@@ -264,7 +282,7 @@ impl<C: Consumer> Session<'_, C> {
         self.report_loss(&start.topic, start.partition, loss);
         self.mark_draining(&[id]);
         self.remove_partitions(&[id]);
-        self.known.keep_as(&start.topic, start.partition, left);
+        self.membership.known.keep_as(&start.topic, start.partition, left);
         let id = self.add(start);
         // The automatic commit never goes back by itself.
         let commits = self.commits(&[id]);

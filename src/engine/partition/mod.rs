@@ -1,5 +1,6 @@
 //! What the loop keeps of one assigned partition.
 
+pub(in crate::engine) mod assigned;
 mod confirmed;
 pub mod metadata;
 pub mod offsets;

@@ -6,9 +6,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::json;
 use serde_json::value::RawValue;
+use tokio::sync::oneshot;
 
 use super::super::queue::{Queue, SWEEP_FROM};
 use super::*;
+use crate::clients::inngest::Events;
 use crate::room::Room;
 
 type Outcome = oneshot::Receiver<Result<Accepted, SendError>>;
@@ -22,7 +24,8 @@ fn submission(ids: &[u32]) -> (Submission, Outcome) {
         events.push("n", Some(&id.to_string()), &json!({ "x": id })).expect("valid");
     }
     let (reply, outcome) = oneshot::channel();
-    (Submission::new(events, Room::new(usize::MAX).charge(0), reply, Instant::now()), outcome)
+    let (Events { json, ends }, charge) = (events, Room::new(usize::MAX).charge(0));
+    (Submission::new(json.into(), ends, charge, Reply::One(reply), Instant::now()), outcome)
 }
 
 /// The ids in a request's body, in order.
