@@ -114,6 +114,7 @@ impl Tier {
         }
         let arguments = json!({"p_user_id": member.user_id, "p_merchant_id": member.merchant_id});
         let AnswerOrRows(answer) = self.calls.rpc(cx, EVALUATE, &arguments).await?;
+        held.still_held().await?;
         match answer.unwrap_or_default().recommendation() {
             Recommendation::Nothing(reason) => return Ok(Outcome::Skipped(reason)),
             Recommendation::NoTier => {

@@ -109,6 +109,8 @@ pub(in crate::engine) struct LockState {
     pub(in crate::engine) accepted_at: Option<Timestamp>,
     /// A send was begun; set for good when it was dropped half-way.
     pub(in crate::engine) sending: bool,
+    /// When it was last known to be held.
+    pub(in crate::engine) held_at: Instant,
 }
 
 impl Context {

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -40,6 +41,7 @@ impl LockGuard<'_> {
         breaker: &Arc<Breaker>,
         send: impl Future<Output = Result<Timestamp, Failure>> + Send + 'static,
     ) -> Result<Timestamp, Failure> {
+        self.still_held().await?;
         self.note(|hold| hold.sending = true);
         let (reply, answer) = oneshot::channel();
         if let Some(outlasting) = self.0.outlasting(send, reply) {
@@ -53,6 +55,26 @@ impl LockGuard<'_> {
             hold.sending = false;
         });
         sent
+    }
+
+    /// Looks whether the claim is still held, where nobody has looked for so long that it was renewed
+    /// in time: a process that stood still may have lost it, and its record to another. To be asked
+    /// before whatever others must not meet half-way.
+    ///
+    /// # Errors
+    /// A wait, when another record has come to hold it or has held it since; or that claims cannot be
+    /// reached.
+    pub async fn still_held(&self) -> Result<(), Failure> {
+        let held = self.0.hold().as_ref().map(|hold| (hold.name.clone(), hold.held_at));
+        match held {
+            Some((name, held_at)) if held_at.elapsed() > self.0.claims().lease() * 2 / 5 => {
+                match self.0.ask_again(&name).await.map_err(|away| self.0.claims_away(&away))? {
+                    true => Ok(()),
+                    false => Err(claim_held()),
+                }
+            }
+            _ => Ok(()),
+        }
     }
 
     fn note(&self, change: impl FnOnce(&mut LockState)) {
@@ -153,7 +175,9 @@ impl Context {
             asker,
             accepted_at: None,
             sending: false,
+            held_at: Instant::now(),
         });
+        hold.held_at = Instant::now();
         let assigned = unknown.then(|| self.assigned_at());
         // A holder that is not gone, but stood still, may have sent something just now.
         let taken_over = taken_over.then(Timestamp::now);
@@ -166,19 +190,28 @@ impl Context {
     async fn keep(&self, name: &str) -> Failure {
         loop {
             tokio::time::sleep(self.claims().lease() / 3).await;
-            let Some(asker) = self.hold().as_ref().map(|hold| Arc::clone(&hold.asker)) else {
-                continue;
-            };
-            let ask = self.claims().acquire(self.key(name), asker, None);
-            // It runs there, or has run since the claim got lost. Claims that are away or were
-            // forgotten are no reason to break off.
-            if let Ok(
-                Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) },
-            ) = ask.await
-            {
+            // Claims that are away are no reason to break off.
+            if let Ok(false) = self.ask_again(name).await {
                 return claim_held();
             }
         }
+    }
+
+    /// Asks for the claim once more, and answers whether it is still held: it is not where the work
+    /// runs elsewhere, or has run since the claim got lost. That it was forgotten says nothing.
+    async fn ask_again(&self, name: &str) -> Result<bool, StoreUnavailable> {
+        let asker = self.hold().as_ref().map(|hold| Arc::clone(&hold.asker));
+        let Some(asker) = asker else { return Ok(true) };
+        let asked_at = Instant::now();
+        let reply = self.claims().acquire(self.key(name), asker, None).await?;
+        let lost = matches!(
+            reply,
+            Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) }
+        );
+        if let Some(hold) = self.hold().as_mut().filter(|_| !lost) {
+            hold.held_at = asked_at;
+        }
+        Ok(!lost)
     }
 
     /// Carries out `send` to its end and answers `reply`; where nobody waits for that any more,

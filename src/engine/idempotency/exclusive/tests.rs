@@ -275,3 +275,28 @@ async fn work_that_another_record_did_meanwhile_starts_again_and_lets_that_settl
     assert!(is_held(&lost), "{lost:?}");
     assert_eq!(since(&cx).await, Some(at(500)));
 }
+
+#[tokio::test]
+async fn who_stood_still_looks_whether_its_record_has_gone_to_another_before_it_sends() {
+    // The lease is the window here. It is renewed in a third of that, unless the process stands still.
+    let scene = Scene::new(Duration::from_millis(600));
+    let (stood_still, next) = (record(&scene.process(), 1, 100), record(&scene.process(), 1, 200));
+    let sent = Mutex::new(false);
+    let work = async |held: LockGuard<'_>| {
+        let frozen = Instant::now();
+        while frozen.elapsed() < Duration::from_millis(400) {
+            std::thread::yield_now();
+        }
+        // The record's next owner takes the claim over, and its work is done meanwhile.
+        send(&next, 500).await;
+        let send = async {
+            *sent.lock().expect("not poisoned") = true;
+            Ok(at(900))
+        };
+        held.still_held().await?;
+        send.await.map(|_| SENT)
+    };
+    let outcome = stood_still.exclusively(NAME, work).await;
+    assert!(is_held(&outcome), "{outcome:?}");
+    assert!(!*sent.lock().expect("not poisoned"), "nothing is sent");
+}
