@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use crate::clients::inngest::{self, Accepted, Events, Inngest, InvalidEvent, Replies, SendError};
 use crate::clients::supabase::{Answer, CallError, CallFault, Supabase};
 use crate::engine::dispatch::permits::{Sample, Urgency};
-use crate::engine::{Context, Failure, Once, Outcome, Sends, Sent, Taken};
+use crate::engine::{Context, Failure, Once, Outcome, Sends, SentOfMany, Taken};
 use crate::outage::{Breaker, Breakers};
 
 /// What the names of functions' and tables' breakers begin with.
@@ -394,12 +394,12 @@ struct Sending {
     /// The record of each caller.
     of: Vec<usize>,
     /// What was known before anything was sent.
-    known: Vec<(usize, Sent)>,
+    known: SentOfMany,
     breaker: Arc<Breaker>,
 }
 
 impl Sending {
-    fn of_records(&self, answers: Vec<(usize, inngest::Outcome)>) -> Vec<(usize, Sent)> {
+    fn of_records(&self, answers: Vec<(usize, inngest::Outcome)>) -> SentOfMany {
         let sent = |outcome| accepted(outcome, &self.breaker).map(Some);
         let of = |index: usize| self.of.get(index).copied();
         answers.into_iter().filter_map(|(at, outcome)| Some((of(at)?, sent(outcome)))).collect()
@@ -410,7 +410,7 @@ impl Sends for Sending {
     fn next<'s>(
         &'s mut self,
         cx: &'s Context,
-    ) -> BoxFuture<'s, Result<Option<Vec<(usize, Sent)>>, Failure>> {
+    ) -> BoxFuture<'s, Result<Option<SentOfMany>, Failure>> {
         Box::pin(async move {
             if !self.known.is_empty() {
                 return Ok(Some(std::mem::take(&mut self.known)));
@@ -420,7 +420,7 @@ impl Sends for Sending {
         })
     }
 
-    fn ready(&mut self) -> Vec<(usize, Sent)> {
+    fn ready(&mut self) -> SentOfMany {
         let answers = self.replies.ready();
         self.of_records(answers)
     }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-pub use self::dispatch::batch::{Sends, Sent};
+pub use self::dispatch::batch::{Sends, Sent, SentOfMany};
 pub use self::dispatch::retry::Failure;
 pub use self::dispatch::work::{Accepted, Context, Origin};
 pub use self::idempotency::exclusive::LockGuard;

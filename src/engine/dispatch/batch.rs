@@ -31,6 +31,9 @@ const MOST_BYTES: usize = 512 << 10;
 /// When the event of a record was accepted, `None` where there was nothing to send; or why not.
 pub type Sent = Result<Option<Timestamp>, Failure>;
 
+/// What became of some of them, each with its number.
+pub type SentOfMany = Vec<(usize, Sent)>;
+
 /// What many records have sent, each numbered by its place.
 pub trait Sends: Send {
     /// What has become of some of them; `None` once all have ended. Cancel safe.
@@ -41,10 +44,10 @@ pub trait Sends: Send {
     fn next<'s>(
         &'s mut self,
         cx: &'s Context,
-    ) -> BoxFuture<'s, Result<Option<Vec<(usize, Sent)>>, Failure>>;
+    ) -> BoxFuture<'s, Result<Option<SentOfMany>, Failure>>;
 
     /// The same, without waiting.
-    fn ready(&mut self) -> Vec<(usize, Sent)>;
+    fn ready(&mut self) -> SentOfMany;
 
     /// Withdraws what record number `index` sends, where that has not gone out yet.
     fn abandon(&mut self, index: usize);
@@ -248,7 +251,7 @@ impl<C: Consumer> TaskContext<C> {
         &self,
         cx: &Context,
         open: &mut Open<C::Work>,
-        sent: Vec<(usize, Sent)>,
+        sent: SentOfMany,
         kill: &CancellationToken,
     ) {
         let done = |(at, sent): &(usize, Sent)| {

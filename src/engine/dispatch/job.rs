@@ -102,8 +102,8 @@ impl<W> Job<W> {
         }
     }
 
-    /// The same record with something else to be done about it.
-    pub(crate) fn changed(self: Box<Self>, change: impl FnOnce(Todo<W>) -> Todo<W>) -> Box<Self> {
+    /// It is to be set aside, with its work kept for another try.
+    pub(crate) fn into_set_aside(self, set_aside: SetAside) -> Box<Self> {
         let Self {
             todo,
             records,
@@ -114,10 +114,13 @@ impl<W> Job<W> {
             failed_at,
             held_by,
             waits_for,
-        } = *self;
-        let todo = change(todo);
+        } = self;
+        let work = match todo {
+            Todo::Process(work) => Some(work),
+            Todo::SetAside(_, work) => work,
+        };
         Box::new(Self {
-            todo,
+            todo: Todo::SetAside(set_aside, work),
             records,
             cx,
             open_offsets,
@@ -126,14 +129,6 @@ impl<W> Job<W> {
             failed_at,
             held_by,
             waits_for,
-        })
-    }
-
-    /// It is to be set aside, with its work kept for another try.
-    pub(crate) fn to_set_aside(self: Box<Self>, set_aside: SetAside) -> Box<Self> {
-        self.changed(|todo| match todo {
-            Todo::Process(work) => Todo::SetAside(set_aside, Some(work)),
-            Todo::SetAside(_, work) => Todo::SetAside(set_aside, work),
         })
     }
 

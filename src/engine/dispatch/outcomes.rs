@@ -75,7 +75,7 @@ impl<C: Consumer> Session<'_, C> {
             }
             Next::DeadLetter { kind, message } => {
                 let set_aside = SetAside::new(kind, message, at);
-                self.start(lane, job.to_set_aside(set_aside));
+                self.start(lane, (*job).into_set_aside(set_aside));
             }
             // Only what its partition gave up; what was merged into it from others goes on.
             Next::GiveUp { at } => self.park(lane, job, at),
