@@ -181,18 +181,18 @@ impl Claims {
     }
 
     /// Marks `keys` done, each with its time of acceptance in milliseconds since 1970, in one
-    /// request.
+    /// request. Not for what may be cancelled: these times are not remembered in the process.
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn confirm_all(&self, keys: Vec<(String, i64)>) -> Result<(), StoreUnavailable> {
-        let confirm = |(key, accepted_ms): (String, i64)| {
-            if accepted_ms > 0 {
-                self.recent.note(&key, accepted_ms);
-            }
-            Op::Confirm { key, accepted_ms, due_ms: 0, keep: self.window }
+    pub async fn confirm_all(&self, keys: &[(String, i64)]) -> Result<(), StoreUnavailable> {
+        let confirm = |(key, accepted_ms): &(String, i64)| Op::Confirm {
+            key: key.clone(),
+            accepted_ms: *accepted_ms,
+            due_ms: 0,
+            keep: self.window,
         };
-        match self.ask_all(keys.into_iter().map(confirm).collect()).await {
+        match self.ask_all(keys.iter().map(confirm).collect()).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
             answer => answer.map(|_| ()),
         }

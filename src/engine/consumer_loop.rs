@@ -96,6 +96,7 @@ impl<C: Consumer> Session<'_, C> {
         mut message: KafkaResult<BorrowedMessage<'m>>,
         ready: &mut (impl Stream<Item = KafkaResult<BorrowedMessage<'m>>> + Unpin),
     ) -> Option<Result<End, EngineError>> {
+        self.times.progress = Instant::now();
         let mut taken = 0;
         loop {
             match message {

@@ -27,7 +27,6 @@ const BOOKKEEPING: usize = 768;
 impl<C: Consumer> Session<'_, C> {
     /// Takes in one record.
     pub(in crate::engine) fn on_record(&mut self, message: &BorrowedMessage<'_>) {
-        self.times.progress = Instant::now();
         let (topic, number, offset) = (message.topic(), message.partition(), message.offset());
         let Some(id) = self.partitions.id_of_record(topic, number) else {
             return;

@@ -88,7 +88,8 @@ impl<W> Job<W> {
 struct Member<W> {
     lane: LaneId,
     job: Box<Job<W>>,
-    claim: String,
+    /// Its claim's key in the store.
+    key: String,
     /// When its claim was last granted.
     granted: Option<Instant>,
 }
@@ -106,7 +107,7 @@ impl<C: Consumer> TaskContext<C> {
         kill: CancellationToken,
     ) {
         let jobs = batch.jobs.into_iter();
-        let member = |(lane, job)| Some(Member { lane, job, claim: String::new(), granted: None });
+        let member = |(lane, job)| Some(Member { lane, job, key: String::new(), granted: None });
         let mut open: Open<C::Work> = jobs.map(member).collect();
         let ended = AssertUnwindSafe(self.work_on_all(&cx, &mut open, &kill)).catch_unwind().await;
         // The one that panics shows alone.
@@ -118,13 +119,15 @@ impl<C: Consumer> TaskContext<C> {
 
     /// One of them has ended.
     fn end(&self, open: &mut Open<C::Work>, at: usize, result: Result<Outcome, Failure>) {
-        let Some(Member { lane, job, claim, granted }) = open.get_mut(at).and_then(Option::take)
+        let Some(Member { lane, job, granted, .. }) = open.get_mut(at).and_then(Option::take)
         else {
             return;
         };
         // What it has claimed and not used is known when it comes again, and given back when it is
         // set aside.
-        if let (Err(_), Some(granted)) = (&result, granted) {
+        if let (Err(_), Some(granted)) = (&result, granted)
+            && let Some(claim) = job.work().and_then(|work| self.consumer.batched(work))
+        {
             job.cx.remember(&claim, Memo::Claimed(granted));
         }
         job.cx.keep_nothing();
@@ -193,23 +196,26 @@ impl<C: Consumer> TaskContext<C> {
 
     /// Claims for all of them, in one request, and ends those whose claims are not theirs.
     async fn claim_all(&self, cx: &Context, open: &mut Open<C::Work>) {
-        for at in 0..open.len() {
-            let Some(member) = &mut open[at] else { continue };
-            let claim = member.job.work().and_then(|work| self.consumer.batched(work));
-            match claim.map(String::from) {
-                Some(claim) => member.claim = claim,
-                None => self.end(open, at, Err(Failure::Alone)),
-            }
-        }
         #[cfg(debug_assertions)]
         cx.declare_all(
             open.iter().filter_map(|it| Some(self.consumer.steps(it.as_ref()?.job.work()?))),
         );
+        for at in 0..open.len() {
+            let Some(member) = &mut open[at] else { continue };
+            let claim = member.job.work().and_then(|work| self.consumer.batched(work));
+            match claim {
+                Some(claim) => {
+                    cx.step(Taken::Claim(&claim));
+                    member.key = cx.key(&claim);
+                }
+                None => self.end(open, at, Err(Failure::Alone)),
+            }
+        }
         if cx.drained() {
             return (0..open.len()).for_each(|at| self.end(open, at, Err(Failure::GivenUp)));
         }
         let now = Instant::now();
-        let (places, keys) = keys(cx, open);
+        let (places, keys) = keys(open);
         let replies = match cx.claims().claim_all(keys).await {
             Ok(replies) => replies,
             Err(away) => {
@@ -232,7 +238,7 @@ impl<C: Consumer> TaskContext<C> {
     /// record has got all the same.
     async fn renew_all(&self, cx: &Context, open: &mut Open<C::Work>) -> Vec<usize> {
         let now = Instant::now();
-        let (places, keys) = keys(cx, open);
+        let (places, keys) = keys(open);
         // Claims that are away are no reason to break off.
         let Ok(replies) = cx.claims().claim_all(keys).await else { return Vec::new() };
         let mut lost = Vec::new();
@@ -256,14 +262,14 @@ impl<C: Consumer> TaskContext<C> {
     ) {
         let done = |(at, sent): &(usize, Sent)| {
             let accepted_ms = sent.as_ref().ok()?.map_or(0, Timestamp::as_millisecond);
-            Some((cx.key(&open[*at].as_ref()?.claim), accepted_ms))
+            Some((std::mem::take(&mut open[*at].as_mut()?.key), accepted_ms))
         };
         let done: Vec<(String, i64)> = sent.iter().filter_map(done).collect();
         if !done.is_empty() {
             // Killed or not: what was accepted is done, and its claim runs out by itself.
             tokio::select! {
                 biased;
-                _ = cx.second_phase(|| cx.claims().confirm_all(done.clone())) => {}
+                _ = cx.second_phase(|| cx.claims().confirm_all(&done)) => {}
                 () = kill.cancelled() => {}
             }
         }
@@ -276,11 +282,7 @@ impl<C: Consumer> TaskContext<C> {
 }
 
 /// The places of those that are open, and their claims with those who ask.
-fn keys<W>(cx: &Context, open: &Open<W>) -> (Vec<usize>, Vec<(String, Arc<str>)>) {
+fn keys<W>(open: &Open<W>) -> (Vec<usize>, Vec<(String, Arc<str>)>) {
     let open = open.iter().enumerate().filter_map(|(at, member)| Some((at, member.as_ref()?)));
-    open.map(|(at, member)| {
-        cx.step(Taken::Claim(&member.claim));
-        (at, (cx.key(&member.claim), member.job.cx.asker()))
-    })
-    .unzip()
+    open.map(|(at, member)| (at, (member.key.clone(), member.job.cx.asker()))).unzip()
 }

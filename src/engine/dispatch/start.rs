@@ -8,13 +8,16 @@ use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::session::Session;
 use crate::engine::{Consumer, Outcome};
 
-/// Jobs in flight at a time. More would only wait for a permit or a batch, each in a task.
+/// Jobs in flight at a time, each in a task. More would only wait for a permit.
 const MAX_RUNNING: usize = 2048;
+/// The same where many share a task: two full requests to Inngest, so that one is filled while the
+/// other is under way.
+const MAX_IN_BATCHES: usize = 10_000;
 
 impl<C: Consumer> Session<'_, C> {
     /// Starts what is ready.
     pub(in crate::engine) fn start_ready(&mut self) {
-        while self.dispatch.lanes.running() < MAX_RUNNING && self.times.stopping.is_none() {
+        while self.dispatch.lanes.running() < MAX_IN_BATCHES && self.times.stopping.is_none() {
             let Some((lane, job)) = self.dispatch.lanes.next_ready() else { break };
             // Its original may have finished while it waited behind it.
             if let (Some(logged), [open_offset]) = (&job.logged, job.open_offsets.as_slice())
@@ -30,8 +33,11 @@ impl<C: Consumer> Session<'_, C> {
                 && job.work().is_some_and(|work| self.engine.consumer.batched(work).is_some())
             {
                 self.batch(lane, job);
-            } else {
+            } else if self.dispatch.lanes.running() <= MAX_RUNNING {
                 self.start(lane, job);
+            } else {
+                self.dispatch.lanes.take_back(lane, job);
+                break;
             }
         }
         for batch in std::mem::take(&mut self.dispatch.batches) {

@@ -1,5 +1,6 @@
 //! One piece of work: what the loop keeps of it, and what its consumer may ask for.
 
+use std::fmt::Write as _;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -54,7 +55,7 @@ pub struct Context {
     merged: Vec<Origin>,
     assigned_at: Timestamp,
     drain: CancellationToken,
-    life: Arc<Life>,
+    life: OnceLock<Arc<Life>>,
     pub(in crate::engine) memo: Mutex<Memos>,
     pub(in crate::engine) hold: Mutex<Option<LockState>>,
     /// Answers that this record could use since it last failed.
@@ -126,7 +127,7 @@ impl Context {
             merged: Vec::new(),
             assigned_at,
             drain,
-            life: Arc::default(),
+            life: OnceLock::new(),
             memo: Mutex::default(),
             hold: Mutex::default(),
             served: Mutex::default(),
@@ -179,7 +180,7 @@ impl Context {
 
     /// What it is at while it is in flight.
     pub(in crate::engine) fn life(&self) -> &Arc<Life> {
-        &self.life
+        self.life.get_or_init(Arc::default)
     }
 
     /// The records that were coalesced into this one.
@@ -263,7 +264,7 @@ impl Context {
         &self,
         wait: impl Future<Output = T> + Send,
     ) -> Result<T, Failure> {
-        let _turn = self.life.in_turn();
+        let _turn = self.life().in_turn();
         tokio::select! {
             biased;
             waited = wait => Ok(waited),
@@ -274,13 +275,13 @@ impl Context {
     /// Awaits what another record may be asking for already: a mere wait for that one. The record
     /// that asks for all of them does so in [`Context::for_all`].
     pub async fn in_turn<T>(&self, shared: impl Future<Output = T> + Send) -> T {
-        let _turn = self.life.in_turn();
+        let _turn = self.life().in_turn();
         shared.await
     }
 
     /// Asks for what others wait for in [`Context::in_turn`].
     pub async fn for_all<T>(&self, asked: impl Future<Output = T> + Send) -> T {
-        let _works = self.life.works();
+        let _works = self.life().works();
         asked.await
     }
 
@@ -308,7 +309,7 @@ impl Context {
         breaker: &Arc<Breaker>,
         request: impl Future<Output = T> + Send,
     ) -> Result<T, Failure> {
-        let _waits = self.life.waits_for(breaker);
+        let _waits = self.life().waits_for(breaker);
         tokio::select! {
             biased;
             answer = request => Ok(answer),
@@ -363,7 +364,13 @@ impl Context {
     /// A record's name as the holder of a claim.
     pub(in crate::engine) fn name_of(&self, origin: &Origin) -> Arc<str> {
         let Origin { topic, partition, offset } = origin;
-        format!("{}/{topic}/{partition}/{offset}", self.shared.group).into()
+        let mut name = String::with_capacity(self.shared.group.len() + topic.len() + 32);
+        name.push_str(&self.shared.group);
+        name.push('/');
+        name.push_str(topic);
+        // Writing to a string never fails.
+        write!(name, "/{partition}/{offset}").ok();
+        name.into()
     }
 }
 
