@@ -9,7 +9,8 @@ use super::explain::{self, Context, Subject};
 use crate::cdc::Record;
 use crate::clients::redis::Cache;
 use crate::config::{self, Environment, Settings};
-use crate::consumers::registry::{self, CONSUMERS, DECLARED, Dependencies};
+use crate::consumers::entry::{self, Dependencies};
+use crate::consumers::registry::{self, CONSUMERS, DECLARED};
 use crate::kafka::Kafka;
 use crate::supervisor;
 
@@ -46,7 +47,7 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
                 let decision = match subject {
                     Subject::Change(change) => consumer.explain_change(change, now),
                     Subject::Command(_) => consumer.explain_command(record),
-                    Subject::Nothing(nothing) => registry::skip(nothing.as_str()),
+                    Subject::Nothing(nothing) => entry::skip(nothing.as_str()),
                     Subject::Error(_) => return None,
                 };
                 Some((spec.name.to_owned(), decision))

@@ -78,8 +78,8 @@ where
     }
 
     fn variable(&self, consumer: &str) -> Variable {
-        let path = variables::kept(format!("{consumer}.{}", self.key));
-        let env = variables::names([self.variable.to_owned()]);
+        let path = kept(format!("{consumer}.{}", self.key));
+        let env = names([self.variable.to_owned()]);
         Variable { default: Some(self.default), ..variables::plain(path, env, self.about) }
     }
 
@@ -100,7 +100,7 @@ impl Declared {
     #[must_use]
     pub fn new(specs: impl IntoIterator<Item = &'static Spec>) -> Self {
         let specs: Vec<_> = specs.into_iter().collect();
-        let own = specs.iter().flat_map(|spec| variables::of_consumer(spec));
+        let own = specs.iter().flat_map(|spec| of_consumer(spec));
         let variables = variables::BEFORE_CONSUMERS.iter().cloned().chain(own);
         let variables = variables.chain(variables::AFTER_CONSUMERS.iter().cloned()).collect();
         Self { specs, variables }
@@ -122,6 +122,31 @@ impl Declared {
         let names: Vec<_> = self.specs.iter().map(|spec| spec.name).collect();
         names.join(", ")
     }
+}
+
+/// The settings of one consumer: those that every consumer has, then its own.
+fn of_consumer(spec: &Spec) -> Vec<Variable> {
+    let path = |key: &str| kept(format!("{}.{key}", spec.name));
+    let name = |end: &str| names([format!("{}_{end}", spec.name.to_ascii_uppercase())]);
+    let concurrency =
+        variables::plain(path("concurrency"), name("CONCURRENCY"), "a bound, 5 or 5..64");
+    let properties = variables::properties(path("kafka_properties"), name("KAFKA_PROPERTIES"));
+    let mut variables = vec![
+        Variable { default: Some(spec.concurrency), ..concurrency },
+        Variable { default: Some(""), ..properties },
+    ];
+    variables.extend(spec.settings.iter().map(|setting| setting.variable(spec.name)));
+    variables
+}
+
+/// A text that lives as long as the process: the table of settings is made once.
+fn kept(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+/// The same of a list of names.
+fn names<const N: usize>(names: [String; N]) -> &'static [&'static str] {
+    Box::leak(Box::new(names.map(kept)))
 }
 
 impl Settings {

@@ -4,8 +4,6 @@
 //! Where several names mean one setting, the first of the list that is set wins (behaviour
 //! section 10). Defaults and documentation for operators stand in `config/default.toml`.
 
-use super::spec::Spec;
-
 /// One setting.
 #[derive(Debug, Clone)]
 pub struct Variable {
@@ -57,7 +55,7 @@ const fn secret_url(
     Variable { path, env, kind: Kind::SecretUrl, about, default: None }
 }
 
-const fn properties(path: &'static str, env: &'static [&'static str]) -> Variable {
+pub(super) const fn properties(path: &'static str, env: &'static [&'static str]) -> Variable {
     Variable {
         path,
         env,
@@ -65,30 +63,6 @@ const fn properties(path: &'static str, env: &'static [&'static str]) -> Variabl
         about: "librdkafka properties, name=value, comma separated",
         default: None,
     }
-}
-
-/// The settings of one consumer: those that every consumer has, then its own.
-pub(super) fn of_consumer(spec: &Spec) -> Vec<Variable> {
-    let path = |key: &str| kept(format!("{}.{key}", spec.name));
-    let name = |end: &str| names([format!("{}_{end}", spec.name.to_ascii_uppercase())]);
-    let concurrency = plain(path("concurrency"), name("CONCURRENCY"), "a bound, 5 or 5..64");
-    let properties = properties(path("kafka_properties"), name("KAFKA_PROPERTIES"));
-    let mut variables = vec![
-        Variable { default: Some(spec.concurrency), ..concurrency },
-        Variable { default: Some(""), ..properties },
-    ];
-    variables.extend(spec.settings.iter().map(|setting| setting.variable(spec.name)));
-    variables
-}
-
-/// A text that lives as long as the process: the table of settings is made once.
-pub(super) fn kept(text: String) -> &'static str {
-    Box::leak(text.into_boxed_str())
-}
-
-/// The same of a list of names.
-pub(super) fn names<const N: usize>(names: [String; N]) -> &'static [&'static str] {
-    Box::leak(Box::new(names.map(kept)))
 }
 
 /// The settings that `check` shows before those of the consumers.

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 
-use super::call::{Sender, outcome, unwritable};
-use super::registry::Entry;
+use super::call::outcome;
+use super::entry::Entry;
+use super::sender::{Sender, unwritable};
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
 use crate::config::{Commands, Setting, Spec, value};

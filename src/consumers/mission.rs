@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use super::call::{Calls, Sender, outcome, unwritable};
+use super::call::{Calls, outcome};
+use super::entry::Entry;
 use super::lookup_cache::LookupCache;
-use super::registry::Entry;
+use super::sender::{Sender, unwritable};
 use super::snapshot;
 use super::tenant::{tenant, was_anonymous};
 use super::words::{self, is};

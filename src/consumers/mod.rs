@@ -4,6 +4,7 @@ pub mod award_time;
 pub mod broadcast;
 pub mod call;
 pub mod currency;
+pub mod entry;
 mod lookup_cache;
 pub mod marketplace;
 pub mod merchants;
@@ -11,6 +12,7 @@ pub mod mission;
 pub mod refund;
 pub mod registry;
 pub mod reward;
+pub mod sender;
 pub mod snapshot;
 pub mod tenant;
 #[cfg(test)]

@@ -1,20 +1,11 @@
-//! The registry: every consumer, and how one is run whatever its work is. A further consumer is one
-//! line in [`CONSUMERS`].
+//! The registry: every consumer. A further one is one line in [`CONSUMERS`].
 
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use futures::future::BoxFuture;
-use jiff::Timestamp;
-use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
-
-use super::call::{Calls, Sender};
+use super::entry::Entry;
 use super::{currency, marketplace, mission, reward, tier};
-use crate::cdc::{Change, DecodeError, Record};
-use crate::clients::redis::Cache;
-use crate::config::{self, Declared, Environment, Loaded, Settings, Spec};
-use crate::engine::{Consumer, Engine, EngineError, Route, intake};
+use crate::config::{self, Declared, Environment, Loaded};
 
 /// Every consumer, in the order of behaviour.md.
 pub static CONSUMERS: [Entry; 5] =
@@ -22,27 +13,6 @@ pub static CONSUMERS: [Entry; 5] =
 
 /// What they declare.
 pub static DECLARED: LazyLock<Declared> = LazyLock::new(|| declared(&CONSUMERS));
-
-/// A consumer: what it declares, and how it is built.
-#[derive(Clone, Copy)]
-pub struct Entry {
-    /// What it declares.
-    pub spec: &'static Spec,
-    /// Builds it.
-    pub build: fn(&Dependencies<'_>) -> Arc<dyn AnyConsumer>,
-}
-
-/// What consumers are built from.
-pub struct Dependencies<'a> {
-    /// The settings.
-    pub settings: &'a Settings,
-    /// Supabase.
-    pub calls: Calls,
-    /// Inngest.
-    pub sender: Sender,
-    /// The cache that is shared with the rest of the CRM.
-    pub cache: Cache,
-}
 
 /// What the consumers of a list declare.
 #[must_use]
@@ -56,80 +26,18 @@ pub fn load(environment: &Environment, local: &Path) -> Loaded {
     config::load(environment, local, &DECLARED)
 }
 
-/// A consumer whose work nobody needs to name.
-pub trait AnyConsumer: Send + Sync {
-    /// What it would do about a change, as `explain` prints it.
-    fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value;
-
-    /// What it would do about a command, as `explain` prints it.
-    fn explain_command(&self, record: &Record<'_>) -> Value;
-
-    /// Runs it in `engine`.
-    fn run(
-        self: Arc<Self>,
-        engine: Engine<()>,
-        stop: CancellationToken,
-    ) -> BoxFuture<'static, Result<(), EngineError>>;
-
-    /// Says what it would do, in the same engine; see [`Engine::shadow`].
-    fn shadow(
-        self: Arc<Self>,
-        engine: Engine<()>,
-        stop: CancellationToken,
-    ) -> BoxFuture<'static, Result<(), EngineError>>;
-}
-
-impl<C: Consumer> AnyConsumer for C {
-    fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value {
-        decision(self, intake::route(self, change, now))
-    }
-
-    fn explain_command(&self, record: &Record<'_>) -> Value {
-        decision(self, self.route_command(record))
-    }
-
-    fn run(
-        self: Arc<Self>,
-        engine: Engine<()>,
-        stop: CancellationToken,
-    ) -> BoxFuture<'static, Result<(), EngineError>> {
-        Box::pin(engine.with(self).run(stop))
-    }
-
-    fn shadow(
-        self: Arc<Self>,
-        engine: Engine<()>,
-        stop: CancellationToken,
-    ) -> BoxFuture<'static, Result<(), EngineError>> {
-        Box::pin(engine.with(self).shadow(stop))
-    }
-}
-
-fn decision<C: Consumer>(consumer: &C, route: Result<Route<C::Work>, DecodeError>) -> Value {
-    match route {
-        Ok(Route::Skip(reason)) => skip(reason),
-        Ok(Route::Process { work, .. }) => {
-            let steps = consumer.steps(&work);
-            let plan: Vec<String> = steps.requests().collect();
-            json!({"decision": "process", "reason": null, "lane": steps.lane,
-                "claim": steps.claims(), "plan": plan})
-        }
-        Err(error) => skip(&format!("dead letter: {error}")),
-    }
-}
-
-/// A skip, as `explain` prints it.
-#[must_use]
-pub fn skip(reason: &str) -> Value {
-    json!({"decision": "skip", "reason": reason})
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use jiff::Timestamp;
+    use serde_json::json;
+
     use super::*;
     use crate::cdc::Decoded;
+    use crate::clients::redis::Cache;
+    use crate::config::Settings;
+    use crate::consumers::entry::Dependencies;
     use crate::{cdc, supervisor};
 
     fn settings() -> Settings {

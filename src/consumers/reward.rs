@@ -10,8 +10,9 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::broadcast::Broadcasts;
-use super::call::{Calls, Sender, outcome, unwritable};
-use super::registry::Entry;
+use super::call::{Calls, outcome};
+use super::entry::Entry;
+use super::sender::{Sender, unwritable};
 use super::snapshot;
 use super::words::is;
 use crate::cdc::{self, Change, DecodeError, Record, Row};

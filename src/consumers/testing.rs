@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::call::{Calls, Sender};
+use super::call::Calls;
+use super::sender::Sender;
 use crate::cdc::{self, Change, Decoded, Record};
 use crate::clients::inngest::{Inngest, InngestConfig};
 use crate::clients::supabase::{Supabase, SupabaseConfig};

@@ -9,22 +9,23 @@
 
 mod generations;
 mod memory;
+mod pipeline;
 mod protocol;
+mod recent;
 mod redis;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::{self, StreamExt};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::memory::MemoryStore;
+use self::pipeline::{QUEUE, Request, run};
 pub use self::protocol::{Moment, Op, Reply, TakenBack};
+use self::recent::Recent;
 pub use self::redis::{RedisStore, warn_of_eviction};
-use crate::metric_names;
 use crate::outage::Breaker;
 
 /// Why a store could not answer.
@@ -62,33 +63,6 @@ pub enum OnOutage {
     Proceed,
 }
 
-/// Operations of one caller, and where its answer goes.
-enum Request {
-    One(Op, oneshot::Sender<Answer<Reply>>),
-    Many(Vec<Op>, oneshot::Sender<Answer<Vec<Reply>>>),
-}
-
-type Answer<T> = Result<T, StoreUnavailable>;
-
-impl Request {
-    fn ops(&self) -> usize {
-        match self {
-            Self::One(..) => 1,
-            Self::Many(ops, _) => ops.len(),
-        }
-    }
-
-    /// A caller that has gone needs no claim; one that must be kept is claimed again. What he has
-    /// done is noted all the same.
-    fn is_wanted(&self) -> bool {
-        let second_phase = |ops: &[Op]| ops.iter().any(Op::is_second_phase);
-        match self {
-            Self::One(op, reply) => op.is_second_phase() || !reply.is_closed(),
-            Self::Many(ops, reply) => second_phase(ops) || !reply.is_closed(),
-        }
-    }
-}
-
 /// The claims of the whole process: every operation of every lane goes through one queue and
 /// leaves in pipelines.
 #[derive(Clone)]
@@ -107,13 +81,6 @@ const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Shortest lease of what is held alone: longer than a slow request.
 const LEASE_MIN: Duration = Duration::from_secs(15);
 
-/// Operations in one pipeline. Larger ones gain nothing and delay the first of them.
-const PIPELINE: usize = 512;
-/// Pipelines under way at once: one is answered while the next is filled and sent.
-const UNDER_WAY: usize = 2;
-/// Operations that may wait for a pipeline; more simply wait to get in.
-const QUEUE: usize = 4096;
-
 impl Claims {
     /// Starts the task that pipelines operations to `store`. Claims live for `window`;
     /// acceptances are also remembered in the process for `remember`, for the case that the
@@ -126,7 +93,7 @@ impl Claims {
         remember: Duration,
     ) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE);
-        tokio::spawn(pipeline(store, requests, Arc::clone(&breaker)));
+        tokio::spawn(run(store, requests, Arc::clone(&breaker)));
         let recent = Arc::new(Recent::new(remember));
         // A holder that is gone, and whose record was finished elsewhere meanwhile, is known by
         // nobody. What it may have sent has settled by the time that it is forgotten.
@@ -364,138 +331,6 @@ impl Claims {
         let stopped = || StoreUnavailable::new("the process is stopping");
         self.queue.send(Request::Many(ops, reply)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
-    }
-}
-
-/// Answers `requests` in pipelines. Those under way at once are independent: whoever asks for a key
-/// waits for its answer before asking again, or has no use for it any more.
-async fn pipeline(store: impl Store, requests: mpsc::Receiver<Request>, breaker: Arc<Breaker>) {
-    let batches = stream::unfold(requests, |mut requests| async {
-        let first = requests.recv().await?;
-        let mut ops = first.ops();
-        let mut batch = vec![first];
-        while ops < PIPELINE
-            && let Ok(next) = requests.try_recv()
-        {
-            ops += next.ops();
-            batch.push(next);
-        }
-        Some((batch, requests))
-    });
-    batches.for_each_concurrent(UNDER_WAY, |batch| answer(&store, batch, &breaker)).await;
-}
-
-async fn answer(store: &impl Store, batch: Vec<Request>, breaker: &Breaker) {
-    let mut ops = Vec::with_capacity(batch.iter().map(Request::ops).sum());
-    let mut callers = Vec::with_capacity(batch.len());
-    for request in batch.into_iter().filter(Request::is_wanted) {
-        match request {
-            Request::One(op, reply) => {
-                ops.push(op);
-                callers.push(Caller::One(reply));
-            }
-            Request::Many(all, reply) => {
-                callers.push(Caller::Many(all.len(), reply));
-                ops.extend(all);
-            }
-        }
-    }
-    if ops.is_empty() {
-        return;
-    }
-    let short = || StoreUnavailable::new("short answer");
-    let mut answer = execute(store, &ops, breaker).await.map(Vec::into_iter);
-    // A caller that stopped waiting does not need its answer.
-    for caller in callers {
-        match caller {
-            Caller::One(reply) => {
-                let one = answer.as_mut().map_err(|error| error.clone());
-                drop(reply.send(one.and_then(|all| all.next().ok_or_else(short))));
-            }
-            Caller::Many(count, reply) => {
-                let many = answer.as_mut().map_err(|error| error.clone());
-                let many = many.map(|all| all.by_ref().take(count).collect::<Vec<_>>());
-                let whole =
-                    many.and_then(|many| if many.len() == count { Ok(many) } else { Err(short()) });
-                drop(reply.send(whole));
-            }
-        }
-    }
-}
-
-/// Where a caller's answer goes.
-enum Caller {
-    One(oneshot::Sender<Answer<Reply>>),
-    Many(usize, oneshot::Sender<Answer<Vec<Reply>>>),
-}
-
-async fn execute(
-    store: &impl Store,
-    ops: &[Op],
-    breaker: &Breaker,
-) -> Result<Vec<Reply>, StoreUnavailable> {
-    let Ok(leave) = breaker.admit(Instant::now()) else {
-        let error = breaker.away().map_or_else(String::new, |away| away.error.clone());
-        return Err(StoreUnavailable::new(error));
-    };
-    metrics::histogram!(metric_names::PIPELINE).record(ops.len() as f64);
-    let start = Instant::now();
-    let answer = store.execute(ops).await;
-    metric_names::request(breaker.name(), start.elapsed(), answer.is_ok());
-    match &answer {
-        Ok(_) => leave.succeeded(),
-        Err(error) => leave.failed(Instant::now(), None, &error.message),
-    }
-    answer
-}
-
-/// Acceptances of the last while in this process. Redis may be emptied at any time, and a cancel
-/// must still know that its award was accepted a moment ago (behaviour section 3).
-struct Recent {
-    remember_ms: i64,
-    hasher: ahash::RandomState,
-    known: Mutex<Remembered>,
-}
-
-/// Times by hash of the key, and the same in order of time.
-type Remembered = (HashMap<u64, i64, ahash::RandomState>, VecDeque<(i64, u64)>);
-
-/// Bounds the memory of [`Recent`] at about 4 MiB.
-const RECENT_MAX: usize = 100_000;
-
-impl Recent {
-    fn new(remember: Duration) -> Self {
-        Self {
-            remember_ms: i64::try_from(remember.as_millis()).unwrap_or(i64::MAX),
-            hasher: ahash::RandomState::new(),
-            known: Mutex::default(),
-        }
-    }
-
-    fn note(&self, key: &str, accepted_ms: i64) {
-        let hash = self.hasher.hash_one(key);
-        let mut guard = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, order) = &mut *guard;
-        // A repeat of it must push out no other.
-        if known.insert(hash, accepted_ms) == Some(accepted_ms) {
-            return;
-        }
-        order.push_back((accepted_ms, hash));
-        while order.len() > RECENT_MAX
-            || order.front().is_some_and(|(at, _)| *at < accepted_ms - self.remember_ms)
-        {
-            if let Some((at, old)) = order.pop_front()
-                && known.get(&old) == Some(&at)
-            {
-                known.remove(&old);
-            }
-        }
-    }
-
-    fn find(&self, key: &str) -> Option<i64> {
-        let hash = self.hasher.hash_one(key);
-        let guard = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        guard.0.get(&hash).copied()
     }
 }
 

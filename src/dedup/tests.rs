@@ -76,20 +76,3 @@ async fn an_acceptance_is_remembered_when_the_store_forgets() {
         Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 })
     );
 }
-
-#[test]
-fn memory_of_acceptances_is_bounded_in_time_and_number() {
-    let recent = Recent::new(Duration::from_secs(30));
-    recent.note("old", 1_000);
-    recent.note("new", 40_000);
-    assert_eq!((recent.find("old"), recent.find("new")), (None, Some(40_000)));
-    for number in 0..RECENT_MAX + 10 {
-        recent.note(&number.to_string(), 40_000);
-    }
-    assert_eq!(recent.find("new"), None);
-    assert_eq!(recent.known.lock().expect("not poisoned").1.len(), RECENT_MAX);
-    for _ in 0..RECENT_MAX {
-        recent.note("20", 40_000);
-    }
-    assert_eq!(recent.find("21"), Some(40_000), "a second phase that is tried again");
-}

@@ -10,8 +10,9 @@ use clap::ValueEnum;
 use crm_event_processors::cdc::{Change, DecodeError, Record};
 use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
 use crm_event_processors::config::{self, Settings};
+use crm_event_processors::consumers::entry::{AnyConsumer, Dependencies};
 use crm_event_processors::consumers::marketplace::{self, Marketplace, Work};
-use crm_event_processors::consumers::registry::{self, AnyConsumer, CONSUMERS, Dependencies};
+use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::dedup::{Op, Reply, Store, StoreUnavailable};
 use crm_event_processors::engine::{
     Consumer, Context, Failure, Lane, Observed, Observer, Outcome, Route, Steps,

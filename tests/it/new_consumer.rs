@@ -10,8 +10,9 @@ use crm_event_processors::cdc::{Change, DecodeError};
 use crm_event_processors::clients::inngest::Events;
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, Setting, Settings, Spec};
-use crm_event_processors::consumers::call::Sender;
-use crm_event_processors::consumers::registry::{CONSUMERS, Entry, declared};
+use crm_event_processors::consumers::entry::Entry;
+use crm_event_processors::consumers::registry::{CONSUMERS, declared};
+use crm_event_processors::consumers::sender::Sender;
 use crm_event_processors::dedup::MemoryStore;
 use crm_event_processors::engine::{
     Consumer, Context, Failure, Lane, Observed, Observer, Once, Outcome, Route, Step, Steps,

@@ -9,7 +9,8 @@ use super::decision::{Share, named};
 use super::work::Source;
 use super::{CANCELLED, Currency, REVERSE};
 use crate::clients::inngest::Events;
-use crate::consumers::call::{settled, unwritable};
+use crate::consumers::call::settled;
+use crate::consumers::sender::unwritable;
 use crate::dedup::TakenBack;
 use crate::engine::{Accepted, ClaimState, Context, Failure, Once};
 

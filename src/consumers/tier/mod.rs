@@ -12,8 +12,9 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use self::rules::{AnswerOrRows, Member, Recommendation, Upgrade};
-use super::call::{Calls, Sender, settled, unwritable};
-use super::registry::Entry;
+use super::call::{Calls, settled};
+use super::entry::Entry;
+use super::sender::{Sender, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::config::{Snapshot, Spec};

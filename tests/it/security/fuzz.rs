@@ -17,10 +17,9 @@ use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
 use crm_event_processors::cdc::{self, Change, DecodeError, Decoded, Field, Options, Row};
 use crm_event_processors::clients::redis::Cache;
+use crm_event_processors::consumers::entry::{AnyConsumer, Dependencies, Entry};
 use crm_event_processors::consumers::refund::refund_percentage;
-use crm_event_processors::consumers::registry::{
-    self, AnyConsumer, CONSUMERS, Dependencies, Entry,
-};
+use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::engine::intake;
 use crm_event_processors::engine::partition::metadata;
 use crm_event_processors::recording::Recorded;

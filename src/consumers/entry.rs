@@ -1,0 +1,104 @@
+//! What a consumer's place in the registry holds, and how one is run whatever its work is.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::call::Calls;
+use super::sender::Sender;
+use crate::cdc::{Change, DecodeError, Record};
+use crate::clients::redis::Cache;
+use crate::config::{Settings, Spec};
+use crate::engine::{Consumer, Engine, EngineError, Route, intake};
+
+/// A consumer: what it declares, and how it is built.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// What it declares.
+    pub spec: &'static Spec,
+    /// Builds it.
+    pub build: fn(&Dependencies<'_>) -> Arc<dyn AnyConsumer>,
+}
+
+/// What consumers are built from.
+pub struct Dependencies<'a> {
+    /// The settings.
+    pub settings: &'a Settings,
+    /// Supabase.
+    pub calls: Calls,
+    /// Inngest.
+    pub sender: Sender,
+    /// The cache that is shared with the rest of the CRM.
+    pub cache: Cache,
+}
+
+/// A consumer whose work nobody needs to name.
+pub trait AnyConsumer: Send + Sync {
+    /// What it would do about a change, as `explain` prints it.
+    fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value;
+
+    /// What it would do about a command, as `explain` prints it.
+    fn explain_command(&self, record: &Record<'_>) -> Value;
+
+    /// Runs it in `engine`.
+    fn run(
+        self: Arc<Self>,
+        engine: Engine<()>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>>;
+
+    /// Says what it would do, in the same engine; see [`Engine::shadow`].
+    fn shadow(
+        self: Arc<Self>,
+        engine: Engine<()>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>>;
+}
+
+impl<C: Consumer> AnyConsumer for C {
+    fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value {
+        decision(self, intake::route(self, change, now))
+    }
+
+    fn explain_command(&self, record: &Record<'_>) -> Value {
+        decision(self, self.route_command(record))
+    }
+
+    fn run(
+        self: Arc<Self>,
+        engine: Engine<()>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>> {
+        Box::pin(engine.with(self).run(stop))
+    }
+
+    fn shadow(
+        self: Arc<Self>,
+        engine: Engine<()>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), EngineError>> {
+        Box::pin(engine.with(self).shadow(stop))
+    }
+}
+
+fn decision<C: Consumer>(consumer: &C, route: Result<Route<C::Work>, DecodeError>) -> Value {
+    match route {
+        Ok(Route::Skip(reason)) => skip(reason),
+        Ok(Route::Process { work, .. }) => {
+            let steps = consumer.steps(&work);
+            let plan: Vec<String> = steps.requests().collect();
+            json!({"decision": "process", "reason": null, "lane": steps.lane,
+                "claim": steps.claims(), "plan": plan})
+        }
+        Err(error) => skip(&format!("dead letter: {error}")),
+    }
+}
+
+/// A skip, as `explain` prints it.
+#[must_use]
+pub fn skip(reason: &str) -> Value {
+    json!({"decision": "skip", "reason": reason})
+}
