@@ -170,7 +170,12 @@ impl<C: Consumer> TaskContext<C> {
                 sent = sends.next(cx) => sent,
                 () = kill.cancelled() => Err(Failure::GivenUp),
                 _ = renewal.tick() => {
-                    for at in self.renew_all(cx, open).await {
+                    let lost = tokio::select! {
+                        biased;
+                        lost = self.renew_all(cx, open) => lost,
+                        () = kill.cancelled() => Vec::new(),
+                    };
+                    for at in lost {
                         if let Ok(index) = places.binary_search(&at) {
                             sends.abandon(index);
                         }

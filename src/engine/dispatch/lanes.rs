@@ -90,15 +90,6 @@ impl<J> Lanes<J> {
         None
     }
 
-    /// Takes back a job that was handed out and cannot run yet: it is the next one again.
-    pub fn take_back(&mut self, id: LaneId, job: J) {
-        self.running = self.running.saturating_sub(1);
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.state = State::Ready(job);
-            self.ready.push_front(id);
-        }
-    }
-
     /// The job that was handed out has its outcome: the lane goes on with the next.
     pub fn finish(&mut self, id: LaneId) {
         self.running = self.running.saturating_sub(1);
@@ -262,11 +253,6 @@ mod tests {
         assert_eq!(lanes.next_ready(), None);
         lanes.finish(1);
         assert_eq!(lanes.next_ready(), Some((1, 'b')));
-        lanes.push(1, 'd', separate);
-        lanes.push(3, 'e', separate);
-        lanes.take_back(1, 'b');
-        assert_eq!(lanes.running(), 1);
-        assert_eq!(lanes.next_ready(), Some((1, 'b')), "it is the next again");
     }
 
     #[test]

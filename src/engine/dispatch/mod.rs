@@ -56,4 +56,9 @@ impl<C: Consumer> Dispatch<C> {
             floods: Guard::new(engine.settings.dlq_flood, engine.settings.retry.backoff.max),
         }
     }
+
+    /// Tasks that run: each has what they share.
+    fn tasks(&self) -> usize {
+        Arc::strong_count(&self.tasks) - 1
+    }
 }

@@ -8,16 +8,19 @@ use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::session::Session;
 use crate::engine::{Consumer, Outcome};
 
-/// Jobs in flight at a time, each in a task. More would only wait for a permit.
-const MAX_RUNNING: usize = 2048;
-/// The same where many share a task: two full requests to Inngest, so that one is filled while the
-/// other is under way.
-const MAX_IN_BATCHES: usize = 10_000;
+/// Tasks at a time. More would only wait for a permit.
+const MAX_TASKS: usize = 2048;
+/// Jobs in flight at a time, where many share a task: two full requests to Inngest, so that one is
+/// filled while the other is under way.
+const MAX_RUNNING: usize = 10_000;
 
 impl<C: Consumer> Session<'_, C> {
     /// Starts what is ready.
     pub(in crate::engine) fn start_ready(&mut self) {
-        while self.dispatch.lanes.running() < MAX_IN_BATCHES && self.times.stopping.is_none() {
+        while self.times.stopping.is_none()
+            && self.dispatch.lanes.running() < MAX_RUNNING
+            && self.dispatch.tasks() < MAX_TASKS
+        {
             let Some((lane, job)) = self.dispatch.lanes.next_ready() else { break };
             // Its original may have finished while it waited behind it.
             if let (Some(logged), [open_offset]) = (&job.logged, job.open_offsets.as_slice())
@@ -33,11 +36,8 @@ impl<C: Consumer> Session<'_, C> {
                 && job.work().is_some_and(|work| self.engine.consumer.batched(work).is_some())
             {
                 self.batch(lane, job);
-            } else if self.dispatch.lanes.running() <= MAX_RUNNING {
-                self.start(lane, job);
             } else {
-                self.dispatch.lanes.take_back(lane, job);
-                break;
+                self.start(lane, job);
             }
         }
         for batch in std::mem::take(&mut self.dispatch.batches) {
