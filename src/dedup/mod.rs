@@ -280,6 +280,23 @@ impl Claims {
         }
     }
 
+    /// Takes `key` for `asker` once more. What the process itself remembers has no say; nothing is
+    /// answered where claims are away and it goes on without.
+    ///
+    /// # Errors
+    /// As [`Claims::claim`].
+    pub async fn renew(
+        &self,
+        key: String,
+        asker: Arc<str>,
+    ) -> Result<Option<Reply>, StoreUnavailable> {
+        let lease = self.lease;
+        match self.ask(Op::Acquire { key, asker, left_by: None, lease }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
     /// Gives back what was acquired, with the time of its last acceptance (0 for none).
     ///
     /// # Errors

@@ -96,11 +96,14 @@ impl<C: Consumer> Session<'_, C> {
         mut message: KafkaResult<BorrowedMessage<'m>>,
         ready: &mut (impl Stream<Item = KafkaResult<BorrowedMessage<'m>>> + Unpin),
     ) -> Option<Result<End, EngineError>> {
-        self.times.progress = Instant::now();
+        let now = Instant::now();
         let mut taken = 0;
         loop {
             match message {
-                Ok(message) => self.on_record(&message),
+                Ok(message) => {
+                    self.times.progress = now;
+                    self.on_record(&message);
+                }
                 Err(error) => {
                     if let Some(end) = self.client_error(&error) {
                         return Some(end);

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use test_support::PATIENCE;
+use test_support::{PATIENCE, until};
 
 const ORDERS: &str = "marketplace.orders";
 const COUNT: usize = 600;
@@ -75,6 +75,11 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with_window(Duration::from_secs(300)).await
+    }
+
+    /// The same, with claims that live for so long.
+    async fn with_window(window: Duration) -> Self {
         let broker = Broker::start().expect("a broker");
         broker.create_topic(ORDERS, 2).expect("a topic");
         broker.create_topic("crm-event-processors.dlq", 1).expect("a topic");
@@ -85,15 +90,19 @@ impl Scene {
         Self {
             broker,
             fake: Fake::start(Options::default()).await.expect("a fake"),
-            store: Counted {
-                claims: Arc::new(MemoryStore::new(Duration::from_secs(300))),
-                requests: Arc::default(),
-            },
+            store: Counted { claims: Arc::new(MemoryStore::new(window)), requests: Arc::default() },
             outcomes: Arc::default(),
         }
     }
 
     fn start(&self) -> (mpsc::Sender<()>, JoinHandle<Result<(), RunError>>) {
+        self.start_with(&[])
+    }
+
+    fn start_with(
+        &self,
+        more: &[(&str, &str)],
+    ) -> (mpsc::Sender<()>, JoinHandle<Result<(), RunError>>) {
         let environment = [
             ("CONSUMERS", "marketplace"),
             ("KAFKA_BOOTSTRAP_SERVERS", self.broker.bootstrap()),
@@ -104,8 +113,9 @@ impl Scene {
             ("BACKOFF_BASE", "10ms"),
             ("BACKOFF_MAX", "50ms"),
         ];
+        let environment = environment.iter().chain(more);
         let environment =
-            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            environment.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let loaded = registry::load(&environment.collect(), Path::new(""));
         let settings = *loaded.settings.expect("sound settings");
         let breakers = breakers(&settings);
@@ -223,6 +233,28 @@ async fn a_stop_during_an_outage_gives_up_all_and_the_next_run_sends_each_once()
     assert_eq!(scene.copies(), BTreeMap::new());
     scene.fake.heal(Endpoint::Post);
     let (stop, running) = scene.start();
+    scene.until(Outcome::Sent, COUNT).await;
+    stopped(stop, running).await;
+    assert_eq!(scene.copies(), each_once(0..COUNT));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_inngest_keeps_its_claims_for_longer_than_they_live() {
+    let scene = Scene::with_window(Duration::from_secs(3)).await;
+    scene.fake.fail(Endpoint::Post, Fault::status(503), Lasting::UntilHealed);
+    let (stop, running) =
+        scene.start_with(&[("DEDUP_WINDOW", "3s"), ("INNGEST_CANCEL_SETTLE", "1s")]);
+    // Claimed once, and renewed each second: four times lie beyond the first window.
+    let renewed = || scene.store.requests.lock().expect("not poisoned").iter().sum::<usize>();
+    until("renewals", async || (renewed() >= 5 * COUNT).then_some(())).await;
+    let ask = |number| Op::Claim {
+        key: format!("crm:crm-event-processors-marketplace:{}", id(number)),
+        asker: "another/0/0".into(),
+    };
+    let asked: Vec<Op> = (0..COUNT).map(ask).collect();
+    let replies = scene.store.claims.execute(&asked).await.expect("in memory");
+    assert!(replies.iter().all(|reply| *reply == Reply::Held), "{replies:?}");
+    scene.fake.heal(Endpoint::Post);
     scene.until(Outcome::Sent, COUNT).await;
     stopped(stop, running).await;
     assert_eq!(scene.copies(), each_once(0..COUNT));

@@ -11,6 +11,7 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 
 use crate::dedup::Reply;
@@ -95,7 +96,39 @@ struct Member<W> {
 }
 
 /// Those of a batch that have not ended, by their places.
-type Open<W> = Vec<Option<Member<W>>>;
+struct Open<W> {
+    members: Vec<Option<Member<W>>>,
+    left: usize,
+}
+
+impl<W> Open<W> {
+    fn iter(&self) -> impl Iterator<Item = (usize, &Member<W>)> {
+        let members = self.members.iter().enumerate();
+        members.filter_map(|(at, member)| Some((at, member.as_ref()?)))
+    }
+
+    fn get_mut(&mut self, at: usize) -> Option<&mut Member<W>> {
+        self.members.get_mut(at)?.as_mut()
+    }
+
+    fn take(&mut self, at: usize) -> Option<Member<W>> {
+        let member = self.members.get_mut(at)?.take()?;
+        self.left -= 1;
+        Some(member)
+    }
+}
+
+/// What a batch that has sent something meets.
+enum Met {
+    /// Some have ended.
+    Sent(SentOfMany),
+    /// All have.
+    Over,
+    /// Its partition is given up, or its time is.
+    GivenUp,
+    /// These have lost their claims.
+    Lost(Vec<usize>),
+}
 
 impl<C: Consumer> TaskContext<C> {
     /// Works on the jobs of `batch` until they end or `kill` is cancelled. `cx` stands for all of
@@ -106,32 +139,28 @@ impl<C: Consumer> TaskContext<C> {
         batch: Batch<C::Work>,
         kill: CancellationToken,
     ) {
+        let left = batch.jobs.len();
         let jobs = batch.jobs.into_iter();
         let member = |(lane, job)| Some(Member { lane, job, key: String::new(), granted: None });
-        let mut open: Open<C::Work> = jobs.map(member).collect();
+        let mut open = Open { members: jobs.map(member).collect(), left };
         let ended = AssertUnwindSafe(self.work_on_all(&cx, &mut open, &kill)).catch_unwind().await;
         // The one that panics shows alone.
         let rest = if ended.is_ok() { || Failure::GivenUp } else { || Failure::Alone };
-        for at in 0..open.len() {
+        for at in 0..open.members.len() {
             self.end(&mut open, at, Err(rest()));
         }
     }
 
     /// One of them has ended.
     fn end(&self, open: &mut Open<C::Work>, at: usize, result: Result<Outcome, Failure>) {
-        let Some(Member { lane, job, granted, .. }) = open.get_mut(at).and_then(Option::take)
-        else {
-            return;
-        };
+        let Some(Member { lane, job, key, granted }) = open.take(at) else { return };
         // What it has claimed and not used is known when it comes again, and given back when it is
         // set aside.
-        if let (Err(_), Some(granted)) = (&result, granted)
-            && let Some(claim) = job.work().and_then(|work| self.consumer.batched(work))
-        {
-            job.cx.remember(&claim, Memo::Claimed(granted));
+        if let (Err(_), Some(granted)) = (&result, granted) {
+            job.cx.remember(job.cx.name_of_key(&key), Memo::Claimed(granted));
         }
         job.cx.keep_nothing();
-        self.finished(Finished { lane, job, result });
+        self.finished(Finished { lane, job, result, task_ends: open.left == 0 });
     }
 
     async fn work_on_all(&self, cx: &Context, open: &mut Open<C::Work>, kill: &CancellationToken) {
@@ -140,61 +169,98 @@ impl<C: Consumer> TaskContext<C> {
             () = self.claim_all(cx, open) => {}
             () = kill.cancelled() => return,
         }
-        // By their places among those that are claimed.
-        let (places, works): (Vec<usize>, Vec<&C::Work>) = open
-            .iter()
-            .enumerate()
-            .filter_map(|(at, member)| Some((at, member.as_ref()?.job.work()?)))
-            .unzip();
-        if works.is_empty() {
-            return;
-        }
-        let sends = tokio::select! {
-            biased;
-            sends = self.consumer.send_all(cx, &works) => sends,
-            () = kill.cancelled() => return,
-        };
-        let mut sends = match sends {
-            Ok(sends) => sends,
-            Err(Failure::GivenUp) => return,
-            Err(_) => {
-                places.iter().for_each(|at| self.end(open, *at, Err(Failure::Alone)));
-                return;
-            }
-        };
         let window = cx.claims().window() / 3;
         let mut renewal = tokio::time::interval_at(tokio::time::Instant::now() + window, window);
+        let Some((places, mut sends)) = self.send(cx, open, kill, &mut renewal).await else {
+            return;
+        };
         loop {
-            let sent = tokio::select! {
-                biased;
-                sent = sends.next(cx) => sent,
-                () = kill.cancelled() => Err(Failure::GivenUp),
-                _ = renewal.tick() => {
-                    let lost = tokio::select! {
-                        biased;
-                        lost = self.renew_all(cx, open) => lost,
-                        () = kill.cancelled() => Vec::new(),
-                    };
-                    for at in lost {
-                        if let Ok(index) = places.binary_search(&at) {
-                            sends.abandon(index);
-                        }
-                        self.end(open, at, Err(claim_held()));
-                    }
-                    continue;
+            let met = self.meet(cx, open, kill, &mut renewal, &mut *sends).await;
+            // What was accepted meanwhile is done.
+            let (sent, over, lost) = match met {
+                Met::Sent(sent) => (sent, false, Vec::new()),
+                Met::Over => return,
+                Met::GivenUp => (sends.ready(), true, Vec::new()),
+                Met::Lost(lost) => (sends.ready(), false, lost),
+            };
+            let sent = sent.into_iter();
+            let sent = sent.filter_map(|(index, sent)| Some((*places.get(index)?, sent))).collect();
+            self.mark_all(cx, open, sent, kill).await;
+            for at in lost {
+                if let Ok(index) = places.binary_search(&at) {
+                    sends.abandon(index);
                 }
-            };
-            let (sent, over) = match sent {
-                Ok(Some(sent)) => (sent, false),
-                Ok(None) => return,
-                // What was accepted meanwhile is done.
-                Err(_) => (sends.ready(), true),
-            };
-            let sent =
-                sent.into_iter().filter_map(|(index, sent)| Some((*places.get(index)?, sent)));
-            self.mark_all(cx, open, sent.collect(), kill).await;
+                self.end(open, at, Err(claim_held()));
+            }
             if over {
                 return;
+            }
+        }
+    }
+
+    /// Sends for those that are claimed, and renews their claims while there is no room for that.
+    /// Answers their places too.
+    async fn send(
+        &self,
+        cx: &Context,
+        open: &mut Open<C::Work>,
+        kill: &CancellationToken,
+        renewal: &mut Interval,
+    ) -> Option<(Vec<usize>, Box<dyn Sends>)> {
+        loop {
+            let works = open.iter().filter_map(|(at, member)| Some((at, member.job.work()?)));
+            let (places, works): (Vec<usize>, Vec<&C::Work>) = works.unzip();
+            if works.is_empty() {
+                return None;
+            }
+            let sends = tokio::select! {
+                biased;
+                sends = self.consumer.send_all(cx, &works) => Some(sends),
+                () = kill.cancelled() => return None,
+                _ = renewal.tick() => None,
+            };
+            match sends {
+                Some(Ok(sends)) => return Some((places, sends)),
+                Some(Err(Failure::GivenUp)) => return None,
+                Some(Err(_)) => {
+                    places.iter().for_each(|at| self.end(open, *at, Err(Failure::Alone)));
+                    return None;
+                }
+                None => {
+                    for at in self.renew_all(cx, open, kill).await {
+                        self.end(open, at, Err(claim_held()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for answers, and renews the claims of those that wait.
+    async fn meet(
+        &self,
+        cx: &Context,
+        open: &mut Open<C::Work>,
+        kill: &CancellationToken,
+        renewal: &mut Interval,
+        sends: &mut dyn Sends,
+    ) -> Met {
+        // Kept across renewals: how long it has waited shows whether it hangs.
+        let mut next = sends.next(cx);
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut next => return match sent {
+                    Ok(Some(sent)) => Met::Sent(sent),
+                    Ok(None) => Met::Over,
+                    Err(_) => Met::GivenUp,
+                },
+                () = kill.cancelled() => return Met::GivenUp,
+                _ = renewal.tick() => {
+                    let lost = self.renew_all(cx, open, kill).await;
+                    if !lost.is_empty() {
+                        return Met::Lost(lost);
+                    }
+                }
             }
         }
     }
@@ -202,13 +268,10 @@ impl<C: Consumer> TaskContext<C> {
     /// Claims for all of them, in one request, and ends those whose claims are not theirs.
     async fn claim_all(&self, cx: &Context, open: &mut Open<C::Work>) {
         #[cfg(debug_assertions)]
-        cx.declare_all(
-            open.iter().filter_map(|it| Some(self.consumer.steps(it.as_ref()?.job.work()?))),
-        );
-        for at in 0..open.len() {
-            let Some(member) = &mut open[at] else { continue };
-            let claim = member.job.work().and_then(|work| self.consumer.batched(work));
-            match claim {
+        cx.declare_all(open.iter().filter_map(|(_, it)| Some(self.consumer.steps(it.job.work()?))));
+        for at in 0..open.members.len() {
+            let Some(member) = open.get_mut(at) else { continue };
+            match member.job.work().and_then(|work| self.consumer.batched(work)) {
                 Some(claim) => {
                     cx.step(Taken::Claim(&claim));
                     member.key = cx.key(&claim);
@@ -217,7 +280,8 @@ impl<C: Consumer> TaskContext<C> {
             }
         }
         if cx.drained() {
-            return (0..open.len()).for_each(|at| self.end(open, at, Err(Failure::GivenUp)));
+            return (0..open.members.len())
+                .for_each(|at| self.end(open, at, Err(Failure::GivenUp)));
         }
         let now = Instant::now();
         let (places, keys) = keys(open);
@@ -230,7 +294,7 @@ impl<C: Consumer> TaskContext<C> {
             }
         };
         for (at, reply) in places.into_iter().zip(replies) {
-            match (reply, &mut open[at]) {
+            match (reply, open.get_mut(at)) {
                 (Reply::Granted, Some(member)) => member.granted = Some(now),
                 (Reply::Done { .. }, _) => self.end(open, at, Ok(Outcome::Duplicate)),
                 (Reply::TakenBack { .. }, _) => self.end(open, at, Err(Failure::Alone)),
@@ -241,14 +305,24 @@ impl<C: Consumer> TaskContext<C> {
 
     /// Keeps the claims of those that still wait from running out. Answers which of them another
     /// record has got all the same.
-    async fn renew_all(&self, cx: &Context, open: &mut Open<C::Work>) -> Vec<usize> {
+    async fn renew_all(
+        &self,
+        cx: &Context,
+        open: &mut Open<C::Work>,
+        kill: &CancellationToken,
+    ) -> Vec<usize> {
         let now = Instant::now();
         let (places, keys) = keys(open);
+        let replies = tokio::select! {
+            biased;
+            replies = cx.claims().claim_all(keys) => replies,
+            () = kill.cancelled() => return Vec::new(),
+        };
         // Claims that are away are no reason to break off.
-        let Ok(replies) = cx.claims().claim_all(keys).await else { return Vec::new() };
+        let Ok(replies) = replies else { return Vec::new() };
         let mut lost = Vec::new();
         for (at, reply) in places.into_iter().zip(replies) {
-            let Some(member) = &mut open[at] else { continue };
+            let Some(member) = open.get_mut(at) else { continue };
             member.granted = (reply == Reply::Granted).then_some(now);
             if member.granted.is_none() {
                 lost.push(at);
@@ -267,7 +341,7 @@ impl<C: Consumer> TaskContext<C> {
     ) {
         let done = |(at, sent): &(usize, Sent)| {
             let accepted_ms = sent.as_ref().ok()?.map_or(0, Timestamp::as_millisecond);
-            Some((std::mem::take(&mut open[*at].as_mut()?.key), accepted_ms))
+            Some((std::mem::take(&mut open.get_mut(*at)?.key), accepted_ms))
         };
         let done: Vec<(String, i64)> = sent.iter().filter_map(done).collect();
         if !done.is_empty() {
@@ -288,6 +362,5 @@ impl<C: Consumer> TaskContext<C> {
 
 /// The places of those that are open, and their claims with those who ask.
 fn keys<W>(open: &Open<W>) -> (Vec<usize>, Vec<(String, Arc<str>)>) {
-    let open = open.iter().enumerate().filter_map(|(at, member)| Some((at, member.as_ref()?)));
-    open.map(|(at, member)| (at, (member.key.clone(), member.job.cx.asker()))).unzip()
+    open.iter().map(|(at, member)| (at, (member.key.clone(), member.job.cx.asker()))).unzip()
 }

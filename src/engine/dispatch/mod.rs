@@ -38,6 +38,7 @@ pub(super) struct Dispatch<C: Consumer> {
     /// What is about to start together, by partition; empty between two turns of the loop.
     batches: Vec<Batch<C::Work>>,
     tasks: Arc<TaskContext<C>>,
+    pub(super) tasks_running: usize,
     pub(super) finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
     /// Holds dead letters where there are too many of them.
     pub(super) floods: Guard,
@@ -52,13 +53,9 @@ impl<C: Consumer> Dispatch<C> {
             lives: HashMap::default(),
             batches: Vec::new(),
             tasks: Arc::new(TaskContext::new(engine, sender)),
+            tasks_running: 0,
             finished,
             floods: Guard::new(engine.settings.dlq_flood, engine.settings.retry.backoff.max),
         }
-    }
-
-    /// Tasks that run: each has what they share.
-    fn tasks(&self) -> usize {
-        Arc::strong_count(&self.tasks) - 1
     }
 }

@@ -16,7 +16,8 @@ use crate::engine::{Consumer, Observed, Outcome};
 impl<C: Consumer> Session<'_, C> {
     /// Takes in what a task has done.
     pub(in crate::engine) fn finish(&mut self, finished: Finished<C::Work>) {
-        let Finished { lane, mut job, result } = finished;
+        let Finished { lane, mut job, result, task_ends } = finished;
+        self.dispatch.tasks_running -= usize::from(task_ends);
         self.dispatch.lives.remove(&lane);
         for open_offset in &job.open_offsets {
             if let Some(partition) = self.partitions.get_mut(&open_offset.partition) {

@@ -19,7 +19,7 @@ impl<C: Consumer> Session<'_, C> {
     pub(in crate::engine) fn start_ready(&mut self) {
         while self.times.stopping.is_none()
             && self.dispatch.lanes.running() < MAX_RUNNING
-            && self.dispatch.tasks() < MAX_TASKS
+            && self.dispatch.tasks_running < MAX_TASKS
         {
             let Some((lane, job)) = self.dispatch.lanes.next_ready() else { break };
             // Its original may have finished while it waited behind it.
@@ -71,6 +71,7 @@ impl<C: Consumer> Session<'_, C> {
         for (lane, job) in &batch.jobs {
             self.dispatch.lives.insert(*lane, (job.cx.origin().clone(), Arc::clone(cx.life())));
         }
+        self.dispatch.tasks_running += 1;
         tokio::spawn(Arc::clone(&self.dispatch.tasks).run_batch(cx, batch, kill));
     }
 
@@ -86,6 +87,7 @@ impl<C: Consumer> Session<'_, C> {
         }
         job.cx.life().begin();
         self.dispatch.lives.insert(lane, (job.cx.origin().clone(), Arc::clone(job.cx.life())));
+        self.dispatch.tasks_running += 1;
         tokio::spawn(Arc::clone(&self.dispatch.tasks).run(lane, job, kill.unwrap_or_default()));
     }
 }

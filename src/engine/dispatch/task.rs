@@ -24,6 +24,8 @@ pub(crate) struct Finished<W> {
     pub(crate) lane: LaneId,
     pub(crate) job: Box<Job<W>>,
     pub(crate) result: Result<Outcome, Failure>,
+    /// Whether nothing else is left to its task.
+    pub(crate) task_ends: bool,
 }
 
 /// What the tasks of one session share.
@@ -68,7 +70,7 @@ impl<C: Consumer> TaskContext<C> {
             () = kill.cancelled() => Err(Failure::GivenUp),
         };
         job.cx.keep_nothing();
-        self.finished(Finished { lane, job, result });
+        self.finished(Finished { lane, job, result, task_ends: true });
     }
 
     pub(in crate::engine) fn finished(&self, finished: Finished<C::Work>) {

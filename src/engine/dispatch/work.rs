@@ -351,6 +351,11 @@ impl Context {
         key
     }
 
+    /// The name of a claim, by its key in the store.
+    pub(in crate::engine) fn name_of_key<'k>(&self, key: &'k str) -> &'k str {
+        key.strip_prefix(&*self.shared.claim_prefix).unwrap_or(key)
+    }
+
     pub(in crate::engine) fn asker(&self) -> Arc<str> {
         self.name_of(&self.origin)
     }

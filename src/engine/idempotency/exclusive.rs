@@ -203,10 +203,10 @@ impl Context {
         let asker = self.hold().as_ref().map(|hold| Arc::clone(&hold.asker));
         let Some(asker) = asker else { return Ok(true) };
         let asked_at = Instant::now();
-        let reply = self.claims().acquire(self.key(name), asker, None).await?;
+        let reply = self.claims().renew(self.key(name), asker).await?;
         let lost = matches!(
             reply,
-            Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) }
+            Some(Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) })
         );
         if let Some(hold) = self.hold().as_mut().filter(|_| !lost) {
             hold.held_at = asked_at;

@@ -300,3 +300,20 @@ async fn who_stood_still_looks_whether_its_record_has_gone_to_another_before_it_
     assert!(is_held(&outcome), "{outcome:?}");
     assert!(!*sent.lock().expect("not poisoned"), "nothing is sent");
 }
+
+#[tokio::test]
+async fn claims_that_were_emptied_are_no_reason_to_break_off_whatever_the_process_remembers() {
+    let scene = Scene::new(Duration::from_millis(300));
+    let process = scene.process();
+    // Remembered in the process, and not in claims by then.
+    send(&record(&process, 1, 100), 500).await;
+    let outcome = record(&process, 2, 100)
+        .exclusively(NAME, |_| async {
+            let asked = *scene.store.1.taken.lock().expect("not poisoned");
+            scene.store.0.clear();
+            scene.until_taken(asked + 1).await;
+            Ok(SENT)
+        })
+        .await;
+    assert_eq!(outcome.expect("it goes on"), SENT);
+}
