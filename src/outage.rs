@@ -158,8 +158,8 @@ impl Breaker {
         let was_open = matches!(*state, State::Open { .. });
         *state = State::Closed { failures: 0 };
         if was_open {
-            // Under the lock, as below: two that report at once would else leave the word of the
-            // one that was overtaken, an outage without end or an open breaker that nobody sees.
+            // Under the lock, as below. Otherwise two reports at once could leave the older state
+            // published: an outage without end, or an open breaker that nobody sees.
             self.away.send_replace(None);
         }
         drop(state);
@@ -220,8 +220,8 @@ impl Leave<'_> {
         self.breaker.succeeded_for(callers);
     }
 
-    /// The request was turned down: the dependency can be reached, but nobody got what he asked for,
-    /// so that it does not count among the [`Breaker::successes`].
+    /// The request was turned down. The dependency can be reached, but the caller got nothing, so
+    /// this does not count among the [`Breaker::successes`].
     pub fn turned_down(self) {
         self.breaker.close();
     }

@@ -1,7 +1,7 @@
 //! Room for what work produces while it waits: bytes, within a bound (behaviour section 8.5).
 //!
-//! What is produced is charged without waiting. Only who holds nothing of a room yet waits at its
-//! door, in a line: so those inside always end, and no two wait for each other.
+//! What is produced is charged without waiting. Only work that holds nothing of the room yet waits,
+//! in a line. So the work inside always ends, and no two pieces wait for each other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +17,8 @@ pub struct Room {
     freed: Notify,
 }
 
-/// The first place in the line: whoever has it has found room, and keeps others out until he has
-/// charged what he produces.
+/// The first place in the line. Its holder has found room, and keeps others out until it has
+/// charged what it produces.
 #[derive(Debug)]
 #[must_use]
 pub struct Turn<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);

@@ -21,7 +21,8 @@ use super::brokers::Brokers;
 /// A change of the assignment that the loop must carry out, or has lost already.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Rebalance {
-    /// These are ours as soon as the loop assigns them. May be empty, and is answered even so.
+    /// These become ours once the loop assigns them. The list may be empty, and is answered all the
+    /// same.
     Assign(Vec<(String, i32)>),
     /// These are to be given up: the group waits for it.
     Revoke(Vec<(String, i32)>),

@@ -24,8 +24,8 @@ pub(super) const ASSIGNOR: &str = "cooperative-sticky";
 /// How long a client may take to leave its group and go.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a member of a KIP-848 group may take, at least, to give up what it shall give up. The
-/// broker then takes the partitions from it.
+/// The shortest time that a member of a KIP-848 group gets to give partitions up. After that the
+/// broker takes them.
 const REBALANCE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Makes clients for one cluster.
@@ -56,21 +56,21 @@ impl Kafka {
         Self::new(settings.kafka.clone(), commit_interval, drain_deadline)
     }
 
-    /// Where a topic begins of which a group has committed nothing although it holds records.
+    /// Where a topic begins that holds records and of which the group has committed nothing.
     #[must_use]
     pub fn beginning_of(&self, topic: &str) -> Option<Beginning> {
         self.settings.beginning_of(topic)
     }
 
-    /// Whether a member that comes back is given what it had without anyone hearing of it: a static
-    /// one of the classic protocol.
+    /// Whether a member that returns gets its partitions back without a rebalance. Static members
+    /// of the classic protocol do.
     pub(crate) fn is_static_classic(&self) -> bool {
         let classic = self.settings.group_protocol == GroupProtocol::Classic;
         classic && self.settings.instance_id.is_some()
     }
 
-    /// Whether the broker lets a member in beside others that use another assignor: in a group of
-    /// the new protocol.
+    /// Whether the broker admits this member beside members with another assignor. It does in a
+    /// group of the new protocol.
     pub(crate) fn uses_consumer_protocol(&self) -> bool {
         self.settings.group_protocol == GroupProtocol::Consumer
     }
@@ -81,11 +81,11 @@ impl Kafka {
         self.client(&[])
     }
 
-    /// As [`Self::base`], with more that the user's own properties win over. By the names that are
-    /// no aliases, as theirs are: librdkafka would take either, in no certain order.
+    /// As [`Self::base`], with defaults that the user's properties override. Their names must not
+    /// be aliases: of a name and its alias librdkafka takes either.
     pub(super) fn client(&self, more: &[(&str, &str)]) -> ClientConfig {
         let mut client = ClientConfig::new();
-        // Else only errors come through; what is shown is for the log's own filter to say.
+        // librdkafka would pass on errors alone. The log's filter decides what is shown.
         client.set_log_level(RDKafkaLogLevel::Info);
         client.set("bootstrap.servers", &self.settings.bootstrap);
         client.set("client.id", env!("CARGO_PKG_NAME"));
@@ -105,7 +105,7 @@ impl Kafka {
         client
     }
 
-    /// The ids of these topics, of those that are there and have one. Blocks.
+    /// The ids of these topics. Those that are missing or have no id are left out. Blocks.
     ///
     /// # Errors
     /// When no broker answers within `timeout`.
@@ -149,9 +149,8 @@ impl Kafka {
         let mut client = self.base();
         // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
         client.set("queued.max.messages.kbytes", "4096");
-        // An answer of the broker is in memory whole, and several at a time: one that is parsed,
-        // and those that records in hand are a part of. A megabyte of each partition would be 50
-        // MiB.
+        // A fetch answer stays in memory whole while any of its records is in hand, and several do
+        // at a time. A megabyte for each partition would be 50 MiB.
         client.set("fetch.max.bytes", "1048576");
         client.set("fetch.queue.backoff.ms", "10");
         client.set("statistics.interval.ms", "5000");
@@ -163,14 +162,15 @@ impl Kafka {
         let classic = self.settings.group_protocol == GroupProtocol::Classic;
         let session = self.settings.session_timeout.as_millis();
         if classic {
-            // librdkafka wants it at least as long; five minutes is its default.
+            // It must not be shorter than the session timeout. Five minutes is librdkafka's
+            // default.
             client.set("max.poll.interval.ms", session.max(300_000).to_string());
             // A member hears of a rebalance with its next heartbeat, and a partition that moves
             // stands still until all have heard.
             client.set("heartbeat.interval.ms", (session / 10).clamp(100, 1_000).to_string());
         } else {
-            // Not librdkafka's five minutes: after a heartbeat that timed out it does not ask for
-            // its whole assignment, and never hears what the lost answer told it to give up.
+            // librdkafka's default is five minutes. After a heartbeat that timed out it never
+            // learns what the lost answer told it to give up, so the broker must act sooner.
             let rebalance = REBALANCE_TIMEOUT.max(self.drain_deadline * 2);
             client.set("max.poll.interval.ms", rebalance.as_millis().to_string());
         }

@@ -17,8 +17,8 @@ use super::{Kafka, SavedRecord};
 /// How long a dead letter may take to be acknowledged before its lane waits and tries again.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a letter is sent again to a topic whose limit has just been raised for it, and how soon:
-/// its broker hears of that a moment later.
+/// How often and how soon a letter is sent again after its topic's limit was raised. The broker
+/// applies the new limit a moment later.
 const RESENDS: u32 = 5;
 const SOON: Duration = Duration::from_millis(200);
 
@@ -61,7 +61,7 @@ fn is_of_size(cause: &KafkaError) -> bool {
     })
 }
 
-/// What of a record goes into its letter.
+/// The parts of a record that go into its letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Whole,
@@ -103,13 +103,13 @@ impl DeadLetters {
         let mut client = kafka.client(&[
             ("message.timeout.ms", &timeout),
             ("queue.buffering.max.kbytes", "262144"),
-            // A record may be as large as its own topic takes, and the headers come on top: what is
-            // too large is for the broker to say, which weighs what is compressed.
+            // A record may be as large as its source topic allows, and the letter's headers come on
+            // top. Only the broker can say what is too large: it counts compressed bytes.
             ("message.max.bytes", "1000000000"),
             ("compression.codec", "zstd"),
             // Each is acknowledged by itself, and none is refused for the size of others with it.
             ("batch.num.messages", "1"),
-            // A topic that is missing is said to be so after this time, not after half a minute.
+            // A missing topic is reported after this time instead of half a minute.
             ("topic.metadata.propagation.max.ms", "5000"),
         ]);
         client.set("enable.idempotence", "true");
@@ -194,14 +194,14 @@ impl DeadLetters {
         record.payload = letter.record.value().filter(|_| content == Content::Whole);
         let producer = self.producer()?;
         let Err((cause, _)) = producer.send(record, WRITE_TIMEOUT).await else { return Ok(()) };
-        // That it has failed for good says less than why.
+        // The cause says more than the fact that the producer has failed for good.
         let why =
             producer.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code));
         Err(why.unwrap_or(cause))
     }
 
-    /// One that may work. An idempotent producer fails for good where the account may not write any
-    /// topic, and would not hear of it when it may: the next letter gets another.
+    /// A producer that has not failed for good. An idempotent one does where the account may not
+    /// write, and does not recover when it may. So the next letter gets a new one.
     fn producer(&self) -> KafkaResult<FutureProducer> {
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(failed) = producer.take_if(|made| made.client().fatal_error().is_some()) {

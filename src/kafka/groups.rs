@@ -1,9 +1,9 @@
 //! What the brokers tell of a group: partitions that no member has, and members with another
 //! assignor.
 //!
-//! With the classic protocol and static membership there can be some for good: a member that is
-//! told to give partitions up, and is killed before it says that it has, is given the rest back
-//! when it returns, and the group is not asked to share out what nobody has.
+//! With the classic protocol and static membership such partitions can stay without an owner. A
+//! member that is killed while it gives partitions up gets the rest back when it returns, and the
+//! group never shares out the others.
 
 use std::collections::HashSet;
 use std::time::Duration;

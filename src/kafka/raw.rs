@@ -1,6 +1,6 @@
-//! What others have written as bytes and the Kafka binding takes for text: it panics where a
-//! header's name is not UTF-8, which no broker looks at, or a commit's metadata, which not every
-//! broker does. Here both are read, and headers written, as the bytes that they are.
+//! Bytes that the Kafka binding takes for text. It panics where a header's name is not UTF-8, which
+//! no broker checks, or where a commit's metadata is not, which not every broker checks. Here both
+//! are read, and headers written, as the bytes that they are.
 
 use std::ffi::CStr;
 use std::{ptr, slice};
@@ -45,7 +45,8 @@ pub(crate) fn headers<M: Message<Headers: Native>>(
     (0..count).filter_map(move |index| nth(headers?, index))
 }
 
-/// The same for decoding. One whose name is no text is nobody's that this daemon knows.
+/// The same for decoding. Headers whose names are not UTF-8 are left out: nothing that the daemon
+/// reads is called so.
 pub(crate) fn text_headers<M: Message<Headers: Native>>(message: &M) -> SmallVec<[Header<'_>; 8]> {
     headers(message)
         .filter_map(|(name, value)| Some(Header { name: str::from_utf8(name).ok()?, value }))
@@ -84,7 +85,7 @@ fn add(headers: &OwnedHeaders, name: &[u8], value: Option<&[u8]>) {
     let sizes = isize::try_from(name.len()).ok().zip(isize::try_from(size).ok());
     let Some((name_size, size)) = sizes else { return };
     // SAFETY: the pointer is librdkafka's own, as above, of headers that this process has made and
-    // nobody reads yet. Name and value are copied, and a call that is not about a record fails never.
+    // nobody reads yet. Name and value are copied, and such a call never fails.
     unsafe {
         let list = ptr::from_ref(headers.as_borrowed()).cast_mut().cast();
         rd_kafka_header_add(list, name.as_ptr().cast(), name_size, data.cast(), size);
@@ -144,7 +145,7 @@ mod tests {
         let mut list = TopicPartitionList::new();
         list.add_partition("t", 0).set_metadata("some");
         list.add_partition("t", 1);
-        // A list of the binding holds text alone: a byte of it is made wrong.
+        // The binding sets text alone, so one byte is spoilt here.
         #[expect(unsafe_code, reason = "the binding sets text alone")]
         {
             list.add_partition("t", 2).set_metadata("x");

@@ -33,16 +33,16 @@ impl TopicId {
 /// A client, and the hash of its cluster's id as soon as that is known.
 type Asking = (BaseConsumer, Option<u32>);
 
-/// Events of its own that a client may have waiting.
+/// Events that may wait in the client's queue.
 const EVENTS: usize = 1_000;
 
-/// Who asks: a client of its own for all consumers of a process, in no group. Asked by a consumer's
-/// client, the answer would change what that knows of leaders.
+/// The client that asks. All consumers of the process share it, and it is in no group. A consumer's
+/// own client would take the answer for news about leaders.
 #[derive(Default)]
 pub(super) struct TopicIds(Mutex<Option<Asking>>);
 
 impl TopicIds {
-    /// The ids of these topics, of those that are there and have one. Blocks.
+    /// The ids of these topics. Those that are missing or have no id are left out. Blocks.
     ///
     /// # Errors
     /// When no broker answers within `timeout`.
@@ -57,7 +57,7 @@ impl TopicIds {
             Some(asking) => asking,
             none => none.insert((config.create()?, None)),
         };
-        // What it says of lost connections would pile up.
+        // Its reports of lost connections would pile up.
         for _ in 0..EVENTS {
             if client.poll(Duration::ZERO).is_none() {
                 break;
@@ -94,8 +94,8 @@ fn ask(
     let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     let handle = client.client().native_ptr();
     // SAFETY: the client outlives this call, the names outlive the collection, and what librdkafka
-    // makes here is given back below; an answer that comes later goes to a queue that is gone, which
-    // it allows for. What is read of the answer is copied before that is given back.
+    // makes here is given back below. It allows an answer to arrive after its queue is gone. What
+    // is read of the answer is copied before that is given back.
     unsafe {
         let collection =
             rdsys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
