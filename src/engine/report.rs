@@ -52,8 +52,8 @@ impl<C: Consumer> Session<'_, C> {
         Some(AtWork { origin: origin.clone(), since })
     }
 
-    /// What explains that records do not end: only what this consumer's own work waits for, or
-    /// another's outage would hide a stall.
+    /// What explains that records do not end. Only what this consumer's own work waits for counts:
+    /// another's outage must not hide a stall.
     pub(super) fn waits_for(&self, signals: &Signals) -> Vec<String> {
         let mut names: BTreeSet<&str> = BTreeSet::new();
         let mut breakers: BTreeMap<&str, &Breaker> = BTreeMap::new();

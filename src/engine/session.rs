@@ -1,5 +1,5 @@
-//! What one client of a consumer lives through, from joining its group to leaving it: the state
-//! that the loop owns.
+//! The state that the loop owns, for as long as one client lives: from joining its group to leaving
+//! it.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -57,7 +57,7 @@ struct Shadow<'a, C: Consumer> {
     client: Arc<GroupConsumer>,
     sights: Arc<Sights>,
     partitions: HashMap<Name, Partition>,
-    /// Where the logs ended when they were found, of those that are not read to there.
+    /// Where the logs ended when they were found, for those that are not read that far yet.
     ahead: HashMap<Name, i64>,
     caught_up: bool,
     told: HashSet<String>,
@@ -66,8 +66,7 @@ struct Shadow<'a, C: Consumer> {
 }
 
 impl<C: Consumer> Engine<C> {
-    /// Decides about every record that the group has not done with, and says what it would do,
-    /// until
+    /// Decides about every record that the group has not finished, and says what it would do, until
     /// `stop` is cancelled. Starts where the group's commits stand, else where its topics would
     /// begin.
     ///

@@ -23,7 +23,7 @@ pub struct Vitals {
     pub waits_for: Vec<String>,
     /// The record in flight that has been at its work for longest.
     pub longest: Option<AtWork>,
-    /// Topics that are not read yet. What is read of the others must get on all the same.
+    /// Topics that are not read yet. The others must make progress all the same.
     pub held: HeldTopics,
 }
 

@@ -1,8 +1,8 @@
 //! Where topics begin of which the group has committed nothing (behaviour section 1).
 //!
-//! A topic begins with one commit for all its partitions, so that it has begun for every member, or
-//! for none. Where it begins at a moment (its end, a time) two members would not say the same: the
-//! one that has its first partition does, and the others wait for its commit.
+//! A topic begins with one commit for all its partitions, so that it has begun for every member or
+//! for none. Where it begins at a moment (its end, a time), two members would decide differently.
+//! So the member with its first partition decides, and the others wait for its commit.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,8 +32,8 @@ pub(in crate::engine) enum Why {
 /// What was seen of a topic when it was first looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
-    /// It did not exist or was empty, or the group has read it: all that it holds, should nothing
-    /// of it be committed, came afterwards.
+    /// It did not exist or was empty, or the group has read it. If nothing of it is committed, all
+    /// that it holds came afterwards.
     New,
     /// It exists; what it holds was not looked at.
     There,
@@ -50,7 +50,7 @@ impl Sights {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied()
     }
 
-    /// The group has read of it: should it be made again, all that it holds then is new.
+    /// The group has read some of it. If it is recreated, all that it holds then is new.
     pub(in crate::engine) fn has_begun(&self, topic: &str) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.insert(topic.to_owned(), Sight::New);
@@ -112,8 +112,8 @@ impl Beginner {
         }
     }
 
-    /// Notes which topics do not exist yet, and says so once: they are looked for as long as it
-    /// takes, and the client itself names none of them. Answers whether all were looked at. Blocks.
+    /// Notes which topics do not exist yet, and says so once, since the client names none of them.
+    /// They are looked for as long as it takes. Answers whether all were looked at. Blocks.
     pub(in crate::engine) fn look(&self) -> bool {
         let unseen = self.topics.iter().filter(|(topic, _)| self.sights.of(topic).is_none());
         let mut all = true;
@@ -169,7 +169,8 @@ impl Beginner {
             let done = match beginning {
                 Ok(Some(_)) if !is_first => Err(Why::Another),
                 Ok(Some(told)) => self.begin_at(&names, &names, Some(told)),
-                // Every member begins what it has: whoever comes late takes nobody's commit back.
+                // Every member begins what it has. One that comes late takes no other member's
+                // commit back.
                 Ok(None) => {
                     let had: Vec<Name> =
                         names.iter().filter(|name| own.contains(*name)).cloned().collect();
@@ -184,8 +185,8 @@ impl Beginner {
         Ok(begun)
     }
 
-    /// Where a topic begins of which nothing is committed: as it is told, or, where it is new, with
-    /// all that it holds.
+    /// Where a topic begins of which nothing is committed: where the settings say, or at its
+    /// beginning if it is new.
     pub(in crate::engine) fn beginning(
         &self,
         topic: &str,
@@ -227,7 +228,8 @@ impl Beginner {
         names: &[Name],
         beginning: Option<Beginning>,
     ) -> KafkaResult<Vec<(Name, i64)>> {
-        // Before the times: what comes in between lies behind the end that is known here.
+        // The ends are read before the times. What arrives in between lies behind the end that is
+        // known here.
         let bounds = self.bounds(names);
         let later = match beginning {
             Some(Beginning::At(time)) => self.at(names, time)?,

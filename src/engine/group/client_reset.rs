@@ -8,8 +8,8 @@ use crate::engine::Consumer;
 use crate::engine::session::Session;
 
 impl<C: Consumer> Session<'_, C> {
-    /// The client refused to take or to give up partitions: it has others than this session
-    /// believes, and would read what belongs to another member, or not read what belongs to this
+    /// The client refused to take or to give up partitions. It has others than this session
+    /// believes. It would read what belongs to another member, or leave unread what belongs to this
     /// one.
     pub(in crate::engine) fn distrust_client(&mut self, what: &'static str, error: KafkaError) {
         tracing::error!(messaging.consumer.group.name = %self.engine.settings.group, %error, what,

@@ -11,7 +11,7 @@ use crate::kafka::{self, GroupConsumer};
 
 /// How long the broker may take for one answer.
 pub(in crate::engine) const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same once one partition could not be reached: there may be many, and the group waits.
+/// The same once one partition could not be reached. There may be many more, and the group waits.
 pub(in crate::engine) const BROKER_TIMEOUT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Topic and partition.

@@ -1,5 +1,5 @@
-//! Where the logs of paused partitions end: librdkafka refreshes that only while it fetches, and lag
-//! must grow with the log just while nothing is fetched.
+//! Where the logs of paused partitions end. librdkafka refreshes that only while it fetches, and
+//! lag must grow with the log while nothing is fetched.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -15,7 +15,8 @@ use crate::engine::group::start::{Planned, Start, plan};
 use crate::engine::group::unbegun::{First, Look, Unbegun, unbegun_list};
 use crate::engine::session::Session;
 
-/// How often it is looked whether a topic has begun that waits for a person, and for the group.
+/// How often to look whether a topic that waits for a person has begun, and one that waits for the
+/// group.
 const LOOK: Duration = Duration::from_secs(5);
 const LOOK_SOON: Duration = Duration::from_secs(1);
 /// How often it is said which topics wait for a person.
@@ -97,7 +98,7 @@ impl<C: Consumer> Session<'_, C> {
         self.membership.unbegun.look = Some(Look { plan, of });
     }
 
-    /// Has topics looked at before any of them is assigned: those that are not there have none.
+    /// Looks at topics before any of their partitions is assigned: a missing topic never has one.
     fn look_first(&mut self) {
         match &mut self.membership.unbegun.first {
             First::Done => {}

@@ -1,9 +1,9 @@
 //! What a session knows of topics beyond one assignment: which topic a name stood for, and what was
 //! finished of partitions that are gone.
 //!
-//! A topic that is recreated under a running client is another one. The group's offsets
-//! go with the old one, or stay and mean nothing; librdkafka goes on at the old position where the
-//! new log reaches that far, and commits nothing by itself until it does.
+//! A topic that is recreated under a running client is another topic. The group's offsets go with
+//! the old one, or stay and mean nothing. librdkafka goes on at the old position once the new log
+//! reaches that far, and commits nothing by itself until then.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

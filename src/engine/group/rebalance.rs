@@ -36,7 +36,8 @@ const LAST_COMMIT: Duration = Duration::from_secs(2);
 const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 
 impl<C: Consumer> Session<'_, C> {
-    /// Joins the group; where the broker does not look after that, not beside another assignor.
+    /// Joins the group. Where the broker does not see to it, first looks that no member uses
+    /// another assignor.
     pub(in crate::engine) fn join_group(&mut self) -> Result<(), EngineError> {
         if self.engine.kafka.uses_consumer_protocol() {
             let (client, group) = (Arc::clone(&self.client), self.engine.settings.group.clone());
@@ -60,8 +61,8 @@ impl<C: Consumer> Session<'_, C> {
                 return self.join_group();
             }
             Ok(Ok(None)) => return self.join_group(),
-            // Where a broker is away for longer that cannot be known, and is no reason to stay
-            // away.
+            // While a broker is away that cannot be known, and is no reason to stay out of the
+            // group.
             Ok(Err(_)) if self.times.began.elapsed() < ENTRY => return self.join_group(),
             Ok(Err(_)) | Err(_) => {}
         }
@@ -257,7 +258,7 @@ impl<C: Consumer> Session<'_, C> {
         self.next_rebalance();
     }
 
-    /// Says how far each of these was done, to be held against where its next owner starts.
+    /// Says how far each of these was done, to be compared with where its next owner starts.
     fn log_given_up(&self, ids: &[u32]) {
         for partition in ids.iter().filter_map(|id| self.partitions.get(id)) {
             let (offset, completed) = partition.progress();
@@ -338,8 +339,8 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// The last commit of a session, waited for: again and again while the group rebalances, for as
-    /// long as the stop may take, or members that come and go together would repeat work.
+    /// The last commit of a session, waited for. It is repeated while the group rebalances, for as
+    /// long as the stop may take. Otherwise members that stop together would repeat work.
     pub(in crate::engine) async fn commit_for_good(&mut self, signals: &Signals) {
         let ids: Vec<u32> = self.ids_where(|_| true);
         let commits = self.commits(&ids);

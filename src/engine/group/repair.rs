@@ -23,12 +23,12 @@ use crate::kafka::{self, Signals, TopicId};
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long heartbeats must have been answered after one that was not.
 const HEARTBEATS_ARE_BACK: Duration = Duration::from_secs(5);
-/// How often a member joins again for that at most: each time its partitions move.
+/// How often a member joins again for that at most, since its partitions move each time.
 const REJOIN_PAUSE: Duration = Duration::from_secs(60);
 
 impl<C: Consumer> Session<'_, C> {
-    /// The group has given this member an assignment. Where it may have been given another one
-    /// before, and have forgotten it, the group may wait for its answer for good.
+    /// The group has given this member an assignment. If it was given another one before and has
+    /// forgotten it, the group may wait for its answer for good.
     pub(in crate::engine) fn joined(&mut self) {
         let joined_before = std::mem::replace(&mut self.membership.assignment.joined, true);
         if !joined_before && self.engine.kafka.is_static_classic() {
@@ -84,8 +84,8 @@ impl<C: Consumer> Session<'_, C> {
         self.membership.assignment.unowned = Some(tokio::task::spawn_blocking(search));
     }
 
-    /// An answer to a heartbeat got lost, and with it maybe what this member was told to take: the
-    /// broker takes that for told, and librdkafka asks for its whole assignment only when it joins.
+    /// An answer to a heartbeat got lost, and maybe an assignment with it. The broker takes the
+    /// assignment for delivered, and librdkafka asks for its whole assignment only when it joins.
     pub(in crate::engine) fn rejoin_after_lost_heartbeat(
         &mut self,
         now: Instant,
@@ -122,7 +122,7 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// Has the group share out what nobody has: this member leaves and joins again.
+    /// Makes the group share out what nobody has: this member leaves and joins again.
     pub(in crate::engine) fn rejoin_for_unowned(&mut self) {
         let Some(search) = &mut self.membership.assignment.unowned else { return };
         let Some(found) = search.now_or_never() else { return };
@@ -155,7 +155,7 @@ impl<C: Consumer> Session<'_, C> {
     }
 
     /// Looks into the logs of partitions that nobody fetches: librdkafka stops where the position
-    /// is not in the log any more, and its word about it does not name the partition and may get
+    /// is no longer in the log. What it reports of that does not name the partition, and may get
     /// lost.
     pub(in crate::engine) fn plan_repairs(&mut self, signals: &Signals) {
         let fetch_states = signals.fetch_states.lock().unwrap_or_else(PoisonError::into_inner);
@@ -257,9 +257,9 @@ impl<C: Consumer> Session<'_, C> {
         }
     }
 
-    /// The log is another one than before, or was cut back, and is read from `offset` on: what is
-    /// known of offsets holds no longer, and of positions what was finished for sure. Some of a new
-    /// topic may have been read already, behind what was not.
+    /// The log is another one or was cut back, and is read from `offset` on. What was known of its
+    /// offsets no longer holds. Of positions, only what was finished for sure does: some records of
+    /// a new topic may have been read behind others that were not.
     fn restart_partition(&mut self, id: u32, offset: i64, some_was_read: bool, loss: Loss) {
         let Some(partition) = self.partitions.get_mut(&id) else { return };
         let left = if some_was_read { partition.left_of_old_topic() } else { partition.left() };

@@ -1,7 +1,7 @@
 //! Where a newly assigned partition starts, and what is known of it (behaviour section 1).
 //!
-//! Runs on a blocking thread before the assignment is answered: that is the place where what was
-//! committed can be read, new partitions be told apart from a new group, and losses be found.
+//! Runs on a blocking thread before the assignment is answered. Only then can commits be read, new
+//! partitions be told from a new group, and losses be found.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::engine::partition::offsets::OffsetMap;
 use crate::engine::partition::replay_index::ReplayIndex;
 use crate::kafka::{GroupConsumer, TopicId};
 
-/// How often a log that seems to end before the position is looked into again, and how soon.
+/// How often, and how soon, to look again into a log that seems to end before the position.
 const LOOKS: u32 = 3;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -54,8 +54,8 @@ pub(in crate::engine) enum Loss {
     Expired(i64),
     /// The topic was recreated, or ends before the committed offset and nobody can tell since when.
     Recreated,
-    /// The log was cut back, as an election of a replica that lags behind does: so many records
-    /// that the group had passed are gone, and what came after them.
+    /// The log was cut back, as the election of a lagging replica does. So many records that the
+    /// group had passed are gone, and what came after them.
     CutBack(i64),
 }
 
@@ -103,8 +103,7 @@ pub(in crate::engine) fn plan(
     let (consumer, group) = (&*beginner.client, &*beginner.group);
     beginner.look();
     let mut committed = committed(consumer, assigned)?;
-    // The group's offsets go with a topic that is deleted: one that is recreated begins nowhere
-    // new.
+    // The group's offsets go with a deleted topic, so one that is recreated has none.
     let is_new = |name: &&Name| !committed.contains_key(*name) && !beginner.read.contains(&*name.0);
     let new: HashSet<&str> = assigned.iter().filter(is_new).map(|(topic, _)| &**topic).collect();
     let mut begun = Begun::default();
@@ -125,9 +124,8 @@ pub(in crate::engine) fn plan(
         }
         let known = committed.get(name);
         let log = bounds_of(consumer, (topic, *partition), known, timeout).inspect_err(|error| {
-            // One partition without a leader must not hold up the others, nor the whole group:
-            // where its log begins, and whether it has lost anything, is found when it can be read
-            // again.
+            // One partition without a leader must not hold up the others or the whole group. Where
+            // its log begins, and whether it lost anything, is found once it can be read again.
             tracing::warn!(messaging.consumer.group.name = group,
                 messaging.destination.name = topic,
                 messaging.destination.partition.id = partition,
@@ -190,7 +188,7 @@ pub(in crate::engine) fn bounds_of(
     bounds(consumer, name, next, kept.and_then(|kept| kept.log.newest_ms), false, timeout)
 }
 
-/// Says once that offsets were committed by a tool, beside metadata that was made for others.
+/// Says once that a tool committed offsets beside metadata that was made for others.
 fn warn_of_moved(group: &str, starts: &[Start]) {
     let moved = starts.iter().filter_map(|start| Some((start, start.metadata_of?)));
     let partitions = moved.clone().count();

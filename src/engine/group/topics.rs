@@ -15,7 +15,8 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often they are looked at.
 const RECHECK_AFTER: Duration = Duration::from_secs(10);
 
-/// Looks whether topics may be read that could not be: the client says only once that they may not.
+/// Looks whether topics that could not be read may be read by now. The client says only once that
+/// they may not.
 #[derive(Default)]
 pub(in crate::engine) struct Unreadable {
     look: Option<JoinHandle<bool>>,

@@ -72,10 +72,10 @@ pub(in crate::engine) fn reason(topic: &str, why: Why) -> String {
     }
 }
 
-/// Where what is not read is assigned, before it is paused. At a number: for a logical offset
-/// librdkafka asks the broker, and takes an answer that comes after a new assignment for a reason
-/// to ask once more. Half a second later it would read on from the end, whatever the partition was
-/// assigned at by then.
+/// Where partitions that are not read are assigned, before they are paused. It must be a number.
+/// For a logical offset librdkafka asks the broker, and an answer that comes after a new assignment
+/// makes it ask once more. Half a second later it would jump to the end, wherever the partition was
+/// assigned by then.
 pub(in crate::engine) fn unbegun_list<'a>(
     names: impl Iterator<Item = &'a Name>,
 ) -> TopicPartitionList {
