@@ -186,7 +186,7 @@ impl Mission {
     ) -> Result<Option<Timestamp>, Failure> {
         let missions = self.missions.active(cx, &work.merchant_id, event_type).await?;
         let mut accepted = None;
-        // The row goes out once a mission: what many missions make of a large one goes in parts.
+        // The row goes out once for each mission, so a large row with many missions goes in parts.
         let part = (PART_BYTES / (work.event_data.get().len() + EVENT_BYTES)).max(1);
         for missions in missions.chunks(part) {
             let write = || written(work, event_type, missions);
@@ -306,8 +306,8 @@ fn distinct(mut missions: Vec<String>) -> Arc<[String]> {
 
 /// When a row counts.
 enum Rule {
-    /// It comes into a state; `state_column` is the column that a row must have to tell,
-    /// `turned_at` the one that says when, for want of the state before.
+    /// It comes into a state. The row before must have `state_column` to tell; where it has not,
+    /// `turned_at` says when.
     State {
         holds: fn(&Row<'_>) -> Result<bool, DecodeError>,
         state_column: &'static str,

@@ -19,7 +19,7 @@ use crate::engine::{ClaimState, Context, Failure, Locked, Outcome};
 /// How soon to look again for an award that is not known (yet).
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// An award that comes so much later than its purchase was touched does not come any more.
+/// How long after the last touch of its purchase an award may still come.
 const LATE: SignedDuration = SignedDuration::from_hours(24);
 
 impl Currency {
@@ -174,7 +174,8 @@ impl Currency {
         Err(Failure::Wait { until: Instant::now() + pause, reason: "award_to_come" })
     }
 
-    /// Where nothing was decided yet, or that was forgotten, the debits before this one come first.
+    /// Where nothing was decided yet, or it was forgotten, the debits before this one are counted
+    /// first.
     async fn count_earlier(
         &self,
         cx: &Context,

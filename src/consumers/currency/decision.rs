@@ -18,8 +18,8 @@ pub struct Decision {
     /// What distinguishes the present award from the first: the end of its ids and claims.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub again: Option<String>,
-    /// The change that called for the present award, where that is not the first: what took back the
-    /// award before it is not about this one when it comes again.
+    /// The change that called for the present award, where that is not the first. A change that
+    /// took back an earlier award does not concern this one when it comes again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Moment>,
     /// The original's `final_amount` when the first debit of this award was decided.
@@ -159,8 +159,8 @@ impl Decision {
         Ok(Share { percent, amount: part.to_plain_string(), ..Share::default() })
     }
 
-    /// Counts debits of a purchase of `original`, in their order, which are decided by that. One whose
-    /// share cannot be computed is set aside itself, and adds nothing.
+    /// Counts debits of a purchase of `original` in their order, which decides them. A debit whose
+    /// share cannot be computed is set aside, and adds nothing.
     pub fn count(&mut self, debits: &[Purchase], original: Option<&BigDecimal>) {
         for row in debits {
             if let Ok(share) = self.share(row.amount().as_ref(), original) {

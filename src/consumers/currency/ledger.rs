@@ -104,7 +104,8 @@ impl Purchase {
         came_after(self.created_at, updated)
     }
 
-    /// By which debits of one purchase are counted: whoever decides, each gets the same share.
+    /// The order in which debits of one purchase are counted: whoever decides, each gets the same
+    /// share.
     #[must_use]
     pub fn order(&self) -> (Option<Timestamp>, &str) {
         (self.created_at, &self.id)

@@ -72,7 +72,7 @@ impl Currency {
             }
         };
         let mut decision = known.unwrap_or_default();
-        // Stores was emptied since it was awarded again: the ids of the first award were used.
+        // Claims were emptied since it was awarded again: the ids of the first award are taken.
         if forgotten {
             decision.begin(refund.at);
         }

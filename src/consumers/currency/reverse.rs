@@ -79,8 +79,8 @@ impl Currency {
             self.sender.send_with(cx, write).await.map(Some)
         };
         let cancelled = cx.once(&named("cancel", kind, id, again), work).await?;
-        // After that, so that a mark which cannot be written does not cancel once more; and also
-        // where a debit of all of it has cancelled the award, which marks nothing.
+        // After the cancel, so that a mark which cannot be written does not cancel again. Also
+        // where a debit of the whole has cancelled the award: that marks nothing.
         if let Some(by) = mark {
             self.mark(cx, &award, first, by).await?;
         }

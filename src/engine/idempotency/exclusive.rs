@@ -57,9 +57,9 @@ impl LockGuard<'_> {
         sent
     }
 
-    /// Looks whether the claim is still held, where nobody has looked for so long that it was renewed
-    /// in time: a process that stood still may have lost it, and its record to another. To be asked
-    /// before whatever others must not meet half-way.
+    /// Looks whether the claim is still held, if it was not renewed in time: a process that stood
+    /// still may have lost it, and its record to another. To be asked before anything that must not
+    /// happen beside another's work.
     ///
     /// # Errors
     /// A wait, when another record has come to hold it or has held it since; or that claims cannot be
@@ -197,8 +197,8 @@ impl Context {
         }
     }
 
-    /// Asks for the claim once more, and answers whether it is still held: it is not where the work
-    /// runs elsewhere, or has run since the claim got lost. That it was forgotten says nothing.
+    /// Asks for the claim once more, and answers whether it is still held. It is lost where the
+    /// work runs elsewhere, or has run there since. A claim that was merely forgotten is not lost.
     async fn ask_again(&self, name: &str) -> Result<bool, StoreUnavailable> {
         let asker = self.hold().as_ref().map(|hold| Arc::clone(&hold.asker));
         let Some(asker) = asker else { return Ok(true) };

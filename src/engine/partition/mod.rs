@@ -108,7 +108,8 @@ pub(crate) struct Commit {
 }
 
 impl Partition {
-    /// A partition that starts as is said; `left` is what was known when it was last given up here.
+    /// A partition that starts as `start` says; `left` is what was known when it was last given up
+    /// here.
     pub(in crate::engine) fn new(
         start: Start,
         left: Option<Left>,
