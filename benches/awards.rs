@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crm_event_processors::app::{App, Stores};
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::Environment;
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
@@ -17,7 +18,6 @@ use crm_event_processors::dedup::MemoryStore;
 use crm_event_processors::fakes::broker::Broker;
 use crm_event_processors::fakes::{Endpoint, Fake, Options, Reply};
 use crm_event_processors::recording::Recorded;
-use crm_event_processors::supervisor::{Daemon, Stores, breakers};
 use crm_event_processors::telemetry::metrics::Recorder;
 use futures::{StreamExt, stream};
 use serde_json::json;
@@ -124,13 +124,11 @@ async fn daemon() -> Result<f64, AnyError> {
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
     let settings = *registry::load(&environment, Path::new("")).settings?;
-    let breakers = breakers(&settings);
     let store = Arc::new(MemoryStore::new(settings.dedup.window));
-    let memory = Stores { claims: Box::new(store), cache: Cache::none() };
-    let daemon =
-        Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(Recorder::default()))?;
+    let stores = |_: &_, _: &_| Ok(Stores { claims: Box::new(store), cache: Cache::none() });
+    let app = App::build(settings, &CONSUMERS, stores, Arc::new(Recorder::default()))?;
     let (stop, signals) = mpsc::channel(1);
-    let running = tokio::spawn(daemon.run(signals));
+    let running = tokio::spawn(app.run(signals));
     fake.until(|log| log.events.len() >= AWARDS).await;
     // The middle of the run: the first awards wait for connections, the last for their company.
     let (from, to) = (AWARDS / 10, AWARDS * 9 / 10);

@@ -4,6 +4,7 @@
 //! in `docs/architecture.md`. How to add a consumer, an action or a command stands in
 //! `docs/contributing.md`.
 
+pub mod app;
 pub mod cdc;
 pub mod clients;
 pub mod commands;
@@ -20,7 +21,6 @@ pub mod metric_names;
 pub mod outage;
 pub mod recording;
 pub mod room;
-pub mod supervisor;
 pub mod telemetry;
 
 /// Every record costs a few dozen short-lived allocations, made on one thread and freed on another,

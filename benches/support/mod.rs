@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use crm_event_processors::app::{App, Stores};
 use crm_event_processors::clients::redis::{Cache, connect};
 use crm_event_processors::config::{Environment, Settings};
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::dedup::{MemoryStore, RedisStore, Store};
 use crm_event_processors::fakes::Fake;
-use crm_event_processors::supervisor::{Daemon, Stores, breakers};
 use crm_event_processors::telemetry::metrics::Recorder;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -86,16 +86,14 @@ impl Services {
             vec![("INNGEST_EVENT_API_BASE_URL", fake.url()), ("INNGEST_EVENT_KEY", "bench")];
         all.extend(variables);
         let settings = self.settings(&all)?;
-        let breakers = breakers(&settings);
         let claims: Box<dyn Store> = match claims {
             Some(claims) => Box::new(claims),
             None => Box::new(RedisStore::new(connect(&self.redis)?, settings.dedup.window)),
         };
-        let memory = Stores { claims, cache };
-        let daemon =
-            Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(Recorder::default()))?;
+        let stores = |_: &_, _: &_| Ok(Stores { claims, cache });
+        let app = App::build(settings, &CONSUMERS, stores, Arc::new(Recorder::default()))?;
         let (stop, signals) = mpsc::channel(1);
-        let running = tokio::spawn(daemon.run(signals));
+        let running = tokio::spawn(app.run(signals));
         fake.until(|log| log.events.len() >= events).await;
         let (took, count) = fake.inspect(|log| {
             // Joining the group is not what is measured.

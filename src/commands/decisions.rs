@@ -6,13 +6,12 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::explain::{self, Context, Subject};
+use crate::app;
 use crate::cdc::Record;
-use crate::clients::redis::Cache;
 use crate::config::{self, Environment, Settings};
-use crate::consumers::entry::{self, Dependencies};
+use crate::consumers::entry;
 use crate::consumers::registry::{self, CONSUMERS, DECLARED};
 use crate::kafka::Kafka;
-use crate::supervisor;
 
 /// Explains with the consumers' own rules, all of them whatever `CONSUMERS` says. Nothing but the
 /// reading needs a service, so nothing but that needs a setting.
@@ -24,13 +23,7 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
     // Consumers are built around clients, which live on a runtime.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
-    let breakers = supervisor::breakers(&settings);
-    let parts = Dependencies {
-        settings: &settings,
-        calls: supervisor::calls(&settings, &breakers)?,
-        sender: supervisor::sender(&settings, &breakers)?,
-        cache: Cache::none(),
-    };
+    let parts = app::unasked(&settings)?;
     let consumers = CONSUMERS
         .iter()
         .map(|entry| (entry.spec, settings.topics_of(entry.spec), (entry.build)(&parts)));

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::app::{App, RunError, Stores};
 use crate::clients::redis::Cache;
 use crate::config::Settings;
 use crate::consumers::registry::CONSUMERS;
 use crate::dedup::MemoryStore;
-use crate::supervisor::{Daemon, RunError, Stores, breakers};
 use crate::telemetry::http::{self, Health};
 use crate::telemetry::metrics::{self, Recorder};
 
@@ -28,14 +28,12 @@ pub struct Args {
 /// When it cannot start or cannot go on.
 pub async fn shadow(settings: Settings) -> Result<(), RunError> {
     let signals = signals();
-    let breakers = breakers(&settings);
-    let memory = Stores {
-        claims: Box::new(Arc::new(MemoryStore::new(settings.dedup.window))),
-        cache: Cache::none(),
+    let stores = |settings: &Settings, _: &_| {
+        let claims = Box::new(Arc::new(MemoryStore::new(settings.dedup.window)));
+        Ok(Stores { claims, cache: Cache::none() })
     };
-    let daemon =
-        Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(Recorder::default()))?;
-    daemon.shadow(signals).await
+    let app = App::build(settings, &CONSUMERS, stores, Arc::new(Recorder::default()))?;
+    app.shadow(signals).await
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -46,27 +44,20 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     // First, so that a stop during the start is a clean one too.
     let signals = signals();
     let (listen, stall_timeout) = (settings.http.listen, settings.engine.stall_timeout);
-    let breakers = breakers(&settings);
-    let memory = Stores::redis(&settings, &breakers)?;
     let metrics = metrics::install()?;
-    let daemon = Daemon::new(
-        settings,
-        &CONSUMERS,
-        Arc::clone(&breakers),
-        memory,
-        Arc::new(Recorder::default()),
-    )?;
-    let health = Health { consumers: daemon.pulses().into(), breakers, stall_timeout, metrics };
+    let app = App::build(settings, &CONSUMERS, Stores::redis, Arc::new(Recorder::default()))?;
+    let (consumers, breakers) = (app.pulses().into(), app.breakers());
+    let health = Health { consumers, breakers, stall_timeout, metrics };
     match listen {
         Some(listen) => {
             tokio::select! {
-                ended = daemon.run(signals) => ended,
+                ended = app.run(signals) => ended,
                 Err(source) = http::serve(listen, health) => {
                     Err(RunError::Listen { listen, source })
                 }
             }
         }
-        None => daemon.run(signals).await,
+        None => app.run(signals).await,
     }
 }
 

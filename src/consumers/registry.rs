@@ -35,10 +35,8 @@ mod tests {
 
     use super::*;
     use crate::cdc::Decoded;
-    use crate::clients::redis::Cache;
     use crate::config::Settings;
-    use crate::consumers::entry::Dependencies;
-    use crate::{cdc, supervisor};
+    use crate::{app, cdc};
 
     fn settings() -> Settings {
         let needed = [
@@ -55,13 +53,7 @@ mod tests {
     #[tokio::test]
     async fn a_consumer_has_rules_for_the_tables_that_it_declares_and_for_no_others() {
         let settings = settings();
-        let breakers = supervisor::breakers(&settings);
-        let parts = Dependencies {
-            settings: &settings,
-            calls: supervisor::calls(&settings, &breakers).expect("calls"),
-            sender: supervisor::sender(&settings, &breakers).expect("a sender"),
-            cache: Cache::none(),
-        };
+        let parts = app::unasked(&settings).expect("clients");
         let all: BTreeSet<&str> =
             CONSUMERS.iter().flat_map(|entry| entry.spec.tables).copied().collect();
         assert_eq!(all.len(), 6);

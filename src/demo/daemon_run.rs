@@ -9,11 +9,11 @@ use tokio::task::JoinHandle;
 
 use super::progress::DemoError;
 use super::watch::Watch;
+use crate::app::{App, RunError, Stores};
 use crate::clients::redis::Cache;
 use crate::config::Settings;
 use crate::consumers::registry::CONSUMERS;
 use crate::dedup::MemoryStore;
-use crate::supervisor::{Daemon, RunError, Stores, breakers};
 
 /// How long a client of the broker may take to go.
 const TEAR_DOWN: Duration = Duration::from_secs(5);
@@ -41,11 +41,8 @@ impl DaemonRun {
         let (settings, watch) = (settings.clone(), Arc::clone(watch));
         let claims = Box::new(Arc::clone(claims));
         let ended = runtime.spawn(async move {
-            let breakers = breakers(&settings);
-            let memory = Stores { claims, cache: Cache::none() };
-            Daemon::new(settings, &CONSUMERS, breakers, memory, Arc::new(watch))?
-                .run(received)
-                .await
+            let stores = |_: &_, _: &_| Ok(Stores { claims, cache: Cache::none() });
+            App::build(settings, &CONSUMERS, stores, Arc::new(watch))?.run(received).await
         });
         Ok(Self { runtime: Some(runtime), signals, ended })
     }

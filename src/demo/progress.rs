@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::expectation::Event;
 use super::faults::Fault;
 use super::recordings::BundledError;
+use crate::app::RunError;
 use crate::config::{Environment, Problems};
 use crate::engine::{Origin, Outcome};
 use crate::fakes::Endpoint;
 use crate::fakes::broker::BrokerError;
-use crate::supervisor::RunError;
 
 /// What a run of the demo is told.
 #[derive(Debug, Clone, Default)]

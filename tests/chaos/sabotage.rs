@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use crm_event_processors::app::{App, RunError, Stores};
 use crm_event_processors::cdc::{Change, DecodeError, Record};
 use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
 use crm_event_processors::config::{self, Settings};
@@ -18,8 +19,7 @@ use crm_event_processors::engine::{
     Consumer, Context, Failure, Lane, Observed, Observer, Outcome, Route, Steps,
 };
 use crm_event_processors::fakes::Fault;
-use crm_event_processors::outage::{Backoff, Breaker};
-use crm_event_processors::supervisor::{Daemon, RunError, Stores, breakers};
+use crm_event_processors::outage::{Backoff, Breaker, Breakers};
 use crm_event_processors::telemetry::logs;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -128,11 +128,13 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     let loaded = registry::load(&config::process_environment(), Path::new(""));
     let settings: Settings = *loaded.settings.expect("sound settings");
     logs::init(&settings.log).expect("a log");
-    let breakers = breakers(&settings);
-    let mut memory = Stores::redis(&settings, &breakers)?;
-    if matches!(sabotage, Sabotage::OnePhaseClaims | Sabotage::NoClaims) {
-        memory.claims = Box::new(Unsound { store: memory.claims, sabotage });
-    }
+    let stores = |settings: &Settings, breakers: &Breakers| {
+        let mut stores = Stores::redis(settings, breakers)?;
+        if matches!(sabotage, Sabotage::OnePhaseClaims | Sabotage::NoClaims) {
+            stores.claims = Box::new(Unsound { store: stores.claims, sabotage });
+        }
+        Ok(stores)
+    };
     let mut registry = CONSUMERS;
     for entry in registry.iter_mut().filter(|entry| *entry.spec == marketplace::SPEC) {
         entry.build = match sabotage {
@@ -141,13 +143,13 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
             _ => entry.build,
         };
     }
-    let daemon = Daemon::new(settings, &registry, breakers, memory, Arc::new(Nobody))?;
+    let app = App::build(settings, &registry, stores, Arc::new(Nobody))?;
     let (stop, signals) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
     tokio::spawn(async move {
         while terminate.recv().await.is_some() && stop.send(()).await.is_ok() {}
     });
-    daemon.run(signals).await
+    app.run(signals).await
 }
 
 fn early(parts: &Dependencies<'_>) -> Arc<dyn AnyConsumer> {

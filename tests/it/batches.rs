@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crm_event_processors::app::{App, RunError, Stores};
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::dedup::{MemoryStore, Op, Reply, Store, StoreUnavailable};
@@ -12,7 +13,6 @@ use crm_event_processors::engine::{Observed, Observer, Outcome};
 use crm_event_processors::fakes::broker::Broker;
 use crm_event_processors::fakes::{Endpoint, Fake, Fault, Lasting, Options, Poison};
 use crm_event_processors::recording::Recorded;
-use crm_event_processors::supervisor::{Daemon, RunError, Stores, breakers};
 use futures::future::BoxFuture;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -118,12 +118,12 @@ impl Scene {
             environment.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let loaded = registry::load(&environment.collect(), Path::new(""));
         let settings = *loaded.settings.expect("sound settings");
-        let breakers = breakers(&settings);
-        let stores = Stores { claims: Box::new(self.store.clone()), cache: Cache::none() };
+        let claims = Box::new(self.store.clone());
+        let stores = |_: &_, _: &_| Ok(Stores { claims, cache: Cache::none() });
         let observer = Arc::clone(&self.outcomes) as Arc<dyn Observer>;
-        let daemon = Daemon::new(settings, &CONSUMERS, breakers, stores, observer);
+        let app = App::build(settings, &CONSUMERS, stores, observer);
         let (stop, signals) = mpsc::channel(1);
-        (stop, tokio::spawn(daemon.expect("a daemon").run(signals)))
+        (stop, tokio::spawn(app.expect("an app").run(signals)))
     }
 
     /// Waits until so many records ended so.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crm_event_processors::app::{App, Stores};
 use crm_event_processors::cdc::{Change, DecodeError};
 use crm_event_processors::clients::inngest::Events;
 use crm_event_processors::clients::redis::Cache;
@@ -19,7 +20,6 @@ use crm_event_processors::engine::{
 };
 use crm_event_processors::fakes::broker::Broker;
 use crm_event_processors::fakes::{Fake, Options};
-use crm_event_processors::supervisor::{Daemon, Stores, breakers};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -187,11 +187,10 @@ async fn a_further_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
     let settings = settings(&broker, &fake, &registry);
     let counted = watch::Sender::default();
     let mut outcomes = counted.subscribe();
-    let breakers = breakers(&settings);
     let claims = Box::new(Arc::new(MemoryStore::new(Duration::from_secs(300))));
-    let memory = Stores { claims, cache: Cache::none() };
-    let daemon = Daemon::new(settings, &registry, breakers, memory, Arc::new(Counted(counted)))
-        .expect("a daemon");
+    let stores = |_: &_, _: &_| Ok(Stores { claims, cache: Cache::none() });
+    let daemon =
+        App::build(settings, &registry, stores, Arc::new(Counted(counted))).expect("an app");
     let names: Vec<&str> = daemon.pulses().iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["currency", "forms"]);
     let (stop, signals) = mpsc::channel(1);

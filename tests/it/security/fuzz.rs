@@ -15,15 +15,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bigdecimal::BigDecimal;
 use bigdecimal::num_bigint::BigInt;
+use crm_event_processors::app;
 use crm_event_processors::cdc::{self, Change, DecodeError, Decoded, Field, Options, Row};
-use crm_event_processors::clients::redis::Cache;
-use crm_event_processors::consumers::entry::{AnyConsumer, Dependencies, Entry};
+use crm_event_processors::consumers::entry::{AnyConsumer, Entry};
 use crm_event_processors::consumers::refund::refund_percentage;
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::engine::intake;
 use crm_event_processors::engine::partition::metadata;
 use crm_event_processors::recording::Recorded;
-use crm_event_processors::supervisor;
 use fastrand::Rng;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -113,13 +112,7 @@ fn consumers() -> Vec<(Vec<String>, Arc<dyn AnyConsumer>)> {
     .into();
     let loaded = registry::load(&environment, std::path::Path::new(""));
     let settings = loaded.settings.expect("settings");
-    let breakers = supervisor::breakers(&settings);
-    let parts = Dependencies {
-        settings: &settings,
-        calls: supervisor::calls(&settings, &breakers).expect("a client"),
-        sender: supervisor::sender(&settings, &breakers).expect("a client"),
-        cache: Cache::none(),
-    };
+    let parts = app::unasked(&settings).expect("clients");
     let commands = |entry: &Entry| settings.command_topics_of(entry.spec);
     CONSUMERS.iter().map(|entry| (commands(entry), (entry.build)(&parts))).collect()
 }

@@ -1,25 +1,24 @@
-//! Starts the consumers, watches over them, and stops them.
+//! The app: builds the enabled consumers and what they share once from the settings, runs them,
+//! watches over them, and stops them.
 //!
 //! One consumer that cannot go on ends the process, so that the platform starts it again: a worker
 //! without health checks has nobody else to notice (behaviour section 8.8).
 
+mod error;
+mod parts;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secrecy::ExposeSecret;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::clients::inngest::{Inngest, InngestConfig};
-use crate::clients::redis::{Cache, connect};
-use crate::clients::supabase::{Supabase, SupabaseConfig};
-use crate::clients::{HttpConfig, SetupError};
-use crate::config::{self, DedupOutage, Settings, Spec};
-use crate::consumers::call::Calls;
-use crate::consumers::entry::{AnyConsumer, Dependencies, Entry};
-use crate::consumers::sender::Sender;
-use crate::dedup::{Claims, OnOutage, RedisStore, Store};
+pub use self::error::RunError;
+pub use self::parts::{Stores, unasked};
+use crate::config::{DedupOutage, Settings, Spec};
+use crate::consumers::entry::{AnyConsumer, Entry};
+use crate::dedup::{Claims, OnOutage};
 use crate::engine::dispatch::backpressure::Bounds;
 use crate::engine::dispatch::permits::Limits;
 use crate::engine::dispatch::retry::Policy;
@@ -36,77 +35,8 @@ const SPAN_PER_RECORD: usize = 30;
 /// How often consumers are looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Why the daemon ended although nobody stopped it.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Something in the configuration cannot work.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// A Redis URL is none.
-    #[error("{variable} is not a usable redis:// or rediss:// URL")]
-    RedisUrl {
-        /// Which variable.
-        variable: &'static str,
-    },
-    /// The health endpoints cannot listen.
-    #[error("cannot listen on {listen}: choose another HTTP_LISTEN or PORT")]
-    Listen {
-        /// The address.
-        listen: std::net::SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Metrics cannot be recorded.
-    #[error("metrics cannot be recorded")]
-    Metrics(#[from] metrics_exporter_prometheus::BuildError),
-    /// A consumer ended.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// A consumer's task ended without a word.
-    #[error("a consumer's task panicked; see the log")]
-    Panicked,
-    /// Nobody has said where to begin, of anything.
-    #[error(
-        "nothing may be read: the groups {groups} have committed nothing of their topics, which hold \
-         records; set KAFKA_AUTO_OFFSET_RESET to earliest to process all of their history or to latest \
-         to begin with what comes from now on, or KAFKA_START_AT for single topics ({example}=latest)"
-    )]
-    NothingToRead {
-        /// The groups.
-        groups: String,
-        /// One of the topics.
-        example: String,
-    },
-    /// A consumer has work and makes no progress.
-    #[error("consumer {consumer} has made no progress for {seconds} s while it has work{hangs}")]
-    Stalled {
-        /// Which consumer.
-        consumer: &'static str,
-        /// `STALL_TIMEOUT`, in seconds.
-        seconds: u64,
-        /// The record that hangs, where it is one; after a colon.
-        hangs: String,
-    },
-}
-
-impl RunError {
-    /// Exit status (behaviour section 8.8): 64 configuration, 70 stalled or a fatal client error.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Setup(_)
-            | Self::RedisUrl { .. }
-            | Self::Listen { .. }
-            | Self::Metrics(_)
-            | Self::NothingToRead { .. }
-            | Self::Engine(EngineError::Client { .. }) => 64,
-            Self::Engine(_) | Self::Panicked | Self::Stalled { .. } => 70,
-        }
-    }
-}
-
 /// The daemon, built and not yet running.
-pub struct Daemon {
+pub struct App {
     settings: Settings,
     breakers: Arc<Breakers>,
     claims: Claims,
@@ -123,59 +53,26 @@ struct Enabled {
     pulse: Arc<Pulse>,
 }
 
-/// Where the daemon keeps claims and finds cached settings.
-pub struct Stores {
-    /// Claims.
-    pub claims: Box<dyn Store>,
-    /// The cache that is shared with the rest of the CRM.
-    pub cache: Cache,
-}
-
-impl Stores {
-    /// The Redis servers of the settings. Connections are made on first use.
-    ///
-    /// # Errors
-    /// When a URL is none.
-    pub fn redis(settings: &Settings, breakers: &Breakers) -> Result<Self, RunError> {
-        let claims = connect(settings.redis.url.expose_secret())
-            .map_err(|_| RunError::RedisUrl { variable: "REDIS_URL" })?;
-        let cache = connect(settings.redis.cache_url.expose_secret())
-            .map_err(|_| RunError::RedisUrl { variable: "CRM_CACHE_REDIS_URL" })?;
-        tokio::spawn(crate::dedup::warn_of_eviction(claims.clone()));
-        Ok(Self {
-            claims: Box::new(RedisStore::new(claims, settings.dedup.window)),
-            cache: Cache::new(cache, breakers.get("cache")),
-        })
-    }
-}
-
-/// The breakers of one process.
-#[must_use]
-pub fn breakers(settings: &Settings) -> Arc<Breakers> {
-    let engine = &settings.engine;
-    let backoff = Backoff { base: engine.backoff_base, max: engine.backoff_max };
-    Arc::new(Breakers::new(engine.breaker_threshold, backoff))
-}
-
-impl Daemon {
-    /// Builds everything that the enabled consumers need, which are among `registry`. Must be called
-    /// inside a tokio runtime.
+impl App {
+    /// Builds everything that the enabled consumers need, which are among `registry`; `stores` says where
+    /// claims are kept. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// When the configuration cannot work.
-    pub fn new(
+    pub fn build(
         settings: Settings,
         registry: &[Entry],
-        breakers: Arc<Breakers>,
-        memory: Stores,
+        stores: impl FnOnce(&Settings, &Breakers) -> Result<Stores, RunError>,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, RunError> {
+        let breakers = parts::breakers(&settings);
+        let stores = stores(&settings, &breakers)?;
         let on_outage = match settings.dedup.on_outage {
             DedupOutage::Wait => OnOutage::Wait,
             DedupOutage::Proceed => OnOutage::Proceed,
         };
         let claims = Claims::start(
-            memory.claims,
+            stores.claims,
             breakers.get("redis"),
             on_outage,
             settings.dedup.window,
@@ -183,12 +80,7 @@ impl Daemon {
         );
         let kafka = Kafka::of(&settings);
         let dead_letters = Arc::new(DeadLetters::new(&kafka, &settings.kafka.dlq_topic));
-        let parts = Dependencies {
-            settings: &settings,
-            calls: calls(&settings, &breakers)?,
-            sender: sender(&settings, &breakers)?,
-            cache: memory.cache,
-        };
+        let parts = parts::dependencies(&settings, &breakers, stores.cache)?;
         let enabled = registry.iter().filter(|entry| settings.consumers.contains(&entry.spec));
         let consumers = enabled.map(|Entry { spec, build }| Enabled {
             spec,
@@ -197,6 +89,12 @@ impl Daemon {
         });
         let consumers = consumers.collect();
         Ok(Self { settings, breakers, claims, kafka, dead_letters, observer, consumers })
+    }
+
+    /// The dependencies, for the health endpoints.
+    #[must_use]
+    pub fn breakers(&self) -> Arc<Breakers> {
+        Arc::clone(&self.breakers)
     }
 
     /// Each consumer's name and signs of life, for the health endpoints.
@@ -334,7 +232,7 @@ fn flatten(ended: Result<Result<(), EngineError>, tokio::task::JoinError>) -> Re
     }
 }
 
-impl Daemon {
+impl App {
     /// Everything that a consumer needs to run but itself.
     fn engine(&self, enabled: &Enabled) -> Engine<()> {
         let Settings { kafka, engine, cdc, .. } = &self.settings;
@@ -359,7 +257,7 @@ impl Daemon {
                 replay_recognition: self.settings.dedup.replay_recognition,
                 bounds: Bounds {
                     records: (engine.buffer_records / shares).max(1),
-                    bytes: (engine.buffer_bytes - written_bytes(engine)) / shares,
+                    bytes: (engine.buffer_bytes - parts::written_bytes(engine)) / shares,
                     span: engine.buffer_records.saturating_mul(SPAN_PER_RECORD) / shares,
                 },
                 retry: Policy {
@@ -380,55 +278,4 @@ impl Daemon {
             pulse: Arc::clone(&enabled.pulse),
         }
     }
-}
-
-/// Bytes of the bound that events have, of all consumers: they are written and on their way.
-fn written_bytes(engine: &config::Engine) -> usize {
-    engine.buffer_bytes / 4
-}
-
-fn http(settings: &Settings) -> HttpConfig {
-    HttpConfig {
-        connect_timeout: settings.clients.connect_timeout,
-        timeout: settings.clients.request_timeout,
-    }
-}
-
-/// The way to Supabase that the settings name. Without any it leads nowhere: no enabled consumer
-/// needs it then.
-///
-/// # Errors
-/// When address or key cannot be used.
-pub fn calls(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Calls, SetupError> {
-    let mut config = match &settings.supabase {
-        Some(supabase) => {
-            SupabaseConfig::new(supabase.url.clone(), supabase.service_role_key.clone())
-        }
-        None => SupabaseConfig::new("http://supabase.invalid", "not-set".to_owned().into()),
-    };
-    config.http = http(settings);
-    Ok(Calls::new(Supabase::new(&config, Arc::clone(breakers))?, Arc::clone(breakers)))
-}
-
-/// The way to Inngest that the settings name.
-///
-/// # Errors
-/// When address or key cannot be used.
-pub fn sender(settings: &Settings, breakers: &Arc<Breakers>) -> Result<Sender, SetupError> {
-    let inngest = &settings.inngest;
-    let config = InngestConfig {
-        environment: inngest.env.clone(),
-        max_wait: inngest.batch_wait,
-        max_events: inngest.batch_events,
-        max_bytes: inngest.batch_bytes,
-        max_event_bytes: inngest.max_event_bytes,
-        max_written_bytes: written_bytes(&settings.engine),
-        requests: inngest.requests,
-        settle: inngest.cancel_settle,
-        backoff: Backoff { base: settings.engine.backoff_base, max: settings.engine.backoff_max },
-        http: http(settings),
-        ..InngestConfig::new(inngest.base_url.clone(), inngest.event_key.clone())
-    };
-    let breaker = breakers.get("inngest");
-    Ok(Sender::new(Inngest::start(&config, Arc::clone(&breaker))?, breaker))
 }
