@@ -6,26 +6,16 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::Context as _;
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::cdc::{self, Change, DecodeError, Decoded, Nothing, Options, Record};
-use crate::kafka;
+use crate::engine::admin::records::Records;
 use crate::recording::{self, Recorded};
-
-/// How long Kafka may stay silent before `explain` gives up.
-const READ_WITHIN: Duration = Duration::from_secs(30);
-/// Longest single wait for a record, so that the patience is looked at now and then.
-const POLL: Duration = Duration::from_millis(200);
 
 /// What to explain, and how to print it.
 #[derive(Debug, clap::Args)]
@@ -100,8 +90,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn explain_all(args: &Args, context: &Context<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
     if let (Some(topic), Some(partition), Some(offset)) = (&args.topic, args.partition, args.offset)
     {
-        let start = Start { topic, partition, offset, count: args.count };
-        from_kafka(&context.kafka, start, |record| explain(&record, args.json, context, out))?;
+        let mut records = Records::open(&context.kafka, topic, partition, offset)?;
+        for _ in 0..args.count {
+            let Some(record) = records.read_next()? else { break };
+            explain(&record, args.json, context, out)?;
+        }
         return Ok(out.flush()?);
     }
     let input: Box<dyn Read> = match &args.file {
@@ -311,89 +304,4 @@ fn print_decision(name: &str, decision: &Value, out: &mut dyn Write) -> anyhow::
         writeln!(out, "       {}", step.as_str().unwrap_or("?"))?;
     }
     Ok(())
-}
-
-struct Start<'a> {
-    topic: &'a str,
-    partition: i32,
-    offset: i64,
-    count: usize,
-}
-
-/// Reads without a trace: an assignment of its own, no group membership, no commits.
-fn from_kafka(
-    client: &ClientConfig,
-    start: Start<'_>,
-    mut take: impl FnMut(Recorded) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let consumer: BaseConsumer = client
-        .clone()
-        // librdkafka wants a name although no group is joined.
-        .set("group.id", "crm-event-processors-explain")
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("enable.partition.eof", "true")
-        .set("auto.offset.reset", "error")
-        .create()
-        .context("cannot make a Kafka client")?;
-    let mut assignment = TopicPartitionList::new();
-    assignment.add_partition_offset(start.topic, start.partition, Offset::Offset(start.offset))?;
-    consumer.assign(&assignment).context("cannot read the partition")?;
-
-    let place = || format!("{} [{}] from offset {}", start.topic, start.partition, start.offset);
-    let mut taken = 0;
-    let mut heard = Instant::now();
-    let mut last_error = None;
-    while taken < start.count {
-        match consumer.poll(POLL) {
-            Some(Ok(message)) => {
-                take(recorded(&message))?;
-                taken += 1;
-                heard = Instant::now();
-            }
-            Some(Err(KafkaError::PartitionEOF(_))) if taken > 0 => break,
-            Some(Err(KafkaError::PartitionEOF(_))) => {
-                bail!("{} holds no record yet: the partition ends there", place())
-            }
-            // Connections come and go; what stays wrong is told when patience ends.
-            Some(Err(error)) if is_passing(&error) => last_error = Some(error),
-            Some(Err(error)) => {
-                return Err(anyhow!(error).context(format!("cannot read {}", place())));
-            }
-            None => {}
-        }
-        if heard.elapsed() > READ_WITHIN {
-            let why = last_error.map_or("no answer".to_owned(), |error| error.to_string());
-            bail!("cannot read {} within {} s: {why}", place(), READ_WITHIN.as_secs());
-        }
-    }
-    Ok(())
-}
-
-fn is_passing(error: &KafkaError) -> bool {
-    use rdkafka::types::RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::BrokerTransportFailure
-                | Code::AllBrokersDown
-                | Code::Resolve
-                | Code::OperationTimedOut
-        )
-    )
-}
-
-fn recorded(message: &BorrowedMessage<'_>) -> Recorded {
-    let text = |name| String::from_utf8_lossy(name).into_owned();
-    Recorded {
-        topic: message.topic().to_owned(),
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp_ms: message.timestamp().to_millis(),
-        key: message.key().map(<[u8]>::to_vec),
-        value: message.payload().map(<[u8]>::to_vec),
-        headers: kafka::headers(message)
-            .map(|(name, value)| (text(name), value.map(<[u8]>::to_vec)))
-            .collect(),
-    }
 }

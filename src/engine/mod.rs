@@ -8,6 +8,7 @@
 //! [`Consumer`] is what a consumer brings; [`Engine`] is the loop. Everything that can be decided
 //! without I/O is a pure part with its own tests. `docs/architecture.md` says what lies where.
 
+pub mod admin;
 mod consumer_loop;
 pub mod dispatch;
 mod group;
