@@ -17,15 +17,19 @@ use test_support::unique;
 #[test]
 fn the_manifest_is_good_where_the_images_build_has_nothing_else_of_the_repository() {
     let build = std::env::temp_dir().join(unique("crm-image"));
-    fs::create_dir_all(build.join("src")).expect("a directory");
-    for file in ["Cargo.toml", "Cargo.lock"] {
+    for directory in ["src", "tests/support/src"] {
+        fs::create_dir_all(build.join(directory)).expect("a directory");
+    }
+    for file in ["Cargo.toml", "Cargo.lock", "tests/support/Cargo.toml"] {
         fs::copy(root().join(file), build.join(file)).expect("a copy");
     }
     // As in the Dockerfile.
     fs::write(build.join("src/main.rs"), "fn main() {}").expect("written");
-    fs::write(build.join("src/lib.rs"), "").expect("written");
+    for library in ["src/lib.rs", "tests/support/src/lib.rs"] {
+        fs::write(build.join(library), "").expect("written");
+    }
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
         .current_dir(&build)
         .output()
         .expect("cargo runs");
