@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use self::tier::triggers;
-use crate::config::{Settings, Spec};
+use crate::config::Spec;
 use crate::consumers;
 use crate::fakes::currency_rows;
 
@@ -238,14 +238,6 @@ pub struct CheckedConsumer {
     /// What it declares.
     pub spec: &'static Spec,
     check: Check,
-}
-
-impl CheckedConsumer {
-    /// Its topics, in full.
-    #[must_use]
-    pub fn topics(&self, settings: &Settings) -> Vec<String> {
-        settings.topics_of(self.spec)
-    }
 }
 
 /// The consumers of the demo.

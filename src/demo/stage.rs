@@ -96,7 +96,7 @@ impl Stage {
 
         let mut takers: BTreeMap<Arc<str>, Vec<&'static str>> = BTreeMap::new();
         for judged in &CHECKS {
-            for topic in judged.topics(&settings) {
+            for topic in settings.topics_of(judged.spec) {
                 takers.entry(topic.into()).or_default().push(judged.spec.name);
             }
         }
@@ -330,7 +330,7 @@ impl Stage {
             for judged in &CHECKS {
                 let name = judged.spec.name;
                 let group = settings.kafka.group_of(name);
-                for topic in judged.topics(&settings) {
+                for topic in settings.topics_of(judged.spec) {
                     let records: i64 = broker.uncommitted(&group, &topic)?.values().sum();
                     if records > 0 {
                         open.push(format!("commits of {records} records of {topic} by {name}"));

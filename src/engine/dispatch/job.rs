@@ -104,32 +104,11 @@ impl<W> Job<W> {
 
     /// It is to be set aside, with its work kept for another try.
     pub(crate) fn into_set_aside(self, set_aside: SetAside) -> Box<Self> {
-        let Self {
-            todo,
-            records,
-            cx,
-            open_offsets,
-            logged,
-            attempts,
-            failed_at,
-            held_by,
-            waits_for,
-        } = self;
-        let work = match todo {
+        let work = match self.todo {
             Todo::Process(work) => Some(work),
             Todo::SetAside(_, work) => work,
         };
-        Box::new(Self {
-            todo: Todo::SetAside(set_aside, work),
-            records,
-            cx,
-            open_offsets,
-            logged,
-            attempts,
-            failed_at,
-            held_by,
-            waits_for,
-        })
+        Box::new(Self { todo: Todo::SetAside(set_aside, work), ..self })
     }
 
     /// The cause that holds it, if it is one of a flood.
