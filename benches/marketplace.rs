@@ -1,13 +1,13 @@
 //! Marketplace orders a second, with real claims: `tests/services/up` first, then
 //! `cargo bench --bench marketplace` with what it exported.
 //!
-//! 200,000 orders lie in six partitions of a real Kafka; claims go to a real Redis; the fake of
-//! Inngest answers without latency, in this process, and shares its processors with everything
-//! else. The same once more with claims in memory.
+//! 400,000 orders lie in six partitions of a real Kafka; claims go to a real Redis. The event API
+//! only counts and answers, in this process, and shares its processors with everything else. The same
+//! once more with claims in memory.
 //!
 //! Baselines, on the same machine: posting the same events in full batches one request after
-//! another, with nothing in front, which is what the fake itself can take; and a bare
-//! `StreamConsumer` with the daemon's client settings that parses each order and does no more.
+//! another, with nothing in front; and a bare `StreamConsumer` with the daemon's client settings that
+//! parses each order and does no more.
 //!
 //! `ORDERS` sets their number.
 
@@ -17,10 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::Properties;
 use crm_event_processors::dedup::MemoryStore;
-use crm_event_processors::fakes::{Endpoint, Fake, Options};
 use crm_event_processors::kafka::Kafka;
 use rdkafka::Message as _;
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
@@ -28,43 +26,45 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::support::Services;
+use crate::support::sink::Sink;
 
 const BATCH: usize = 1_000;
+const EVENT: &str = "marketplace/order-received";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let services = Services::from_environment()?;
     let orders: usize =
-        std::env::var("ORDERS").ok().and_then(|n| n.parse().ok()).unwrap_or(200_000);
+        std::env::var("ORDERS").ok().and_then(|n| n.parse().ok()).unwrap_or(400_000);
     let topic = format!("bench-orders-{:08x}", fastrand::u32(..));
     services.fill(&topic, 6, (0..orders).map(order)).await?;
-    let fake_alone = baseline(orders).await?;
+    let api_alone = baseline(orders).await?;
     let bare = bare_consumer(&services, &topic, orders).await?;
     let window = Duration::from_secs(300);
     let in_memory = Some(Arc::new(MemoryStore::new(window)));
     let in_memory = daemon(&services, &topic, "memory", in_memory, orders).await?;
     let in_redis = daemon(&services, &topic, "redis", None, orders).await?;
     println!("{orders} orders over 6 partitions, no latency");
-    println!("  the fake alone, batches of {BATCH}  {fake_alone:9.0} events/s");
+    println!("  the event API alone            {api_alone:9.0} events/s");
     println!("  a bare StreamConsumer          {bare:9.0} records/s");
     println!("  this daemon, claims in memory  {in_memory:9.0} events/s");
     println!("    to the bare consumer         {:9.2}", in_memory / bare);
     println!("  this daemon, claims in Redis   {in_redis:9.0} events/s");
-    println!("    to the fake alone            {:9.2}", in_redis / fake_alone);
+    println!("    to the event API alone       {:9.2}", in_redis / api_alone);
     Ok(())
 }
 
 async fn baseline(orders: usize) -> anyhow::Result<f64> {
     // Whoever comes first installs it.
     rustls::crypto::ring::default_provider().install_default().ok();
-    let fake = Fake::start(Options::default()).await?;
-    let (http, url) = (reqwest::Client::new(), format!("{}/e/bench", fake.url()));
+    let sink = Sink::start(EVENT).await?;
+    let (http, url) = (reqwest::Client::new(), format!("{}/e/bench", sink.url));
     let bodies: Vec<String> = (0..orders)
         .collect::<Vec<_>>()
         .chunks(BATCH)
         .map(|numbers| {
             let event = |number: &usize| {
-                json!({"name": "marketplace/order-received", "id": format!("baseline:{number}"),
+                json!({"name": EVENT, "id": format!("baseline:{number}"),
                        "data": {"shop_id": "1", "order_sn": number.to_string(), "order_status": "PAID",
                                 "platform": "shopee"}})
             };
@@ -76,7 +76,7 @@ async fn baseline(orders: usize) -> anyhow::Result<f64> {
         http.post(&url).body(body).send().await?.bytes().await?;
     }
     let took = start.elapsed();
-    ensure!(fake.inspect(|log| log.events.len()) == orders, "every event was stored");
+    ensure!(sink.result().0 == orders, "every event was counted");
     Ok(orders as f64 / took.as_secs_f64())
 }
 
@@ -119,17 +119,13 @@ async fn daemon(
     claims: Option<Arc<MemoryStore>>,
     orders: usize,
 ) -> anyhow::Result<f64> {
-    let fake = Fake::start(Options::default()).await?;
     let group = format!("{topic}-{group}");
     let variables = [
         ("CONSUMERS", "marketplace"),
         ("CONSUMER_GROUP_ID", &*group),
         ("KAFKA_TOPIC_MARKETPLACE_ORDERS", topic),
     ];
-    let rate = services.run(&fake, claims, Cache::none(), orders, &variables).await?;
-    let posts = fake.inspect(|log| log.requests(Endpoint::Post).count);
-    println!("  {posts} posts, {} events each", orders / usize::try_from(posts)?.max(1));
-    Ok(rate)
+    services.run_to_sink(EVENT, claims, orders, &variables).await
 }
 
 fn order(number: usize) -> (String, String) {

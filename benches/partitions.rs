@@ -56,7 +56,7 @@ async fn rate(services: &Services, partitions: i32, forms: usize) -> anyhow::Res
         ("SUPABASE_SERVICE_ROLE_KEY", "bench"),
         ("CRM_CACHE_REDIS_URL", &*services.redis),
     ];
-    services.run(&fake, None, cache, forms, &variables).await
+    services.run(&fake, cache, forms, &variables).await
 }
 
 fn form(merchant: &str, number: usize) -> (String, String) {

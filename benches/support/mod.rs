@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use crm_event_processors::app::{App, Stores};
+use crm_event_processors::app::{App, RunError, Stores};
 use crm_event_processors::clients::redis::{Cache, connect};
 use crm_event_processors::config::{Environment, Settings};
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
@@ -17,6 +17,11 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+pub(crate) mod sink;
+
+use self::sink::Sink;
 
 /// The services that `tests/services/up` started.
 pub(crate) struct Services {
@@ -72,18 +77,55 @@ impl Services {
         Ok(*registry::load(&environment, Path::new("")).settings?)
     }
 
-    /// Runs a daemon until `fake` has `events`, and answers how many came in a second. Claims are
-    /// in Redis, unless others are given.
+    /// Runs a daemon until `fake` has `events`, and answers how many came in a second. Claims are in
+    /// Redis.
+    #[allow(dead_code, reason = "each benchmark has its own")]
     pub(crate) async fn run(
         &self,
         fake: &Fake,
-        claims: Option<Arc<MemoryStore>>,
         cache: Cache,
         events: usize,
         variables: &[(&str, &str)],
     ) -> anyhow::Result<f64> {
-        let mut all =
-            vec![("INNGEST_EVENT_API_BASE_URL", fake.url()), ("INNGEST_EVENT_KEY", "bench")];
+        let running = self.start(fake.url(), None, cache, variables)?;
+        fake.until(|log| log.events.len() >= events).await;
+        let (took, count) = fake.inspect(|log| {
+            // Joining the group is not what is measured.
+            let first = log.events.first().map(|event| event.at).unwrap_or_default();
+            let last = log.events.last().map(|event| event.at).unwrap_or_default();
+            (last - first, log.events.len())
+        });
+        running.stop().await?;
+        ensure!(count == events, "each event once: {events}, not {count}");
+        Ok(events as f64 / took.as_secs_f64())
+    }
+
+    /// The same with a sink, and with claims in memory where they are given.
+    #[allow(dead_code, reason = "each benchmark has its own")]
+    pub(crate) async fn run_to_sink(
+        &self,
+        event: &str,
+        claims: Option<Arc<MemoryStore>>,
+        events: usize,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<f64> {
+        let sink = Sink::start(event).await?;
+        let running = self.start(&sink.url, claims, Cache::none(), variables)?;
+        sink.until(events).await?;
+        running.stop().await?;
+        let (count, took) = sink.result();
+        ensure!(count == events, "each event once: {events}, not {count}");
+        Ok(events as f64 / took.as_secs_f64())
+    }
+
+    fn start(
+        &self,
+        inngest: &str,
+        claims: Option<Arc<MemoryStore>>,
+        cache: Cache,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Running> {
+        let mut all = vec![("INNGEST_EVENT_API_BASE_URL", inngest), ("INNGEST_EVENT_KEY", "bench")];
         all.extend(variables);
         let settings = self.settings(&all)?;
         let claims: Box<dyn Store> = match claims {
@@ -93,17 +135,19 @@ impl Services {
         let stores = |_: &_, _: &_| Ok(Stores { claims, cache });
         let app = App::build(settings, &CONSUMERS, stores, Arc::new(Recorder::default()))?;
         let (stop, signals) = mpsc::channel(1);
-        let running = tokio::spawn(app.run(signals));
-        fake.until(|log| log.events.len() >= events).await;
-        let (took, count) = fake.inspect(|log| {
-            // Joining the group is not what is measured.
-            let first = log.events.first().map(|event| event.at).unwrap_or_default();
-            let last = log.events.last().map(|event| event.at).unwrap_or_default();
-            (last - first, log.events.len())
-        });
-        stop.send(()).await?;
-        running.await??;
-        ensure!(count == events, "each event once: {events}, not {count}");
-        Ok(events as f64 / took.as_secs_f64())
+        Ok(Running { stop, ended: tokio::spawn(app.run(signals)) })
+    }
+}
+
+/// A daemon at work.
+struct Running {
+    stop: mpsc::Sender<()>,
+    ended: JoinHandle<Result<(), RunError>>,
+}
+
+impl Running {
+    async fn stop(self) -> anyhow::Result<()> {
+        self.stop.send(()).await?;
+        Ok(self.ended.await??)
     }
 }

@@ -110,6 +110,7 @@ impl Bench {
 /// Does work as the engine does: no step but those that are declared.
 pub(crate) trait Handle: Consumer {
     async fn handle(&self, cx: &Context, work: &Self::Work) -> Result<Outcome, Failure> {
+        #[cfg(debug_assertions)]
         cx.declare(self.steps(work));
         self.process(cx, work).await
     }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 
 use super::generations::Generations;
-use super::{Op, Reply, Store, StoreUnavailable, TakenBack};
+use super::{
+    ClaimOp, ClaimReply, LockOp, LockReply, Op, Reply, Store, StoreUnavailable, TakenBack,
+};
 
 /// Behaves as [`super::RedisStore`], without surviving the process.
 #[derive(Debug)]
@@ -58,105 +60,130 @@ impl MemoryStore {
     }
 
     fn apply(&self, entries: &mut Generations<State>, op: &Op, now: Instant) -> Reply {
-        let present = |key: &str| entries.get(key, now).map(|(state, _)| state.clone());
-        let (key, state, reply) = match op {
-            Op::Claim { key, asker } => match present(key) {
-                Some(State::Claimed(holder)) if holder == *asker => {
-                    (key, Some(State::Claimed(holder)), Reply::Granted)
+        match op {
+            Op::Claim(op) => Reply::Claim(self.apply_claim(entries, op, now)),
+            Op::Lock(op) => Reply::Lock(self.apply_lock(entries, op, now)),
+        }
+    }
+
+    fn apply_claim(
+        &self,
+        entries: &mut Generations<State>,
+        op: &ClaimOp,
+        now: Instant,
+    ) -> ClaimReply {
+        let present = |key: &str| entries.get(key, now).map(|(state, _)| state);
+        match op {
+            ClaimOp::Take { key, asker } => match present(key) {
+                Some(State::Claimed(holder)) if holder != asker => ClaimReply::Held,
+                None | Some(State::Claimed(_)) => {
+                    entries.insert(key, State::Claimed(asker.clone()), now, self.window);
+                    ClaimReply::Granted
                 }
-                None => (key, Some(State::Claimed(asker.clone())), Reply::Granted),
-                Some(state) => return done(state),
+                Some(state) => done(state),
             },
-            Op::Confirm { key, accepted_ms, due_ms, .. } => {
+            ClaimOp::Confirm { key, accepted_ms, due_ms, keep } => {
                 let state = State::Done { accepted_ms: *accepted_ms, due_ms: *due_ms };
-                (key, Some(state), Reply::Granted)
+                entries.insert(key, state, now, *keep);
+                ClaimReply::Noted
             }
-            Op::TakeBack { key, by, .. } => {
+            ClaimOp::ConfirmTaken { key, accepted_ms } => {
+                let left = entries.get(key, now).map(|(_, until)| *until - now);
+                let state = State::Done { accepted_ms: *accepted_ms, due_ms: 0 };
+                entries.insert(key, state, now, left.unwrap_or(self.window));
+                ClaimReply::Noted
+            }
+            ClaimOp::TakeBack { key, by, keep } => {
                 let (accepted_ms, due_ms) = match present(key) {
-                    Some(State::Done { accepted_ms, due_ms }) => (Some(accepted_ms), due_ms),
-                    Some(State::TakenBack { accepted_ms, due_ms, .. }) => (accepted_ms, due_ms),
+                    Some(State::Done { accepted_ms, due_ms }) => (Some(*accepted_ms), *due_ms),
+                    Some(State::TakenBack { accepted_ms, due_ms, .. }) => (*accepted_ms, *due_ms),
                     _ => (None, 0),
                 };
                 let state = State::TakenBack { accepted_ms, due_ms, by: *by };
-                (key, Some(state), Reply::Granted)
+                entries.insert(key, state, now, *keep);
+                ClaimReply::Noted
             }
-            Op::Keep { key, text, lock, asker, .. } => match present(lock) {
-                Some(State::Acquired { holder, .. }) if holder == *asker => {
-                    (key, Some(State::Text(text.clone())), Reply::Granted)
+            ClaimOp::Release { key, asker } => {
+                if matches!(present(key), Some(State::Claimed(holder)) if holder == asker) {
+                    entries.remove(key);
                 }
-                _ => return Reply::Held,
-            },
-            Op::Recall { key } => {
-                return Reply::Kept(match present(key) {
-                    Some(State::Text(text)) => Some(text),
-                    _ => None,
-                });
+                ClaimReply::Noted
             }
-            Op::Since { key, now_ms } => match present(key) {
-                Some(State::Text(ms)) => return Reply::Since { ms: ms.parse().unwrap_or(*now_ms) },
-                _ => (key, Some(State::Text(now_ms.to_string())), Reply::Since { ms: *now_ms }),
-            },
-            Op::Release { key, asker } => {
-                if present(key) != Some(State::Claimed(asker.clone())) {
-                    return Reply::Granted;
+            ClaimOp::Look { key, asker } => match present(key) {
+                Some(State::Claimed(holder)) if Some(holder) == asker.as_ref() => {
+                    ClaimReply::Granted
                 }
-                (key, None, Reply::Granted)
-            }
-            Op::Acquire { key, asker, left_by, .. } => {
+                known => known.map_or(ClaimReply::Free, done),
+            },
+        }
+    }
+
+    fn apply_lock(&self, entries: &mut Generations<State>, op: &LockOp, now: Instant) -> LockReply {
+        let present = |key: &str| entries.get(key, now).map(|(state, _)| state);
+        match op {
+            LockOp::Acquire { key, asker, left_by, lease } => {
                 let (accepted_ms, resumed) = match present(key) {
                     None => (None, false),
-                    Some(State::Free { accepted_ms }) => (Some(accepted_ms), false),
+                    Some(State::Free { accepted_ms }) => (Some(*accepted_ms), false),
                     Some(State::Acquired { holder, accepted_ms })
-                        if holder == *asker || Some(&holder) == left_by.as_ref() =>
+                        if holder == asker || Some(holder) == left_by.as_ref() =>
                     {
-                        (Some(accepted_ms), true)
+                        (Some(*accepted_ms), true)
                     }
                     Some(State::Acquired { holder, .. } | State::Claimed(holder)) => {
-                        return Reply::Taken { holder };
+                        return LockReply::Taken { holder: holder.clone() };
                     }
-                    Some(_) => return Reply::Taken { holder: "".into() },
+                    Some(_) => return LockReply::Taken { holder: "".into() },
                 };
                 let state = State::Acquired {
                     holder: asker.clone(),
                     accepted_ms: accepted_ms.unwrap_or(0),
                 };
-                (key, Some(state), Reply::Acquired { accepted_ms, resumed })
+                entries.insert(key, state, now, *lease);
+                LockReply::Acquired { accepted_ms, resumed }
             }
-            Op::Free { key, asker, accepted_ms } => match present(key) {
-                Some(State::Acquired { holder, .. }) if holder != *asker => return Reply::Granted,
-                _ => (key, Some(State::Free { accepted_ms: *accepted_ms }), Reply::Granted),
+            LockOp::Free { key, asker, accepted_ms } => {
+                match present(key) {
+                    Some(State::Acquired { holder, .. }) if holder != asker => {}
+                    _ => {
+                        let state = State::Free { accepted_ms: *accepted_ms };
+                        entries.insert(key, state, now, self.window);
+                    }
+                }
+                LockReply::Noted
+            }
+            LockOp::Keep { key, text, keep, lock, asker } => match present(lock) {
+                Some(State::Acquired { holder, .. }) if holder == asker => {
+                    entries.insert(key, State::Text(text.clone()), now, *keep);
+                    LockReply::Noted
+                }
+                _ => LockReply::Lost,
             },
-            Op::Look { key, asker } if present(key) == Some(State::Claimed(asker.clone())) => {
-                return Reply::Granted;
+            LockOp::Recall { key } => LockReply::Text(match present(key) {
+                Some(State::Text(text)) => Some(text.clone()),
+                _ => None,
+            }),
+            LockOp::Since { key, now_ms } => {
+                if let Some(State::Text(ms)) = present(key) {
+                    return LockReply::Since { ms: ms.parse().unwrap_or(*now_ms) };
+                }
+                entries.insert(key, State::Text(now_ms.to_string()), now, FOR_GOOD);
+                LockReply::Since { ms: *now_ms }
             }
-            Op::Read { key } | Op::Look { key, .. } => {
-                return present(key).map_or(Reply::Free, done);
-            }
-        };
-        let lives = match op {
-            Op::Acquire { lease, .. } => *lease,
-            Op::Confirm { keep, .. } | Op::TakeBack { keep, .. } | Op::Keep { keep, .. } => *keep,
-            Op::Since { .. } => FOR_GOOD,
-            _ => self.window,
-        };
-        match state {
-            Some(state) => entries.insert(key, state, now, lives),
-            None => entries.remove(key),
-        };
-        reply
+        }
     }
 }
 
 /// Longer than any process lives.
 const FOR_GOOD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-fn done(state: State) -> Reply {
-    match state {
-        State::Done { accepted_ms, due_ms } => Reply::Done { accepted_ms, due_ms },
+fn done(state: &State) -> ClaimReply {
+    match *state {
+        State::Done { accepted_ms, due_ms } => ClaimReply::Done { accepted_ms, due_ms },
         State::TakenBack { accepted_ms, due_ms, by } => {
-            Reply::TakenBack { accepted_ms, due_ms, by }
+            ClaimReply::TakenBack { accepted_ms, due_ms, by }
         }
-        _ => Reply::Held,
+        _ => ClaimReply::Held,
     }
 }
 
@@ -176,51 +203,52 @@ mod tests {
     const WINDOW: Duration = Duration::from_secs(300);
 
     fn claim(asker: &str) -> Op {
-        Op::Claim { key: "award:purchase:1".into(), asker: asker.into() }
+        ClaimOp::Take { key: "award:purchase:1".into(), asker: asker.into() }.into()
     }
+
+    const GRANTED: Reply = Reply::Claim(ClaimReply::Granted);
+    const HELD: Reply = Reply::Claim(ClaimReply::Held);
 
     #[test]
     fn a_claim_left_by_a_crash_is_known_by_its_own_record_and_held_against_others() {
         let store = MemoryStore::new(WINDOW);
         let now = Instant::now();
-        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/7"), now), Reply::Granted);
-        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/7"), now), Reply::Granted);
-        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), Reply::Held);
-        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now + WINDOW), Reply::Granted);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/7"), now), GRANTED);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/7"), now), GRANTED);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), HELD);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now + WINDOW), GRANTED);
     }
 
     #[test]
     fn done_is_done_for_everybody_until_the_window_ends() {
         let store = Arc::new(MemoryStore::new(WINDOW));
         let now = Instant::now();
-        let done = Op::Confirm {
+        let done = ClaimOp::Confirm {
             key: "award:purchase:1".into(),
             accepted_ms: 42,
             due_ms: 0,
             keep: WINDOW,
         };
         store.apply(&mut store.lock(), &claim("g/t/0/7"), now);
-        store.apply(&mut store.lock(), &done, now);
+        store.apply(&mut store.lock(), &done.clone().into(), now);
         assert_eq!(
             store.apply(&mut store.lock(), &claim("g/t/0/7"), now),
-            Reply::Done { accepted_ms: 42, due_ms: 0 }
+            Reply::Claim(ClaimReply::Done { accepted_ms: 42, due_ms: 0 })
         );
-        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now + WINDOW), Reply::Granted);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now + WINDOW), GRANTED);
     }
 
     #[test]
     fn what_is_held_alone_by_a_record_that_nobody_knows_is_free_when_its_lease_ends() {
         let store = MemoryStore::new(WINDOW);
         let (now, lease) = (Instant::now(), WINDOW / 5);
-        let acquire = |asker: &str| Op::Acquire {
-            key: "tier:u:m".into(),
-            asker: asker.into(),
-            left_by: None,
-            lease,
+        let acquire = |asker: &str| {
+            let (key, asker) = ("tier:u:m".into(), asker.into());
+            Op::Lock(LockOp::Acquire { key, asker, left_by: None, lease })
         };
-        let acquired = Reply::Acquired { accepted_ms: None, resumed: false };
+        let acquired = Reply::Lock(LockReply::Acquired { accepted_ms: None, resumed: false });
         assert_eq!(store.apply(&mut store.lock(), &acquire("g/t/0/7"), now), acquired);
-        let taken = Reply::Taken { holder: "g/t/0/7".into() };
+        let taken = Reply::Lock(LockReply::Taken { holder: "g/t/0/7".into() });
         assert_eq!(store.apply(&mut store.lock(), &acquire("g/t/0/9"), now + lease / 2), taken);
         assert_eq!(store.apply(&mut store.lock(), &acquire("g/t/0/9"), now + lease), acquired);
     }
@@ -229,12 +257,13 @@ mod tests {
     fn only_the_holder_gives_a_claim_back() {
         let store = MemoryStore::new(WINDOW);
         let now = Instant::now();
-        let release =
-            |asker: &str| Op::Release { key: "award:purchase:1".into(), asker: asker.into() };
+        let release = |asker: &str| {
+            Op::Claim(ClaimOp::Release { key: "award:purchase:1".into(), asker: asker.into() })
+        };
         store.apply(&mut store.lock(), &claim("g/t/0/7"), now);
         store.apply(&mut store.lock(), &release("g/t/0/9"), now);
-        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), Reply::Held);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), HELD);
         store.apply(&mut store.lock(), &release("g/t/0/7"), now);
-        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), Reply::Granted);
+        assert_eq!(store.apply(&mut store.lock(), &claim("g/t/0/9"), now), GRANTED);
     }
 }

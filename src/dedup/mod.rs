@@ -13,9 +13,10 @@ mod pipeline;
 mod protocol;
 mod recent;
 mod redis;
+mod renewals;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -23,9 +24,11 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::memory::MemoryStore;
 use self::pipeline::{QUEUE, Request, run};
-pub use self::protocol::{Moment, Op, Reply, TakenBack};
+pub use self::protocol::{ClaimOp, ClaimReply, LockOp, LockReply, Moment, Op, Reply, TakenBack};
 use self::recent::Recent;
 pub use self::redis::{RedisStore, warn_of_eviction};
+pub use self::renewals::Renewal;
+use self::renewals::Renewals;
 use crate::outage::Breaker;
 
 /// Why a store could not answer.
@@ -54,6 +57,9 @@ impl Store for Box<dyn Store> {
     }
 }
 
+/// A claim's key, and the record that asks for it.
+pub type KeyAndAsker = (Arc<str>, Arc<str>);
+
 /// What to do while claims cannot be reached (`DEDUP_ON_OUTAGE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnOutage {
@@ -73,16 +79,21 @@ pub struct Claims {
     window: Duration,
     lease: Duration,
     recent: Arc<Recent>,
+    renewals: Arc<Renewals>,
 }
 
 /// What sleeps is remembered so much longer than it sleeps: as long as Inngest knows its id.
 const A_DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// What was done within this part of the window after it was claimed need not have the whole window
+/// once more.
+const A_MOMENT: u32 = 60;
+
 /// Shortest lease of what is held alone: longer than a slow request.
 const LEASE_MIN: Duration = Duration::from_secs(15);
 
 impl Claims {
-    /// Starts the task that pipelines operations to `store`. Claims live for `window`;
+    /// Starts the tasks that pipeline operations to `store` and renew claims. Claims live for `window`;
     /// acceptances are also remembered in the process for `remember`, for the case that the
     /// store forgets. Must be called inside a tokio runtime.
     pub fn start(
@@ -98,7 +109,12 @@ impl Claims {
         // A holder that is gone, and whose record was finished elsewhere meanwhile, is known by
         // nobody. What it may have sent has settled by the time that it is forgotten.
         let lease = (remember * 2).max(LEASE_MIN).min(window);
-        Self { queue, breaker, on_outage, window, lease, recent }
+        let renewals = Arc::default();
+        let claims = Self { queue, breaker, on_outage, window, lease, recent, renewals };
+        // It must not keep alive what it looks after.
+        let asks = Self { renewals: Arc::default(), ..claims.clone() };
+        tokio::spawn(renewals::run(Arc::downgrade(&claims.renewals), window, asks));
+        claims
     }
 
     /// How long a claim lives. A record that has waited longer than a third of it claims again.
@@ -124,11 +140,21 @@ impl Claims {
     ///
     /// # Errors
     /// When the store cannot be reached and `DEDUP_ON_OUTAGE` is `wait`.
-    pub async fn claim(&self, key: String, asker: Arc<str>) -> Result<Reply, StoreUnavailable> {
-        match self.ask(Op::Claim { key, asker }).await {
-            Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Granted),
+    pub async fn claim(
+        &self,
+        key: impl Into<Arc<str>> + Send,
+        asker: Arc<str>,
+    ) -> Result<ClaimReply, StoreUnavailable> {
+        match self.ask_claim(ClaimOp::Take { key: key.into(), asker }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(ClaimReply::Granted),
             answer => answer,
         }
+    }
+
+    /// Keeps a claim of `asker`, granted at `granted`, from running out while what is answered lives.
+    #[must_use]
+    pub fn renewed(&self, key: Arc<str>, asker: Arc<str>, granted: Instant) -> Renewal {
+        self.renewals.keep(key, asker, granted)
     }
 
     /// Claims each of `keys` for its asker, in one request; the answers are in the same order.
@@ -137,27 +163,35 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn claim_all(
         &self,
-        keys: Vec<(String, Arc<str>)>,
-    ) -> Result<Vec<Reply>, StoreUnavailable> {
+        keys: Vec<KeyAndAsker>,
+    ) -> Result<Vec<ClaimReply>, StoreUnavailable> {
         let count = keys.len();
-        let ops = keys.into_iter().map(|(key, asker)| Op::Claim { key, asker }).collect();
-        match self.ask_all(ops).await {
-            Err(_) if self.on_outage == OnOutage::Proceed => Ok(vec![Reply::Granted; count]),
-            answer => answer,
+        let take = |(key, asker)| ClaimOp::Take { key, asker }.into();
+        match self.ask_all(keys.into_iter().map(take).collect()).await {
+            Ok(replies) => replies.into_iter().map(of_claim).collect(),
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(vec![ClaimReply::Granted; count]),
+            Err(away) => Err(away),
         }
     }
 
-    /// Marks `keys` done, each with its time of acceptance in milliseconds since 1970, in one
-    /// request. Not for what may be cancelled: these times are not remembered in the process.
+    /// Marks `keys` done, each with its time of acceptance in milliseconds since 1970 and when its
+    /// claim was granted, if it is known to be held, in one request. Not for what may be cancelled: these times are not
+    /// remembered in the process.
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn confirm_all(&self, keys: &[(String, i64)]) -> Result<(), StoreUnavailable> {
-        let confirm = |(key, accepted_ms): &(String, i64)| Op::Confirm {
-            key: key.clone(),
-            accepted_ms: *accepted_ms,
-            due_ms: 0,
-            keep: self.window,
+    pub async fn confirm_all(
+        &self,
+        keys: &[(Arc<str>, i64, Option<Instant>)],
+    ) -> Result<(), StoreUnavailable> {
+        let confirm = |(key, accepted_ms, granted): &(Arc<str>, i64, Option<Instant>)| {
+            let (key, accepted_ms) = (Arc::clone(key), *accepted_ms);
+            let fresh = granted.is_some_and(|at| at.elapsed() < self.window / A_MOMENT);
+            Op::Claim(if fresh {
+                ClaimOp::ConfirmTaken { key, accepted_ms }
+            } else {
+                ClaimOp::Confirm { key, accepted_ms, due_ms: 0, keep: self.window }
+            })
         };
         match self.ask_all(keys.iter().map(confirm).collect()).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
@@ -171,10 +205,11 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn confirm(
         &self,
-        key: String,
+        key: impl Into<Arc<str>> + Send,
         accepted_ms: i64,
         due_ms: i64,
     ) -> Result<(), StoreUnavailable> {
+        let key = key.into();
         if accepted_ms > 0 {
             self.recent.note(&key, accepted_ms);
         }
@@ -183,7 +218,7 @@ impl Claims {
             Some(left) => (Duration::from_millis(left) + A_DAY).max(self.window),
             None => self.window,
         };
-        self.tell(Op::Confirm { key, accepted_ms, due_ms, keep }).await
+        self.tell(ClaimOp::Confirm { key, accepted_ms, due_ms, keep }).await
     }
 
     /// Marks what was done under `key` as taken back, for as long as `keep`.
@@ -192,11 +227,11 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn take_back(
         &self,
-        key: String,
+        key: impl Into<Arc<str>> + Send,
         by: TakenBack,
         keep: Duration,
     ) -> Result<(), StoreUnavailable> {
-        self.tell(Op::TakeBack { key, by, keep }).await
+        self.tell(ClaimOp::TakeBack { key: key.into(), by, keep }).await
     }
 
     /// Keeps a text under `key` for as long as `keep`; `false` when another record than `asker` has
@@ -206,14 +241,14 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn keep(
         &self,
-        key: String,
+        key: impl Into<Arc<str>> + Send,
         text: String,
         keep: Duration,
-        (lock, asker): (String, Arc<str>),
+        (lock, asker): (Arc<str>, Arc<str>),
     ) -> Result<bool, StoreUnavailable> {
-        match self.ask(Op::Keep { key, text, keep, lock, asker }).await {
+        match self.ask_lock(LockOp::Keep { key: key.into(), text, keep, lock, asker }).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(true),
-            answer => answer.map(|reply| reply == Reply::Granted),
+            answer => answer.map(|reply| reply == LockReply::Noted),
         }
     }
 
@@ -221,9 +256,12 @@ impl Claims {
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn recall(&self, key: String) -> Result<Option<String>, StoreUnavailable> {
-        match self.ask(Op::Recall { key }).await {
-            Ok(Reply::Kept(text)) => Ok(text),
+    pub async fn recall(
+        &self,
+        key: impl Into<Arc<str>> + Send,
+    ) -> Result<Option<String>, StoreUnavailable> {
+        match self.ask_lock(LockOp::Recall { key: key.into() }).await {
+            Ok(LockReply::Text(text)) => Ok(text),
             Err(away) if self.on_outage == OnOutage::Wait => Err(away),
             Ok(_) | Err(_) => Ok(None),
         }
@@ -234,25 +272,28 @@ impl Claims {
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn since(&self, key: String) -> Result<Option<i64>, StoreUnavailable> {
+    pub async fn since(
+        &self,
+        key: impl Into<Arc<str>> + Send,
+    ) -> Result<Option<i64>, StoreUnavailable> {
         let now_ms = Timestamp::now().as_millisecond();
-        match self.ask(Op::Since { key, now_ms }).await {
-            Ok(Reply::Since { ms }) => Ok(Some(ms)),
+        match self.ask_lock(LockOp::Since { key: key.into(), now_ms }).await {
+            Ok(LockReply::Since { ms }) => Ok(Some(ms)),
             Err(away) if self.on_outage == OnOutage::Wait => Err(away),
             Ok(_) | Err(_) => Ok(None),
         }
     }
 
-    async fn tell(&self, op: Op) -> Result<(), StoreUnavailable> {
-        match self.ask(op).await {
+    async fn tell(&self, op: impl Into<Op>) -> Result<(), StoreUnavailable> {
+        match self.ask(op.into()).await {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(()),
             answer => answer.map(|_| ()),
         }
     }
 
     /// Gives a claim back, best effort: left behind it runs out by itself.
-    pub async fn release(&self, key: String, asker: Arc<str>) {
-        if let Err(error) = self.ask(Op::Release { key, asker }).await {
+    pub async fn release(&self, key: impl Into<Arc<str>> + Send, asker: Arc<str>) {
+        if let Err(error) = self.ask_claim(ClaimOp::Release { key: key.into(), asker }).await {
             tracing::debug!(%error, "claim not released");
         }
     }
@@ -263,18 +304,19 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn acquire(
         &self,
-        key: String,
+        key: impl Into<Arc<str>> + Send,
         asker: Arc<str>,
         left_by: Option<Arc<str>>,
-    ) -> Result<Reply, StoreUnavailable> {
+    ) -> Result<LockReply, StoreUnavailable> {
+        let key = key.into();
         let remembered = self.recent.find(&key);
         let lease = self.lease;
-        match self.ask(Op::Acquire { key, asker, left_by, lease }).await {
-            Ok(Reply::Acquired { accepted_ms, resumed }) => {
-                Ok(Reply::Acquired { accepted_ms: accepted_ms.max(remembered), resumed })
+        match self.ask_lock(LockOp::Acquire { key, asker, left_by, lease }).await {
+            Ok(LockReply::Acquired { accepted_ms, resumed }) => {
+                Ok(LockReply::Acquired { accepted_ms: accepted_ms.max(remembered), resumed })
             }
             Err(_) if self.on_outage == OnOutage::Proceed => {
-                Ok(Reply::Acquired { accepted_ms: remembered, resumed: false })
+                Ok(LockReply::Acquired { accepted_ms: remembered, resumed: false })
             }
             answer => answer,
         }
@@ -287,11 +329,12 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn renew(
         &self,
-        key: String,
+        key: impl Into<Arc<str>> + Send,
         asker: Arc<str>,
-    ) -> Result<Option<Reply>, StoreUnavailable> {
+    ) -> Result<Option<LockReply>, StoreUnavailable> {
         let lease = self.lease;
-        match self.ask(Op::Acquire { key, asker, left_by: None, lease }).await {
+        match self.ask_lock(LockOp::Acquire { key: key.into(), asker, left_by: None, lease }).await
+        {
             Err(_) if self.on_outage == OnOutage::Proceed => Ok(None),
             answer => answer.map(Some),
         }
@@ -303,36 +346,53 @@ impl Claims {
     /// As [`Claims::claim`].
     pub async fn free(
         &self,
-        key: String,
+        key: impl Into<Arc<str>> + Send,
         asker: Arc<str>,
         accepted_ms: i64,
     ) -> Result<(), StoreUnavailable> {
+        let key = key.into();
         if accepted_ms > 0 {
             self.recent.note(&key, accepted_ms);
         }
-        self.tell(Op::Free { key, asker, accepted_ms }).await
+        self.tell(LockOp::Free { key, asker, accepted_ms }).await
     }
 
-    /// What the store knows of `key` to `asker`: [`Reply::Free`] where that is nothing, or where it
-    /// is away and the consumer goes on without.
+    /// What the store knows of `key` to `asker`: [`ClaimReply::Free`] where that is nothing, or where
+    /// it is away and the consumer goes on without.
     ///
     /// # Errors
     /// As [`Claims::claim`].
-    pub async fn look(&self, key: String, asker: Arc<str>) -> Result<Reply, StoreUnavailable> {
-        match self.ask(Op::Look { key, asker }).await {
-            Err(_) if self.on_outage == OnOutage::Proceed => Ok(Reply::Free),
+    pub async fn look(
+        &self,
+        key: impl Into<Arc<str>> + Send,
+        asker: Arc<str>,
+    ) -> Result<ClaimReply, StoreUnavailable> {
+        match self.ask_claim(ClaimOp::Look { key: key.into(), asker: Some(asker) }).await {
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(ClaimReply::Free),
             answer => answer,
         }
     }
 
     /// What is known of `key`, here too; `None` where no claim can tell (the store is away or
     /// empty).
-    pub async fn read(&self, key: String) -> Option<Reply> {
+    pub async fn read(&self, key: impl Into<Arc<str>> + Send) -> Option<ClaimReply> {
+        let key = key.into();
         let remembered = self.recent.find(&key);
-        let remembered = remembered.map(|accepted_ms| Reply::Done { accepted_ms, due_ms: 0 });
-        match self.ask(Op::Read { key }).await.ok() {
-            Some(done @ (Reply::Done { .. } | Reply::TakenBack { .. })) => Some(done),
-            known => remembered.or(known.filter(|reply| *reply != Reply::Free)),
+        let remembered = remembered.map(|accepted_ms| ClaimReply::Done { accepted_ms, due_ms: 0 });
+        match self.ask_claim(ClaimOp::Look { key, asker: None }).await.ok() {
+            Some(done @ (ClaimReply::Done { .. } | ClaimReply::TakenBack { .. })) => Some(done),
+            known => remembered.or(known.filter(|reply| *reply != ClaimReply::Free)),
+        }
+    }
+
+    async fn ask_claim(&self, op: ClaimOp) -> Result<ClaimReply, StoreUnavailable> {
+        self.ask(op.into()).await.and_then(of_claim)
+    }
+
+    async fn ask_lock(&self, op: LockOp) -> Result<LockReply, StoreUnavailable> {
+        match self.ask(op.into()).await? {
+            Reply::Lock(reply) => Ok(reply),
+            Reply::Claim(_) => Err(other_protocol()),
         }
     }
 
@@ -349,6 +409,17 @@ impl Claims {
         self.queue.send(Request::Many(ops, reply)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
+}
+
+fn of_claim(reply: Reply) -> Result<ClaimReply, StoreUnavailable> {
+    match reply {
+        Reply::Claim(reply) => Ok(reply),
+        Reply::Lock(_) => Err(other_protocol()),
+    }
+}
+
+fn other_protocol() -> StoreUnavailable {
+    StoreUnavailable::new("it answered in another protocol than it was asked in")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::outage::Breaker;
 /// Operations in one pipeline. Larger ones gain nothing and delay the first of them.
 const PIPELINE: usize = 512;
 /// Pipelines under way at once: one is answered while the next is filled and sent.
-const UNDER_WAY: usize = 2;
+const UNDER_WAY: usize = 4;
 /// Operations that may wait for a pipeline; more simply wait to get in.
 pub(super) const QUEUE: usize = 4096;
 

@@ -1,12 +1,15 @@
 //! Claims in Redis 6 and later, Valkey and Upstash: plain commands, and a script where a claim is
 //! already there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use redis::{Pipeline, Value};
+use redis::{Cmd, Pipeline, Value};
 
-use super::{Moment, Op, Reply, Store, StoreUnavailable, TakenBack};
+use super::{
+    ClaimOp, ClaimReply, LockOp, LockReply, Moment, Op, Reply, Store, StoreUnavailable, TakenBack,
+};
 use crate::clients::redis::{Connection, describe};
 
 /// Marks a value that says when something was done; a holder's name never starts so.
@@ -72,68 +75,102 @@ impl RedisStore {
     async fn run(&self, ops: &[Op]) -> Result<Vec<Reply>, StoreUnavailable> {
         let mut first = Pipeline::with_capacity(ops.len());
         for op in ops {
-            self.add(&mut first, op);
+            first.add_command(match op {
+                Op::Claim(op) => self.claim_command(op),
+                Op::Lock(op) => self.lock_command(op),
+            });
         }
         let answers = self.query(&first).await?;
         let mut replies: Vec<Option<Reply>> =
             ops.iter().zip(&answers).map(|(op, answer)| reply(op, answer)).collect();
 
-        let taken: Vec<usize> = (0..replies.len()).filter(|at| replies[*at].is_none()).collect();
-        if !taken.is_empty() {
-            let mut second = Pipeline::with_capacity(taken.len());
-            for at in &taken {
-                if let Op::Claim { key, asker } = &ops[*at] {
-                    second.cmd("EVAL").arg(RECLAIM).arg(1).arg(key).arg(&**asker);
-                    second.arg(self.window_seconds);
-                }
+        let open: Vec<usize> = (0..replies.len()).filter(|at| replies[*at].is_none()).collect();
+        if !open.is_empty() {
+            let mut second = Pipeline::with_capacity(open.len());
+            for at in &open {
+                second.add_command(self.second_command(&ops[*at]));
             }
             let answers = self.query(&second).await?;
-            for (at, answer) in taken.iter().zip(&answers) {
-                if let Op::Claim { asker, .. } = &ops[*at] {
-                    replies[*at] = Some(standing(answer, Some(asker)));
-                }
+            for (at, answer) in open.iter().zip(&answers) {
+                replies[*at] = Some(Reply::Claim(second_reply(&ops[*at], answer)));
             }
         }
-        Ok(replies.into_iter().map(|reply| reply.unwrap_or(Reply::Held)).collect())
+        let held = || Reply::Claim(ClaimReply::Held);
+        Ok(replies.into_iter().map(|reply| reply.unwrap_or_else(held)).collect())
     }
 
-    fn add(&self, pipeline: &mut Pipeline, op: &Op) {
+    /// What is asked where the first command left it open.
+    fn second_command(&self, op: &Op) -> Cmd {
         match op {
-            Op::Claim { key, asker } => {
-                pipeline.cmd("SET").arg(key).arg(&**asker).arg("NX");
-                pipeline.arg("EX").arg(self.window_seconds);
+            Op::Claim(ClaimOp::Take { key, asker }) => {
+                let mut eval = eval(RECLAIM, &[key]);
+                eval.arg(&**asker).arg(self.window_seconds);
+                eval
             }
-            Op::Confirm { key, accepted_ms, due_ms, keep } => {
-                let value = match due_ms {
-                    0 => format!("{DONE}{accepted_ms}"),
-                    due_ms => format!("{DONE}{accepted_ms}:{due_ms}"),
-                };
-                pipeline.cmd("SET").arg(key).arg(value).arg("EX").arg(seconds(*keep));
+            Op::Claim(ClaimOp::ConfirmTaken { key, accepted_ms }) => {
+                let mut set = set(key, &done(*accepted_ms, 0));
+                set.arg("EX").arg(self.window_seconds);
+                set
             }
-            Op::TakeBack { key, by, keep } => {
-                pipeline.cmd("EVAL").arg(TAKE_BACK).arg(1).arg(key).arg(written(*by));
-                pipeline.arg(seconds(*keep));
+            Op::Claim(op) => self.claim_command(op),
+            Op::Lock(op) => self.lock_command(op),
+        }
+    }
+
+    fn claim_command(&self, op: &ClaimOp) -> Cmd {
+        match op {
+            ClaimOp::Take { key, asker } => {
+                let mut set = set(key, asker);
+                set.arg("NX").arg("EX").arg(self.window_seconds);
+                set
             }
-            Op::Keep { key, text, keep, lock, asker } => {
-                pipeline.cmd("EVAL").arg(KEEP).arg(2).arg(key).arg(lock).arg(&**asker);
-                pipeline.arg(text).arg(seconds(*keep));
+            ClaimOp::Confirm { key, accepted_ms, due_ms, keep } => {
+                let mut set = set(key, &done(*accepted_ms, *due_ms));
+                set.arg("EX").arg(seconds(*keep));
+                set
             }
-            Op::Since { key, now_ms } => {
-                pipeline.cmd("EVAL").arg(SINCE).arg(1).arg(key).arg(*now_ms);
+            ClaimOp::ConfirmTaken { key, accepted_ms } => {
+                let mut set = set(key, &done(*accepted_ms, 0));
+                set.arg("XX").arg("KEEPTTL");
+                set
             }
-            Op::Release { key, asker } => {
-                pipeline.cmd("EVAL").arg(RELEASE).arg(1).arg(key).arg(&**asker);
+            ClaimOp::TakeBack { key, by, keep } => {
+                let mut eval = eval(TAKE_BACK, &[key]);
+                eval.arg(written(*by)).arg(seconds(*keep));
+                eval
             }
-            Op::Acquire { key, asker, left_by, lease } => {
-                pipeline.cmd("EVAL").arg(ACQUIRE).arg(1).arg(key).arg(&**asker);
-                pipeline.arg(lease.as_secs().max(1)).arg(left_by.as_deref().unwrap_or_default());
+            ClaimOp::Release { key, asker } => {
+                let mut eval = eval(RELEASE, &[key]);
+                eval.arg(&**asker);
+                eval
             }
-            Op::Free { key, asker, accepted_ms } => {
-                pipeline.cmd("EVAL").arg(FREE).arg(1).arg(key).arg(&**asker);
-                pipeline.arg(*accepted_ms).arg(self.window_seconds);
+            ClaimOp::Look { key, .. } => get(key),
+        }
+    }
+
+    fn lock_command(&self, op: &LockOp) -> Cmd {
+        match op {
+            LockOp::Acquire { key, asker, left_by, lease } => {
+                let mut eval = eval(ACQUIRE, &[key]);
+                eval.arg(&**asker).arg(seconds(*lease));
+                eval.arg(left_by.as_deref().unwrap_or_default());
+                eval
             }
-            Op::Read { key } | Op::Look { key, .. } | Op::Recall { key } => {
-                pipeline.cmd("GET").arg(key);
+            LockOp::Free { key, asker, accepted_ms } => {
+                let mut eval = eval(FREE, &[key]);
+                eval.arg(&**asker).arg(*accepted_ms).arg(self.window_seconds);
+                eval
+            }
+            LockOp::Keep { key, text, keep, lock, asker } => {
+                let mut eval = eval(KEEP, &[key, lock]);
+                eval.arg(&**asker).arg(text).arg(seconds(*keep));
+                eval
+            }
+            LockOp::Recall { key } => get(key),
+            LockOp::Since { key, now_ms } => {
+                let mut eval = eval(SINCE, &[key]);
+                eval.arg(*now_ms);
+                eval
             }
         }
     }
@@ -169,55 +206,112 @@ pub async fn warn_of_eviction(mut connection: Connection) {
     }
 }
 
-/// What the first round trip settles; `None` for a claim that somebody has.
+/// `SET key value`, in buffers of its size: a batch has two of them a record.
+fn set(key: &str, value: &str) -> Cmd {
+    let mut set = Cmd::with_capacity(6, key.len() + value.len() + 24);
+    set.arg("SET").arg(key).arg(value);
+    set
+}
+
+/// The value that says when something was done, and until when it sleeps.
+fn done(accepted_ms: i64, due_ms: i64) -> String {
+    let mut digits = itoa::Buffer::new();
+    let mut value = String::with_capacity(40);
+    value.push_str(DONE);
+    value.push_str(digits.format(accepted_ms));
+    if due_ms != 0 {
+        value.push(':');
+        value.push_str(digits.format(due_ms));
+    }
+    value
+}
+
+fn get(key: &str) -> Cmd {
+    let mut get = Cmd::new();
+    get.arg("GET").arg(key);
+    get
+}
+
+fn eval(script: &str, keys: &[&Arc<str>]) -> Cmd {
+    let mut eval = Cmd::new();
+    eval.arg("EVAL").arg(script).arg(keys.len());
+    for key in keys {
+        eval.arg(&***key);
+    }
+    eval
+}
+
+/// What the first round trip settles; `None` for a claim that somebody has, and for one that is to be
+/// marked done and is not there.
 fn reply(op: &Op, answer: &Value) -> Option<Reply> {
+    match op {
+        Op::Claim(op) => claim_reply(op, answer).map(Reply::Claim),
+        Op::Lock(op) => Some(Reply::Lock(lock_reply(op, answer))),
+    }
+}
+
+fn claim_reply(op: &ClaimOp, answer: &Value) -> Option<ClaimReply> {
     match (op, answer) {
-        (Op::Claim { .. }, Value::Nil) => None,
-        (Op::Read { .. } | Op::Look { .. }, Value::Nil) => Some(Reply::Free),
-        (Op::Look { asker, .. }, answer) => Some(standing(answer, Some(asker))),
-        (Op::Recall { .. }, Value::Nil) => Some(Reply::Kept(None)),
-        (Op::Recall { .. }, answer) => Some(Reply::Kept(Some(text(answer).to_owned()))),
-        (Op::Since { now_ms, .. }, answer) => {
-            Some(Reply::Since { ms: text(answer).parse().unwrap_or(*now_ms) })
+        (ClaimOp::Take { .. } | ClaimOp::ConfirmTaken { .. }, Value::Nil) => None,
+        (ClaimOp::Take { .. }, _) => Some(ClaimReply::Granted),
+        (ClaimOp::Look { .. }, Value::Nil) => Some(ClaimReply::Free),
+        (ClaimOp::Look { asker, .. }, answer) => Some(standing(answer, asker.as_deref())),
+        _ => Some(ClaimReply::Noted),
+    }
+}
+
+fn second_reply(op: &Op, answer: &Value) -> ClaimReply {
+    match op {
+        Op::Claim(ClaimOp::Take { asker, .. }) => standing(answer, Some(asker)),
+        _ => ClaimReply::Noted,
+    }
+}
+
+fn lock_reply(op: &LockOp, answer: &Value) -> LockReply {
+    match (op, answer) {
+        (LockOp::Acquire { asker, left_by, .. }, answer) => {
+            acquired(answer, asker, left_by.as_deref())
         }
-        (Op::Keep { .. }, Value::Int(0)) => Some(Reply::Held),
-        (Op::Read { .. }, answer) => Some(standing(answer, None)),
-        (Op::Acquire { asker, left_by, .. }, answer) => {
-            Some(acquired(answer, asker, left_by.as_deref()))
+        (LockOp::Free { .. }, _) => LockReply::Noted,
+        (LockOp::Keep { .. }, Value::Int(0)) => LockReply::Lost,
+        (LockOp::Keep { .. }, _) => LockReply::Noted,
+        (LockOp::Recall { .. }, Value::Nil) => LockReply::Text(None),
+        (LockOp::Recall { .. }, answer) => LockReply::Text(Some(text(answer).to_owned())),
+        (LockOp::Since { now_ms, .. }, answer) => {
+            LockReply::Since { ms: text(answer).parse().unwrap_or(*now_ms) }
         }
-        _ => Some(Reply::Granted),
     }
 }
 
 /// What stood at a key before it was asked for alone.
-fn acquired(before: &Value, asker: &str, left_by: Option<&str>) -> Reply {
+fn acquired(before: &Value, asker: &str, left_by: Option<&str>) -> LockReply {
     if *before == Value::Nil {
-        return Reply::Acquired { accepted_ms: None, resumed: false };
+        return LockReply::Acquired { accepted_ms: None, resumed: false };
     }
     let text = text(before);
     if let Some(at) = text.strip_prefix("free:") {
-        return Reply::Acquired { accepted_ms: at.parse().ok(), resumed: false };
+        return LockReply::Acquired { accepted_ms: at.parse().ok(), resumed: false };
     }
     let held = text.strip_prefix("held:").and_then(|held| held.split_once(':'));
     let (at, holder) = held.unwrap_or_default();
     if holder == asker || Some(holder) == left_by {
-        return Reply::Acquired { accepted_ms: at.parse().ok(), resumed: true };
+        return LockReply::Acquired { accepted_ms: at.parse().ok(), resumed: true };
     }
-    Reply::Taken { holder: holder.into() }
+    LockReply::Taken { holder: holder.into() }
 }
 
 /// What a value that stands at a key means to `asker`.
-fn standing(value: &Value, asker: Option<&str>) -> Reply {
+fn standing(value: &Value, asker: Option<&str>) -> ClaimReply {
     let text = text(value);
     if let Some(done) = text.strip_prefix(DONE) {
         let (at, due) = done.split_once(':').unwrap_or((done, ""));
         let (accepted_ms, due_ms) = (at.parse().unwrap_or(0), due.parse().unwrap_or(0));
-        return Reply::Done { accepted_ms, due_ms };
+        return ClaimReply::Done { accepted_ms, due_ms };
     }
     if let Some(taken) = text.strip_prefix(TAKEN_BACK) {
         return taken_back(taken);
     }
-    if Some(text) == asker { Reply::Granted } else { Reply::Held }
+    if Some(text) == asker { ClaimReply::Granted } else { ClaimReply::Held }
 }
 
 /// `<commit>:<lsn>:<whether deleted>`, as the script appends it.
@@ -226,11 +320,11 @@ fn written(by: TakenBack) -> String {
     format!("{}:{lsn}:{}", by.at.commit_ms, u8::from(by.deleted))
 }
 
-fn taken_back(text: &str) -> Reply {
+fn taken_back(text: &str) -> ClaimReply {
     let mut parts = text.split(':');
     let mut next = || parts.next().unwrap_or_default();
     let (accepted, due, commit, lsn, deleted) = (next(), next(), next(), next(), next());
-    Reply::TakenBack {
+    ClaimReply::TakenBack {
         accepted_ms: accepted.parse().ok(),
         due_ms: due.parse().unwrap_or(0),
         by: TakenBack {

@@ -20,12 +20,12 @@ fn claims(store: impl Store, on_outage: OnOutage) -> Claims {
 async fn while_the_store_is_away_the_consumer_waits_or_goes_on_as_configured() {
     let asker: Arc<str> = "g/t/0/1".into();
     let waiting = claims(Away, OnOutage::Wait);
-    let error = waiting.claim("k".into(), Arc::clone(&asker)).await.expect_err("away");
+    let error = waiting.claim("k", Arc::clone(&asker)).await.expect_err("away");
     assert!(error.to_string().contains("connection refused"), "{error}");
     assert!(waiting.breaker().away().is_some());
     let proceeding = claims(Away, OnOutage::Proceed);
-    assert_eq!(proceeding.claim("k".into(), asker).await.expect("goes on"), Reply::Granted);
-    proceeding.confirm("k".into(), 5, 0).await.expect("goes on");
+    assert_eq!(proceeding.claim("k", asker).await.expect("goes on"), ClaimReply::Granted);
+    proceeding.confirm("k", 5, 0).await.expect("goes on");
 }
 
 /// A store that answers once it is let.
@@ -54,25 +54,25 @@ async fn what_is_done_is_noted_although_its_caller_has_gone() {
         tokio::task::yield_now().await;
     }
     {
-        let mut confirm = Box::pin(claims.confirm("done".into(), 5, 0));
-        let mut claim = Box::pin(claims.claim("wanted".into(), Arc::clone(&asker)));
+        let mut confirm = Box::pin(claims.confirm("done", 5, 0));
+        let mut claim = Box::pin(claims.claim("wanted", Arc::clone(&asker)));
         assert!(futures::poll!(&mut confirm).is_pending());
         assert!(futures::poll!(&mut claim).is_pending());
     }
     let_in.add_permits(10);
-    let done = Reply::Done { accepted_ms: 5, due_ms: 0 };
-    assert_eq!(claims.look("done".into(), Arc::clone(&asker)).await.expect("answered"), done);
-    let wanted = claims.look("wanted".into(), asker).await.expect("answered");
-    assert_eq!(wanted, Reply::Free, "nobody wanted it any more");
+    let done = ClaimReply::Done { accepted_ms: 5, due_ms: 0 };
+    assert_eq!(claims.look("done", Arc::clone(&asker)).await.expect("answered"), done);
+    let wanted = claims.look("wanted", asker).await.expect("answered");
+    assert_eq!(wanted, ClaimReply::Free, "nobody wanted it any more");
 }
 
 #[tokio::test]
 async fn an_acceptance_is_remembered_when_the_store_forgets() {
     let claims = claims(Away, OnOutage::Proceed);
-    assert_eq!(claims.read("award".into()).await, None);
-    claims.confirm("award".into(), 1_000, 0).await.expect("goes on");
+    assert_eq!(claims.read("award").await, None);
+    claims.confirm("award", 1_000, 0).await.expect("goes on");
     assert_eq!(
-        claims.read("award".into()).await,
-        Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 })
+        claims.read("award").await,
+        Some(ClaimReply::Done { accepted_ms: 1_000, due_ms: 0 })
     );
 }

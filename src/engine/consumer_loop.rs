@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, Stream, StreamExt};
+use jiff::Timestamp;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaResult;
 use rdkafka::message::BorrowedMessage;
@@ -48,6 +49,7 @@ impl<C: Consumer> Session<'_, C> {
                 () = self.stop.cancelled(), if self.times.stopping.is_none() => self.begin_stop(),
                 Some(rebalance) = signals.rebalances.recv() => self.rebalanced(rebalance, &signals),
                 _ = self.dispatch.finished.recv_many(&mut batch, BURST) => {
+                    self.times.turn = Instant::now();
                     batch.drain(..).for_each(|finished| self.finish(finished));
                 }
                 planned = self.membership.assignment.planned() => self.assign(planned),
@@ -56,6 +58,7 @@ impl<C: Consumer> Session<'_, C> {
                 }
                 () = &mut sleep => {
                     let now = Instant::now();
+                    self.times.turn = now;
                     self.dispatch.lanes.wake(now);
                     if now >= tick_at {
                         ticked = now;
@@ -96,13 +99,14 @@ impl<C: Consumer> Session<'_, C> {
         mut message: KafkaResult<BorrowedMessage<'m>>,
         ready: &mut (impl Stream<Item = KafkaResult<BorrowedMessage<'m>>> + Unpin),
     ) -> Option<Result<End, EngineError>> {
-        let now = Instant::now();
+        self.times.turn = Instant::now();
+        self.times.progress = self.times.turn;
+        let now = Timestamp::now();
         let mut taken = 0;
         loop {
             match message {
                 Ok(message) => {
-                    self.times.progress = now;
-                    self.on_record(&message);
+                    self.on_record(&message, now);
                 }
                 Err(error) => {
                     if let Some(end) = self.client_error(&error) {

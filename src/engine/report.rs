@@ -46,10 +46,17 @@ impl<C: Consumer> Session<'_, C> {
 
     /// The record in flight that has been at its work for longest, as far as nothing explains it.
     fn longest(&self, now: Instant) -> Option<AtWork> {
-        let still = self.dispatch.lives.values();
-        let still = still.filter_map(|(origin, life)| Some((life.still_since(now)?, origin)));
+        let still = self.dispatch.in_flight.values().filter_map(|task| {
+            let since = task.life.still_since(now)?;
+            let mut records = task.records.iter();
+            let origin = records.find_map(|(id, offset)| {
+                let partition = self.partitions.get(id).filter(|of| of.is_open(*offset))?;
+                Some(partition.origin(*offset))
+            });
+            Some((since, origin?))
+        });
         let (since, origin) = still.min_by_key(|(since, _)| *since)?;
-        Some(AtWork { origin: origin.clone(), since })
+        Some(AtWork { origin, since })
     }
 
     /// What explains that records do not end. Only what this consumer's own work waits for counts:

@@ -51,6 +51,8 @@ pub(super) struct Pressure {
 /// When something happened or is due.
 pub(super) struct Times {
     pub(super) began: Instant,
+    /// When this turn of the loop began: one look at the clock for all its records.
+    pub(super) turn: Instant,
     pub(super) progress: Instant,
     pub(super) commit_at: Instant,
     /// When a stop that was asked for no longer waits.
@@ -94,7 +96,7 @@ impl<'a, C: Consumer> Session<'a, C> {
                 polling: true,
                 pausing: false,
             },
-            times: Times { began: now, progress: now, commit_at: now, stopping: None },
+            times: Times { began: now, turn: now, progress: now, commit_at: now, stopping: None },
             notices: Notices::default(),
         }
     }

@@ -184,7 +184,8 @@ impl<C: Consumer> Shadow<'_, C> {
     fn on_record(&mut self, message: &BorrowedMessage<'_>) {
         let name = (message.topic().to_owned(), message.partition());
         let offset = message.offset();
-        let headers = kafka::text_headers(message);
+        let headers = kafka::headers(message);
+        let headers = kafka::text_headers(&headers);
         let record = Record {
             topic: message.topic(),
             partition: message.partition(),
@@ -203,8 +204,9 @@ impl<C: Consumer> Shadow<'_, C> {
         let replayed = compared.is_some_and(|logged| partition.is_replay(&logged));
         let passed = Passed { logged: counted, written: None };
         // What was done above the commit is not done again either.
-        if partition.admit(offset, passed, 0) == Admission::Fresh {
-            partition.complete(offset, 0);
+        let now = Instant::now();
+        if partition.admit(offset, passed, 0, now) == Admission::Fresh {
+            partition.complete(offset, 0, now);
             self.decide(&record, intake.route, replayed);
         }
         if self.ahead.get(&name).is_some_and(|end| offset + 1 >= *end) {

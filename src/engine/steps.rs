@@ -105,6 +105,7 @@ impl Step {
         Self { when: Some(case), ..self }
     }
 
+    #[cfg(any(debug_assertions, test))]
     fn allows(&self, taken: Taken<'_>) -> bool {
         match (&self.action, taken) {
             (Action::Claim(name), Taken::Claim(taken))
@@ -125,6 +126,7 @@ impl From<Action> for Step {
     }
 }
 
+#[cfg(any(debug_assertions, test))]
 fn fits(declared: &str, taken: &str) -> bool {
     match declared.split_once('<') {
         Some((known, _)) => taken.starts_with(known),
@@ -169,6 +171,7 @@ impl Steps {
         })
     }
 
+    #[cfg(any(debug_assertions, test))]
     fn allow(&self, taken: Taken<'_>) -> bool {
         self.steps.iter().any(|step| step.allows(taken))
     }

@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::Outcome;
 use super::dispatch::permits::{Limits, Permits};
 use super::dispatch::work::{Context, Origin, Shared};
-use crate::dedup::{Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable};
+use crate::dedup::{
+    ClaimOp, Claims, LockOp, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable,
+};
 use crate::outage::{Backoff, Breaker};
 
 /// What the work of tests comes to.
@@ -44,11 +46,11 @@ impl Store for WatchedStore {
         let watched = &self.1;
         for op in ops {
             match op {
-                Op::Acquire { .. } | Op::Claim { .. } => {
+                Op::Lock(LockOp::Acquire { .. }) | Op::Claim(ClaimOp::Take { .. }) => {
                     *watched.taken.lock().expect("not poisoned") += 1;
                     watched.asked.notify_one();
                 }
-                Op::Free { .. } | Op::Confirm { .. } => {
+                Op::Lock(LockOp::Free { .. }) | Op::Claim(ClaimOp::Confirm { .. }) => {
                     watched.ended.notify_one();
                     match *watched.second_phase.lock().expect("not poisoned") {
                         SecondPhase::Answered => {}

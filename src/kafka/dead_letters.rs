@@ -248,15 +248,18 @@ mod tests {
         cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refused]);
         let brokers = cluster.bootstrap_servers();
         let letters = DeadLetters::new(&Kafka::of(&settings(&brokers)), "crm.dlq");
-        let record = SavedRecord::copy(&OwnedMessage::new(
-            Some(b"whole".to_vec()),
-            None,
-            "orders".to_owned(),
-            rdkafka::Timestamp::NotAvailable,
-            0,
-            7,
-            None,
-        ));
+        let record = SavedRecord::copy(
+            &OwnedMessage::new(
+                Some(b"whole".to_vec()),
+                None,
+                "orders".to_owned(),
+                rdkafka::Timestamp::NotAvailable,
+                0,
+                7,
+                None,
+            ),
+            &[],
+        );
         let letter = DeadLetter {
             topic: "orders",
             partition: 0,

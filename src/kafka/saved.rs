@@ -2,7 +2,7 @@
 
 use rdkafka::message::Message;
 
-use super::raw::{self, Native, RawHeader};
+use super::raw::RawHeader;
 
 /// Key, value and headers of a record, as they came.
 #[derive(Debug, Clone)]
@@ -17,16 +17,16 @@ pub(crate) struct SavedRecord {
 const NULL: u32 = u32::MAX;
 
 impl SavedRecord {
-    /// Copies a record.
-    pub(crate) fn copy(message: &impl Message<Headers: Native>) -> Self {
+    /// Copies a record, whose headers are these.
+    pub(crate) fn copy(message: &impl Message, headers: &[RawHeader<'_>]) -> Self {
         let key = message.key().unwrap_or_default();
         let value = message.payload().unwrap_or_default();
-        let mut bytes = Vec::with_capacity(size(message));
+        let mut bytes = Vec::with_capacity(size(message, headers));
         bytes.extend_from_slice(key);
         bytes.extend_from_slice(value);
-        for (name, value) in raw::headers(message) {
+        for (name, value) in headers {
             put(&mut bytes, Some(name));
-            put(&mut bytes, value);
+            put(&mut bytes, *value);
         }
         Self {
             bytes: bytes.into_boxed_slice(),
@@ -64,11 +64,10 @@ impl SavedRecord {
     }
 }
 
-/// Bytes that a record takes when it is saved.
-pub(crate) fn size(message: &impl Message<Headers: Native>) -> usize {
-    let headers: usize = raw::headers(message)
-        .map(|(name, value)| 8 + name.len() + value.map_or(0, <[u8]>::len))
-        .sum();
+/// Bytes that a record takes when it is saved with these headers.
+pub(crate) fn size(message: &impl Message, headers: &[RawHeader<'_>]) -> usize {
+    let headers: usize =
+        headers.iter().map(|(name, value)| 8 + name.len() + value.map_or(0, <[u8]>::len)).sum();
     message.key().map_or(0, <[u8]>::len) + message.payload().map_or(0, <[u8]>::len) + headers
 }
 
@@ -96,6 +95,7 @@ mod tests {
     use rdkafka::message::{Header, OwnedHeaders, OwnedMessage};
 
     use super::*;
+    use crate::kafka::raw;
 
     #[test]
     fn a_saved_record_is_the_record() {
@@ -112,7 +112,8 @@ mod tests {
             7,
             Some(headers),
         );
-        let saved = SavedRecord::copy(&message);
+        let all = raw::headers(&message);
+        let saved = SavedRecord::copy(&message, &all);
         assert_eq!(saved.key(), Some(&b"key"[..]));
         assert_eq!(saved.value(), Some(&b"value"[..]));
         assert_eq!(saved.timestamp_ms(), Some(42));
@@ -125,7 +126,7 @@ mod tests {
                 (b"empty", Some(&b""[..])),
             ]
         );
-        assert_eq!(size(&message), saved.bytes.len());
+        assert_eq!(size(&message, &all), saved.bytes.len());
     }
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
             7,
             None,
         );
-        let saved = SavedRecord::copy(&message);
+        let saved = SavedRecord::copy(&message, &[]);
         assert_eq!((saved.key(), saved.value()), (Some(&b""[..]), None));
         assert_eq!(saved.headers().count(), 0);
     }

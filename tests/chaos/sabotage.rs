@@ -14,7 +14,7 @@ use crm_event_processors::config::{self, Settings};
 use crm_event_processors::consumers::entry::{AnyConsumer, Dependencies};
 use crm_event_processors::consumers::marketplace::{self, Marketplace, Work};
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
-use crm_event_processors::dedup::{Op, Reply, Store, StoreUnavailable};
+use crm_event_processors::dedup::{ClaimOp, ClaimReply, Op, Reply, Store, StoreUnavailable};
 use crm_event_processors::engine::{
     Consumer, Context, Failure, Lane, Observed, Observer, Outcome, Route, Steps,
 };
@@ -241,14 +241,15 @@ impl Store for Unsound {
         Box::pin(async move {
             let mut replies = Vec::with_capacity(ops.len());
             for op in ops {
-                if let Op::Claim { key, .. } = op {
+                if let Op::Claim(ClaimOp::Take { key, .. }) = op {
                     if self.sabotage == Sabotage::NoClaims {
-                        replies.push(Reply::Granted);
+                        replies.push(Reply::Claim(ClaimReply::Granted));
                         continue;
                     }
-                    let read = [Op::Read { key: key.clone() }];
-                    if self.store.execute(&read).await? != [Reply::Free] {
-                        replies.push(Reply::Done { accepted_ms: 0, due_ms: 0 });
+                    let read = [Op::Claim(ClaimOp::Look { key: key.clone(), asker: None })];
+                    if self.store.execute(&read).await? != [Reply::Claim(ClaimReply::Free)] {
+                        let done = ClaimReply::Done { accepted_ms: 0, due_ms: 0 };
+                        replies.push(Reply::Claim(done));
                         continue;
                     }
                 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use crm_event_processors::app::{App, RunError, Stores};
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
-use crm_event_processors::dedup::{MemoryStore, Op, Reply, Store, StoreUnavailable};
+use crm_event_processors::dedup::{
+    ClaimOp, ClaimReply, MemoryStore, Op, Reply, Store, StoreUnavailable,
+};
 use crm_event_processors::engine::{Observed, Observer, Outcome};
 use crm_event_processors::fakes::broker::Broker;
 use crm_event_processors::fakes::{Endpoint, Fake, Fault, Lasting, Options, Poison};
@@ -191,16 +193,17 @@ async fn one_that_is_refused_among_hundreds_is_set_aside_alone_and_the_others_go
 async fn what_another_record_has_claimed_waits_and_holds_up_no_other() {
     let scene = Scene::new().await;
     let held = [5, 6, 300];
-    let key = |number| format!("crm:crm-event-processors-marketplace:{}", id(number));
-    let claim = |number| Op::Claim { key: key(number), asker: "another/0/0".into() };
+    let key = |number| format!("crm:crm-event-processors-marketplace:{}", id(number)).into();
+    let claim = |number| Op::Claim(ClaimOp::Take { key: key(number), asker: "another/0/0".into() });
     let replies = scene.store.claims.execute(&held.map(claim)).await.expect("in memory");
-    assert_eq!(replies, [Reply::Granted, Reply::Granted, Reply::Granted]);
+    assert_eq!(replies, vec![Reply::Claim(ClaimReply::Granted); 3]);
     let (stop, running) = scene.start();
     scene.until(Outcome::Sent, COUNT - held.len()).await;
     assert_eq!(scene.copies(), each_once((0..COUNT).filter(|number| !held.contains(number))));
-    let done =
-        Op::Confirm { key: key(5), accepted_ms: 1, due_ms: 0, keep: Duration::from_secs(300) };
-    let release = |number| Op::Release { key: key(number), asker: "another/0/0".into() };
+    let keep = Duration::from_secs(300);
+    let done = Op::Claim(ClaimOp::Confirm { key: key(5), accepted_ms: 1, due_ms: 0, keep });
+    let release =
+        |number| Op::Claim(ClaimOp::Release { key: key(number), asker: "another/0/0".into() });
     let ops = [done, release(6), release(300)];
     scene.store.claims.execute(&ops).await.expect("in memory");
     scene.until(Outcome::Duplicate, 1).await;
@@ -247,13 +250,13 @@ async fn what_waits_for_inngest_keeps_its_claims_for_longer_than_they_live() {
     // Claimed once, and renewed each second: four times lie beyond the first window.
     let renewed = || scene.store.requests.lock().expect("not poisoned").iter().sum::<usize>();
     until("renewals", async || (renewed() >= 5 * COUNT).then_some(())).await;
-    let ask = |number| Op::Claim {
-        key: format!("crm:crm-event-processors-marketplace:{}", id(number)),
-        asker: "another/0/0".into(),
+    let ask = |number| {
+        let key = format!("crm:crm-event-processors-marketplace:{}", id(number)).into();
+        Op::Claim(ClaimOp::Take { key, asker: "another/0/0".into() })
     };
     let asked: Vec<Op> = (0..COUNT).map(ask).collect();
     let replies = scene.store.claims.execute(&asked).await.expect("in memory");
-    assert!(replies.iter().all(|reply| *reply == Reply::Held), "{replies:?}");
+    assert!(replies.iter().all(|reply| *reply == Reply::Claim(ClaimReply::Held)), "{replies:?}");
     scene.fake.heal(Endpoint::Post);
     scene.until(Outcome::Sent, COUNT).await;
     stopped(stop, running).await;

@@ -2,10 +2,10 @@
 //! goes, comes back and forgets.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::dedup::{Claims, OnOutage, RedisStore, Reply};
+use crm_event_processors::dedup::{ClaimReply, Claims, OnOutage, RedisStore};
 use crm_event_processors::outage::{Backoff, Breaker};
 use futures::future::join_all;
 use redis::AsyncCommands as _;
@@ -30,7 +30,7 @@ fn claims(url: &str) -> Claims {
     claims_for(url, WINDOW, OnOutage::Wait)
 }
 
-async fn claim(claims: &Claims, key: &str, asker: &str) -> Reply {
+async fn claim(claims: &Claims, key: &str, asker: &str) -> ClaimReply {
     claims.claim(key.to_owned(), asker.into()).await.expect("Redis answers")
 }
 
@@ -43,35 +43,38 @@ async fn raw(url: &str) -> MultiplexedConnection {
 async fn a_claim_is_its_records_own_also_after_a_crash_and_held_against_others_until_done() {
     let (first, second) = (claims(redis()), claims(redis()));
     let key = unique("claim");
-    assert_eq!(claim(&first, &key, "g/t/0/7").await, Reply::Granted);
-    assert_eq!(claim(&second, &key, "g/t/0/9").await, Reply::Held);
-    assert_eq!(second.read(key.clone()).await, Some(Reply::Held));
+    assert_eq!(claim(&first, &key, "g/t/0/7").await, ClaimReply::Granted);
+    assert_eq!(claim(&second, &key, "g/t/0/9").await, ClaimReply::Held);
+    assert_eq!(second.read(key.clone()).await, Some(ClaimReply::Held));
     drop(first);
     assert_eq!(
         claim(&second, &key, "g/t/0/7").await,
-        Reply::Granted,
+        ClaimReply::Granted,
         "the same record, redelivered"
     );
     second.confirm(key.clone(), 42, 0).await.expect("Redis answers");
     let third = claims(redis());
     for asker in ["g/t/0/7", "g/t/0/9"] {
-        assert_eq!(claim(&third, &key, asker).await, Reply::Done { accepted_ms: 42, due_ms: 0 });
+        assert_eq!(
+            claim(&third, &key, asker).await,
+            ClaimReply::Done { accepted_ms: 42, due_ms: 0 }
+        );
     }
-    assert_eq!(third.read(key).await, Some(Reply::Done { accepted_ms: 42, due_ms: 0 }));
+    assert_eq!(third.read(key).await, Some(ClaimReply::Done { accepted_ms: 42, due_ms: 0 }));
 }
 
 #[tokio::test]
 async fn only_its_holder_gives_a_claim_back() {
     let claims = claims(redis());
     let key = unique("claim");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
+    assert_eq!(claim(&claims, &key, "holder").await, ClaimReply::Granted);
     claims.release(key.clone(), "other".into()).await;
-    assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
+    assert_eq!(claim(&claims, &key, "other").await, ClaimReply::Held);
     claims.release(key.clone(), "holder".into()).await;
-    assert_eq!(claim(&claims, &key, "other").await, Reply::Granted);
+    assert_eq!(claim(&claims, &key, "other").await, ClaimReply::Granted);
     claims.confirm(key.clone(), 1, 0).await.expect("Redis answers");
     claims.release(key.clone(), "other".into()).await;
-    assert_eq!(claim(&claims, &key, "other").await, Reply::Done { accepted_ms: 1, due_ms: 0 });
+    assert_eq!(claim(&claims, &key, "other").await, ClaimReply::Done { accepted_ms: 1, due_ms: 0 });
 }
 
 #[tokio::test]
@@ -79,27 +82,53 @@ async fn a_claim_runs_out_with_its_window_and_is_renewed_by_claiming_again() {
     let claims = claims(redis());
     let mut connection = raw(redis()).await;
     let key = unique("claim");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
+    assert_eq!(claim(&claims, &key, "holder").await, ClaimReply::Granted);
     let left: i64 = connection.ttl(&key).await.expect("Redis answers");
     assert!((1..=300).contains(&left), "{left} s");
 
     let _: () = connection.expire(&key, 2).await.expect("Redis answers");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
+    assert_eq!(claim(&claims, &key, "holder").await, ClaimReply::Granted);
     let left: i64 = connection.ttl(&key).await.expect("Redis answers");
     assert!(left > 2, "renewed, not {left} s");
     let _: () = connection.expire(&key, 100).await.expect("Redis answers");
-    assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
+    assert_eq!(claim(&claims, &key, "other").await, ClaimReply::Held);
     let left: i64 = connection.ttl(&key).await.expect("Redis answers");
     assert!(left <= 100, "asking renews nobody else's claim");
 
     let _: () = connection.pexpire(&key, 1).await.expect("Redis answers");
     until("the claim to run out", async || {
-        (claim(&claims, &key, "other").await == Reply::Granted).then_some(())
+        (claim(&claims, &key, "other").await == ClaimReply::Granted).then_some(())
     })
     .await;
     claims.confirm(key.clone(), 5, 0).await.expect("Redis answers");
     let left: i64 = connection.ttl(&key).await.expect("Redis answers");
     assert!(left > 100, "done lives for a window of its own, not {left} s");
+}
+
+#[tokio::test]
+async fn many_are_marked_done_whether_their_claims_are_fresh_old_or_gone() {
+    let claims = claims(redis());
+    let mut connection = raw(redis()).await;
+    let [fresh, old, gone] = ["fresh", "old", "gone"].map(|name| Arc::from(unique(name)));
+    let now = Instant::now();
+    for key in [&fresh, &old] {
+        assert_eq!(claim(&claims, key, "holder").await, ClaimReply::Granted);
+        let _: () = connection.expire(&**key, 100).await.expect("Redis answers");
+    }
+    let long_ago = now.checked_sub(Duration::from_secs(60)).expect("a time");
+    let all = [
+        (Arc::clone(&fresh), 1, Some(now)),
+        (Arc::clone(&old), 2, Some(long_ago)),
+        (Arc::clone(&gone), 3, Some(now)),
+    ];
+    claims.confirm_all(&all).await.expect("Redis answers");
+    for (key, accepted_ms, whole_window) in [(fresh, 1, false), (old, 2, true), (gone, 3, true)] {
+        let done = ClaimReply::Done { accepted_ms, due_ms: 0 };
+        assert_eq!(claim(&claims, &key, "another").await, done);
+        let left: i64 = connection.ttl(&*key).await.expect("Redis answers");
+        assert_eq!(left > 100, whole_window, "{key}: {left} s");
+        assert!(left > 0, "{key}: {left} s");
+    }
 }
 
 #[tokio::test]
@@ -116,10 +145,10 @@ async fn hundreds_at_a_time_each_get_their_own_answer() {
     };
     // Odd ones are asked for by their holder again, even ones by somebody else.
     let first = everyone(|_| "holder".to_owned()).await;
-    assert!(first.iter().all(|reply| *reply == Reply::Granted));
+    assert!(first.iter().all(|reply| *reply == ClaimReply::Granted));
     let again = everyone(|number| ["other", "holder"][number % 2].to_owned()).await;
     for (number, reply) in again.into_iter().enumerate() {
-        assert_eq!(reply, [Reply::Held, Reply::Granted][number % 2], "{number}");
+        assert_eq!(reply, [ClaimReply::Held, ClaimReply::Granted][number % 2], "{number}");
     }
 }
 
@@ -130,15 +159,15 @@ async fn scripts_need_not_be_known_to_the_server() {
     let mut connection = raw(redis.url()).await;
     for round in 0..2 {
         let key = format!("claim:{round}");
-        assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
-        assert_eq!(claim(&claims, &key, "other").await, Reply::Held);
+        assert_eq!(claim(&claims, &key, "holder").await, ClaimReply::Granted);
+        assert_eq!(claim(&claims, &key, "other").await, ClaimReply::Held);
         let _: () = redis::cmd("SCRIPT")
             .arg("FLUSH")
             .query_async(&mut connection)
             .await
             .expect("Redis answers");
         claims.release(key.clone(), "holder".into()).await;
-        assert_eq!(claim(&claims, &key, "other").await, Reply::Granted);
+        assert_eq!(claim(&claims, &key, "other").await, ClaimReply::Granted);
     }
 }
 
@@ -146,7 +175,7 @@ async fn scripts_need_not_be_known_to_the_server() {
 async fn while_it_is_away_claims_wait_and_go_on_when_it_is_back() {
     let redis = Redis::own();
     let waiting = claims(redis.url());
-    assert_eq!(claim(&waiting, "before", "holder").await, Reply::Granted);
+    assert_eq!(claim(&waiting, "before", "holder").await, ClaimReply::Granted);
     redis.stop();
     let refused = waiting.claim("during".to_owned(), "holder".into()).await;
     assert!(refused.expect_err("away").to_string().contains("REDIS_URL"));
@@ -205,7 +234,7 @@ async fn a_connection_that_has_gone_silent_is_replaced() {
     let proxy = TcpProxy::to(address(redis())).await;
     let claims = claims(&format!("redis://{}/", proxy.address()));
     let key = unique("claim");
-    assert_eq!(claim(&claims, &key, "holder").await, Reply::Granted);
+    assert_eq!(claim(&claims, &key, "holder").await, ClaimReply::Granted);
     proxy.silence();
     let silent = claims.claim(key.clone(), "holder".into()).await;
     assert!(silent.expect_err("no answer").to_string().contains("REDIS_URL"));
@@ -217,7 +246,7 @@ async fn a_primary_that_became_a_replica_is_left_for_the_one_that_took_over() {
     let (old, new) = (Redis::own(), Redis::own());
     let proxy = TcpProxy::to(address(old.url())).await;
     let claims = claims(&format!("redis://{}/", proxy.address()));
-    assert_eq!(claim(&claims, "before", "holder").await, Reply::Granted);
+    assert_eq!(claim(&claims, "before", "holder").await, ClaimReply::Granted);
     proxy.lead_to(address(new.url()));
     let (host, port) = address(new.url()).split_once(':').expect("host and port");
     let _: () = redis::cmd("REPLICAOF")
@@ -236,13 +265,13 @@ async fn while_it_is_away_a_consumer_that_may_proceeds() {
     let redis = Redis::own();
     redis.stop();
     let proceeding = claims_for(redis.url(), WINDOW, OnOutage::Proceed);
-    assert_eq!(claim(&proceeding, "during", "holder").await, Reply::Granted);
+    assert_eq!(claim(&proceeding, "during", "holder").await, ClaimReply::Granted);
     proceeding.confirm("during".to_owned(), 7, 0).await.expect("goes on");
-    assert_eq!(claim(&proceeding, "during", "other").await, Reply::Granted);
+    assert_eq!(claim(&proceeding, "during", "other").await, ClaimReply::Granted);
     redis.start();
     until("claims to be kept again", async || {
         claim(&proceeding, "after", "holder").await;
-        (claim(&proceeding, "after", "other").await == Reply::Held).then_some(())
+        (claim(&proceeding, "after", "other").await == ClaimReply::Held).then_some(())
     })
     .await;
 }
@@ -251,15 +280,15 @@ async fn while_it_is_away_a_consumer_that_may_proceeds() {
 async fn a_server_that_has_forgotten_gives_claims_anew_and_acceptances_are_remembered_here() {
     let redis = Redis::own();
     let claims = claims(redis.url());
-    assert_eq!(claim(&claims, "award", "holder").await, Reply::Granted);
+    assert_eq!(claim(&claims, "award", "holder").await, ClaimReply::Granted);
     claims.confirm("award".to_owned(), 1_000, 0).await.expect("Redis answers");
     redis.restart_empty();
     until("an answer", async || claims.claim("other".to_owned(), "holder".into()).await.ok()).await;
-    assert_eq!(claim(&claims, "award", "other").await, Reply::Granted, "forgotten");
+    assert_eq!(claim(&claims, "award", "other").await, ClaimReply::Granted, "forgotten");
     let known = claims.read("award".to_owned()).await;
     assert_eq!(
         known,
-        Some(Reply::Done { accepted_ms: 1_000, due_ms: 0 }),
+        Some(ClaimReply::Done { accepted_ms: 1_000, due_ms: 0 }),
         "for the cancel's settle time"
     );
 }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::dedup::{MemoryStore, Op, RedisStore, Reply, Store};
+use crm_event_processors::dedup::{
+    ClaimOp, ClaimReply, LockOp, LockReply, MemoryStore, Op, RedisStore, Reply, Store,
+};
 use serde_json::Value;
 
 use test_support::recordings::{fixture, recorded};
@@ -107,23 +109,23 @@ async fn ask(store: &impl Store, op: Op) -> Reply {
 
 /// The protocol of a claim that one record at a time holds, as every store must keep it.
 async fn protocol(store: &impl Store) {
-    let key = unique("tier");
-    let acquire = |asker: &str, left_by: Option<&str>| Op::Acquire {
-        key: key.clone(),
-        asker: asker.into(),
-        left_by: left_by.map(Into::into),
-        lease: LEASE,
+    let key: Arc<str> = unique("tier").into();
+    let acquire = |asker: &str, left_by: Option<&str>| {
+        let (asker, left_by) = (asker.into(), left_by.map(Into::into));
+        Op::Lock(LockOp::Acquire { key: key.clone(), asker, left_by, lease: LEASE })
     };
-    let free =
-        |asker: &str, accepted_ms| Op::Free { key: key.clone(), asker: asker.into(), accepted_ms };
-    let acquired = |accepted_ms, resumed| Reply::Acquired { accepted_ms, resumed };
-    let taken = |holder: &str| Reply::Taken { holder: holder.into() };
+    let free = |asker: &str, accepted_ms| {
+        Op::Lock(LockOp::Free { key: key.clone(), asker: asker.into(), accepted_ms })
+    };
+    let acquired = |accepted_ms, resumed| Reply::Lock(LockReply::Acquired { accepted_ms, resumed });
+    let taken = |holder: &str| Reply::Lock(LockReply::Taken { holder: holder.into() });
 
     assert_eq!(ask(store, acquire("g/t/0/1", None)).await, acquired(None, false));
     assert_eq!(ask(store, acquire("g/t/0/1", None)).await, acquired(Some(0), true));
     assert_eq!(ask(store, acquire("g/t/1/2", None)).await, taken("g/t/0/1"));
     assert_eq!(ask(store, acquire("g/t/1/2", Some("g/t/9/9"))).await, taken("g/t/0/1"));
-    assert_eq!(ask(store, Op::Read { key: key.clone() }).await, Reply::Held);
+    let look = Op::Claim(ClaimOp::Look { key: key.clone(), asker: None });
+    assert_eq!(ask(store, look).await, Reply::Claim(ClaimReply::Held));
 
     ask(store, free("g/t/1/2", 77)).await;
     assert_eq!(ask(store, acquire("g/t/1/2", None)).await, taken("g/t/0/1"), "not its to give");
@@ -138,15 +140,27 @@ async fn protocol(store: &impl Store) {
     ask(store, free("g/t/0/3", 43)).await;
     assert_eq!(ask(store, acquire("g/t/1/2", None)).await, acquired(Some(43), false));
 
-    let lost = format!("{key}-lost");
-    ask(store, Op::Free { key: lost.clone(), asker: "g/t/0/1".into(), accepted_ms: 44 }).await;
-    let next = Op::Acquire { key: lost, asker: "g/t/0/2".into(), left_by: None, lease: LEASE };
+    let lost: Arc<str> = format!("{key}-lost").into();
+    let free_lost = LockOp::Free { key: lost.clone(), asker: "g/t/0/1".into(), accepted_ms: 44 };
+    ask(store, Op::Lock(free_lost)).await;
+    let next = Op::Lock(LockOp::Acquire {
+        key: lost,
+        asker: "g/t/0/2".into(),
+        left_by: None,
+        lease: LEASE,
+    });
     assert_eq!(ask(store, next).await, acquired(Some(44), false), "the time outlives its claim");
 
-    let claim = Op::Claim { key: format!("{key}-claim"), asker: "g/t/0/1".into() };
+    let claim =
+        Op::Claim(ClaimOp::Take { key: format!("{key}-claim").into(), asker: "g/t/0/1".into() });
     let replies = store.execute(&[claim, free("g/t/1/2", 0), acquire("g/t/0/4", None)]).await;
     let replies = replies.expect("answers");
-    assert_eq!(replies, [Reply::Granted, Reply::Granted, acquired(Some(0), false)], "in one go");
+    let expected = [
+        Reply::Claim(ClaimReply::Granted),
+        Reply::Lock(LockReply::Noted),
+        acquired(Some(0), false),
+    ];
+    assert_eq!(replies, expected, "in one go");
 }
 
 const WINDOW: Duration = Duration::from_secs(300);
@@ -168,9 +182,15 @@ async fn a_claim_held_alone_follows_its_protocol_in_redis_and_runs_out_there() {
         let mut connection = connection.clone();
         redis::cmd("TTL").arg(&key).query_async(&mut connection).await.expect("an answer")
     };
-    let acquire = Op::Acquire { key: key.clone(), asker: "o".into(), left_by: None, lease: LEASE };
+    let (asker, held): (Arc<str>, Arc<str>) = ("o".into(), key.clone().into());
+    let acquire = Op::Lock(LockOp::Acquire {
+        key: held.clone(),
+        asker: asker.clone(),
+        left_by: None,
+        lease: LEASE,
+    });
     ask(&store, acquire).await;
     assert!((1..=60).contains(&seconds().await), "a claim that is left runs out with its lease");
-    ask(&store, Op::Free { key: key.clone(), asker: "o".into(), accepted_ms: 1 }).await;
+    ask(&store, Op::Lock(LockOp::Free { key: held, asker, accepted_ms: 1 })).await;
     assert!((61..=300).contains(&seconds().await), "what is free is forgotten with the window");
 }

@@ -145,6 +145,7 @@ fn recorded(message: &BorrowedMessage<'_>) -> Recorded {
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
         headers: kafka::headers(message)
+            .into_iter()
             .map(|(name, value)| (text(name), value.map(<[u8]>::to_vec)))
             .collect(),
     }

@@ -25,13 +25,14 @@ use crate::kafka::{self, SavedRecord};
 const BOOKKEEPING: usize = 768;
 
 impl<C: Consumer> Session<'_, C> {
-    /// Takes in one record.
-    pub(in crate::engine) fn on_record(&mut self, message: &BorrowedMessage<'_>) {
+    /// Takes in one record, which came at `now`.
+    pub(in crate::engine) fn on_record(&mut self, message: &BorrowedMessage<'_>, now: Timestamp) {
         let (topic, number, offset) = (message.topic(), message.partition(), message.offset());
         let Some(id) = self.partitions.id_of_record(topic, number) else {
             return;
         };
-        let headers = kafka::text_headers(message);
+        let raw_headers = kafka::headers(message);
+        let headers = kafka::text_headers(&raw_headers);
         let record = Record {
             topic,
             partition: number,
@@ -42,7 +43,6 @@ impl<C: Consumer> Session<'_, C> {
             headers: &headers,
         };
         let consumer = &*self.engine.consumer;
-        let now = Timestamp::now();
         let Intake { logged, committed_at, snapshot, remarks, route } =
             intake(consumer, &self.engine.settings, &record, now);
         let of = self.engine.settings.replay_recognition;
@@ -53,7 +53,7 @@ impl<C: Consumer> Session<'_, C> {
             Ok(Route::Process { work, .. }) => consumer.kept(work),
             _ => 0,
         };
-        let bytes = kafka::size(message) + BOOKKEEPING + kept;
+        let bytes = kafka::size(message, &raw_headers) + BOOKKEEPING + kept;
         let open_offset = OpenOffset { partition: id, offset, bytes, committed_at };
         let count = self.partitions.len();
         let Some(partition) = self.partitions.get_mut(&id) else { return };
@@ -62,7 +62,7 @@ impl<C: Consumer> Session<'_, C> {
         }
         let written = record.timestamp_ms.map(|ms| (ms.min(now.as_millisecond()), offset));
         let passed = Passed { logged: counted, written };
-        if partition.admit(offset, passed, bytes) != Admission::Fresh {
+        if partition.admit(offset, passed, bytes, self.times.turn) != Admission::Fresh {
             return;
         }
         let view = partition.view(id);
@@ -90,7 +90,7 @@ impl<C: Consumer> Session<'_, C> {
             Ok(Route::Process { work, lane }) => (lane, Todo::Process(work)),
             Err(error) => {
                 let set_aside = SetAside::new(error.kind(), error.to_string(), now);
-                (Lane::in_partition(record.key), Todo::SetAside(set_aside, None))
+                (Lane::in_partition(record.key), Todo::SetAside(Box::new(set_aside), None))
             }
         };
         let Some(partition) = self.partitions.get(&id) else { return };
@@ -103,7 +103,7 @@ impl<C: Consumer> Session<'_, C> {
         );
         let job = Box::new(Job {
             todo,
-            records: smallvec![SavedRecord::copy(message)],
+            records: smallvec![SavedRecord::copy(message, &raw_headers)],
             cx,
             open_offsets: smallvec![open_offset],
             logged: compared,

@@ -11,14 +11,16 @@ use std::time::Instant;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use smallvec::SmallVec;
 use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 
-use crate::dedup::Reply;
+use crate::dedup::{ClaimReply, KeyAndAsker};
+use crate::engine::dispatch::TaskId;
 use crate::engine::dispatch::job::{Job, Todo};
 use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::dispatch::retry::Failure;
-use crate::engine::dispatch::task::{Finished, TaskContext};
+use crate::engine::dispatch::task::{Ended, Finished, TaskContext};
 use crate::engine::dispatch::work::{Context, Memo};
 use crate::engine::idempotency::once::claim_held;
 use crate::engine::{Consumer, Outcome, Taken};
@@ -90,15 +92,18 @@ struct Member<W> {
     lane: LaneId,
     job: Box<Job<W>>,
     /// Its claim's key in the store.
-    key: String,
+    key: Arc<str>,
     /// When its claim was last granted.
     granted: Option<Instant>,
 }
 
 /// Those of a batch that have not ended, by their places.
 struct Open<W> {
+    task: TaskId,
     members: Vec<Option<Member<W>>>,
     left: usize,
+    /// What has ended, until the loop is told.
+    ended: SmallVec<[Ended<W>; 1]>,
 }
 
 impl<W> Open<W> {
@@ -135,19 +140,30 @@ impl<C: Consumer> TaskContext<C> {
     /// them: they are of one partition, and their lives are one.
     pub(crate) async fn run_batch(
         self: Arc<Self>,
+        task: TaskId,
         cx: Context,
         batch: Batch<C::Work>,
         kill: CancellationToken,
     ) {
         let left = batch.jobs.len();
         let jobs = batch.jobs.into_iter();
-        let member = |(lane, job)| Some(Member { lane, job, key: String::new(), granted: None });
-        let mut open = Open { members: jobs.map(member).collect(), left };
+        let member = |(lane, job)| Some(Member { lane, job, key: Arc::default(), granted: None });
+        let members = jobs.map(member).collect();
+        let mut open = Open { task, members, left, ended: SmallVec::with_capacity(left) };
         let ended = AssertUnwindSafe(self.work_on_all(&cx, &mut open, &kill)).catch_unwind().await;
         // The one that panics shows alone.
         let rest = if ended.is_ok() { || Failure::GivenUp } else { || Failure::Alone };
         for at in 0..open.members.len() {
             self.end(&mut open, at, Err(rest()));
+        }
+        self.tell(&mut open);
+    }
+
+    /// Tells the loop what has ended.
+    fn tell(&self, open: &mut Open<C::Work>) {
+        if !open.ended.is_empty() {
+            let jobs = std::mem::take(&mut open.ended);
+            self.finished(Finished { task: open.task, jobs, task_ends: open.left == 0 });
         }
     }
 
@@ -160,7 +176,7 @@ impl<C: Consumer> TaskContext<C> {
             job.cx.remember(job.cx.name_of_key(&key), Memo::Claimed(granted));
         }
         job.cx.keep_nothing();
-        self.finished(Finished { lane, job, result, task_ends: open.left == 0 });
+        open.ended.push(Ended { lane, job, result });
     }
 
     async fn work_on_all(&self, cx: &Context, open: &mut Open<C::Work>, kill: &CancellationToken) {
@@ -175,6 +191,7 @@ impl<C: Consumer> TaskContext<C> {
             return;
         };
         loop {
+            self.tell(open);
             let met = self.meet(cx, open, kill, &mut renewal, &mut *sends).await;
             // What was accepted meanwhile is done.
             let (sent, over, lost) = match met {
@@ -208,6 +225,7 @@ impl<C: Consumer> TaskContext<C> {
         renewal: &mut Interval,
     ) -> Option<(Vec<usize>, Box<dyn Sends>)> {
         loop {
+            self.tell(open);
             let works = open.iter().filter_map(|(at, member)| Some((at, member.job.work()?)));
             let (places, works): (Vec<usize>, Vec<&C::Work>) = works.unzip();
             if works.is_empty() {
@@ -295,9 +313,9 @@ impl<C: Consumer> TaskContext<C> {
         };
         for (at, reply) in places.into_iter().zip(replies) {
             match (reply, open.get_mut(at)) {
-                (Reply::Granted, Some(member)) => member.granted = Some(now),
-                (Reply::Done { .. }, _) => self.end(open, at, Ok(Outcome::Duplicate)),
-                (Reply::TakenBack { .. }, _) => self.end(open, at, Err(Failure::Alone)),
+                (ClaimReply::Granted, Some(member)) => member.granted = Some(now),
+                (ClaimReply::Done { .. }, _) => self.end(open, at, Ok(Outcome::Duplicate)),
+                (ClaimReply::TakenBack { .. }, _) => self.end(open, at, Err(Failure::Alone)),
                 _ => self.end(open, at, Err(claim_held())),
             }
         }
@@ -323,7 +341,7 @@ impl<C: Consumer> TaskContext<C> {
         let mut lost = Vec::new();
         for (at, reply) in places.into_iter().zip(replies) {
             let Some(member) = open.get_mut(at) else { continue };
-            member.granted = (reply == Reply::Granted).then_some(now);
+            member.granted = (reply == ClaimReply::Granted).then_some(now);
             if member.granted.is_none() {
                 lost.push(at);
             }
@@ -341,9 +359,10 @@ impl<C: Consumer> TaskContext<C> {
     ) {
         let done = |(at, sent): &(usize, Sent)| {
             let accepted_ms = sent.as_ref().ok()?.map_or(0, Timestamp::as_millisecond);
-            Some((std::mem::take(&mut open.get_mut(*at)?.key), accepted_ms))
+            let member = open.get_mut(*at)?;
+            Some((Arc::clone(&member.key), accepted_ms, member.granted))
         };
-        let done: Vec<(String, i64)> = sent.iter().filter_map(done).collect();
+        let done: Vec<(Arc<str>, i64, Option<Instant>)> = sent.iter().filter_map(done).collect();
         if !done.is_empty() {
             // Killed or not: what was accepted is done, and its claim runs out by itself.
             tokio::select! {
@@ -361,6 +380,6 @@ impl<C: Consumer> TaskContext<C> {
 }
 
 /// The places of those that are open, and their claims with those who ask.
-fn keys<W>(open: &Open<W>) -> (Vec<usize>, Vec<(String, Arc<str>)>) {
+fn keys<W>(open: &Open<W>) -> (Vec<usize>, Vec<KeyAndAsker>) {
     open.iter().map(|(at, member)| (at, (member.key.clone(), member.job.cx.asker()))).unzip()
 }

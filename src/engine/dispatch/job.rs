@@ -82,7 +82,7 @@ pub(crate) enum Todo<W> {
     Process(W),
     /// It goes to the dead letter topic, unless it is held and its work is tried again; there is none
     /// where it could not be routed.
-    SetAside(SetAside, Option<W>),
+    SetAside(Box<SetAside>, Option<W>),
 }
 
 impl<W> Job<W> {
@@ -108,7 +108,7 @@ impl<W> Job<W> {
             Todo::Process(work) => Some(work),
             Todo::SetAside(_, work) => work,
         };
-        Box::new(Self { todo: Todo::SetAside(set_aside, work), ..self })
+        Box::new(Self { todo: Todo::SetAside(Box::new(set_aside), work), ..self })
     }
 
     /// The cause that holds it, if it is one of a flood.

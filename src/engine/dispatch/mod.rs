@@ -18,27 +18,39 @@ pub(super) mod work;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
 use self::batch::Batch;
 use self::flood::Guard;
 use self::job::Job;
-use self::lanes::{LaneId, Lanes};
+use self::lanes::Lanes;
 use self::life::Life;
 use self::task::{Finished, TaskContext};
-use self::work::{Origin, Shared};
+use self::work::Shared;
 use super::{Consumer, Engine};
+
+/// Numbers the tasks of one session.
+pub(super) type TaskId = u64;
+
+/// A task in flight.
+pub(super) struct InFlight {
+    /// What it is at.
+    pub(super) life: Arc<Life>,
+    /// The open offsets that it works on, by the ids of their partitions.
+    pub(super) records: SmallVec<[(u32, i64); 1]>,
+}
 
 /// The jobs of one session.
 pub(super) struct Dispatch<C: Consumer> {
     pub(super) shared: Arc<Shared>,
     pub(super) lanes: Lanes<Box<Job<C::Work>>>,
-    /// Of the jobs in flight, by their lanes: where each comes from, and its life.
-    pub(super) lives: HashMap<LaneId, (Origin, Arc<Life>), ahash::RandomState>,
+    /// The tasks in flight, by their numbers.
+    pub(super) in_flight: HashMap<TaskId, InFlight, ahash::RandomState>,
+    last_task: TaskId,
     /// What is about to start together, by partition; empty between two turns of the loop.
     batches: Vec<Batch<C::Work>>,
     tasks: Arc<TaskContext<C>>,
-    pub(super) tasks_running: usize,
     pub(super) finished: mpsc::UnboundedReceiver<Finished<C::Work>>,
     /// Holds dead letters where there are too many of them.
     pub(super) floods: Guard,
@@ -50,12 +62,19 @@ impl<C: Consumer> Dispatch<C> {
         Self {
             shared,
             lanes: Lanes::default(),
-            lives: HashMap::default(),
+            in_flight: HashMap::default(),
+            last_task: 0,
             batches: Vec::new(),
             tasks: Arc::new(TaskContext::new(engine, sender)),
-            tasks_running: 0,
             finished,
             floods: Guard::new(engine.settings.dlq_flood, engine.settings.retry.backoff.max),
         }
+    }
+
+    /// A task begins to work on `records`.
+    fn begin(&mut self, life: Arc<Life>, records: SmallVec<[(u32, i64); 1]>) -> TaskId {
+        self.last_task += 1;
+        self.in_flight.insert(self.last_task, InFlight { life, records });
+        self.last_task
     }
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::engine::dispatch::job::{Job, OpenOffset, SetAside, Todo, Waits, coalesce};
 use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::dispatch::retry::{Failure, Next};
-use crate::engine::dispatch::task::Finished;
+use crate::engine::dispatch::task::{Ended, Finished};
 use crate::engine::dispatch::work::Context;
 use crate::engine::session::Session;
 use crate::engine::{Consumer, Observed, Outcome};
@@ -16,9 +16,14 @@ use crate::engine::{Consumer, Observed, Outcome};
 impl<C: Consumer> Session<'_, C> {
     /// Takes in what a task has done.
     pub(in crate::engine) fn finish(&mut self, finished: Finished<C::Work>) {
-        let Finished { lane, mut job, result, task_ends } = finished;
-        self.dispatch.tasks_running -= usize::from(task_ends);
-        self.dispatch.lives.remove(&lane);
+        if finished.task_ends {
+            self.dispatch.in_flight.remove(&finished.task);
+        }
+        finished.jobs.into_iter().for_each(|ended| self.ended(ended));
+    }
+
+    fn ended(&mut self, ended: Ended<C::Work>) {
+        let Ended { lane, mut job, result } = ended;
         for open_offset in &job.open_offsets {
             if let Some(partition) = self.partitions.get_mut(&open_offset.partition) {
                 partition.running -= 1;
@@ -26,7 +31,7 @@ impl<C: Consumer> Session<'_, C> {
         }
         let failure = match result {
             Ok(outcome) => {
-                self.times.progress = Instant::now();
+                self.times.progress = self.times.turn;
                 self.handled(&job, outcome);
                 for open_offset in &job.open_offsets {
                     self.complete(open_offset, outcome);
@@ -119,7 +124,7 @@ impl<C: Consumer> Session<'_, C> {
     /// Gives an offset its outcome.
     pub(in crate::engine) fn complete(&mut self, open_offset: &OpenOffset, outcome: Outcome) {
         let Some(partition) = self.partitions.get_mut(&open_offset.partition) else { return };
-        if !partition.complete(open_offset.offset, open_offset.bytes) {
+        if !partition.complete(open_offset.offset, open_offset.bytes, self.times.turn) {
             return;
         }
         self.pressure.total.records -= 1;

@@ -19,7 +19,7 @@ impl<C: Consumer> Session<'_, C> {
     pub(in crate::engine) fn start_ready(&mut self) {
         while self.times.stopping.is_none()
             && self.dispatch.lanes.running() < MAX_RUNNING
-            && self.dispatch.tasks_running < MAX_TASKS
+            && self.dispatch.in_flight.len() < MAX_TASKS
         {
             let Some((lane, job)) = self.dispatch.lanes.next_ready() else { break };
             // Its original may have finished while it waited behind it.
@@ -68,11 +68,9 @@ impl<C: Consumer> Session<'_, C> {
         };
         partition.running += batch.jobs.len();
         let (kill, cx) = (partition.kill.clone(), first.cx.of_batch());
-        for (lane, job) in &batch.jobs {
-            self.dispatch.lives.insert(*lane, (job.cx.origin().clone(), Arc::clone(cx.life())));
-        }
-        self.dispatch.tasks_running += 1;
-        tokio::spawn(Arc::clone(&self.dispatch.tasks).run_batch(cx, batch, kill));
+        let records = batch.jobs.iter().map(|(_, job)| (batch.partition, job.cx.origin().offset));
+        let task = self.dispatch.begin(Arc::clone(cx.life()), records.collect());
+        tokio::spawn(Arc::clone(&self.dispatch.tasks).run_batch(task, cx, batch, kill));
     }
 
     pub(in crate::engine) fn start(&mut self, lane: LaneId, job: Box<Job<C::Work>>) {
@@ -86,8 +84,9 @@ impl<C: Consumer> Session<'_, C> {
             }
         }
         job.cx.life().begin();
-        self.dispatch.lives.insert(lane, (job.cx.origin().clone(), Arc::clone(job.cx.life())));
-        self.dispatch.tasks_running += 1;
-        tokio::spawn(Arc::clone(&self.dispatch.tasks).run(lane, job, kill.unwrap_or_default()));
+        let records = job.open_offsets.iter().map(|open| (open.partition, open.offset)).collect();
+        let task = self.dispatch.begin(Arc::clone(job.cx.life()), records);
+        let kill = kill.unwrap_or_default();
+        tokio::spawn(Arc::clone(&self.dispatch.tasks).run(task, lane, job, kill));
     }
 }

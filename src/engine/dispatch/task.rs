@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::dispatch::TaskId;
 use crate::engine::dispatch::job::{Job, SetAside, Todo};
 use crate::engine::dispatch::lanes::LaneId;
 use crate::engine::dispatch::retry::Failure;
@@ -19,13 +21,19 @@ use crate::outage::Breaker;
 /// How long a lane waits for a dead letter topic that cannot be written.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// What a task hands back.
+/// What a task hands back: jobs that have ended.
 pub(crate) struct Finished<W> {
+    pub(crate) task: TaskId,
+    pub(crate) jobs: SmallVec<[Ended<W>; 1]>,
+    /// Whether nothing else is left to the task.
+    pub(crate) task_ends: bool,
+}
+
+/// A job, and what came of it.
+pub(crate) struct Ended<W> {
     pub(crate) lane: LaneId,
     pub(crate) job: Box<Job<W>>,
     pub(crate) result: Result<Outcome, Failure>,
-    /// Whether nothing else is left to its task.
-    pub(crate) task_ends: bool,
 }
 
 /// What the tasks of one session share.
@@ -54,6 +62,7 @@ impl<C: Consumer> TaskContext<C> {
     /// Works on `job` until it ends or `kill` is cancelled.
     pub(crate) async fn run(
         self: Arc<Self>,
+        task: TaskId,
         lane: LaneId,
         job: Box<Job<C::Work>>,
         kill: CancellationToken,
@@ -70,7 +79,11 @@ impl<C: Consumer> TaskContext<C> {
             () = kill.cancelled() => Err(Failure::GivenUp),
         };
         job.cx.keep_nothing();
-        self.finished(Finished { lane, job, result, task_ends: true });
+        self.finished(Finished {
+            task,
+            jobs: smallvec![Ended { lane, job, result }],
+            task_ends: true,
+        });
     }
 
     pub(in crate::engine) fn finished(&self, finished: Finished<C::Work>) {

@@ -1,6 +1,5 @@
 //! One piece of work: what the loop keeps of it, and what its consumer may ask for.
 
-use std::fmt::Write as _;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -56,15 +55,24 @@ pub struct Context {
     assigned_at: Timestamp,
     drain: CancellationToken,
     life: OnceLock<Arc<Life>>,
-    pub(in crate::engine) memo: Mutex<Memos>,
-    pub(in crate::engine) hold: Mutex<Option<LockState>>,
-    /// Answers that this record could use since it last failed.
-    served: Mutex<Served>,
-    /// What its answers take of the room for them, in this attempt.
-    kept: Mutex<Option<Charge>>,
+    /// Made when first needed: of those that go through in a batch most need none.
+    notes: OnceLock<Box<Notes>>,
     /// The steps that its consumer declared.
     #[cfg(debug_assertions)]
     steps: Mutex<Option<Arc<Steps>>>,
+}
+
+/// What is noted about one record while it is worked on.
+#[derive(Default)]
+pub(in crate::engine) struct Notes {
+    /// Its claims, across attempts.
+    memo: Mutex<Memos>,
+    /// What it holds alone, across attempts.
+    hold: Mutex<Option<LockState>>,
+    /// Answers that it could use since it last failed.
+    served: Mutex<Served>,
+    /// What its answers take of the room for them, in this attempt.
+    kept: Mutex<Option<Charge>>,
 }
 
 /// What became of the work of a step.
@@ -128,10 +136,7 @@ impl Context {
             assigned_at,
             drain,
             life: OnceLock::new(),
-            memo: Mutex::default(),
-            hold: Mutex::default(),
-            served: Mutex::default(),
-            kept: Mutex::default(),
+            notes: OnceLock::new(),
             #[cfg(debug_assertions)]
             steps: Mutex::default(),
         }
@@ -146,7 +151,7 @@ impl Context {
     /// Sets which steps may be taken from now on.
     #[cfg(debug_assertions)]
     pub(crate) fn declare(&self, steps: Steps) {
-        *self.steps.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(steps));
+        *locked(&self.steps) = Some(Arc::new(steps));
     }
 
     /// The same for work of several records, which it stands for.
@@ -158,17 +163,20 @@ impl Context {
 
     #[cfg(debug_assertions)]
     pub(in crate::engine) fn declared(&self) -> Option<Arc<Steps>> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.steps).clone()
     }
 
     /// Tells that this record got an answer that it could use: it says nothing about others.
     pub(crate) fn served(&self, breaker: &Arc<Breaker>, times: u64) {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).add(breaker, times);
+        locked(&self.notes().served).add(breaker, times);
     }
 
     /// What was noted since the last call.
     pub(in crate::engine) fn take_served(&self) -> Served {
-        std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
+        self.notes
+            .get()
+            .map(|notes| std::mem::take(&mut *locked(&notes.served)))
+            .unwrap_or_default()
     }
 
     /// Sets which records have been coalesced into this one, and when the partition of any of
@@ -249,11 +257,27 @@ impl Context {
 
     /// The attempt has ended, and what it produced is gone.
     pub(in crate::engine) fn keep_nothing(&self) {
-        *self.kept() = None;
+        if let Some(notes) = self.notes.get() {
+            *locked(&notes.kept) = None;
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Option<Charge>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.notes().kept)
+    }
+
+    /// What is known of its claims, across attempts.
+    pub(in crate::engine) fn memo(&self) -> MutexGuard<'_, Memos> {
+        locked(&self.notes().memo)
+    }
+
+    /// What it holds alone, across attempts.
+    pub(in crate::engine) fn hold(&self) -> MutexGuard<'_, Option<LockState>> {
+        locked(&self.notes().hold)
+    }
+
+    fn notes(&self) -> &Notes {
+        self.notes.get_or_init(Box::default)
     }
 
     /// A mere wait behind other records.
@@ -343,12 +367,12 @@ impl Context {
     }
 
     /// The claim's key in the store.
-    pub(in crate::engine) fn key(&self, name: &str) -> String {
+    pub(in crate::engine) fn key(&self, name: &str) -> Arc<str> {
         let prefix = &self.shared.claim_prefix;
         let mut key = String::with_capacity(prefix.len() + name.len());
         key.push_str(prefix);
         key.push_str(name);
-        key
+        key.into()
     }
 
     /// The name of a claim, by its key in the store.
@@ -373,10 +397,18 @@ impl Context {
         name.push_str(&self.shared.group);
         name.push('/');
         name.push_str(topic);
-        // Writing to a string never fails.
-        write!(name, "/{partition}/{offset}").ok();
+        // One for each claim: Display takes four times as long.
+        let mut digits = itoa::Buffer::new();
+        name.push('/');
+        name.push_str(digits.format(*partition));
+        name.push('/');
+        name.push_str(digits.format(*offset));
         name.into()
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //! behind [`Context::once`] it is never done, and what comes next gets its turn.
 
 use std::future::Future;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
-use crate::dedup::{Reply, StoreUnavailable};
+use crate::dedup::{LockReply, StoreUnavailable};
 use crate::engine::dispatch::work::{Context, LockState};
 use crate::engine::idempotency::once::claim_held;
 use crate::engine::steps::Taken;
@@ -128,7 +128,7 @@ impl Context {
         let asker = self.hold().as_ref().map(|hold| Arc::clone(&hold.asker));
         let asker = asker.unwrap_or_else(|| self.lock_asker());
         match self.take_lock(name, &asker).await? {
-            (Reply::Acquired { accepted_ms, resumed }, taken_over) => {
+            (LockReply::Acquired { accepted_ms, resumed }, taken_over) => {
                 self.acquired(name, asker, accepted_ms, resumed, taken_over);
                 Ok(())
             }
@@ -142,7 +142,7 @@ impl Context {
         &self,
         name: &str,
         asker: &Arc<str>,
-    ) -> Result<(Reply, bool), Failure> {
+    ) -> Result<(LockReply, bool), Failure> {
         if self.drained() {
             return Err(Failure::GivenUp);
         }
@@ -150,7 +150,7 @@ impl Context {
         loop {
             let ask = self.claims().acquire(self.key(name), Arc::clone(asker), left_by.clone());
             match ask.await.map_err(|away| self.claims_away(&away))? {
-                Reply::Taken { holder } if left_by.is_none() && self.comes_after(&holder) => {
+                LockReply::Taken { holder } if left_by.is_none() && self.comes_after(&holder) => {
                     left_by = Some(holder);
                 }
                 reply => return Ok((reply, left_by.is_some())),
@@ -206,7 +206,10 @@ impl Context {
         let reply = self.claims().renew(self.key(name), asker).await?;
         let lost = matches!(
             reply,
-            Some(Reply::Taken { .. } | Reply::Acquired { resumed: false, accepted_ms: Some(_) })
+            Some(
+                LockReply::Taken { .. }
+                    | LockReply::Acquired { resumed: false, accepted_ms: Some(_) }
+            )
         );
         if let Some(hold) = self.hold().as_mut().filter(|_| !lost) {
             hold.held_at = asked_at;
@@ -266,10 +269,6 @@ impl Context {
         let mut mine = std::iter::once(self.origin()).chain(self.merged());
         assigned_ms <= self.assigned_at().as_millisecond()
             && mine.any(|origin| *self.name_of(origin) == *record)
-    }
-
-    fn hold(&self) -> MutexGuard<'_, Option<LockState>> {
-        self.hold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,14 +1,15 @@
 //! A step behind a claim: done at most once within the window (behaviour section 8.2).
 
 use std::future::Future;
-use std::sync::{MutexGuard, PoisonError};
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::dedup::{Reply, StoreUnavailable, TakenBack};
+use crate::dedup::{ClaimReply, StoreUnavailable, TakenBack};
 use crate::engine::dispatch::retry::Failure;
-use crate::engine::dispatch::work::{Accepted, Context, Memo, Memos};
+use crate::engine::dispatch::work::{Accepted, Context, Memo};
 use crate::engine::steps::Taken;
 
 /// How soon to look again at a claim that another record holds.
@@ -58,36 +59,52 @@ impl Context {
         A: Into<Accepted> + Send,
     {
         self.step(Taken::Claim(name));
+        let key = self.key(name);
         let accepted: Accepted = match self.recall(name) {
             Some(Memo::Confirmed(accepted)) => return Ok(Once::Ran(accepted.at)),
             Some(Memo::Accepted(accepted)) => accepted,
             known => {
-                let fresh = matches!(known, Some(Memo::Claimed(at))
-                    if at.elapsed() < self.claims().window() / 3);
-                if !fresh && let Some(done) = self.claim(name).await? {
-                    return Ok(done);
-                }
-                let accepted = tokio::select! {
+                let asker = self.asker();
+                let granted = match known {
+                    Some(Memo::Claimed(at)) if at.elapsed() < self.claims().window() / 3 => at,
+                    _ => match self.claim(name, &key, &asker).await? {
+                        Continue(granted) => granted,
+                        Break(done) => return Ok(done),
+                    },
+                };
+                let mut renewal = self.claims().renewed(Arc::clone(&key), asker, granted);
+                let ended = tokio::select! {
                     biased;
                     // Boxed: what waits for its claim takes no memory for its work.
-                    accepted = Box::pin(work()) => accepted?.into(),
-                    lost = self.renew(name) => return Err(lost),
+                    ended = Box::pin(work()) => ended,
+                    () = renewal.lost() => Err(claim_held()),
+                };
+                let accepted = match (ended, renewal.granted()) {
+                    (Ok(accepted), _) => accepted.into(),
+                    (Err(failure), Some(granted)) => {
+                        self.remember(name, Memo::Claimed(granted));
+                        return Err(failure);
+                    }
+                    (Err(failure), None) => {
+                        self.memo().retain(|(known, _)| known != name);
+                        return Err(failure);
+                    }
                 };
                 self.remember(name, Memo::Accepted(accepted));
                 accepted
             }
         };
-        self.confirm(name, accepted).await?;
+        self.confirm(&key, accepted).await?;
         self.remember(name, Memo::Confirmed(accepted));
         Ok(Once::Ran(accepted.at))
     }
 
-    /// Marks `name` done. Of a record that is given up meanwhile only what sleeps must be marked:
+    /// Marks `key` done. Of a record that is given up meanwhile only what sleeps must be marked:
     /// no id would know it as long as its claim does. It is sent once more under its id.
-    async fn confirm(&self, name: &str, accepted: Accepted) -> Result<(), Failure> {
+    async fn confirm(&self, key: &Arc<str>, accepted: Accepted) -> Result<(), Failure> {
         let [accepted_ms, due_ms] =
             [accepted.at, accepted.due].map(|at| at.map_or(0, Timestamp::as_millisecond));
-        let confirm = || self.claims().confirm(self.key(name), accepted_ms, due_ms);
+        let confirm = || self.claims().confirm(Arc::clone(key), accepted_ms, due_ms);
         let confirmed = self.second_phase(confirm).await;
         if confirmed || accepted.due.is_none() { Ok(()) } else { Err(Failure::GivenUp) }
     }
@@ -125,37 +142,26 @@ impl Context {
         }
     }
 
-    /// Claims `name`; how it ended, when it is done already.
-    async fn claim(&self, name: &str) -> Result<Option<Once>, Failure> {
+    /// Claims `name`, and answers when that was granted; how it ended, when it is done already.
+    async fn claim(
+        &self,
+        name: &str,
+        key: &Arc<str>,
+        asker: &Arc<str>,
+    ) -> Result<ControlFlow<Once, Instant>, Failure> {
         if self.drained() {
             return Err(Failure::GivenUp);
         }
-        let claim = self.claims().claim(self.key(name), self.asker());
+        let claim = self.claims().claim(Arc::clone(key), Arc::clone(asker));
         match claim.await.map_err(|away| self.claims_away(&away))? {
-            Reply::Granted => {
-                self.remember(name, Memo::Claimed(Instant::now()));
-                Ok(None)
+            ClaimReply::Granted => {
+                let now = Instant::now();
+                self.remember(name, Memo::Claimed(now));
+                Ok(Continue(now))
             }
-            Reply::Done { .. } => Ok(Some(Once::Duplicate)),
-            Reply::TakenBack { by, .. } => Ok(Some(Once::TakenBack(by))),
+            ClaimReply::Done { .. } => Ok(Break(Once::Duplicate)),
+            ClaimReply::TakenBack { by, .. } => Ok(Break(Once::TakenBack(by))),
             _ => Err(claim_held()),
-        }
-    }
-
-    /// Keeps the claim from running out while its work waits. Ends when another record has it all
-    /// the same, or has done the work.
-    async fn renew(&self, name: &str) -> Failure {
-        loop {
-            tokio::time::sleep(self.claims().window() / 3).await;
-            // Claims that are away are no reason to break off.
-            match self.claims().claim(self.key(name), self.asker()).await {
-                Ok(Reply::Granted) => self.remember(name, Memo::Claimed(Instant::now())),
-                Ok(_) => {
-                    self.memo().retain(|(known, _)| known != name);
-                    return claim_held();
-                }
-                Err(_) => {}
-            }
         }
     }
 
@@ -166,9 +172,9 @@ impl Context {
     /// A wait, while another record is at it.
     pub async fn accepted_at(&self, name: &str) -> Result<Option<Option<Timestamp>>, Failure> {
         let accepted_ms = match self.claims().read(self.key(name)).await {
-            Some(Reply::Done { accepted_ms, .. }) => Some(accepted_ms),
-            Some(Reply::TakenBack { accepted_ms, .. }) => accepted_ms,
-            Some(Reply::Held) => return Err(claim_held()),
+            Some(ClaimReply::Done { accepted_ms, .. }) => Some(accepted_ms),
+            Some(ClaimReply::TakenBack { accepted_ms, .. }) => accepted_ms,
+            Some(ClaimReply::Held) => return Err(claim_held()),
             _ => None,
         };
         Ok(accepted_ms.map(|ms| self.accepted_by_now(name, ms)))
@@ -181,15 +187,15 @@ impl Context {
     pub async fn claim_state(&self, name: &str) -> Result<ClaimState, Failure> {
         let state = self.claims().look(self.key(name), self.asker()).await;
         match state.map_err(|away| self.claims_away(&away))? {
-            Reply::Done { accepted_ms, due_ms } => {
+            ClaimReply::Done { accepted_ms, due_ms } => {
                 let at = self.accepted_by_now(name, accepted_ms);
                 Ok(ClaimState::Done(Accepted { at, due: time(due_ms) }))
             }
-            Reply::TakenBack { accepted_ms, due_ms, by } => {
+            ClaimReply::TakenBack { accepted_ms, due_ms, by } => {
                 let at = accepted_ms.and_then(|ms| self.accepted_by_now(name, ms));
                 Ok(ClaimState::TakenBack(by, Accepted { at, due: time(due_ms) }))
             }
-            Reply::Held => Err(claim_held()),
+            ClaimReply::Held => Err(claim_held()),
             _ => Ok(ClaimState::Nothing),
         }
     }
@@ -238,10 +244,6 @@ impl Context {
             Some((_, known)) => *known = memo,
             None => all.push((name.to_owned(), memo)),
         }
-    }
-
-    fn memo(&self) -> MutexGuard<'_, Memos> {
-        self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::dedup::{Reply, TakenBack};
+use crate::dedup::{LockReply, TakenBack};
 use crate::engine::Failure;
 use crate::engine::dispatch::work::{Context, Memo};
 use crate::engine::idempotency::once::claim_held;
@@ -53,7 +53,7 @@ impl Context {
     {
         self.step(Taken::Lock(name));
         match self.take_lock(name, &self.lock_asker()).await? {
-            (Reply::Acquired { .. }, _) => {}
+            (LockReply::Acquired { .. }, _) => {}
             _ => return Err(claim_held()),
         }
         let ended = tokio::select! {
@@ -73,7 +73,7 @@ impl Context {
             tokio::time::sleep(self.claims().lease() / 3).await;
             // A store that is away is no reason to break off.
             let renewed = self.claims().acquire(self.key(name), self.lock_asker(), None).await;
-            if matches!(renewed, Ok(Reply::Taken { .. })) {
+            if matches!(renewed, Ok(LockReply::Taken { .. })) {
                 return;
             }
         }

@@ -167,6 +167,11 @@ impl Partition {
         Origin { topic: Arc::clone(&self.topic), partition: self.number, offset }
     }
 
+    /// Whether an offset has no outcome yet.
+    pub(crate) fn is_open(&self, offset: i64) -> bool {
+        self.offsets.is_open(offset)
+    }
+
     pub(crate) fn load(&self) -> Load {
         Load { records: self.offsets.open(), bytes: self.bytes, span: self.offsets.span() }
     }
@@ -185,9 +190,15 @@ impl Partition {
         now.saturating_duration_since(self.oldest_since)
     }
 
-    pub(crate) fn admit(&mut self, offset: i64, passed: Passed, bytes: usize) -> Admission {
+    pub(crate) fn admit(
+        &mut self,
+        offset: i64,
+        passed: Passed,
+        bytes: usize,
+        now: Instant,
+    ) -> Admission {
         if self.offsets.open() == 0 {
-            self.oldest_since = Instant::now();
+            self.oldest_since = now;
         }
         let admission = self.offsets.admit(offset, passed);
         match admission {
@@ -197,7 +208,7 @@ impl Partition {
                 if let Some(logged) = &passed.logged {
                     self.finished.insert(logged);
                 }
-                self.advance();
+                self.advance(now);
             }
             Admission::Repeated => {}
         }
@@ -210,7 +221,7 @@ impl Partition {
     }
 
     /// Records an outcome; `false` when the offset is not open.
-    pub(crate) fn complete(&mut self, offset: i64, bytes: usize) -> bool {
+    pub(crate) fn complete(&mut self, offset: i64, bytes: usize, now: Instant) -> bool {
         let Some(passed) = self.offsets.complete(offset) else { return false };
         if let Some(logged) = &passed.logged {
             self.finished.insert(logged);
@@ -218,11 +229,11 @@ impl Partition {
         self.bytes = self.bytes.saturating_sub(bytes);
         self.pace.finished();
         self.uncommitted += 1;
-        self.advance();
+        self.advance(now);
         true
     }
 
-    fn advance(&mut self) {
+    fn advance(&mut self, now: Instant) {
         let Self { offsets, replay_index, finished, confirmed, newest, .. } = self;
         let moved = offsets.advance(|Passed { logged, written }| {
             if let Some((ms, offset)) = written.filter(|(ms, _)| Some(*ms) > newest.0) {
@@ -235,7 +246,7 @@ impl Partition {
             }
         });
         if moved {
-            self.oldest_since = Instant::now();
+            self.oldest_since = now;
         }
     }
 

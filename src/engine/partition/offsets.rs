@@ -107,7 +107,7 @@ impl<S> Offsets<S> {
     /// Records the outcome of an offset. Returns what was kept with it, or `None` when it is not
     /// open.
     pub fn complete(&mut self, offset: i64) -> Option<&S> {
-        let at = self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()?;
+        let at = self.place(offset)?;
         let slot = &mut self.slots[at];
         if slot.done {
             return None;
@@ -115,6 +115,22 @@ impl<S> Offsets<S> {
         slot.done = true;
         self.open -= 1;
         Some(&slot.logged)
+    }
+
+    /// Whether an offset was delivered and has no outcome yet.
+    #[must_use]
+    pub fn is_open(&self, offset: i64) -> bool {
+        self.place(offset).is_some_and(|at| !self.slots[at].done)
+    }
+
+    /// Where an offset lies. Logs without gaps are the rule: there it is counted off.
+    fn place(&self, offset: i64) -> Option<usize> {
+        let first = self.slots.front()?.offset;
+        let counted = usize::try_from(offset.checked_sub(first)?).ok()?;
+        if self.slots.get(counted).is_some_and(|slot| slot.offset == offset) {
+            return Some(counted);
+        }
+        self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
     }
 
     /// Moves the committable offset over everything that has an outcome, handing what was kept with

@@ -25,8 +25,8 @@ fn start(offset: i64) -> Start {
 
 fn handle(partition: &mut Partition, offset: i64, written_ms: i64) {
     let passed = Passed { logged: None, written: Some((written_ms, offset)) };
-    assert_eq!(partition.admit(offset, passed, 1), Admission::Fresh);
-    assert!(partition.complete(offset, 1));
+    assert_eq!(partition.admit(offset, passed, 1, Instant::now()), Admission::Fresh);
+    assert!(partition.complete(offset, 1, Instant::now()));
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_commit_tells_when_the_newest_record_that_it_passed_was_written() {
         handle(&mut partition, offset, written_ms);
     }
     let open = Passed { logged: None, written: Some((400, 8)) };
-    assert_eq!(partition.admit(8, open, 1), Admission::Fresh);
+    assert_eq!(partition.admit(8, open, 1, Instant::now()), Admission::Fresh);
     let commit = partition.commit();
     let kept = metadata::decode(commit.offset, &commit.metadata).expect("its own");
     assert_eq!((commit.offset, kept.log.newest_ms), (8, Some(300)));

@@ -10,7 +10,7 @@ use crm_event_processors::config::{
     self, GroupProtocol, OffsetReset, Properties, ReplayRecognition,
 };
 use crm_event_processors::dedup::{
-    Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable,
+    ClaimOp, Claims, MemoryStore, OnOutage, Op, Reply, Store, StoreUnavailable,
 };
 use crm_event_processors::engine::dispatch::backpressure::Bounds;
 use crm_event_processors::engine::dispatch::permits::Limits;
@@ -199,7 +199,12 @@ impl Silent {
 
 impl Store for Silent {
     fn execute<'a>(&'a self, ops: &'a [Op]) -> BoxFuture<'a, Result<Vec<Reply>, StoreUnavailable>> {
-        let marks = ops.iter().filter(|op| matches!(op, Op::Confirm { .. })).count();
+        let marks = ops
+            .iter()
+            .filter(|op| {
+                matches!(op, Op::Claim(ClaimOp::Confirm { .. } | ClaimOp::ConfirmTaken { .. }))
+            })
+            .count();
         self.asked.send_modify(|asked| *asked += marks);
         let answer = self.claims.execute(ops);
         let mut silent = self.silent.subscribe();

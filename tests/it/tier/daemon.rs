@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crm_event_processors::clients::redis::connect;
-use crm_event_processors::dedup::{Op, RedisStore, Reply as Answer, Store as _};
+use crm_event_processors::dedup::{LockOp, Op, RedisStore, Reply as Answer, Store as _};
 use crm_event_processors::fakes::{
     Endpoint, Fake, Fault, Lasting, Log, Options, Reply, Stored, tier_status,
 };
@@ -185,6 +185,12 @@ impl Scene {
     fn claim(&self, user: &str) -> String {
         format!("claims:{}-tier:tier:{user}:m", self.prefix)
     }
+
+    /// Another process gives the claim of `user` back.
+    fn free(&self, user: &str, accepted_ms: i64) -> Op {
+        let (key, asker) = (self.claim(user).into(), "elsewhere".into());
+        Op::Lock(LockOp::Free { key, asker, accepted_ms })
+    }
 }
 
 fn everywhere() -> impl Iterator<Item = (&'static str, i32)> {
@@ -257,14 +263,18 @@ async fn every_change_of_an_evaluation_that_is_poison_becomes_a_dead_letter() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_member_that_another_process_is_at_waits_and_the_others_go_on() {
     let scene = Scene::new(maintain).await.with_topics().await;
-    let (key, lease) = (scene.claim("busy"), Duration::from_secs(300));
-    let acquire = Op::Acquire { key, asker: "elsewhere".into(), left_by: None, lease };
+    let acquire = Op::Lock(LockOp::Acquire {
+        key: scene.claim("busy").into(),
+        asker: "elsewhere".into(),
+        left_by: None,
+        lease: Duration::from_secs(300),
+    });
     scene.elsewhere(acquire).await;
     let daemon = scene.environment("0s").start();
     scene.trigger("purchase_ledger", 0, "busy").await;
     scene.taken().await;
     assert_eq!(scene.seen.count("busy"), 0, "another process is at it");
-    let free = Op::Free { key: scene.claim("busy"), asker: "elsewhere".into(), accepted_ms: 0 };
+    let free = scene.free("busy", 0);
     scene.elsewhere(free).await;
     scene.evaluated("busy", 1).await;
     scene.caught_up().await;
@@ -275,7 +285,7 @@ async fn a_member_that_another_process_is_at_waits_and_the_others_go_on() {
 async fn an_upgrade_that_another_process_sent_is_left_to_settle() {
     let scene = Scene::new(maintain).await.with_topics().await;
     let accepted_ms = Timestamp::now().as_millisecond() + HOUR_MS;
-    let free = Op::Free { key: scene.claim("fresh"), asker: "elsewhere".into(), accepted_ms };
+    let free = scene.free("fresh", accepted_ms);
     scene.elsewhere(free).await;
     let daemon = scene.environment("1s").start();
     scene.trigger("purchase_ledger", 0, "fresh").await;

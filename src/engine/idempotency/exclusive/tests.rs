@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::dedup::{Op, Store};
+use crate::dedup::{LockOp, Op, Store};
 use crate::engine::testing::{SENT, Scene, at, origin, record};
 use crate::outage::Backoff;
 
@@ -180,8 +180,8 @@ async fn a_claim_is_renewed_while_its_work_takes_long() {
 async fn work_whose_claim_another_record_took_is_broken_off_and_counts_as_sent() {
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
-    let (key, lease) = (format!("g:{NAME}"), Duration::from_secs(300));
-    let thief = Op::Acquire { key, asker: "thief".into(), left_by: None, lease };
+    let (key, lease) = (format!("g:{NAME}").into(), Duration::from_secs(300));
+    let thief = Op::Lock(LockOp::Acquire { key, asker: "thief".into(), left_by: None, lease });
     let store = &scene.store.0;
     let work = async |held: LockGuard<'_>| {
         store.clear();
@@ -265,7 +265,8 @@ async fn work_that_another_record_did_meanwhile_starts_again_and_lets_that_settl
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
     let store = &scene.store.0;
-    let free = Op::Free { key: format!("g:{NAME}"), asker: "g/t/9/9".into(), accepted_ms: 500_000 };
+    let (key, asker) = (format!("g:{NAME}").into(), "g/t/9/9".into());
+    let free = Op::Lock(LockOp::Free { key, asker, accepted_ms: 500_000 });
     let work = async |_: LockGuard<'_>| {
         store.clear();
         store.execute(std::slice::from_ref(&free)).await.expect("answered");

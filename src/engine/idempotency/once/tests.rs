@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::dedup::{Op, Store};
+use crate::dedup::{ClaimOp, Op, Store};
 use crate::engine::LockGuard;
 use crate::engine::testing::{SENT, Scene, SecondPhase, at, origin, record};
 
@@ -29,12 +29,12 @@ async fn a_step_whose_claim_another_record_took_is_broken_off_and_asks_again() {
     let scene = Scene::new(Duration::from_millis(30));
     let cx = record(&scene.process(), 1, 100);
     let store = &scene.store.0;
-    let thief = Op::Confirm {
-        key: "g:award".to_owned(),
+    let thief = Op::Claim(ClaimOp::Confirm {
+        key: "g:award".into(),
         accepted_ms: 500_000,
         due_ms: 0,
         keep: Duration::from_secs(300),
-    };
+    });
     let work = || async {
         store.execute(std::slice::from_ref(&thief)).await.expect("answered");
         std::future::pending::<Result<Option<Timestamp>, Failure>>().await
