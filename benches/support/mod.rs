@@ -15,10 +15,12 @@ use crm_event_processors::telemetry::metrics::Recorder;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+#[allow(dead_code, reason = "each benchmark has its own")]
 pub(crate) mod sink;
 
 use self::sink::Sink;
@@ -52,7 +54,14 @@ impl Services {
             .set("enable.idempotence", "true");
         let admin: AdminClient<DefaultClientContext> = client.create()?;
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-        admin.create_topics([&new], &AdminOptions::new()).await?;
+        // One whose name is fixed may be there from a run before; what it holds then waits too.
+        for created in admin.create_topics([&new], &AdminOptions::new()).await? {
+            if let Err((topic, error)) = created
+                && error != RDKafkaErrorCode::TopicAlreadyExists
+            {
+                anyhow::bail!("topic {topic} was not created: {error}");
+            }
+        }
         let producer: ThreadedProducer<_> = client.create()?;
         for (key, value) in records {
             producer

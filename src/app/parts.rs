@@ -13,7 +13,7 @@ use crate::config::{self, Settings};
 use crate::consumers::call::Calls;
 use crate::consumers::entry::Dependencies;
 use crate::consumers::sender::Sender;
-use crate::dedup::{RedisStore, Store};
+use crate::dedup::{MemoryStore, RedisStore, Store};
 use crate::outage::{Backoff, Breakers};
 
 /// Where the daemon keeps claims and finds cached settings.
@@ -30,15 +30,30 @@ impl Stores {
     /// # Errors
     /// When a URL is none.
     pub fn redis(settings: &Settings, breakers: &Breakers) -> Result<Self, RunError> {
-        let claims = connect(settings.redis.url.expose_secret())
-            .map_err(|_| RunError::RedisUrl { variable: "REDIS_URL" })?;
-        let cache = connect(settings.redis.cache_url.expose_secret())
-            .map_err(|_| RunError::RedisUrl { variable: "CRM_CACHE_REDIS_URL" })?;
-        tokio::spawn(crate::dedup::warn_of_eviction(claims.clone()));
-        Ok(Self {
-            claims: Box::new(RedisStore::new(claims, settings.dedup.window)),
-            cache: Cache::new(cache, breakers.get("cache")),
-        })
+        let window = settings.dedup.window;
+        let claims: Box<dyn Store> = match &settings.redis.url {
+            Some(url) => {
+                let claims = connect(url.expose_secret())
+                    .map_err(|_| RunError::RedisUrl { variable: "REDIS_URL" })?;
+                tokio::spawn(crate::dedup::warn_of_eviction(claims.clone()));
+                Box::new(RedisStore::new(claims, window))
+            }
+            None => {
+                tracing::info!(
+                    "REDIS_URL is not set: claims are kept in memory and end with the process"
+                );
+                Box::new(Arc::new(MemoryStore::new(window)))
+            }
+        };
+        let cache = match &settings.redis.cache_url {
+            Some(url) => {
+                let cache = connect(url.expose_secret())
+                    .map_err(|_| RunError::RedisUrl { variable: "CRM_CACHE_REDIS_URL" })?;
+                Cache::new(cache, breakers.get("cache"))
+            }
+            None => Cache::none(),
+        };
+        Ok(Self { claims, cache })
     }
 }
 

@@ -14,7 +14,7 @@ use super::settings::{
     Clients, Consumer, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka, KafkaCredentials, Log,
     Redis, ReplayRecognition, Settings, Snapshot, Supabase,
 };
-use super::spec::{Commands, Declared, Spec};
+use super::spec::{Commands, Declared, Service, Spec};
 use super::value;
 use super::variables::Kind;
 use crate::cdc;
@@ -145,26 +145,37 @@ fn redis(
     consumers: &[&'static Spec],
     derived: &mut Vec<(&'static str, String, Source)>,
 ) -> Redis {
-    let url: String = reader.required("redis.url", consumers, value::redis_url);
-    let cache_url = reader.optional("redis.cache_url", value::redis_url).unwrap_or_else(|| {
+    let url: Option<String> = match in_need(consumers, Service::Redis) {
+        Some(consumers) => Some(reader.required("redis.url", &consumers, value::redis_url)),
+        None => reader.optional("redis.url", value::redis_url),
+    };
+    let cache_url = reader.optional("redis.cache_url", value::redis_url).or_else(|| {
+        let url = url.clone()?;
         let shown = redact::shown(&reader.values["redis.url"].variable, &url);
         derived.push(("redis.cache_url", shown, Source::Setting("redis.url")));
-        url.clone()
+        Some(url)
     });
     Redis {
-        url: url.into(),
-        cache_url: cache_url.into(),
+        url: url.map(Into::into),
+        cache_url: cache_url.map(Into::into),
         key_prefix: reader.optional("redis.key_prefix", text).unwrap_or_default(),
     }
 }
 
+/// The enabled consumers that need a service; `None` where nobody does. Where none is enabled, all
+/// count: the message names no consumer then.
+fn in_need(consumers: &[&'static Spec], service: Service) -> Option<Vec<&'static Spec>> {
+    let needing: Vec<_> =
+        consumers.iter().copied().filter(|spec| spec.needs.contains(&service)).collect();
+    (!needing.is_empty() || consumers.is_empty() && service != Service::Supabase).then_some(needing)
+}
+
 fn supabase(reader: &mut Reader<'_>, consumers: &[&'static Spec]) -> Option<Supabase> {
-    let consumers: Vec<_> = consumers.iter().copied().filter(|spec| spec.needs_supabase).collect();
-    if consumers.is_empty() {
+    let Some(consumers) = in_need(consumers, Service::Supabase) else {
         let url = reader.optional("supabase.url", address::supabase)?;
         let service_role_key = reader.optional("supabase.service_role_key", value::key)?;
         return Some(Supabase { url, service_role_key });
-    }
+    };
     Some(Supabase {
         url: reader.required("supabase.url", &consumers, address::supabase),
         service_role_key: reader.required("supabase.service_role_key", &consumers, value::key),
@@ -189,10 +200,12 @@ fn inngest(
     if let Some(source) = source {
         derived.push(("inngest.event_api_base_url", base_url.clone(), source));
     }
-    let event_key = if in_dev {
-        reader.optional("inngest.event_key", value::key).unwrap_or_else(|| INNGEST_DEV_KEY.into())
-    } else {
-        reader.required("inngest.event_key", consumers, value::key)
+    let event_key = match in_need(consumers, Service::Inngest) {
+        Some(consumers) if !in_dev => reader.required("inngest.event_key", &consumers, value::key),
+        _ => {
+            let key = reader.optional("inngest.event_key", value::key);
+            key.unwrap_or_else(|| INNGEST_DEV_KEY.into())
+        }
     };
     Inngest {
         event_key,

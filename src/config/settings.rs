@@ -145,11 +145,12 @@ pub enum GroupProtocol {
 /// Where claims and cached settings live.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    /// Server of the claims (`REDIS_URL`), `redis://` or `rediss://`.
-    pub url: SecretString,
+    /// Server of the claims (`REDIS_URL`), `redis://` or `rediss://`. `None` only where no enabled
+    /// consumer needs it: claims are kept in memory then.
+    pub url: Option<SecretString>,
     /// Server of cached settings and mission sets, shared with the rest of the CRM
     /// (`CRM_CACHE_REDIS_URL`, default the same as `url`).
-    pub cache_url: SecretString,
+    pub cache_url: Option<SecretString>,
     /// What every claim's key is put behind (`REDIS_KEY_PREFIX`, default `crm:`). Keys of the
     /// cache are fixed by behaviour.md and carry no prefix.
     pub key_prefix: String,

@@ -12,12 +12,14 @@ pub struct Spec {
     pub by_default: bool,
     /// The tables whose changes it takes. Their topics are `CDC_TOPIC_PREFIX`, a dot and the table.
     pub tables: &'static [&'static str],
+    /// The settings that name further topics of changes, in full.
+    pub changes: &'static [&'static Setting<String>],
     /// The topics of plain JSON commands that it takes.
     pub commands: &'static [Commands],
     /// Default of `<NAME>_CONCURRENCY`, its requests to Supabase at a time: `5`, or `5..64`.
     pub concurrency: &'static str,
-    /// Whether it calls functions or reads tables of Supabase.
-    pub needs_supabase: bool,
+    /// The services that it cannot do without, besides Kafka.
+    pub needs: &'static [Service],
     /// Settings of its own, besides `<NAME>_CONCURRENCY` and `<NAME>_KAFKA_PROPERTIES`.
     pub settings: &'static [&'static dyn AnySetting],
 }
@@ -29,6 +31,18 @@ impl PartialEq for Spec {
 }
 
 impl Eq for Spec {}
+
+/// A service that a consumer may need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Claims are kept there. Where no enabled consumer needs it and no address is set, they are kept
+    /// in memory.
+    Redis,
+    /// It calls functions or reads tables there.
+    Supabase,
+    /// It sends events there.
+    Inngest,
+}
 
 /// A topic of commands.
 #[derive(Debug)]
@@ -163,7 +177,8 @@ impl Settings {
     #[must_use]
     pub fn topics_of(&self, spec: &Spec) -> Vec<String> {
         let tables = spec.tables.iter().map(|table| self.kafka.topic_of(table));
-        self.command_topics_of(spec).into_iter().chain(tables).collect()
+        let changes = spec.changes.iter().map(|setting| self.of(spec, setting));
+        self.command_topics_of(spec).into_iter().chain(changes).chain(tables).collect()
     }
 
     /// Those of its topics that carry commands.

@@ -76,6 +76,8 @@ fn example(path: &str) -> &'static str {
         "decimal_mode" => "precise",
         "numeric_scales" => "purchase_ledger.final_amount=4,codes.face_value=0",
         "tombstones" => "delete",
+        "hard_deletes" => "true",
+        "snapshot" => "trust",
         "numeric_scale" | "requests" | "poison_attempts" | "breaker_threshold" | "dlq_flood" => "7",
         "batch_events" | "buffer_records" => "4999",
         "batch_bytes" | "max_event_bytes" | "buffer_bytes" => "2MiB",
@@ -96,7 +98,8 @@ fn example(path: &str) -> &'static str {
 #[test]
 fn the_defaults_with_what_is_needed_are_those_of_behaviour_md() {
     let settings = good(&[]);
-    assert_eq!(settings.consumers, CONSUMERS.map(|entry| entry.spec));
+    let by_default = CONSUMERS.map(|entry| entry.spec).into_iter().filter(|spec| spec.by_default);
+    assert_eq!(settings.consumers, by_default.collect::<Vec<_>>());
     assert_eq!(settings.kafka.group_of("tier"), "crm-event-processors-tier");
     assert_eq!(settings.kafka.topic_of("purchase_ledger"), "crm.public.purchase_ledger");
     assert_eq!(settings.kafka.dlq_topic, "crm-event-processors.dlq");
@@ -111,7 +114,7 @@ fn the_defaults_with_what_is_needed_are_those_of_behaviour_md() {
     assert_eq!(settings.engine.shutdown_grace.as_secs(), 25);
     assert_eq!(settings.engine.stall_timeout.as_secs(), 300);
     let bounds = CONSUMERS.map(|entry| settings.consumer(entry.spec).concurrency.max);
-    assert_eq!(bounds, [5, 3, 5, 5, 20]);
+    assert_eq!(bounds, [5, 3, 5, 5, 20, 5]);
     let orders = settings.command_topics_of(&crate::consumers::marketplace::SPEC);
     assert_eq!(orders, ["marketplace.orders"]);
     let loaded = load_env(&environment(&[]));
@@ -259,8 +262,13 @@ fn only_what_an_enabled_consumer_needs_is_required() {
         load_env(&env).settings.map(|_| ()).map_err(|error| error.0.len())
     };
     for (name, _) in NEEDED {
-        for Spec { name: consumer, needs_supabase, .. } in CONSUMERS.map(|entry| entry.spec) {
-            let needed = !name.starts_with("SUPABASE") || *needs_supabase;
+        for Spec { name: consumer, needs, .. } in CONSUMERS.map(|entry| entry.spec) {
+            let needed = match name.split('_').next() {
+                Some("SUPABASE") => needs.contains(&Service::Supabase),
+                Some("REDIS") => needs.contains(&Service::Redis),
+                Some("INNGEST") => needs.contains(&Service::Inngest),
+                _ => true,
+            };
             let result = without(name, consumer);
             assert_eq!(result, if needed { Err(1) } else { Ok(()) }, "{name} for {consumer}");
         }

@@ -16,7 +16,7 @@ use super::entry::Entry;
 use super::sender::{Sender, unwritable};
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
-use crate::config::{Commands, Setting, Spec, value};
+use crate::config::{Commands, Service, Setting, Spec, value};
 use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Sends, Step, Steps};
 
 const RECEIVED: &str = "marketplace/order-received";
@@ -37,9 +37,10 @@ pub static SPEC: Spec = Spec {
     name: "marketplace",
     by_default: true,
     tables: &[],
+    changes: &[],
     commands: &[Commands::Setting(&ORDERS)],
     concurrency: "20",
-    needs_supabase: false,
+    needs: &[Service::Redis, Service::Inngest],
     settings: &[&ORDERS],
 };
 

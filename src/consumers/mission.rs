@@ -19,7 +19,7 @@ use super::words::{self, is};
 use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
-use crate::config::{Snapshot, Spec};
+use crate::config::{Service, Snapshot, Spec};
 use crate::engine::{
     Consumer, Context, Failure, Lane, Once, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps,
     Taken,
@@ -45,9 +45,10 @@ pub static SPEC: Spec = Spec {
     name: "mission",
     by_default: true,
     tables: &["purchase_ledger", "form_submissions", "wallet_ledger", "referral_ledger"],
+    changes: &[],
     commands: &[],
     concurrency: "5",
-    needs_supabase: true,
+    needs: &[Service::Redis, Service::Supabase, Service::Inngest],
     settings: &[],
 };
 

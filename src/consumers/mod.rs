@@ -5,6 +5,7 @@ pub mod broadcast;
 pub mod call;
 pub mod currency;
 pub mod entry;
+pub mod kessel;
 mod lookup_cache;
 pub mod marketplace;
 pub mod merchants;

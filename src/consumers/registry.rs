@@ -4,12 +4,19 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use super::entry::Entry;
+use super::kessel::relationships;
 use super::{currency, marketplace, mission, reward, tier};
 use crate::config::{self, Declared, Environment, Loaded};
 
 /// Every consumer, in the order of behaviour.md.
-pub static CONSUMERS: [Entry; 5] =
-    [currency::ENTRY, tier::ENTRY, mission::ENTRY, reward::ENTRY, marketplace::ENTRY];
+pub static CONSUMERS: [Entry; 6] = [
+    currency::ENTRY,
+    tier::ENTRY,
+    mission::ENTRY,
+    reward::ENTRY,
+    marketplace::ENTRY,
+    relationships::ENTRY,
+];
 
 /// What they declare.
 pub static DECLARED: LazyLock<Declared> = LazyLock::new(|| declared(&CONSUMERS));

@@ -17,7 +17,7 @@ use super::snapshot;
 use super::words::is;
 use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
-use crate::config::{Commands, Snapshot, Spec};
+use crate::config::{Commands, Service, Snapshot, Spec};
 use crate::engine::{
     Consumer, Context, Failure, Lane, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps, Taken,
 };
@@ -41,9 +41,10 @@ pub static SPEC: Spec = Spec {
     name: "reward",
     by_default: true,
     tables: &[TABLE],
+    changes: &[],
     commands: &[Commands::Topic(COMMANDS)],
     concurrency: "5",
-    needs_supabase: true,
+    needs: &[Service::Redis, Service::Supabase, Service::Inngest],
     settings: &[],
 };
 

@@ -136,8 +136,7 @@ pub fn route<C: Consumer>(
     change: &Change<'_>,
     now: Timestamp,
 ) -> Result<Route<C::Work>, DecodeError> {
-    if change.key_change {
-        // Half of a changed primary key is neither a deletion nor a new row (behaviour section 2).
+    if change.key_change && !consumer.reads_key_changes() {
         return Ok(Route::Skip(super::KEY_CHANGE));
     }
     consumer.route(change, now)

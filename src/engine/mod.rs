@@ -65,6 +65,12 @@ pub trait Consumer: Send + Sync + 'static {
     /// When a column that a rule needs cannot be decoded: the record goes to the dead letter topic.
     fn route(&self, change: &Change<'_>, now: Timestamp) -> Result<Route<Self::Work>, DecodeError>;
 
+    /// Whether it wants the halves of a changed primary key. To others they are neither a deletion nor
+    /// a new row (behaviour section 2).
+    fn reads_key_changes(&self) -> bool {
+        false
+    }
+
     /// What to do about a command.
     ///
     /// # Errors

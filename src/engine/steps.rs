@@ -35,6 +35,7 @@ enum Action {
     Cached(String),
     Event(&'static str, Option<String>),
     Broadcast(&'static str),
+    Act(&'static str),
 }
 
 /// A step as it is taken.
@@ -54,6 +55,8 @@ pub enum Taken<'a> {
     Event(&'a str),
     /// A message to a waiting screen, by its name.
     Broadcast(&'a str),
+    /// An action, by its name.
+    Action(&'a str),
 }
 
 impl Step {
@@ -99,6 +102,12 @@ impl Step {
         Action::Broadcast(name).into()
     }
 
+    /// An action is carried out.
+    #[must_use]
+    pub fn action(name: &'static str) -> Self {
+        Action::Act(name).into()
+    }
+
     /// The same, taken only in this case.
     #[must_use]
     pub fn when(self, case: &'static str) -> Self {
@@ -114,7 +123,8 @@ impl Step {
             (Action::Call(name), Taken::Call(taken))
             | (Action::Read(name), Taken::Read(taken))
             | (Action::Event(name, _), Taken::Event(taken))
-            | (Action::Broadcast(name), Taken::Broadcast(taken)) => *name == taken,
+            | (Action::Broadcast(name), Taken::Broadcast(taken))
+            | (Action::Act(name), Taken::Action(taken)) => *name == taken,
             _ => false,
         }
     }
@@ -188,6 +198,7 @@ impl fmt::Display for Step {
             Action::Event(name, Some(id)) => write!(f, "event {name} {id}")?,
             Action::Event(name, None) => write!(f, "event {name}")?,
             Action::Broadcast(name) => write!(f, "broadcast {name}")?,
+            Action::Act(name) => write!(f, "action {name}")?,
         }
         self.when.map_or(Ok(()), |case| write!(f, " ({case})"))
     }

@@ -35,6 +35,8 @@ pub struct Kafka {
     commit_interval: Duration,
     drain_deadline: Duration,
     topic_ids: Arc<TopicIds>,
+    /// How many consumers of this process share the room for what is fetched ahead.
+    consumers: usize,
 }
 
 impl Kafka {
@@ -46,14 +48,15 @@ impl Kafka {
         commit_interval: Duration,
         drain_deadline: Duration,
     ) -> Self {
-        Self { settings, commit_interval, drain_deadline, topic_ids: Arc::default() }
+        Self { settings, commit_interval, drain_deadline, topic_ids: Arc::default(), consumers: 1 }
     }
 
     /// Clients as `settings` say.
     #[must_use]
     pub fn of(settings: &config::Settings) -> Self {
         let config::Engine { commit_interval, drain_deadline, .. } = settings.engine;
-        Self::new(settings.kafka.clone(), commit_interval, drain_deadline)
+        let consumers = settings.consumers.len().max(1);
+        Self { consumers, ..Self::new(settings.kafka.clone(), commit_interval, drain_deadline) }
     }
 
     /// Where a topic begins that holds records and of which the group has committed nothing.
@@ -147,8 +150,11 @@ impl Kafka {
     #[must_use]
     pub fn configure(&self, group: &str, own: &Properties) -> ClientConfig {
         let mut client = self.base();
-        // A slow consumer's buffer: 4 MiB still gives 245,000 records a second.
-        client.set("queued.max.messages.kbytes", "4096");
+        // What is fetched ahead, shared by the consumers. 4 MiB still give one of them 245,000 records a
+        // second. Each record takes 300 bytes besides its own, so small ones are counted too.
+        let (kbytes, records) = (4_096 / self.consumers, 10_000 / self.consumers);
+        client.set("queued.max.messages.kbytes", kbytes.max(512).to_string());
+        client.set("queued.min.messages", records.max(1_000).to_string());
         // A fetch answer stays in memory whole while any of its records is in hand, and several do
         // at a time. A megabyte for each partition would be 50 MiB.
         client.set("fetch.max.bytes", "1048576");

@@ -18,6 +18,7 @@ mod fakes;
 mod full_path;
 mod hanging;
 mod inngest;
+mod kessel;
 mod life;
 mod load;
 mod new_consumer;

@@ -10,7 +10,7 @@ use crm_event_processors::app::{App, Stores};
 use crm_event_processors::cdc::{Change, DecodeError};
 use crm_event_processors::clients::inngest::Events;
 use crm_event_processors::clients::redis::Cache;
-use crm_event_processors::config::{self, Setting, Settings, Spec};
+use crm_event_processors::config::{self, Service, Setting, Settings, Spec};
 use crm_event_processors::consumers::entry::Entry;
 use crm_event_processors::consumers::registry::{CONSUMERS, declared};
 use crm_event_processors::consumers::sender::Sender;
@@ -31,9 +31,10 @@ static SPEC: Spec = Spec {
     name: "forms",
     by_default: false,
     tables: &["form_submissions"],
+    changes: &[],
     commands: &[],
     concurrency: "1",
-    needs_supabase: false,
+    needs: &[Service::Redis, Service::Inngest],
     settings: &[&GREETING],
 };
 

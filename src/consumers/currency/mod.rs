@@ -26,7 +26,7 @@ use super::entry::Entry;
 use super::merchants::Merchants;
 use super::sender::Sender;
 use crate::cdc::{Change, DecodeError};
-use crate::config::{Setting, Spec, value};
+use crate::config::{Service, Setting, Spec, value};
 use crate::dedup::TakenBack;
 use crate::engine::{Consumer, Context, Failure, Outcome, Route, Steps};
 
@@ -71,9 +71,10 @@ pub static SPEC: Spec = Spec {
     name: "currency",
     by_default: true,
     tables: &["purchase_ledger", "referral_ledger", "mission_claims"],
+    changes: &[],
     commands: &[],
     concurrency: "5",
-    needs_supabase: true,
+    needs: &[Service::Redis, Service::Supabase, Service::Inngest],
     settings: &[&ORIGINAL_PATIENCE, &REFUND_MEMORY, &TAKEN_BACK_STATUSES],
 };
 

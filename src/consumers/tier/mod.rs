@@ -17,7 +17,7 @@ use super::entry::Entry;
 use super::sender::{Sender, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
-use crate::config::{Snapshot, Spec};
+use crate::config::{Service, Snapshot, Spec};
 use crate::engine::{Consumer, Context, Failure, LockGuard, Outcome, Route, Step, Steps};
 
 const CANCELLED: &str = "tier/upgrade-cancelled";
@@ -30,9 +30,10 @@ pub static SPEC: Spec = Spec {
     name: "tier",
     by_default: true,
     tables: &["purchase_ledger", "wallet_ledger"],
+    changes: &[],
     commands: &[],
     concurrency: "3",
-    needs_supabase: true,
+    needs: &[Service::Redis, Service::Supabase, Service::Inngest],
     settings: &[],
 };
 

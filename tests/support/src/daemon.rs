@@ -183,7 +183,6 @@ impl Daemon {
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))
             .expect("the daemon is running");
-        eprintln!("DEBUGMEM {status}");
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
     }

@@ -1,0 +1,87 @@
+//! The action `log`: a line for each change, for people.
+
+use std::fmt;
+
+use super::row::RowChange;
+use crate::engine::Origin;
+
+/// Widths up to which columns line up. What is longer pushes the rest to the right.
+const RESOURCE: usize = 28;
+const RELATION: usize = 12;
+const SUBJECT: usize = 28;
+
+/// A change as one line.
+pub struct Line<'a> {
+    change: &'a RowChange,
+    origin: &'a Origin,
+}
+
+impl<'a> Line<'a> {
+    /// The line of a change that came from `origin`.
+    #[must_use]
+    pub fn new(change: &'a RowChange, origin: &'a Origin) -> Self {
+        Self { change, origin }
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { change, origin } = self;
+        let RowChange { operation, relationship, caveat, expires, committed, .. } = change;
+        let (resource, subject) = (relationship.resource(), relationship.subject());
+        write!(
+            f,
+            "{:<6}  {resource:<RESOURCE$}  {:<RELATION$}  {subject:<SUBJECT$}",
+            operation.as_str(),
+            relationship.relation,
+        )?;
+        if let Some(caveat) = caveat {
+            write!(f, "  caveat {caveat}")?;
+        }
+        if let Some(expires) = expires {
+            write!(f, "  expires {expires:.0}")?;
+        }
+        write!(f, "  {}/{}  {committed:.3}", origin.partition, origin.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::consumers::kessel::row::{Operation, Relationship};
+
+    #[test]
+    fn a_line_names_all_that_the_change_tells_and_nothing_else() {
+        let relationship = Relationship {
+            namespace: "document".into(),
+            object_id: "budget".into(),
+            relation: "viewer".into(),
+            subject_namespace: "group".into(),
+            subject_id: "eng".into(),
+            subject_relation: Some("member".into()),
+        };
+        let time = |text: &str| text.parse::<Timestamp>().expect("a time");
+        let change = RowChange {
+            operation: Operation::Create,
+            relationship,
+            created_xid: Some(826),
+            caveat: Some("office_hours".into()),
+            expires: Some(time("2026-12-01T00:00:00.5Z")),
+            committed: time("2026-11-29T01:22:07.549355Z"),
+            place: None,
+        };
+        let origin = Origin { topic: "t".into(), partition: 3, offset: 42 };
+        assert_eq!(
+            Line::new(&change, &origin).to_string(),
+            "CREATE  document:budget               viewer        group:eng#member              \
+             caveat office_hours  expires 2026-12-01T00:00:00Z  3/42  2026-11-29T01:22:07.549Z"
+        );
+        let deleted =
+            RowChange { operation: Operation::Delete, caveat: None, expires: None, ..change };
+        let line = Line::new(&deleted, &origin).to_string();
+        assert!(line.starts_with("DELETE  document:budget ") && line.ends_with("549Z"), "{line}");
+        assert!(!line.contains("caveat") && !line.contains("expires"), "{line}");
+    }
+}

@@ -1,0 +1,190 @@
+//! Relationships: what happens to the rows of `relation_tuple` (behaviour section 9).
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::log::Line;
+use super::row::{self, Reading, RowChange};
+use crate::cdc::{Change, DecodeError};
+use crate::config::{Setting, Spec, value};
+use crate::consumers::call::outcome;
+use crate::consumers::entry::Entry;
+use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Step, Steps, Taken};
+
+const TABLE: &str = "relation_tuple";
+const LOG: &str = "log";
+
+/// The topic of the table's changes (`RELATIONSHIPS_TOPIC`).
+static TOPIC: Setting<String> = Setting {
+    key: "topic",
+    variable: "RELATIONSHIPS_TOPIC",
+    default: "kessel.cdc.public.relation_tuple",
+    about: "the topic of relation_tuple",
+    parse: value::topic,
+};
+
+/// The store deletes rows for good (`RELATIONSHIPS_HARD_DELETES`).
+static HARD_DELETES: Setting<bool> = Setting {
+    key: "hard_deletes",
+    variable: "RELATIONSHIPS_HARD_DELETES",
+    default: "false",
+    about: "true where the store deletes rows instead of marking them, else false",
+    parse: hard_deletes,
+};
+
+/// Whether a snapshot's rows count as living where no transactions are shown
+/// (`RELATIONSHIPS_SNAPSHOT`).
+static SNAPSHOT: Setting<bool> = Setting {
+    key: "snapshot",
+    variable: "RELATIONSHIPS_SNAPSHOT",
+    default: "skip",
+    about: "trust where the connector's snapshot reads living rows alone, else skip",
+    parse: trusted,
+};
+
+fn hard_deletes(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "is neither true nor false".to_owned())
+}
+
+fn trusted(text: &str) -> Result<bool, String> {
+    match text {
+        "trust" => Ok(true),
+        "skip" => Ok(false),
+        _ => Err("is neither trust nor skip".to_owned()),
+    }
+}
+
+/// What it declares.
+pub static SPEC: Spec = Spec {
+    name: "relationships",
+    by_default: false,
+    tables: &[],
+    changes: &[&TOPIC],
+    commands: &[],
+    concurrency: "5",
+    needs: &[],
+    settings: &[&TOPIC, &HARD_DELETES, &SNAPSHOT],
+};
+
+/// How it is built.
+pub const ENTRY: Entry = Entry {
+    spec: &SPEC,
+    build: |parts| {
+        let settings = parts.settings;
+        let reading = Reading {
+            hard_deletes: settings.of(&SPEC, &HARD_DELETES),
+            trust_snapshot: settings.of(&SPEC, &SNAPSHOT),
+        };
+        Arc::new(Relationships { reading })
+    },
+};
+
+/// The relationships consumer.
+pub struct Relationships {
+    /// How the table is to be read.
+    pub reading: Reading,
+}
+
+impl Consumer for Relationships {
+    type Work = RowChange;
+
+    fn route(&self, change: &Change<'_>, _: Timestamp) -> Result<Route<RowChange>, DecodeError> {
+        if change.table != TABLE {
+            return Ok(Route::Skip("other_table"));
+        }
+        Ok(match row::read(change, self.reading)? {
+            Ok(work) => {
+                let lane = Lane::in_partition(&work.relationship);
+                Route::Process { work, lane }
+            }
+            Err(reason) => Route::Skip(reason),
+        })
+    }
+
+    fn reads_key_changes(&self) -> bool {
+        true
+    }
+
+    fn steps(&self, change: &RowChange) -> Steps {
+        let claim = change.idempotency_key().map(Step::claim);
+        Steps {
+            lane: change.relationship.to_string(),
+            steps: claim.into_iter().chain([Step::action(LOG)]).collect(),
+        }
+    }
+
+    async fn process(&self, cx: &Context, change: &RowChange) -> Result<Outcome, Failure> {
+        let log = || async {
+            cx.step(Taken::Action(LOG));
+            tracing::info!("{}", Line::new(change, cx.origin()));
+            Ok(Some(Timestamp::now()))
+        };
+        let Some(claim) = change.idempotency_key() else {
+            log().await?;
+            return Ok(Outcome::Sent);
+        };
+        Ok(outcome(&[cx.once(&claim, log).await?], "nothing_to_log"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cdc::{self, Decoded};
+    use crate::recording::Recorded;
+
+    fn explained(line: &str, reading: Reading) -> Result<Route<RowChange>, DecodeError> {
+        Recorded::from_line(line).expect("a record").lend(|record| {
+            match cdc::decode(record, &cdc::Options::default()) {
+                Ok(Decoded::Change(change)) => {
+                    Relationships { reading }.route(&change, Timestamp::UNIX_EPOCH)
+                }
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+
+    fn skip(route: Result<Route<RowChange>, DecodeError>) -> &'static str {
+        match route {
+            Ok(Route::Skip(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn line(table: &str, op: &str, before: &str, after: &str) -> String {
+        let value = format!(
+            r#"{{"op":"{op}","before":{before},"after":{after},"source":{{"table":"{table}","ts_ms":1}}}}"#
+        );
+        let value = serde_json::Value::from(value);
+        format!(r#"{{"topic":"kessel.cdc.public.{table}","key":"{{}}","value":{value}}}"#)
+    }
+
+    const ROW: &str = r#"{"namespace":"document","object_id":"1","relation":"viewer","userset_namespace":"user","userset_object_id":"a","userset_relation":"..."}"#;
+
+    #[test]
+    fn a_store_that_deletes_rows_is_read_as_it_says() {
+        let hard = Reading { hard_deletes: true, trust_snapshot: false };
+        let operation = |op: &str, before: &str, after: &str| match explained(
+            &line(TABLE, op, before, after),
+            hard,
+        ) {
+            Ok(Route::Process { work, .. }) => work.operation.as_str(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(operation("d", ROW, "null"), "DELETE");
+        assert_eq!(operation("u", "null", ROW), "UPDATE");
+        let soft = Reading::default();
+        assert_eq!(skip(explained(&line(TABLE, "d", ROW, "null"), soft)), "garbage_collected");
+    }
+
+    #[test]
+    fn a_row_without_a_part_of_its_name_is_refused_and_another_table_is_not_its_own() {
+        let row = ROW.replace("userset_object_id", "other");
+        let error = explained(&line(TABLE, "c", "null", &row), Reading::default());
+        let error = error.expect_err("a column is missing").to_string();
+        assert!(error.contains("relation_tuple.userset_object_id"), "{error}");
+        let other = explained(&line("caveat", "c", "null", ROW), Reading::default());
+        assert_eq!(skip(other), "other_table");
+    }
+}
