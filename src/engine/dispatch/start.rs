@@ -9,7 +9,7 @@ use crate::engine::session::Session;
 use crate::engine::{Consumer, Outcome};
 
 /// Tasks at a time. More would only wait for a permit.
-const MAX_TASKS: usize = 2048;
+const MAX_TASKS: usize = 1024;
 /// Jobs in flight at a time, where many share a task: two full requests to Inngest, so that one is
 /// filled while the other is under way.
 const MAX_RUNNING: usize = 10_000;
