@@ -14,11 +14,13 @@ use super::settings::{
     Clients, Consumer, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka, KafkaCredentials, Log,
     Redis, ReplayRecognition, Settings, Snapshot, Supabase,
 };
-use super::spec::{Commands, Declared, Service, Spec};
+use super::spec::{Commands, Declared, Family, Service, Spec};
 use super::value;
 use super::variables::Kind;
 use crate::cdc;
 
+/// Dead letters where none but Kessel's consumers run.
+const KESSEL_DLQ: &str = "kessel.dlq";
 const INNGEST_CLOUD: &str = "https://inn.gs";
 /// What Inngest's SDKs send to a dev server when no key is set; it takes any.
 const INNGEST_DEV_KEY: &str = "NO_EVENT_KEY_SET";
@@ -114,7 +116,14 @@ fn kafka(
         (None, None) => None,
     };
     let group_id: String = reader.read("kafka.group_id", text);
+    let kessel_alone =
+        !consumers.is_empty() && consumers.iter().all(|spec| spec.family == Family::Kessel);
+    let named = reader.values["kafka.group_id"].source != Source::Default;
     let dlq_topic = reader.optional("kafka.dlq_topic", value::topic).unwrap_or_else(|| {
+        if kessel_alone {
+            derived.push(("kafka.dlq_topic", KESSEL_DLQ.to_owned(), Source::Default));
+            return KESSEL_DLQ.to_owned();
+        }
         let topic = format!("{group_id}.dlq");
         if value::topic(&topic).is_err() {
             reader.missing("kafka.dlq_topic", "the group id does not make a topic's name");
@@ -129,6 +138,7 @@ fn kafka(
         ca_file: reader.optional("kafka.ca_file", value::readable_file),
         topic_prefix: reader.read("kafka.topic_prefix", value::topic),
         group_id,
+        group_as_it_stands: kessel_alone && consumers.len() == 1 && named,
         group_protocol: reader.read("kafka.group_protocol", value::group_protocol),
         session_timeout: reader.read("kafka.session_timeout", value::client_duration),
         instance_id: reader.optional("kafka.instance_id", text),

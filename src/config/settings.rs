@@ -81,6 +81,9 @@ pub struct Kafka {
     pub topic_prefix: String,
     /// First part of every group id (`CONSUMER_GROUP_ID`, default `crm-event-processors`).
     pub group_id: String,
+    /// `group_id` is the group of the only consumer as it stands. So it is where one of Kessel's runs
+    /// alone in a group that was named: offsets that were committed before this daemon go on.
+    pub group_as_it_stands: bool,
     /// Rebalance protocol (`KAFKA_GROUP_PROTOCOL`, default classic).
     pub group_protocol: GroupProtocol,
     /// After what silence the group gives a member's partitions away (`KAFKA_SESSION_TIMEOUT`,
@@ -96,7 +99,8 @@ pub struct Kafka {
     pub auto_offset_reset: Option<OffsetReset>,
     /// librdkafka properties of every client (`KAFKA_PROPERTIES`).
     pub properties: Properties,
-    /// Dead letter topic (`DLQ_TOPIC`, default `<group_id>.dlq`).
+    /// Dead letter topic (`DLQ_TOPIC`, default `<group_id>.dlq`, and `kessel.dlq` where none but
+    /// Kessel's consumers run).
     pub dlq_topic: String,
     /// How often topics that are missing are looked for (`KAFKA_METADATA_REFRESH`, default 5 s).
     pub metadata_refresh: Duration,
@@ -106,6 +110,9 @@ impl Kafka {
     /// The group id of one consumer (behaviour section 1).
     #[must_use]
     pub fn group_of(&self, consumer: &str) -> String {
+        if self.group_as_it_stands {
+            return self.group_id.clone();
+        }
         format!("{}-{consumer}", self.group_id)
     }
 

@@ -8,6 +8,8 @@ use super::variables::{self, Variable};
 pub struct Spec {
     /// Its name in `CONSUMERS`, group ids, metrics and logs; its own variables begin with it.
     pub name: &'static str,
+    /// What it belongs to.
+    pub family: Family,
     /// Whether it runs where `CONSUMERS` names none.
     pub by_default: bool,
     /// The tables whose changes it takes. Their topics are `CDC_TOPIC_PREFIX`, a dot and the table.
@@ -31,6 +33,15 @@ impl PartialEq for Spec {
 }
 
 impl Eq for Spec {}
+
+/// Consumers that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// They follow the ledgers of the CRM.
+    Crm,
+    /// They follow the store of a SpiceDB.
+    Kessel,
+}
 
 /// A service that a consumer may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

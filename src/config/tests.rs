@@ -175,6 +175,28 @@ fn the_first_name_that_is_set_wins_and_an_empty_one_is_not_set() {
 }
 
 #[test]
+fn one_of_kessels_consumers_alone_goes_on_in_the_group_that_was_named_for_it() {
+    let kafka = |consumers: &str, group: &[(&str, &str)]| {
+        let mut all = vec![("CONSUMERS", consumers)];
+        all.extend(group);
+        let kafka = good(&all).kafka;
+        (kafka.group_of("relationships"), kafka.dlq_topic)
+    };
+    let named = [("CONSUMER_GROUP", "kessel-watchers")];
+    let is = |group: &str, letters: &str| (group.to_owned(), letters.to_owned());
+    assert_eq!(kafka("relationships", &named), is("kessel-watchers", "kessel.dlq"));
+    assert_eq!(
+        kafka("relationships", &[]),
+        is("crm-event-processors-relationships", "kessel.dlq"),
+        "nobody else's group by default"
+    );
+    assert_eq!(
+        kafka("relationships,currency", &named),
+        is("kessel-watchers-relationships", "kessel-watchers.dlq")
+    );
+}
+
+#[test]
 fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
     let file = TempFile::new(
         "layers",

@@ -16,7 +16,7 @@ use super::entry::Entry;
 use super::sender::{Sender, unwritable};
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
-use crate::config::{Commands, Service, Setting, Spec, value};
+use crate::config::{Commands, Family, Service, Setting, Spec, value};
 use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Sends, Step, Steps};
 
 const RECEIVED: &str = "marketplace/order-received";
@@ -35,6 +35,7 @@ static ORDERS: Setting<String> = Setting {
 /// What it declares.
 pub static SPEC: Spec = Spec {
     name: "marketplace",
+    family: Family::Crm,
     by_default: true,
     tables: &[],
     changes: &[],

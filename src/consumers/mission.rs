@@ -19,7 +19,7 @@ use super::words::{self, is};
 use crate::cdc::{Change, DecodeError, Field, Op, Remark, Row};
 use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
-use crate::config::{Service, Snapshot, Spec};
+use crate::config::{Family, Service, Snapshot, Spec};
 use crate::engine::{
     Consumer, Context, Failure, Lane, Once, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps,
     Taken,
@@ -43,6 +43,7 @@ const CACHED: Duration = Duration::from_secs(300);
 /// What it declares.
 pub static SPEC: Spec = Spec {
     name: "mission",
+    family: Family::Crm,
     by_default: true,
     tables: &["purchase_ledger", "form_submissions", "wallet_ledger", "referral_ledger"],
     changes: &[],

@@ -17,7 +17,7 @@ use super::snapshot;
 use super::words::is;
 use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
-use crate::config::{Commands, Service, Snapshot, Spec};
+use crate::config::{Commands, Family, Service, Snapshot, Spec};
 use crate::engine::{
     Consumer, Context, Failure, Lane, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps, Taken,
 };
@@ -39,6 +39,7 @@ const QUANTITIES: std::ops::RangeInclusive<u32> = 1..=1000;
 /// What it declares.
 pub static SPEC: Spec = Spec {
     name: "reward",
+    family: Family::Crm,
     by_default: true,
     tables: &[TABLE],
     changes: &[],

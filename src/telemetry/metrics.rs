@@ -265,6 +265,7 @@ mod tests {
             counter!(BROADCASTS_LOST).increment(1);
             histogram!(BATCH).record(3.0);
             histogram!(PIPELINE).record(3.0);
+            counter!(KESSEL_EVENTS).increment(1);
         });
         let text = handle.render();
         for line in [

@@ -5,6 +5,7 @@
 mod connector;
 mod database;
 mod expected;
+mod kessel;
 mod lives;
 mod lost_log;
 mod postgrest;
@@ -13,6 +14,8 @@ mod refusals;
 mod sample;
 mod workflows;
 mod world;
+
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -24,6 +27,8 @@ use self::workflows::Workflows;
 use self::world::World;
 use test_support::feed;
 
+/// A connector starts, and Connect gives it a task, while other tests take the processors.
+const SNAPSHOT: Duration = Duration::from_secs(240);
 /// Awards whose latency is measured, in batches that are committed one purchase a transaction.
 const BATCHES: usize = 10;
 const BATCH: usize = 30;

@@ -47,15 +47,15 @@ impl Scene {
         Environment::default()
             .with("KAFKA_BOOTSTRAP_SERVERS", services::kafka())
             .with("KAFKA_AUTO_OFFSET_RESET", "earliest")
-            .with("CONSUMER_GROUP_ID", &self.group)
+            .with("CONSUMER_GROUP", &self.group)
+            .with("DLQ_TOPIC", &format!("{}.dlq", self.group))
             .with("CONSUMERS", "relationships")
             .with("RELATIONSHIPS_TOPIC", &self.topic)
             .with("LOG_FORMAT", "human")
     }
 
     async fn caught_up(&self) {
-        let group = format!("{}-relationships", self.group);
-        feed::caught_up(services::kafka(), &group, &self.topic).await;
+        feed::caught_up(services::kafka(), &self.group, &self.topic).await;
     }
 }
 

@@ -10,7 +10,7 @@ use crm_event_processors::app::{App, Stores};
 use crm_event_processors::cdc::{Change, DecodeError};
 use crm_event_processors::clients::inngest::Events;
 use crm_event_processors::clients::redis::Cache;
-use crm_event_processors::config::{self, Service, Setting, Settings, Spec};
+use crm_event_processors::config::{self, Family, Service, Setting, Settings, Spec};
 use crm_event_processors::consumers::entry::Entry;
 use crm_event_processors::consumers::registry::{CONSUMERS, declared};
 use crm_event_processors::consumers::sender::Sender;
@@ -29,6 +29,7 @@ use test_support::recordings::{fixture, recorded};
 
 static SPEC: Spec = Spec {
     name: "forms",
+    family: Family::Crm,
     by_default: false,
     tables: &["form_submissions"],
     changes: &[],

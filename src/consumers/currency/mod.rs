@@ -26,7 +26,7 @@ use super::entry::Entry;
 use super::merchants::Merchants;
 use super::sender::Sender;
 use crate::cdc::{Change, DecodeError};
-use crate::config::{Service, Setting, Spec, value};
+use crate::config::{Family, Service, Setting, Spec, value};
 use crate::dedup::TakenBack;
 use crate::engine::{Consumer, Context, Failure, Outcome, Route, Steps};
 
@@ -69,6 +69,7 @@ static TAKEN_BACK_STATUSES: Setting<Vec<String>> = Setting {
 /// What it declares.
 pub static SPEC: Spec = Spec {
     name: "currency",
+    family: Family::Crm,
     by_default: true,
     tables: &["purchase_ledger", "referral_ledger", "mission_claims"],
     changes: &[],

@@ -1,16 +1,18 @@
 //! Relationships: what happens to the rows of `relation_tuple` (behaviour section 9).
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
 use super::log::Line;
 use super::row::{self, Reading, RowChange};
 use crate::cdc::{Change, DecodeError};
-use crate::config::{Setting, Spec, value};
+use crate::config::{Family, Setting, Spec, value};
 use crate::consumers::call::outcome;
 use crate::consumers::entry::Entry;
 use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Step, Steps, Taken};
+use crate::metric_names::KESSEL_EVENTS;
 
 const TABLE: &str = "relation_tuple";
 const LOG: &str = "log";
@@ -58,6 +60,7 @@ fn trusted(text: &str) -> Result<bool, String> {
 /// What it declares.
 pub static SPEC: Spec = Spec {
     name: "relationships",
+    family: Family::Kessel,
     by_default: false,
     tables: &[],
     changes: &[&TOPIC],
@@ -76,14 +79,39 @@ pub const ENTRY: Entry = Entry {
             hard_deletes: settings.of(&SPEC, &HARD_DELETES),
             trust_snapshot: settings.of(&SPEC, &SNAPSHOT),
         };
-        Arc::new(Relationships { reading })
+        Arc::new(Relationships { reading, namespaces: Namespaces::default() })
     },
 };
 
 /// The relationships consumer.
 pub struct Relationships {
-    /// How the table is to be read.
-    pub reading: Reading,
+    reading: Reading,
+    namespaces: Namespaces,
+}
+
+impl Relationships {
+    fn count(&self, change: &RowChange) {
+        let operation = change.operation.as_str();
+        let namespace = self.namespaces.label(&change.relationship.namespace);
+        metrics::counter!(KESSEL_EVENTS, "operation" => operation, "namespace" => namespace)
+            .increment(1);
+    }
+}
+
+/// The types that have a label of their own. A store may have any number of them, and labels must not.
+#[derive(Default)]
+struct Namespaces(Mutex<HashSet<Box<str>>>);
+
+impl Namespaces {
+    const MOST: usize = 100;
+
+    fn label(&self, namespace: &str) -> String {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < Self::MOST {
+            known.insert(namespace.into());
+        }
+        if known.contains(namespace) { namespace.to_owned() } else { "other".to_owned() }
+    }
 }
 
 impl Consumer for Relationships {
@@ -118,6 +146,7 @@ impl Consumer for Relationships {
         let log = || async {
             cx.step(Taken::Action(LOG));
             tracing::info!("{}", Line::new(change, cx.origin()));
+            self.count(change);
             Ok(Some(Timestamp::now()))
         };
         let Some(claim) = change.idempotency_key() else {
@@ -138,7 +167,8 @@ mod tests {
         Recorded::from_line(line).expect("a record").lend(|record| {
             match cdc::decode(record, &cdc::Options::default()) {
                 Ok(Decoded::Change(change)) => {
-                    Relationships { reading }.route(&change, Timestamp::UNIX_EPOCH)
+                    let consumer = Relationships { reading, namespaces: Namespaces::default() };
+                    consumer.route(&change, Timestamp::UNIX_EPOCH)
                 }
                 other => panic!("{other:?}"),
             }
@@ -161,6 +191,17 @@ mod tests {
     }
 
     const ROW: &str = r#"{"namespace":"document","object_id":"1","relation":"viewer","userset_namespace":"user","userset_object_id":"a","userset_relation":"..."}"#;
+
+    #[test]
+    fn a_store_with_many_types_has_a_bounded_number_of_labels() {
+        let namespaces = Namespaces::default();
+        let types: Vec<String> = (0..150).map(|number| format!("type{number}")).collect();
+        let labels = || types.iter().map(|name| namespaces.label(name)).collect::<Vec<_>>();
+        let first = labels();
+        assert_eq!(first[..100], types[..100]);
+        assert!(first[100..].iter().all(|label| label == "other"));
+        assert_eq!(labels(), first, "a label stays what it is");
+    }
 
     #[test]
     fn a_store_that_deletes_rows_is_read_as_it_says() {

@@ -17,7 +17,7 @@ use super::entry::Entry;
 use super::sender::{Sender, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
-use crate::config::{Service, Snapshot, Spec};
+use crate::config::{Family, Service, Snapshot, Spec};
 use crate::engine::{Consumer, Context, Failure, LockGuard, Outcome, Route, Step, Steps};
 
 const CANCELLED: &str = "tier/upgrade-cancelled";
@@ -28,6 +28,7 @@ const APPLY: &str = "apply_tier_upgrade";
 /// What it declares.
 pub static SPEC: Spec = Spec {
     name: "tier",
+    family: Family::Crm,
     by_default: true,
     tables: &["purchase_ledger", "wallet_ledger"],
     changes: &[],

@@ -25,8 +25,28 @@ impl Connector {
         prefix: &str,
         settings: &[(&str, &str)],
     ) -> Self {
-        let Connect { url, database: (host, port) } = connect();
         let written = include_str!("../../../config/debezium/connector.json");
+        Self::start_as(written, database, prefix, settings).await
+    }
+
+    /// The connector of a SpiceDB's store.
+    pub(super) async fn start_kessel(
+        database: &Database,
+        prefix: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let written = include_str!("../../../config/debezium/kessel.json");
+        let written = written.replace("SPICEDB_DATABASE_", "CDC_DATABASE_");
+        Self::start_as(&written, database, prefix, settings).await
+    }
+
+    async fn start_as(
+        written: &str,
+        database: &Database,
+        prefix: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let Connect { url, database: (host, port) } = connect();
         let config = [
             ("HOST", host.as_str()),
             ("PORT", &port.to_string()),

@@ -1,18 +1,14 @@
 //! A connector that has lost its place for good: the log that it should go on with is gone.
 
-use std::time::Duration;
-
 use rdkafka::Message as _;
 use serde_json::Value;
 
+use super::SNAPSHOT;
 use super::connector::Connector;
 use super::database;
 use test_support::feed;
 use test_support::kafka::{create_topic, read_topic};
 use test_support::{services, unique, until, until_within};
-
-/// A connector starts, and Connect gives it a task, while other tests take the processors.
-const SNAPSHOT: Duration = Duration::from_secs(240);
 
 /// How many rows of a snapshot, and how many of them with this status, a topic holds.
 async fn snapshot_rows(topic: &str, status: &str) -> (usize, usize) {

@@ -24,6 +24,29 @@ fn a_connector_whose_log_is_gone_reads_the_tables_again_and_an_idle_one_lets_go_
     }
 }
 
+/// What behaviour section 9 asks of the connector of a SpiceDB's store.
+#[test]
+fn kessels_connector_shows_transactions_keeps_a_row_in_one_partition_and_reads_living_rows() {
+    let config = config("kessel");
+    assert_eq!(config["include.unknown.datatypes"], "true");
+    assert_eq!(config["skipped.operations"], "none", "a truncate must be seen");
+    assert_eq!(config["topic.creation.default.cleanup.policy"], "delete", "no row may be lost");
+    let keys = config["message.key.columns"].as_str().expect("text");
+    let of_tuples = keys.split(';').find_map(|key| key.strip_prefix("public.relation_tuple:"));
+    assert!(of_tuples.is_some_and(|columns| !columns.contains("xid")), "{keys}");
+    let marked = ["relation_tuple", "namespace_config", "caveat", "schema", "schema_revision"];
+    let tables: Vec<String> = marked.iter().map(|table| format!("public.{table}")).collect();
+    let overridden = config["snapshot.select.statement.overrides"].as_str().expect("text");
+    assert_eq!(overridden, tables.join(","));
+    let included = config["table.include.list"].as_str().expect("text");
+    for table in &tables {
+        assert!(included.split(',').any(|name| name == table), "{table}");
+        let select = &config[&format!("snapshot.select.statement.overrides.{table}")];
+        let select = select.as_str().expect("text");
+        assert!(select.ends_with("WHERE deleted_xid = '9223372036854775807'::xid8"), "{select}");
+    }
+}
+
 #[test]
 fn both_connectors_write_the_same_records_to_the_same_topics() {
     let [own, managed] = both();

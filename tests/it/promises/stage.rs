@@ -306,6 +306,7 @@ impl Stage {
                 credentials: None,
                 topic_prefix: String::new(),
                 group_id: topic.clone(),
+                group_as_it_stands: false,
                 group_protocol: GroupProtocol::Classic,
                 session_timeout: Duration::from_secs(30),
                 instance_id: None,

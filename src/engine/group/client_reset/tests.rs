@@ -59,6 +59,7 @@ fn engine(bootstrap: String) -> Engine<Idle> {
         credentials: None,
         topic_prefix: String::new(),
         group_id: "g".to_owned(),
+        group_as_it_stands: false,
         group_protocol: GroupProtocol::Classic,
         session_timeout: Duration::from_secs(30),
         instance_id: None,
