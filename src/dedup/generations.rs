@@ -1,7 +1,7 @@
 //! A map whose entries run out, for claims in memory.
 //!
 //! Most live no longer than the window. They lie in two generations: every window a new one begins,
-//! and the last but one is dropped whole. So nobody looks for what has run out, however many there
+//! or when one is full, and the last but one is dropped whole. So nobody looks for what has run out, however many there
 //! are. Keys are kept as hashes of 128 bits: that two of them are the same is out of the question.
 
 use std::collections::HashMap;
@@ -23,6 +23,9 @@ pub(super) struct Generations<T> {
 
 type Generation<T> = HashMap<u128, (T, Instant), ahash::RandomState>;
 
+/// At so many entries a generation ends before its time, so that memory is bounded whatever comes:
+/// some 50 MiB in two of them.
+const MOST: usize = 250_000;
 /// Below this many entries those that have run out are not worth looking for.
 const SWEEP_FROM: usize = 1_000;
 
@@ -89,7 +92,7 @@ impl<T> Generations<T> {
     fn turn(&mut self, now: Instant) {
         let since = *self.young_since.get_or_insert(now);
         let age = now.saturating_duration_since(since);
-        if age < self.window {
+        if age < self.window && self.young.len() < MOST {
             return;
         }
         self.old = std::mem::take(&mut self.young);
@@ -132,6 +135,18 @@ mod tests {
             all.insert(&format!("later {number}"), (), later, WINDOW * 2);
         }
         assert!(all.long.len() < 20_000, "the first have gone: {}", all.long.len());
+    }
+
+    #[test]
+    fn what_comes_faster_than_it_runs_out_is_bounded_in_number() {
+        let mut all = Generations::new(WINDOW);
+        let now = Instant::now();
+        for number in 0..MOST * 4 {
+            all.insert(&number.to_string(), (), now, WINDOW);
+        }
+        assert!(all.len() <= MOST * 2, "{}", all.len());
+        let known = |number: usize| all.get(&number.to_string(), now).is_some();
+        assert!(known(MOST * 4 - 1) && known(MOST * 3) && !known(0), "the latest are kept");
     }
 
     proptest! {

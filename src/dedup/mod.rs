@@ -157,19 +157,19 @@ impl Claims {
         self.renewals.keep(key, asker, granted)
     }
 
-    /// Claims each of `keys` for its asker, in one request; the answers are in the same order.
+    /// Claims each of `keys` for its asker, in one request; the answers are in the same order. `None`
+    /// where claims are away and the consumer goes on without.
     ///
     /// # Errors
     /// As [`Claims::claim`].
     pub async fn claim_all(
         &self,
         keys: Vec<KeyAndAsker>,
-    ) -> Result<Vec<ClaimReply>, StoreUnavailable> {
-        let count = keys.len();
+    ) -> Result<Option<Vec<ClaimReply>>, StoreUnavailable> {
         let take = |(key, asker)| ClaimOp::Take { key, asker }.into();
         match self.ask_all(keys.into_iter().map(take).collect()).await {
-            Ok(replies) => replies.into_iter().map(of_claim).collect(),
-            Err(_) if self.on_outage == OnOutage::Proceed => Ok(vec![ClaimReply::Granted; count]),
+            Ok(replies) => replies.into_iter().map(of_claim).collect::<Result<_, _>>().map(Some),
+            Err(_) if self.on_outage == OnOutage::Proceed => Ok(None),
             Err(away) => Err(away),
         }
     }

@@ -46,7 +46,8 @@ impl Request {
 }
 
 /// Answers `requests` in pipelines. Those under way at once are independent: whoever asks for a key
-/// waits for its answer before asking again, or has no use for it any more.
+/// waits for its answer before asking again, or has no use for it any more. A claim that is given back
+/// while it is being renewed may stay behind: it expires by itself.
 pub(super) async fn run(
     store: impl Store,
     requests: mpsc::Receiver<Request>,

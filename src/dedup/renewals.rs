@@ -13,6 +13,8 @@ use super::{ClaimReply, Claims, KeyAndAsker};
 /// before a third of its life is over.
 const LOOKS: u32 = 12;
 const RENEW_AFTER: u32 = 3;
+/// Claims in one request.
+const AT_A_TIME: usize = 512;
 
 /// The claims that are kept.
 #[derive(Debug, Default)]
@@ -113,15 +115,18 @@ pub(super) async fn run(renewals: Weak<Renewals>, window: Duration, claims: Clai
     loop {
         tokio::time::sleep(look).await;
         let Some(renewals) = renewals.upgrade() else { return };
-        let asked = Instant::now();
-        let Some(before) = asked.checked_sub(look * RENEW_AFTER) else { continue };
+        let Some(before) = Instant::now().checked_sub(look * RENEW_AFTER) else { continue };
         let (numbers, keys) = renewals.due(before);
         if keys.is_empty() {
             continue;
         }
-        let Ok(replies) = claims.claim_all(keys).await else { continue };
-        for (number, reply) in numbers.into_iter().zip(&replies) {
-            renewals.answered(number, reply, asked);
+        // A request that is too large for a slow store must not keep the others from being renewed.
+        for (numbers, keys) in numbers.chunks(AT_A_TIME).zip(keys.chunks(AT_A_TIME)) {
+            let asked = Instant::now();
+            let Ok(Some(replies)) = claims.claim_all(keys.to_vec()).await else { continue };
+            for (number, reply) in numbers.iter().zip(&replies) {
+                renewals.answered(*number, reply, asked);
+            }
         }
     }
 }

@@ -100,12 +100,12 @@ impl<C: Consumer> Session<'_, C> {
         ready: &mut (impl Stream<Item = KafkaResult<BorrowedMessage<'m>>> + Unpin),
     ) -> Option<Result<End, EngineError>> {
         self.times.turn = Instant::now();
-        self.times.progress = self.times.turn;
         let now = Timestamp::now();
         let mut taken = 0;
         loop {
             match message {
                 Ok(message) => {
+                    self.times.progress = self.times.turn;
                     self.on_record(&message, now);
                 }
                 Err(error) => {

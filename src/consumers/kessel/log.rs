@@ -1,14 +1,42 @@
-//! The action `log`: a line for each change, for people.
+//! The action `log`: a line for each change, for people, on standard output. The daemon's own log is
+//! another thing, with a level of its own.
 
 use std::fmt;
+use std::io::{self, IsTerminal as _, Write as _};
 
-use super::row::RowChange;
+use super::row::{Operation, RowChange};
 use crate::engine::Origin;
 
 /// Widths up to which columns line up. What is longer pushes the rest to the right.
 const RESOURCE: usize = 28;
 const RELATION: usize = 12;
 const SUBJECT: usize = 28;
+
+/// Standard output.
+pub struct Console {
+    coloured: bool,
+}
+
+impl Console {
+    /// Coloured on a terminal, unless `NO_COLOR` is set.
+    #[must_use]
+    pub fn new() -> Self {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { coloured: io::stdout().is_terminal() && !unwanted }
+    }
+
+    /// Writes a line, whole. Nobody may be reading it any more.
+    pub fn write(&self, line: &Line<'_>) {
+        let text = if self.coloured { line.coloured() } else { line.to_string() };
+        writeln!(io::stdout().lock(), "{text}").ok();
+    }
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// A change as one line.
 pub struct Line<'a> {
@@ -21,6 +49,19 @@ impl<'a> Line<'a> {
     #[must_use]
     pub fn new(change: &'a RowChange, origin: &'a Origin) -> Self {
         Self { change, origin }
+    }
+
+    /// The same for a terminal: the operation in a colour of its own.
+    fn coloured(&self) -> String {
+        let colour = match self.change.operation {
+            Operation::Create | Operation::Update => "32",
+            Operation::Delete => "31",
+            Operation::Expire => "33",
+            Operation::Read => "2",
+        };
+        let line = self.to_string();
+        let (operation, rest) = line.split_at(self.change.operation.as_str().len());
+        format!("\x1b[{colour}m{operation}\x1b[0m{rest}")
     }
 }
 
@@ -50,7 +91,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::consumers::kessel::row::{Operation, Relationship};
+    use crate::consumers::kessel::row::Relationship;
 
     #[test]
     fn a_line_names_all_that_the_change_tells_and_nothing_else() {
@@ -82,6 +123,8 @@ mod tests {
             RowChange { operation: Operation::Delete, caveat: None, expires: None, ..change };
         let line = Line::new(&deleted, &origin).to_string();
         assert!(line.starts_with("DELETE  document:budget ") && line.ends_with("549Z"), "{line}");
+        let coloured = Line::new(&deleted, &origin).coloured();
+        assert_eq!(coloured, line.replacen("DELETE", "\x1b[31mDELETE\x1b[0m", 1));
         assert!(!line.contains("caveat") && !line.contains("expires"), "{line}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
-use super::log::Line;
+use super::log::{Console, Line};
 use super::row::{self, Reading, RowChange};
 use crate::cdc::{Change, DecodeError};
 use crate::config::{Family, Setting, Spec, value};
@@ -79,17 +79,22 @@ pub const ENTRY: Entry = Entry {
             hard_deletes: settings.of(&SPEC, &HARD_DELETES),
             trust_snapshot: settings.of(&SPEC, &SNAPSHOT),
         };
-        Arc::new(Relationships { reading, namespaces: Namespaces::default() })
+        Arc::new(Relationships::new(reading))
     },
 };
 
 /// The relationships consumer.
 pub struct Relationships {
     reading: Reading,
+    console: Console,
     namespaces: Namespaces,
 }
 
 impl Relationships {
+    fn new(reading: Reading) -> Self {
+        Self { reading, console: Console::new(), namespaces: Namespaces::default() }
+    }
+
     fn count(&self, change: &RowChange) {
         let operation = change.operation.as_str();
         let namespace = self.namespaces.label(&change.relationship.namespace);
@@ -145,7 +150,7 @@ impl Consumer for Relationships {
     async fn process(&self, cx: &Context, change: &RowChange) -> Result<Outcome, Failure> {
         let log = || async {
             cx.step(Taken::Action(LOG));
-            tracing::info!("{}", Line::new(change, cx.origin()));
+            self.console.write(&Line::new(change, cx.origin()));
             self.count(change);
             Ok(Some(Timestamp::now()))
         };
@@ -167,8 +172,7 @@ mod tests {
         Recorded::from_line(line).expect("a record").lend(|record| {
             match cdc::decode(record, &cdc::Options::default()) {
                 Ok(Decoded::Change(change)) => {
-                    let consumer = Relationships { reading, namespaces: Namespaces::default() };
-                    consumer.route(&change, Timestamp::UNIX_EPOCH)
+                    Relationships::new(reading).route(&change, Timestamp::UNIX_EPOCH)
                 }
                 other => panic!("{other:?}"),
             }
@@ -215,6 +219,18 @@ mod tests {
         };
         assert_eq!(operation("d", ROW, "null"), "DELETE");
         assert_eq!(operation("u", "null", ROW), "UPDATE");
+        let with_xids =
+            ROW.replace('}', r#","created_xid":"5","deleted_xid":"9223372036854775807"}"#);
+        let key = |lsn: &str| {
+            let updated = line(TABLE, "u", "null", &with_xids);
+            let updated =
+                updated.replace(r#"\"ts_ms\":1"#, &format!(r#"\"ts_ms\":1,\"lsn\":{lsn}"#));
+            match explained(&updated, hard) {
+                Ok(Route::Process { work, .. }) => work.idempotency_key(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(key("7").is_some_and(|first| Some(first) != key("8")), "each change in place");
         let soft = Reading::default();
         assert_eq!(skip(explained(&line(TABLE, "d", ROW, "null"), soft)), "garbage_collected");
     }

@@ -136,7 +136,9 @@ impl RowChange {
     pub fn idempotency_key(&self) -> Option<String> {
         let Self { relationship, operation, created_xid, place, .. } = self;
         let Relationship { namespace, object_id, relation, .. } = relationship;
-        let version = match (created_xid, place) {
+        // A row is written and marked once, but one that is changed in place is so any number of times.
+        let xid = created_xid.filter(|_| *operation != Operation::Update);
+        let version = match (xid, place) {
             (Some(xid), _) => xid.to_string(),
             (None, Some((lsn, Some(tx_id)))) => format!("{lsn}/{tx_id}"),
             (None, Some((lsn, None))) => lsn.to_string(),

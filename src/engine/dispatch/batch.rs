@@ -304,7 +304,9 @@ impl<C: Consumer> TaskContext<C> {
         let now = Instant::now();
         let (places, keys) = keys(open);
         let replies = match cx.claims().claim_all(keys).await {
-            Ok(replies) => replies,
+            Ok(Some(replies)) => replies,
+            // It goes on without: nothing was granted.
+            Ok(None) => return,
             Err(away) => {
                 return places
                     .into_iter()
@@ -337,7 +339,7 @@ impl<C: Consumer> TaskContext<C> {
             () = kill.cancelled() => return Vec::new(),
         };
         // Claims that are away are no reason to break off.
-        let Ok(replies) = replies else { return Vec::new() };
+        let Ok(Some(replies)) = replies else { return Vec::new() };
         let mut lost = Vec::new();
         for (at, reply) in places.into_iter().zip(replies) {
             let Some(member) = open.get_mut(at) else { continue };

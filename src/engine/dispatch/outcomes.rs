@@ -18,6 +18,12 @@ impl<C: Consumer> Session<'_, C> {
     pub(in crate::engine) fn finish(&mut self, finished: Finished<C::Work>) {
         if finished.task_ends {
             self.dispatch.in_flight.remove(&finished.task);
+        } else if let Some(task) = self.dispatch.in_flight.get_mut(&finished.task) {
+            // What has failed waits for its next attempt: it is not what hangs.
+            let failed = finished.jobs.iter().filter(|ended| ended.result.is_err());
+            for open in failed.flat_map(|ended| &ended.job.open_offsets) {
+                task.records.retain(|record| *record != (open.partition, open.offset));
+            }
         }
         finished.jobs.into_iter().for_each(|ended| self.ended(ended));
     }

@@ -91,8 +91,8 @@ async fn what_happens_to_the_rows_of_a_spicedb_is_logged_as_it_is_meant() {
         .with("DLQ_TOPIC", &format!("{prefix}.dlq"))
         .with("CONSUMERS", "relationships")
         .with("RELATIONSHIPS_TOPIC", &topic)
-        .with("LOG_FORMAT", "human");
-    let (daemon, log) = environment.start_quietly();
+        .with("LOG_LEVEL", "warn");
+    let (daemon, log) = environment.start_reading_output();
     let seen = || operations(&log.lines());
     let is = |expected: &[&str]| {
         let expected: BTreeSet<String> = expected.iter().map(|it| (*it).to_owned()).collect();

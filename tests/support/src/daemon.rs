@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -76,6 +76,15 @@ impl Environment {
         self.start_quietly_with(&[])
     }
 
+    /// Starts a daemon whose standard output the test reads; its log goes where the test's goes.
+    pub fn start_reading_output(&self) -> (Daemon, Log) {
+        let mut command = self.command(program());
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the daemon starts");
+        let written = child.stdout.take().expect("its output");
+        let log = Log::of(written, |_| {});
+        (Daemon(child), log)
+    }
+
     fn start_reading(
         &self,
         arguments: &[&str],
@@ -85,15 +94,8 @@ impl Environment {
         command.args(arguments).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the daemon starts");
         let written = child.stderr.take().expect("its log");
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let into = Arc::clone(&lines);
-        let reader = thread::spawn(move || {
-            for line in BufReader::new(written).lines().map_while(Result::ok) {
-                show(&line);
-                into.lock().expect("not poisoned").push(line);
-            }
-        });
-        (Daemon(child), Log { lines, reader })
+        let log = Log::of(written, show);
+        (Daemon(child), log)
     }
 
     /// Lets a daemon run until it ends by itself.
@@ -114,13 +116,25 @@ impl Environment {
     }
 }
 
-/// What a daemon logs.
+/// What a daemon writes.
 pub struct Log {
     lines: Arc<Mutex<Vec<String>>>,
     reader: thread::JoinHandle<()>,
 }
 
 impl Log {
+    fn of(written: impl Read + Send + 'static, show: impl Fn(&str) + Send + 'static) -> Self {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&lines);
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(written).lines().map_while(Result::ok) {
+                show(&line);
+                into.lock().expect("not poisoned").push(line);
+            }
+        });
+        Self { lines, reader }
+    }
+
     /// Waits for a line that contains `text`.
     pub async fn until(&self, text: &str) {
         let found = || self.lines.lock().expect("not poisoned").iter().any(|l| l.contains(text));
