@@ -91,12 +91,12 @@ async fn baseline() -> Result<f64, AnyError> {
 }
 
 fn reqwest_client() -> Result<reqwest::Client, AnyError> {
-    // Whoever comes first installs it.
+    // Another call may have installed it already.
     rustls::crypto::ring::default_provider().install_default().ok();
     Ok(reqwest::Client::new())
 }
 
-/// The daemon, over the middle of the awards that Inngest accepts.
+/// Awards a second of the daemon, measured over the middle of the run.
 async fn daemon() -> Result<f64, AnyError> {
     let fake = fake().await?;
     let broker = Broker::start()?;
@@ -130,7 +130,7 @@ async fn daemon() -> Result<f64, AnyError> {
     let (stop, signals) = mpsc::channel(1);
     let running = tokio::spawn(app.run(signals));
     fake.until(|log| log.events.len() >= AWARDS).await;
-    // The middle of the run: the first awards wait for connections, the last for their company.
+    // At the start awards wait for connections, at the end for events to share a request with.
     let (from, to) = (AWARDS / 10, AWARDS * 9 / 10);
     let (took, at_once) = fake.inspect(|log| {
         let took = log.events[to].at.saturating_sub(log.events[from].at);

@@ -1,13 +1,13 @@
 //! Peak memory while 1,000,000 records wait and Inngest is down: `tests/services/up` first, then
 //! `cargo bench --bench backlog` with what it exported.
 //!
-//! The daemon is a process of its own with all five consumers. Purchases (for three of them), orders
-//! and redemptions lie in six partitions each. Every POST is answered with 503; Supabase answers.
-//! Measured is `VmHWM` once nothing has moved for ten seconds. Baseline: the same daemon with empty
-//! topics.
+//! The daemon is a process of its own with all five consumers. Purchases (for three of them),
+//! orders and redemptions lie in six partitions each. Every POST is answered with 503; Supabase
+//! answers. The figure is `VmHWM` once it has not grown for ten seconds. Baseline: the same daemon
+//! with empty topics.
 //!
-//! `RECORDS` sets their number. The topic of redemptions has a fixed name: start services of their own for
-//! this, since what it leaves there is read by every other benchmark.
+//! `RECORDS` sets their number. Start services for this benchmark alone: it leaves records in the
+//! topic of redemptions, whose name is fixed, and every other benchmark would read them.
 
 mod support;
 
@@ -22,7 +22,7 @@ use serde_json::json;
 
 use crate::support::Services;
 
-/// How long the peak must stand still.
+/// For how many seconds in a row the peak must stay the same.
 const STILL: usize = 10;
 
 #[tokio::main]
@@ -76,7 +76,7 @@ async fn fake() -> anyhow::Result<Fake> {
     Ok(fake)
 }
 
-/// A daemon that is killed in the end.
+/// A daemon that is killed on drop.
 struct Daemon(Child);
 
 impl Daemon {

@@ -2,14 +2,14 @@
 //! `cargo bench --bench marketplace` with what it exported.
 //!
 //! 400,000 orders lie in six partitions of a real Kafka; claims go to a real Redis. The event API
-//! only counts and answers, in this process, and shares its processors with everything else. The same
-//! once more with claims in memory.
+//! runs in this process and shares its processors with everything else; it only counts and answers.
+//! A second run keeps claims in memory.
 //!
 //! Baselines, on the same machine: posting the same events in full batches one request after
 //! another, with nothing in front; and a bare `StreamConsumer` with the daemon's client settings that
 //! parses each order and does no more.
 //!
-//! `ORDERS` sets their number.
+//! `ORDERS` sets the number of orders.
 
 mod support;
 
@@ -55,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn baseline(orders: usize) -> anyhow::Result<f64> {
-    // Whoever comes first installs it.
+    // Another call may have installed it already.
     rustls::crypto::ring::default_provider().install_default().ok();
     let sink = Sink::start(EVENT).await?;
     let (http, url) = (reqwest::Client::new(), format!("{}/e/bench", sink.url));

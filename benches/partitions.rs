@@ -1,11 +1,11 @@
 //! Mission events a second over 1, 6 and 50 partitions, with an event POST of 50 ms:
 //! `tests/services/up` first, then `cargo bench --bench partitions` with what it exported.
 //!
-//! All five consumers run and share the bound on memory; the backlog is of one topic. Claims and
-//! the missions' cache are in a real Redis. The fake of Inngest runs in this process and shares
-//! its processors with everything else. Baseline: fewer partitions, the line before.
+//! All five consumers run and share the bound on memory; only one topic has a backlog. Claims and
+//! cached missions are in a real Redis. The fake of Inngest runs in this process and shares its
+//! processors with everything else. Baseline: the line before, with fewer partitions.
 //!
-//! `FORMS` sets how many rows, `PARTITIONS` over how many partitions (`1,6,50`).
+//! `FORMS` sets the number of rows, `PARTITIONS` the numbers of partitions (`1,6,50`).
 
 mod support;
 

@@ -50,11 +50,11 @@ impl Services {
         client
             .set("bootstrap.servers", &self.brokers)
             .set("queue.buffering.max.messages", "1000000")
-            // A batch that is sent again must not come behind the next: it would be a replay.
+            // Else a retried batch could land behind the next one and look like a replay.
             .set("enable.idempotence", "true");
         let admin: AdminClient<DefaultClientContext> = client.create()?;
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-        // One whose name is fixed may be there from a run before; what it holds then waits too.
+        // A topic with a fixed name may exist already; its records then join the backlog.
         for created in admin.create_topics([&new], &AdminOptions::new()).await? {
             if let Err((topic, error)) = created
                 && error != RDKafkaErrorCode::TopicAlreadyExists
@@ -86,8 +86,8 @@ impl Services {
         Ok(*registry::load(&environment, Path::new("")).settings?)
     }
 
-    /// Runs a daemon until `fake` has `events`, and answers how many came in a second. Claims are in
-    /// Redis.
+    /// Runs a daemon until `fake` has `events`, and returns how many came in a second. Claims are
+    /// in Redis.
     #[allow(dead_code, reason = "each benchmark has its own")]
     pub(crate) async fn run(
         &self,
@@ -99,7 +99,7 @@ impl Services {
         let running = self.start(fake.url(), None, cache, variables)?;
         fake.until(|log| log.events.len() >= events).await;
         let (took, count) = fake.inspect(|log| {
-            // Joining the group is not what is measured.
+            // The clock starts at the first event: joining the group is not measured.
             let first = log.events.first().map(|event| event.at).unwrap_or_default();
             let last = log.events.last().map(|event| event.at).unwrap_or_default();
             (last - first, log.events.len())
@@ -109,7 +109,7 @@ impl Services {
         Ok(events as f64 / took.as_secs_f64())
     }
 
-    /// The same with a sink, and with claims in memory where they are given.
+    /// The same with a sink. With `claims` they are kept in that memory, else in Redis.
     #[allow(dead_code, reason = "each benchmark has its own")]
     pub(crate) async fn run_to_sink(
         &self,

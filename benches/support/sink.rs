@@ -1,6 +1,6 @@
-//! An event API that does next to nothing, so that a benchmark measures the daemon: it counts the
-//! events of a request by their name and answers as many ids. The fake keeps and checks every event,
-//! which takes longer than the daemon needs for it.
+//! An event API that does next to nothing, so that a benchmark measures the daemon. It counts a
+//! request's events by their name and answers as many ids. The fake would check and keep every
+//! event, which takes longer than the daemon needs for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

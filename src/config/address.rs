@@ -1,8 +1,8 @@
-//! Addresses of web services that others complete: what is pasted is often one part too long.
+//! Base addresses of web services. People often paste them with a path too many.
 
 use url::Url;
 
-/// What lies behind a project's address, one of its services each.
+/// The services that lie behind a project's address.
 const SERVICES: [&str; 6] =
     ["/rest/v1", "/auth/v1", "/storage/v1", "/realtime/v1", "/functions/v1", "/graphql/v1"];
 

@@ -22,16 +22,16 @@ use crate::cdc;
 /// Dead letters where none but Kessel's consumers run.
 const KESSEL_DLQ: &str = "kessel.dlq";
 const INNGEST_CLOUD: &str = "https://inn.gs";
-/// What Inngest's SDKs send to a dev server when no key is set; it takes any.
+/// What Inngest's SDKs send to a dev server when no key is set. A dev server takes any key.
 const INNGEST_DEV_KEY: &str = "NO_EVENT_KEY_SET";
 /// Inngest drops a repeated event id for this long; an older snapshot row would be awarded again.
 const INNGEST_IDEMPOTENCY: Duration = Duration::from_secs(24 * 3_600);
 
-/// The settings, or rather what they would be if `problems` is not empty.
+/// The settings. With `problems` they are only what could be read.
 #[derive(Debug)]
 pub(super) struct Built {
     pub(super) settings: Settings,
-    /// Values that follow from other settings: path, what may be shown, source.
+    /// Values that follow from other settings: path, value without secrets, source.
     pub(super) derived: Vec<(&'static str, String, Source)>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<String>,
@@ -172,8 +172,8 @@ fn redis(
     }
 }
 
-/// The enabled consumers that need a service; `None` where nobody does. Where none is enabled, all
-/// count: the message names no consumer then.
+/// The enabled consumers that need a service; `None` if none does. If no consumer is enabled, all
+/// count, and the message names none.
 fn in_need(consumers: &[&'static Spec], service: Service) -> Option<Vec<&'static Spec>> {
     let needing: Vec<_> =
         consumers.iter().copied().filter(|spec| spec.needs.contains(&service)).collect();
@@ -247,7 +247,7 @@ fn engine(reader: &mut Reader<'_>) -> Engine {
     }
 }
 
-/// What only shows when settings are seen together. Returns the warnings.
+/// Checks that concern several settings together. Returns the warnings.
 fn cross_checks(reader: &mut Reader<'_>, settings: &Settings) -> Vec<String> {
     let mut warnings = Vec::new();
     let (kafka, engine, snapshot) = (&settings.kafka, &settings.engine, &settings.snapshot);
@@ -341,8 +341,8 @@ fn secret(text: &str) -> Result<SecretString, String> {
     Ok(text.into())
 }
 
-/// Reads settings and collects what is wrong with them. What cannot be read becomes the type's
-/// default; with a problem noted, the settings are thrown away in the end.
+/// Reads settings and collects their problems. What cannot be read becomes the type's default: the
+/// settings are thrown away anyway once there is a problem.
 struct Reader<'a> {
     values: &'a BTreeMap<&'static str, Value>,
     problems: Vec<Problem>,
@@ -404,7 +404,7 @@ impl Reader<'_> {
         Consumer { concurrency, kafka_properties, own }
     }
 
-    /// Whether none of the settings has a problem, so that comparing them says something.
+    /// Whether none of these settings has a problem. Only then does comparing them make sense.
     fn sound(&self, paths: &[&str]) -> bool {
         paths.iter().all(|path| {
             let names = self.values[path].variable.env;

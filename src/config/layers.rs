@@ -98,7 +98,7 @@ fn source(origin: Option<String>, file: Option<&Path>) -> Source {
     }
 }
 
-/// The environment as a layer: of every setting's names, the first that is set.
+/// The environment as a layer. Of a setting's names the first that is set counts.
 #[derive(Debug, Clone)]
 struct EnvLayer(Map<String, Merged>);
 
@@ -186,7 +186,7 @@ fn text(value: Merged) -> String {
     value.into_string().map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
-/// Variables that nobody reads but that look much like one that is read.
+/// Variables that nobody reads but whose names are close to one that is read.
 fn near_misses(env: &Environment, declared: &Declared) -> Vec<String> {
     let known = || declared.variables().iter().flat_map(|variable| variable.env).chain([&FILE]);
     let mut warnings = Vec::new();

@@ -61,7 +61,7 @@ pub struct Effective {
     pub variable: &'static str,
 }
 
-/// What loading the configuration came to.
+/// The result of loading the configuration.
 #[derive(Debug)]
 pub struct Loaded {
     /// The settings, or everything that is wrong with them.

@@ -37,7 +37,7 @@ impl Serialize for Source {
 /// One thing that is wrong.
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
-    /// The variable to change, by the name under which it was set, else by its strongest name.
+    /// The variable to change: the name that was set, else the strongest name.
     pub variable: String,
     /// What is wrong and what it should look like. Never a secret value.
     pub message: String,

@@ -4,14 +4,14 @@ use std::fmt;
 
 use rdkafka::ClientConfig;
 
-/// librdkafka properties in the order given, by the names that were given. Shown by name only where
-/// a value may be a secret.
+/// librdkafka properties in the order and by the names given. `Debug` shows only the name where a
+/// value may be a secret.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Properties(Vec<(String, String)>);
 
 impl Properties {
-    /// Name and value of each. An alias goes by the name that it stands for: a client with both
-    /// would take either, in no certain order. Of several the last counts.
+    /// Name and value of each. An alias is replaced by the property's own name: with both set,
+    /// librdkafka would take either. If a property is set several times, the last value counts.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (canonical(name), value.as_str()))
     }
@@ -109,7 +109,7 @@ const START: &str = "where a group starts is decided by KAFKA_AUTO_OFFSET_RESET"
 const ACKNOWLEDGED: &str = "a dead letter counts only when every replica has it";
 const BROKERS: &str = "use KAFKA_BOOTSTRAP_SERVERS";
 
-/// What a promise rests on, with the reason and what to set instead.
+/// Properties that a promise rests on: why they are refused, and what to set instead.
 const REFUSED: &[(&str, &str)] = &[
     ("bootstrap.servers", BROKERS),
     ("metadata.broker.list", BROKERS),
@@ -203,7 +203,7 @@ mod tests {
             let native = ClientConfig::new().set(*alias, value).create_native_config();
             match native {
                 Ok(native) => assert_eq!(native.get(name).as_deref(), Ok(value), "{alias}"),
-                // One that this build knows by name alone.
+                // A property that this build knows only by name.
                 Err(error) => assert!(error.to_string().contains(&format!("{name:?}")), "{error}"),
             }
         }

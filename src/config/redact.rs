@@ -18,7 +18,7 @@ pub(super) fn shown(variable: &Variable, text: &str) -> String {
     }
 }
 
-/// The value as a problem with it may quote it, or nothing where it may be a secret.
+/// The value as a problem may quote it; `None` if it may be a secret.
 pub(super) fn quoted(variable: &Variable, text: &str) -> Option<String> {
     match variable.kind {
         Kind::Plain => Some(format!("\"{}\"", plain(text).escape_debug())),
@@ -30,7 +30,7 @@ fn length(text: &str) -> String {
     format!("(set, {} characters)", text.chars().count())
 }
 
-/// Scheme, host and path; neither user, password nor query. Nothing of what is no address.
+/// Scheme, host and path, without user, password and query. `None` if it is not an address.
 fn secret_url(text: &str) -> Option<String> {
     let mut url = url::Url::parse(text).ok().filter(url::Url::has_host)?;
     let credentials = !url.username().is_empty() || url.password().is_some();
@@ -42,8 +42,8 @@ fn secret_url(text: &str) -> Option<String> {
     Some(if credentials { shown.replacen("://", "://***@", 1) } else { shown })
 }
 
-/// Plain values carry no secret by right; an address given with one by mistake must not show it
-/// either: user and password, what follows `?` or `#`, and the key that follows Inngest's `/e/`.
+/// Plain values should hold no secret. Should an address carry one by mistake, these parts are
+/// hidden: user and password, what follows `?` or `#`, and the key after Inngest's `/e/`.
 fn plain(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else {
         return text.rsplit_once('@').map_or(text.to_owned(), |(_, host)| format!("***@{host}"));

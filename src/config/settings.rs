@@ -18,7 +18,7 @@ use crate::cdc;
 /// Everything that can be set, validated.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Which consumers run (`CONSUMERS`, default those that say so), each once, in the order given.
+    /// Which consumers run (`CONSUMERS`, default as they declare), each once, in the order given.
     pub consumers: Vec<&'static Spec>,
     /// The broker and the consumer groups.
     pub kafka: Kafka,
@@ -77,7 +77,7 @@ pub struct Kafka {
     /// Certificates of the authorities that brokers are trusted by, PEM (`SSL_CERT_FILE`, default
     /// none: the system's). The other clients read the same variable themselves.
     pub ca_file: Option<String>,
-    /// What a table's name is put behind (`CDC_TOPIC_PREFIX`, default `crm.public`).
+    /// Prefix of a table's topic (`CDC_TOPIC_PREFIX`, default `crm.public`).
     pub topic_prefix: String,
     /// First part of every group id (`CONSUMER_GROUP_ID`, default `crm-event-processors`).
     pub group_id: String,
@@ -86,15 +86,15 @@ pub struct Kafka {
     pub group_as_it_stands: bool,
     /// Rebalance protocol (`KAFKA_GROUP_PROTOCOL`, default classic).
     pub group_protocol: GroupProtocol,
-    /// After what silence the group gives a member's partitions away (`KAFKA_SESSION_TIMEOUT`,
-    /// default 30 s). With [`GroupProtocol::Consumer`] the broker decides instead.
+    /// A member silent for this long loses its partitions (`KAFKA_SESSION_TIMEOUT`, default 30 s).
+    /// With [`GroupProtocol::Consumer`] the broker decides instead.
     pub session_timeout: Duration,
     /// Static membership (`KAFKA_INSTANCE_ID`, default none): unique per running process.
     pub instance_id: Option<String>,
-    /// Where topics begin of which a group has committed nothing although they hold records
+    /// Where a group begins with topics that hold records but have no committed offset
     /// (`KAFKA_START_AT`, default none; behaviour section 1).
     pub start_at: StartAt,
-    /// The same of all topics that [`Kafka::start_at`] does not name (`KAFKA_AUTO_OFFSET_RESET`,
+    /// The same for all topics that [`Kafka::start_at`] does not name (`KAFKA_AUTO_OFFSET_RESET`,
     /// default none: such a topic is held; behaviour section 1).
     pub auto_offset_reset: Option<OffsetReset>,
     /// librdkafka properties of every client (`KAFKA_PROPERTIES`).
@@ -122,7 +122,7 @@ impl Kafka {
         format!("{}.{table}", self.topic_prefix)
     }
 
-    /// Where a topic begins of which a group has committed nothing although it holds records; `None`
+    /// Where a group begins with a topic that holds records but has no committed offset; `None`
     /// while nobody has decided.
     #[must_use]
     pub fn beginning_of(&self, topic: &str) -> Option<Beginning> {
@@ -170,13 +170,12 @@ pub struct Dedup {
     pub window: Duration,
     /// What happens while Redis is away (`DEDUP_ON_OUTAGE`, default wait).
     pub on_outage: DedupOutage,
-    /// Which changes are held against what is finished (`REPLAY_RECOGNITION`, default all).
+    /// Which changes are recognised as replays (`REPLAY_RECOGNITION`, default all).
     pub replay_recognition: ReplayRecognition,
 }
 
-/// Which changes are taken for replays when they lie before what is finished. A change that comes for
-/// the first time after what followed it was finished, because the broker refused it until then, looks
-/// just like one.
+/// Which changes are taken for replays if they lie before what is finished. A change may come late
+/// for the first time because the broker refused it until then. It looks just like a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReplayRecognition {
     /// All.
@@ -194,7 +193,7 @@ pub enum ReplayRecognition {
 }
 
 impl ReplayRecognition {
-    /// Whether a change is compared that was committed at this time, in microseconds since 1970.
+    /// Whether a change committed at `commit_us`, microseconds since 1970, may count as a replay.
     #[must_use]
     pub fn compares(self, commit_us: i64) -> bool {
         match self {
@@ -239,13 +238,13 @@ pub struct Inngest {
     /// How long a cancel waits after its award was accepted (`INNGEST_CANCEL_SETTLE`, default
     /// 30 s; behaviour section 3).
     pub cancel_settle: Duration,
-    /// How long an event waits for company (`INNGEST_BATCH_WAIT`, default 3 ms).
+    /// How long an event waits for others in its request (`INNGEST_BATCH_WAIT`, default 3 ms).
     pub batch_wait: Duration,
     /// Events a request (`INNGEST_BATCH_EVENTS`, default and most 5,000).
     pub batch_events: usize,
     /// Bytes a request (`INNGEST_BATCH_BYTES`, default 4 MiB).
     pub batch_bytes: usize,
-    /// Bytes an event, above which it is refused unsent (`INNGEST_MAX_EVENT_BYTES`, default 3 MiB).
+    /// Bytes an event; a larger one is refused unsent (`INNGEST_MAX_EVENT_BYTES`, default 3 MiB).
     pub max_event_bytes: usize,
     /// Requests at a time (`INNGEST_REQUESTS`, default 4).
     pub requests: usize,
@@ -277,7 +276,7 @@ pub enum SnapshotPolicy {
 pub struct Engine {
     /// How long a stop may take (`SHUTDOWN_GRACE`, default 25 s).
     pub shutdown_grace: Duration,
-    /// After what time without progress a consumer with lag ends the process (`STALL_TIMEOUT`,
+    /// A consumer with lag and without progress for this long ends the process (`STALL_TIMEOUT`,
     /// default 5 min).
     pub stall_timeout: Duration,
     /// Records in hand, shared out equally to all consumers (`BUFFER_RECORDS`, default 10,000).
@@ -289,10 +288,10 @@ pub struct Engine {
     pub drain_deadline: Duration,
     /// Failures after which a record is suspected itself (`POISON_ATTEMPTS`, default 10).
     pub poison_attempts: u32,
-    /// Time over which they must lie (`POISON_AFTER`, default 10 min).
+    /// The time that these failures must span (`POISON_AFTER`, default 10 min).
     pub poison_after: Duration,
-    /// Records of one cause within five minutes, and more than half of what a consumer handled, from
-    /// which on dead letters are held (`DLQ_FLOOD`, default 50; `None` is `off`).
+    /// Dead letters are held from this many of one cause within five minutes on, if they are more
+    /// than half of what the consumer handled (`DLQ_FLOOD`, default 50; `None` is `off`).
     pub dlq_flood: Option<u32>,
     /// Failures in a row that open a dependency's breaker (`BREAKER_THRESHOLD`, default 5).
     pub breaker_threshold: u32,

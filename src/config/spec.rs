@@ -1,4 +1,4 @@
-//! What a consumer declares of itself. Its settings, its topics and what it needs follow from that.
+//! What a consumer declares. Its settings, its topics and its needs follow from that.
 
 use super::Settings;
 use super::variables::{self, Variable};
@@ -46,8 +46,8 @@ pub enum Family {
 /// A service that a consumer may need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
-    /// Claims are kept there. Where no enabled consumer needs it and no address is set, they are kept
-    /// in memory.
+    /// It keeps claims there. If no enabled consumer needs it and no address is set, claims are
+    /// kept in memory.
     Redis,
     /// It calls functions or reads tables there.
     Supabase,
@@ -75,7 +75,7 @@ pub struct Setting<T> {
     pub default: &'static str,
     /// What it is and what it looks like, in a few words.
     pub about: &'static str,
-    /// Reads its text, or says what that is not; see [`super::value`].
+    /// Reads its text, or says why it cannot; see [`super::value`].
     pub parse: fn(&str) -> Result<T, String>,
 }
 
@@ -87,10 +87,10 @@ pub trait AnySetting: Sync + std::fmt::Debug {
     /// Its row in the table of settings.
     fn variable(&self, consumer: &str) -> Variable;
 
-    /// Looks at its text.
+    /// Checks its text.
     ///
     /// # Errors
-    /// What the text is not.
+    /// Why the text cannot be read.
     fn check(&self, text: &str) -> Result<(), String>;
 }
 
@@ -121,7 +121,7 @@ pub struct Declared {
 }
 
 impl Declared {
-    /// The consumers of these declarations, in the order in which people are told of them.
+    /// Declares these consumers. People see them in this order.
     #[must_use]
     pub fn new(specs: impl IntoIterator<Item = &'static Spec>) -> Self {
         let specs: Vec<_> = specs.into_iter().collect();
@@ -179,7 +179,7 @@ impl Settings {
     #[must_use]
     pub fn of<T: Default>(&self, spec: &Spec, setting: &Setting<T>) -> T {
         let own = self.consumer(spec).own;
-        // Loading has looked at every text: see `AnySetting::check`.
+        // Loading has already checked every text with `AnySetting::check`.
         let text = own.get(setting.key).map_or(setting.default, String::as_str);
         (setting.parse)(text).unwrap_or_default()
     }

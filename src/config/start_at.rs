@@ -1,4 +1,4 @@
-//! Where topics begin of which a group has committed nothing (behaviour section 1).
+//! Where a group begins with topics in which it has committed nothing (behaviour section 1).
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -15,11 +15,11 @@ pub enum Beginning {
     Earliest,
     /// With what comes from now on.
     Latest,
-    /// With the first record whose timestamp in Kafka is not before this.
+    /// With the first record whose timestamp in Kafka is this or later.
     At(Timestamp),
 }
 
-/// Where topics begin of which a group has committed nothing.
+/// Where a group begins with topics in which it has committed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OffsetReset {
     /// At their beginning: all that they still hold is processed.
@@ -49,14 +49,14 @@ impl StartAt {
         self.0.get(topic).copied()
     }
 
-    /// What is wrong with the topics that it names, where `known` are all that are read.
+    /// The problem with a topic that is named but not read; `known` are all that are read.
     pub(super) fn unknown(&self, known: &[String]) -> Option<String> {
         let named = self.0.keys().find(|named| !known.contains(*named))?;
         let near = |known: &&String| {
             let tail = known.rsplit('.').next().unwrap_or_default();
             strsim::osa_distance(named, known).min(strsim::osa_distance(named, tail))
         };
-        // Neither is the name repeated: what was pasted here by mistake may be secret.
+        // The name is not repeated either: what was pasted here by mistake may be secret.
         let likely = known.iter().min_by_key(near).filter(|known| near(known) <= 3);
         let likely = likely.map_or(String::new(), |likely| format!("; did you mean {likely}?"));
         Some(format!(

@@ -129,7 +129,7 @@ fn default_toml_holds_every_setting_and_names_every_variable() {
             Some((section, key)) => table.get(section).and_then(|section| section.get(key)),
             None => table.get(variable.path),
         };
-        // What consumers declare has its default there, and nowhere else.
+        // A consumer's setting has its default in its declaration, and nowhere else.
         assert_eq!(value.is_none(), variable.default.is_some(), "{}", variable.path);
         if variable.default.is_some() {
             continue;

@@ -1,6 +1,6 @@
 //! The text form of values: durations, sizes, bounds, addresses.
 //!
-//! Every parser answers with what the value is not, so that a problem reads
+//! Every parser's error says what the value is not, so that a problem reads
 //! `CURRENCY_CONCURRENCY: "abc" is not a bound (5 or 5..64)`.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,7 +33,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
 }
 
-/// A [`duration`] that is longer than nothing.
+/// A [`duration`] above zero.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be longer than nothing".to_owned()),
@@ -41,7 +41,7 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A [`positive_duration`] of at most an hour, which is as much as librdkafka takes.
+/// A [`positive_duration`] of at most an hour, the most that librdkafka takes.
 pub(super) fn client_duration(text: &str) -> Result<Duration, String> {
     let duration = positive_duration(text)?;
     if duration <= Duration::from_secs(3_600) {
@@ -203,7 +203,7 @@ pub fn topic(text: &str) -> Result<String, String> {
     }
 }
 
-/// A file that can be read now: found missing at the first connection it would look like an outage.
+/// A readable file. One found missing at the first connection would look like an outage.
 pub(super) fn readable_file(text: &str) -> Result<String, String> {
     match std::fs::File::open(text).and_then(|file| file.metadata()) {
         Ok(found) if found.is_file() => Ok(text.to_owned()),
@@ -228,7 +228,7 @@ pub(super) fn redis_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// What goes into a header: nothing but letters, digits, signs and spaces of ASCII.
+/// A header's value: only letters, digits, signs and spaces of ASCII.
 pub(super) fn header(text: &str) -> Result<String, String> {
     if text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
         Ok(text.to_owned())
@@ -237,7 +237,7 @@ pub(super) fn header(text: &str) -> Result<String, String> {
     }
 }
 
-/// A key of a web service. Says nothing of the value.
+/// A key of a web service. The error does not quote the value.
 pub(super) fn key(text: &str) -> Result<SecretString, String> {
     if text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(text.into())
@@ -265,8 +265,8 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "is not an address to listen on (0.0.0.0:9464 or 9464)".to_owned())
 }
 
-/// A level, or directives as tracing-subscriber knows them. Levels that other loggers know and
-/// existing deployments may have set are translated.
+/// A level, or directives as tracing-subscriber reads them. Level names of other loggers are
+/// translated, since existing deployments may have set them.
 pub(super) fn log_level(text: &str) -> Result<String, String> {
     let wrong = || {
         "is not a log level (error, warn, info, debug, trace, off, or info,target=debug)".to_owned()

@@ -157,7 +157,7 @@ pub(super) static BEFORE_CONSUMERS: &[Variable] = &[
     plain("cdc.tombstones", &["CDC_TOMBSTONES"], "ignore or delete"),
 ];
 
-/// The settings that it shows after them.
+/// The settings that `check` shows after those of the consumers.
 pub(super) static AFTER_CONSUMERS: &[Variable] = &[
     plain("http.listen", &["HTTP_LISTEN", "PORT"], "address:port or a port"),
     plain("clients.connect_timeout", &["CLIENT_CONNECT_TIMEOUT"], "a duration such as 5s"),

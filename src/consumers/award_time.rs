@@ -12,8 +12,8 @@ use jiff::{SignedDuration, Span, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-/// The longest delay in days and in minutes: ten years. A longer one is taken for this one, which
-/// keeps dates within what every consumer of them can represent.
+/// The longest delay in days and in minutes: ten years. A longer one is cut to this, so that every
+/// consumer of the dates can represent them.
 const MOST_DAYS: i64 = 3_650;
 const MOST_MINUTES: i64 = MOST_DAYS * 24 * 60;
 
@@ -34,7 +34,7 @@ pub struct MerchantSettings {
     /// Time of day, `HH:MM` or `HH:MM:SS`.
     #[serde(default, rename = "currency_award_time", deserialize_with = "time")]
     pub time: Option<Time>,
-    /// IANA name of the zone in which days and times of day are meant; none: UTC.
+    /// IANA name of the zone for days and times of day; none: UTC.
     #[serde(default, rename = "currency_award_timezone", deserialize_with = "text")]
     pub timezone: Option<String>,
 }
@@ -45,7 +45,7 @@ pub struct AwardTime {
     /// The moment. A day's delay and a time of day never lie before the change they were
     /// computed for.
     pub at: Timestamp,
-    /// The merchant's zone was needed and is not known: UTC was taken, which is to be logged and
+    /// The merchant's zone was needed and is not known: UTC was taken. This is to be logged and
     /// counted.
     pub zone_unknown: bool,
 }
@@ -77,11 +77,11 @@ pub fn award_time(settings: &MerchantSettings, now: Timestamp) -> AwardTime {
     }
 }
 
-/// How long an award of a merchant with these settings sleeps at most; nothing where it never does.
+/// The longest that an award of a merchant with these settings can sleep; zero if it never does.
 #[must_use]
 pub fn longest_delay(settings: &MerchantSettings) -> SignedDuration {
     let set = |number: Option<i64>| number.filter(|number| *number > 0);
-    // A day may have an hour more, or two.
+    // With changes of the clock a day may have 25 or 26 hours.
     const DAY: SignedDuration = SignedDuration::from_hours(26);
     match (set(settings.delay_days), set(settings.delay_minutes), settings.time) {
         (Some(days), ..) => SignedDuration::from_hours(days.min(MOST_DAYS) * 24) + DAY,
@@ -126,7 +126,7 @@ enum Scalar<'a> {
     Text(Cow<'a, str>),
 }
 
-/// A whole number; what lies behind the point of a fraction is cut off.
+/// A whole number; a fraction is cut off.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     let float = |number: f64| {
         // `as` saturates, which the bounds on delays absorb.

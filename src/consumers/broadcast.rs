@@ -10,11 +10,11 @@ use tokio::sync::Semaphore;
 use super::call::Calls;
 use crate::metric_names::BROADCASTS_LOST;
 
-/// Broadcasts under way at a time. More are not sent: a screen that hears late is not helped.
+/// Broadcasts under way at a time. Any more are dropped: a late one would not help the screen.
 const MOST: usize = 32;
 
-/// Sends broadcasts beside the records that cause them: nothing waits for one, nothing fails with
-/// it, and none is repeated.
+/// Sends broadcasts beside the records that cause them. Nothing waits for one, none is repeated,
+/// and a record does not fail with one.
 #[derive(Debug, Clone)]
 pub struct Broadcasts {
     calls: Calls,

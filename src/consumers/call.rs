@@ -1,4 +1,4 @@
-//! What consumers ask of Supabase: requests under a permit, and failures in the engine's terms.
+//! Consumers' calls to Supabase: requests under a permit, and failures in the engine's terms.
 
 #[cfg(test)]
 mod tests;
@@ -21,8 +21,7 @@ use crate::outage::{Breaker, Breakers};
 const FUNCTIONS: &str = "supabase/rpc";
 const TABLES: &str = "supabase";
 
-/// Rows that are asked for at once: what Supabase answers with at most unless a project says
-/// otherwise.
+/// Rows per page. Supabase answers with no more at once unless a project says otherwise.
 const PAGE: &str = "1000";
 
 /// The most rows that one question may have: a bound on memory.
@@ -72,8 +71,8 @@ impl Calls {
         self.read(cx, Urgency::Many, table, query).await
     }
 
-    /// Reads rows of a table and decodes them: as many as the server answers with at once, which
-    /// cuts at a thousand without a word. What may be more is for [`Calls::select_all`].
+    /// Reads rows of a table and decodes them. The server silently cuts the answer at a thousand
+    /// rows: use [`Calls::select_all`] for what may be more.
     ///
     /// # Errors
     /// The call's failure, as the engine's.
@@ -86,12 +85,12 @@ impl Calls {
         self.read(cx, Urgency::One, table, query).await
     }
 
-    /// Reads all rows of a table that a query asks for, however many there are, and decodes them;
-    /// in the order of column `by`. The query selects `by` and says neither order nor limit. Rows
-    /// that are equal in `by` are one: it is a unique column, or the only one that counts.
+    /// Reads and decodes all rows that a query matches, however many, in the order of column `by`.
+    /// The query selects `by` and sets neither order nor limit. Rows with the same `by` count as
+    /// one: it must be unique, or the only column that counts.
     ///
-    /// Rows that come while this reads may be among them; none that was there all the time is
-    /// missing. Either all of them or an error: never a part.
+    /// Rows added during the read may be among them; none that was there all the time is missing.
+    /// The result is all of them or an error, never a part.
     ///
     /// # Errors
     /// As [`Calls::select`]; more rows than fit into memory are an outage.
@@ -133,12 +132,12 @@ impl Calls {
         while rows.len() < MAX_ROWS {
             let mut asked = query.to_vec();
             asked.extend([("order", by), ("limit", PAGE)]);
-            // Not by an offset: a row that goes while this reads would take another with it.
+            // Not by an offset: if a row is deleted meanwhile, the next page would skip another.
             asked.extend(after.as_deref().map(|after| (by, after)));
             let request = || self.supabase.page_as(table, &asked, Answer::json::<Vec<T>>);
             let answered = under_permit(cx, urgency, request).await?;
             let (page, answer) = self.take(cx, (TABLES, table), answered)?;
-            // A short page is no end: the server may cut earlier than was asked for.
+            // A short page is not the end: the server's own limit may be lower.
             let whole = answer.total.is_some_and(|total| total <= page.len() as u64);
             let over = page.is_empty() || whole;
             rows.extend(page);
@@ -146,7 +145,7 @@ impl Calls {
                 return Ok(rows);
             }
             let next = last(&answer, by).map(|last| format!("gt.{last}"));
-            // One that answers with the same rows again would do so for ever.
+            // A server that ignores the filter would answer with the same rows for ever.
             if next.is_none() || next == after {
                 return Err(failure(answer.unexpected()));
             }
@@ -168,8 +167,8 @@ impl Calls {
         self.take(cx, (TABLES, table), answered).map(|(rows, _)| rows)
     }
 
-    /// An answer that could be used, noted as this record's own; or the failure, as the engine's,
-    /// of the dependency of this kind and name.
+    /// The answer if it could be used, noted as this record's own; else the engine's failure for
+    /// the dependency of this kind and name.
     fn take<T>(
         &self,
         cx: &Context,
@@ -241,7 +240,7 @@ where
     F: Future<Output = Result<(T, Answer), CallError>> + Send,
 {
     let permit = cx.permit(urgency).await?;
-    // Thousands may wait for a permit: only a request that is under way takes a request's memory.
+    // Thousands may wait for a permit: boxed, so that only a request under way takes its memory.
     let answered = Box::pin(request()).await;
     if let Some(sample) = sample(answered.as_ref().map(|(_, answer)| answer.latency)) {
         permit.report(sample);

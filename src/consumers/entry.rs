@@ -1,4 +1,4 @@
-//! What a consumer's place in the registry holds, and how one is run whatever its work is.
+//! A consumer's entry in the registry, and how to run it without naming its type of work.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub struct Dependencies<'a> {
     pub cache: Cache,
 }
 
-/// A consumer whose work nobody needs to name.
+/// A consumer whose type of work is hidden.
 pub trait AnyConsumer: Send + Sync {
     /// What it would do about a change, as `explain` prints it.
     fn explain_change(&self, change: &Change<'_>, now: Timestamp) -> Value;

@@ -1,4 +1,4 @@
-//! Answers kept in the process for a moment, with one request a key however many wait for it.
+//! Answers kept in the process for a moment. Callers that wait for the same key share one request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use tokio::sync::OnceCell;
 
 use crate::engine::Failure;
 
-/// How long an answer stays. Short: whoever changes a setting or a mission expects it to count.
+/// How long an answer stays. Short, because a changed setting or mission should soon count.
 const FRESH: Duration = Duration::from_secs(15);
 /// Keys remembered at most.
 const MOST: usize = 10_000;
@@ -34,7 +34,7 @@ impl<T: Clone> LookupCache<T> {
         F: Future<Output = Result<T, Failure>>,
     {
         let slot = self.slot(key, Instant::now());
-        // Thousands may wait for one that loads.
+        // Boxed: thousands may wait for the one that loads.
         slot.get_or_try_init(|| Box::pin(load())).await.cloned()
     }
 
@@ -56,7 +56,7 @@ impl<T: Clone> LookupCache<T> {
         if known.len() >= MOST {
             known.retain(|_, (at, _)| fresh(at));
         }
-        // Too many within one moment: asking again is cheaper than looking through them each time.
+        // All are fresh: loading them again is cheaper than searching them each time.
         if known.len() >= MOST {
             known.clear();
         }

@@ -174,7 +174,7 @@ pub fn route(record: &Record<'_>) -> Result<Route<Work>, DecodeError> {
     let platform = order.platform.as_ref().map(|platform| &*platform.0);
     let platform = platform.filter(|platform| !platform.is_empty()).unwrap_or(PLATFORM);
     let (shop, number) = (&*order.shop_id.0, &*order.order_sn.0);
-    // One order, not the shop that the key names: a shop's orders need no order among them.
+    // One lane an order, not a shop (the key): a shop's orders need no order among themselves.
     let lane = Lane::in_partition((platform, shop, number));
     let work = Work::new([platform, shop, number, &order.order_status.0]);
     Ok(Route::Process { work, lane })

@@ -23,15 +23,15 @@ const TABLE: &str = "merchant_master";
 const COLUMNS: &str = "currency_award_delay_days,currency_award_delay_minutes,\
                        currency_award_time,currency_award_timezone";
 
-/// What readiness calls settings that cannot be read, and how soon they are looked at again.
+/// The name in readiness for settings that cannot be read, and how soon to look at them again.
 const UNREADABLE: (&str, Duration) = ("merchant_settings", Duration::from_secs(10));
 
-/// Looks up merchants' settings: one request a merchant however many awards wait for it.
+/// Looks up merchants' settings. All awards that wait for a merchant share one request.
 pub struct Merchants {
     calls: Calls,
     cache: Cache,
     known: LookupCache<Known>,
-    /// Stands for settings that cannot be read: the last of them is what it says.
+    /// Stands for settings that cannot be read. Its error is the last of them.
     breaker: Arc<Breaker>,
     /// Merchants whose settings could not be read.
     unreadable: Mutex<BTreeSet<String>>,
@@ -58,10 +58,9 @@ impl Merchants {
     /// The settings of `merchant`; `None` when there is no such merchant.
     ///
     /// # Errors
-    /// When they can be read neither from a cache nor from Supabase; or an outage that names the
-    /// merchant, when they make no sense. That is the merchant's fault and not the change's: its
-    /// awards wait until somebody mends it, however long that takes and whatever is answered to
-    /// others.
+    /// When neither a cache nor Supabase can be read. Settings that make no sense are an outage
+    /// that names the merchant. The change is not to blame: the merchant's awards wait until
+    /// somebody mends the settings, however long that takes and however other merchants fare.
     pub async fn settings(
         &self,
         cx: &Context,
@@ -82,7 +81,7 @@ impl Merchants {
         })
     }
 
-    /// What looking up the settings of `merchant` may need.
+    /// The steps that a look-up of `merchant`'s settings may take.
     #[must_use]
     pub fn steps(merchant: &str) -> [Step; 2] {
         [Step::cached(key(merchant)), Step::read(TABLE).when("not in the cache")]
@@ -140,8 +139,8 @@ fn key(merchant: &str) -> String {
     format!("merchant:{merchant}:currency_config")
 }
 
-/// Settings as they were put into the cache. Other parts of the CRM use it too: what lacks a column
-/// is something else, and would say that awards are never delayed.
+/// Settings from the cache, which other parts of the CRM use too. An entry that lacks a column is
+/// something else, and would mean that awards are never delayed.
 fn cached(text: &str) -> Option<MerchantSettings> {
     let columns: BTreeMap<&str, IgnoredAny> = serde_json::from_str(text).ok()?;
     let whole = COLUMNS.split(',').all(|column| columns.contains_key(column));

@@ -30,11 +30,11 @@ const EVALUATE: &str = "mission/evaluate";
 const NO_MISSIONS: &str = "no_missions";
 const CONDITIONS: &str = "mv_mission_conditions_expanded";
 
-/// Bytes of events that are written at a time for one row, unless one alone has more.
+/// Bytes of events to write at a time for one row, unless a single event has more.
 const PART_BYTES: usize = 1 << 20;
-/// Bytes of the events of a row that goes through with others.
+/// The most bytes of events that a row may have to be sent together with other rows.
 const BATCHED_BYTES: usize = 16 << 10;
-/// What an event has besides the row, about.
+/// Roughly the bytes of an event besides its row.
 const EVENT_BYTES: usize = 512;
 
 /// How long a merchant's missions stay in the cache Redis (behaviour section 5).
@@ -84,7 +84,7 @@ pub struct Work {
     pub table: &'static str,
     /// Id of the row.
     pub row_id: String,
-    /// Whose missions; of a referral the inviter's.
+    /// Whose missions: for a referral, the inviter's.
     pub user_id: String,
     /// The merchant whose missions count.
     pub merchant_id: String,
@@ -157,7 +157,7 @@ impl Consumer for Mission {
     async fn send_all(&self, cx: &Context, works: &[&Work]) -> Result<Box<dyn Sends>, Failure> {
         let write = |index: usize, events: &mut Events| {
             let work = works[index];
-            // Forgotten since it was asked for.
+            // The cache may have forgotten them since `batched` looked.
             let (event_type, missions) = self.known(work).ok_or(Failure::Alone)?;
             write(events, work, event_type, &missions).map_err(unwritable)
         };
@@ -188,7 +188,7 @@ impl Mission {
     ) -> Result<Option<Timestamp>, Failure> {
         let missions = self.missions.active(cx, &work.merchant_id, event_type).await?;
         let mut accepted = None;
-        // The row goes out once for each mission, so a large row with many missions goes in parts.
+        // Each mission's event carries the row, so a large row with many missions is sent in parts.
         let part = (PART_BYTES / (work.event_data.get().len() + EVENT_BYTES)).max(1);
         for missions in missions.chunks(part) {
             let write = || written(work, event_type, missions);
@@ -239,7 +239,7 @@ struct Condition {
 }
 
 impl Missions {
-    /// Nothing known yet.
+    /// A look-up that knows nothing yet.
     #[must_use]
     pub fn new(calls: Calls, cache: Cache) -> Self {
         Self { calls, cache, known: LookupCache::default() }
@@ -278,7 +278,7 @@ impl Missions {
             ("condition_type", &*event_type),
             ("select", "mission_id"),
         ];
-        // A part of them would be cached for everybody.
+        // All pages at once: the cache must not keep a part of them for everybody.
         let rows: Vec<Condition> =
             self.calls.look_up_all(cx, CONDITIONS, &query, "mission_id").await?;
         let missions = distinct(rows.into_iter().map(|row| row.mission_id).collect());
@@ -308,8 +308,8 @@ fn distinct(mut missions: Vec<String>) -> Arc<[String]> {
 
 /// When a row counts.
 enum Rule {
-    /// It comes into a state. The row before must have `state_column` to tell; where it has not,
-    /// `turned_at` says when.
+    /// It enters a state. The row before tells if it has `state_column`; otherwise `turned_at` says
+    /// when.
     State {
         holds: fn(&Row<'_>) -> Result<bool, DecodeError>,
         state_column: &'static str,
@@ -404,7 +404,7 @@ pub fn route(
     let mut skip = "does_not_count";
     for source in sources {
         match source.rule.matches(policy, change, row)? {
-            // It advanced nobody's missions before.
+            // While the row was anonymous, it advanced no missions.
             RuleMatch::Before if was_anonymous => event_types.push(source.event_type),
             RuleMatch::Turned => event_types.push(source.event_type),
             RuleMatch::Not => {}
@@ -433,7 +433,7 @@ enum RuleMatch {
     Turned,
     /// It counted before this change.
     Before,
-    /// It counts, and hardly since this change.
+    /// It counts, but probably not since this change.
     LongAgo,
 }
 
@@ -452,7 +452,7 @@ impl Rule {
                 if !holds(row)? {
                     return Ok(RuleMatch::Not);
                 }
-                // An index as replica identity brings only its own columns.
+                // An index as replica identity shows only the index's own columns.
                 Ok(match before.filter(|before| before.field(state_column).is_known()) {
                     Some(before) if holds(before)? => RuleMatch::Before,
                     Some(_) => RuleMatch::Turned,
@@ -485,7 +485,7 @@ impl Rule {
     }
 }
 
-/// The columns that the rules cannot do without, and what operators should know about the others.
+/// Requires the columns that the rules need, and remarks on the others for operators.
 fn check(table: &str, change: &Change<'_>, row: &Row<'_>) -> Result<(), DecodeError> {
     match table {
         "purchase_ledger" => {

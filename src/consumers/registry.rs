@@ -1,4 +1,4 @@
-//! The registry: every consumer. A further one is one line in [`CONSUMERS`].
+//! The registry: every consumer. To add one, add a line to [`CONSUMERS`].
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -18,10 +18,10 @@ pub static CONSUMERS: [Entry; 6] = [
     relationships::ENTRY,
 ];
 
-/// What they declare.
+/// The declarations of all consumers.
 pub static DECLARED: LazyLock<Declared> = LazyLock::new(|| declared(&CONSUMERS));
 
-/// What the consumers of a list declare.
+/// The declarations of a list of consumers.
 #[must_use]
 pub fn declared(consumers: &[Entry]) -> Declared {
     Declared::new(consumers.iter().map(|entry| entry.spec))

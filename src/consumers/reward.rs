@@ -1,4 +1,4 @@
-//! Reward: redemptions asked for by the app, and codes that were redeemed (behaviour section 6).
+//! Reward: redemptions that the app requests, and codes that were redeemed (behaviour section 6).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ const TABLE: &str = "codes";
 /// The topic of redemption commands, in full (behaviour section 1).
 pub const COMMANDS: &str = "reward_redemptions";
 
-/// How many of a reward may be redeemed at once (behaviour section 6).
+/// How many of a reward one command may redeem (behaviour section 6).
 const QUANTITIES: std::ops::RangeInclusive<u32> = 1..=1000;
 
 /// What it declares.
@@ -149,7 +149,7 @@ struct Redeemed<'a> {
     result: &'a RawValue,
 }
 
-/// The function's answer, with what of it is looked at.
+/// The function's answer, and the parts of it that are used.
 struct Answer {
     raw: Box<RawValue>,
     result: RedemptionResult,
@@ -221,7 +221,7 @@ impl Consumer for Reward {
         Ok(outcome(&[step], "nothing_to_send"))
     }
 
-    /// Codes: a redemption asks first.
+    /// Only codes are batched: a redemption calls a function first.
     fn batched<'w>(&self, work: &'w Work) -> Option<Cow<'w, str>> {
         match work {
             Work::Code(code) => Some(code.claim().into()),
@@ -259,7 +259,7 @@ impl Reward {
         let data = Redeemed { redemption, result: &raw };
         let write = || Events::one(name, Some(&id), &data);
         let accepted = self.sender.send_with(cx, write).await?;
-        // After the event, so that an attempt which is repeated does not tell the screen twice.
+        // After the event, so that a repeated attempt does not tell the screen twice.
         if !result.success {
             cx.step(Taken::Broadcast(SCREEN));
             self.tell_screen(redemption, &result);
@@ -302,8 +302,8 @@ pub fn route_redemption(record: &Record<'_>) -> Result<Route<Work>, DecodeError>
         let (least, most) = (QUANTITIES.start(), QUANTITIES.end());
         return malformed(format!("quantity is not within {least} to {most}"));
     }
-    // One member's redemptions in their order, since they spend the same points: the one that was
-    // asked for first is to get them. Members do not wait for each other.
+    // One member's redemptions run in their order, since they spend the same points and the first
+    // one asked for comes first. Members do not wait for each other.
     let lane = Lane::in_partition(("user", &redemption.user_id));
     Ok(Route::Process { work: Work::Redeem(Box::new(redemption)), lane })
 }
@@ -312,7 +312,7 @@ fn one() -> u32 {
     1
 }
 
-/// A null is no quantity either; what is out of range is refused with its own message later.
+/// A null is not a quantity either. A number out of range is refused later with its own message.
 fn quantity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let number: Option<i64> = Option::deserialize(deserializer)?;
     Ok(number.map_or_else(one, |number| u32::try_from(number).unwrap_or(0)))

@@ -10,9 +10,9 @@ use crate::clients::inngest::{self, Accepted, Events, Inngest, InvalidEvent, Rep
 use crate::engine::{Context, Failure, Sends, SentOfMany, Taken};
 use crate::outage::Breaker;
 
-/// What an event takes, about.
+/// Roughly the bytes of an event.
 const EVENT_BYTES: usize = 320;
-/// Bytes of events that are written at a time for many records, and one record more.
+/// Bytes of events to write at a time for many records; the last record may go beyond it.
 const WRITTEN_BYTES: usize = 1 << 20;
 
 /// Inngest, as consumers send to it.
@@ -39,7 +39,7 @@ impl Sender {
         cx: &Context,
         write: impl FnOnce() -> Result<Events, InvalidEvent> + Send,
     ) -> Result<Timestamp, Failure> {
-        // Whoever is here has mostly asked already, and would ask again.
+        // Most callers have just made a request for this record, and would have to repeat it.
         let turn = cx.with_client_retries(&self.breaker, self.inngest.room()).await?;
         let events = write().map_err(unwritable)?;
         take_steps(cx, &events);
@@ -93,7 +93,7 @@ impl Sender {
         Ok(Box::new(Sending { replies, of, known, breaker: Arc::clone(&self.breaker) }))
     }
 
-    /// Sends a few events in their order that are written already. Returns when they were accepted.
+    /// Sends a few written events in their order. Returns when they were accepted.
     ///
     /// # Errors
     /// The send's failure, as the engine's.
@@ -137,12 +137,12 @@ impl Sender {
     }
 }
 
-/// What many records have sent.
+/// What was sent for many records.
 struct Sending {
     replies: Replies,
-    /// The record of each caller.
+    /// The record behind each send.
     of: Vec<usize>,
-    /// What was known before anything was sent.
+    /// Results that were known before anything was sent.
     known: SentOfMany,
     breaker: Arc<Breaker>,
 }

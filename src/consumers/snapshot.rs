@@ -40,8 +40,8 @@ pub fn admits(
     }
 }
 
-/// Whether the row was recent when its change was committed: without the state before, its present
-/// state then says what happened.
+/// Whether the row was recent when its change was committed. If so and the state before is not
+/// known, its present state says what happened.
 ///
 /// # Errors
 /// When `created_at` cannot be decoded.
@@ -49,8 +49,8 @@ pub fn was_young(row: &Row<'_>, committed: Timestamp) -> Result<bool, DecodeErro
     was_recent(row, "created_at", committed)
 }
 
-/// Whether the time in `column` lies so little before the commit that claims and event ids absorb
-/// repeats; not where there is none.
+/// Whether the time in `column` was so recent at the commit that claims and event ids absorb
+/// repeats; false if there is no time.
 ///
 /// # Errors
 /// When the column cannot be decoded.
@@ -59,10 +59,9 @@ pub fn was_recent(row: &Row<'_>, column: &str, committed: Timestamp) -> Result<b
     Ok(time.is_some_and(|time| younger(time, committed, RECENT)))
 }
 
-/// Whether the present state of a row whose state before is not known tells that it turned with
-/// this change: the row was created by it, or `column` says that it turned a short while ago. After
-/// a day Inngest would take the same event id for new (behaviour section 2). Whoever asks for all
-/// rows of a snapshot gets them.
+/// Whether a row whose state before is not known turned with this change: the change created it, or
+/// `column` shows that it turned a short while ago. After a day Inngest would accept the same event
+/// id again (behaviour section 2). With the policy for all snapshot rows, every one of them passes.
 ///
 /// # Errors
 /// When the column cannot be decoded.
@@ -125,7 +124,7 @@ mod tests {
             let value = format!("{{{row}{members}}}");
             assert_eq!(admitted(&value), admits, "{value}");
         }
-        // A row without any time counts as old; what was deleted comes from the log.
+        // A row without any time counts as old. A delete always comes from the log.
         assert_eq!(admitted(r#"{"id":"a"}"#), [false, false, true]);
         assert_eq!(admitted("null"), [true; 3]);
     }

@@ -1,12 +1,12 @@
-//! Whose a row is (behaviour sections 3 to 5: a row without user or merchant is an anonymous sale).
+//! Whose a row is. A row without user or merchant is an anonymous sale (behaviour sections 3 to 5).
 
 use crate::cdc::{DecodeError, Field, Row};
 
 const MERCHANT: &str = "merchant_id";
 
-/// User and merchant of a row, of which `user` is the column that names the user; `None` for an
-/// anonymous sale. A column that is not there is not NULL: it was filtered out or renamed, and
-/// every row of the table would be taken for anonymous.
+/// User and merchant of a row; the column `user` names the user. `None` for an anonymous sale. A
+/// missing column is not NULL: it was filtered out or renamed, and every row of the table would
+/// pass for anonymous.
 ///
 /// # Errors
 /// When one of them cannot be decoded, or the row does not have its column.
@@ -14,7 +14,7 @@ pub fn tenant(row: &Row<'_>, user: &str) -> Result<Option<(String, String)>, Dec
     Ok(row.needed_filled(user)?.zip(row.needed_filled(MERCHANT)?))
 }
 
-/// Whether a row is known to have belonged to nobody: whatever its state, it called for nothing.
+/// Whether a row is known to have belonged to nobody, so that it called for nothing in any state.
 ///
 /// # Errors
 /// As [`tenant`].

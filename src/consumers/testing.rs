@@ -1,4 +1,4 @@
-//! What the consumers' tests stand on: clients whose other end is the fake, and records.
+//! What the consumers' tests share: clients that talk to the fake, and records.
 
 use std::fs::File;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::recording;
 pub(crate) const LIMITS: Limits = Limits { min: 2, max: 2 };
 const WINDOW: Duration = Duration::from_secs(300);
 
-/// The fake, and the ways to it.
+/// The fake, and the clients that talk to it.
 pub(crate) struct Bench {
     pub(crate) fake: Fake,
     pub(crate) calls: Calls,
@@ -40,7 +40,7 @@ impl Bench {
         Self::with(|_| {}).await
     }
 
-    /// The same, with another way to Inngest.
+    /// The same, with the way to Inngest changed.
     pub(crate) async fn with(change: impl FnOnce(&mut InngestConfig)) -> Self {
         let options = Options { keep_data: true, ..Options::default() };
         let fake = Fake::start(options).await.expect("the fake starts");
@@ -70,7 +70,7 @@ impl Bench {
         self.store.forget(&format!("{PREFIX}{name}"));
     }
 
-    /// Has a claim say that its event was accepted at `at`, by whatever clock.
+    /// Makes a claim say that its event was accepted at `at`, by another clock perhaps.
     pub(crate) async fn accepted(&self, name: &str, at: Timestamp) {
         let confirm = self.claims.confirm(format!("{PREFIX}{name}"), at.as_millisecond(), 0);
         confirm.await.expect("claims in memory are there");
@@ -81,12 +81,12 @@ impl Bench {
         self.store.lives(&format!("{PREFIX}{name}"))
     }
 
-    /// Has claims say that they are kept since `then`.
+    /// Makes claims say that they have been kept since `then`.
     pub(crate) fn kept_since(&self, then: Timestamp) {
         self.store.keep_text(&format!("{PREFIX}claims:since"), then.as_millisecond().to_string());
     }
 
-    /// When each stored event that has an id is to happen, where that was asked for.
+    /// The requested time of each stored event with an id, if it has one.
     pub(crate) fn times(&self) -> Vec<Option<i64>> {
         self.fake.inspect(|log| {
             let timed = log.events.iter().filter(|event| event.id.is_some());
@@ -107,7 +107,7 @@ impl Bench {
     }
 }
 
-/// Does work as the engine does: no step but those that are declared.
+/// Does work as the engine does, and allows only declared steps.
 pub(crate) trait Handle: Consumer {
     async fn handle(&self, cx: &Context, work: &Self::Work) -> Result<Outcome, Failure> {
         #[cfg(debug_assertions)]
@@ -148,7 +148,7 @@ pub(crate) fn record<'a>(topic: &'a str, value: &'a [u8]) -> Record<'a> {
     }
 }
 
-/// Looks at every change of a recording that is no half of a key change.
+/// Looks at every change of a recording except the halves of key changes.
 pub(crate) fn each_change(name: &str, mut look: impl FnMut(&Change<'_>)) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     for recorded in recording::read(File::open(path).expect("the fixture is there")) {
@@ -162,7 +162,7 @@ pub(crate) fn each_change(name: &str, mut look: impl FnMut(&Change<'_>)) {
     }
 }
 
-/// A time in the form that Debezium writes, some hours from `now`.
+/// A time as Debezium writes it, some hours from `now`.
 pub(crate) fn hours(now: Timestamp, hours: i64) -> String {
     (now + jiff::SignedDuration::from_hours(hours)).to_string()
 }

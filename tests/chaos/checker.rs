@@ -1,4 +1,4 @@
-//! The checker: pure functions over a run's history, which know behaviour.md and not the daemon.
+//! The checker: pure functions over a run's history. They know behaviour.md, not the daemon.
 
 mod effects;
 mod offsets;
@@ -13,19 +13,19 @@ use self::repeats::{evaluations, repeats, settled};
 use crate::explain::{Explainer, Why};
 use crate::history::{Arrival, Effect, History, Kind};
 
-/// What the promises are held against.
+/// The bounds that the promises are checked against.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     /// Resident memory of one member, in KiB.
     pub(crate) memory: u64,
     /// `INNGEST_CANCEL_SETTLE`.
     pub(crate) settle: Duration,
-    /// After what silence a member's partitions move.
+    /// After how long a silence a member's partitions move.
     pub(crate) session: Duration,
     /// `DRAIN_DEADLINE`.
     pub(crate) drain: Duration,
-    /// How often who is at a member takes the claim again, a third of its lease: so long may he go
-    /// on without it when Redis forgot it.
+    /// How often a worker renews its member's claim, a third of its lease. If Redis forgets the
+    /// claim, the worker may go on without it for this long.
     pub(crate) renewal: Duration,
     /// `CLIENT_REQUEST_TIMEOUT`.
     pub(crate) request: Duration,
@@ -33,10 +33,10 @@ pub(crate) struct Bounds {
     pub(crate) near: Duration,
 }
 
-/// Clocks tell milliseconds, and not all the same.
+/// Clocks tell milliseconds, and differ a little.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What was promised and not kept.
+/// A promise that a run may break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Promise {
     /// Something that a record calls for never came.
@@ -66,9 +66,9 @@ pub(crate) enum Promise {
 /// What the checker found.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// What was not kept, one line for each case.
+    /// Broken promises, one line for each case.
     pub(crate) problems: BTreeMap<Promise, Vec<String>>,
-    /// Events and calls that came again, by what explains it.
+    /// Events and calls that came again, by the explanation.
     pub(crate) repeats: BTreeMap<Why, Vec<String>>,
     /// Events in total.
     pub(crate) events: usize,
@@ -137,7 +137,7 @@ impl<'a> Arrivals<'a> {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// When all that `effect` of a record written at `written` calls for had arrived.
+    /// When all that `effect` calls for had arrived, for a record written at `written`.
     fn done(&self, effect: &Effect, written: Duration) -> Option<Duration> {
         let start = if effect.fresh { written } else { Duration::ZERO };
         effect.chain.iter().try_fold(start, |so_far, name| {

@@ -1,5 +1,5 @@
-//! The chaos run's checker on histories made by hand: good ones pass, and each broken promise is
-//! found as what it is.
+//! The chaos run's checker on handmade histories: good ones pass, and each broken promise is
+//! recognised.
 
 #[allow(dead_code, reason = "the run uses all of it")]
 mod checker;
@@ -105,7 +105,7 @@ fn good() -> History {
     }
 }
 
-/// The promises that were found broken.
+/// The promises that the checker finds broken.
 fn broken(history: &History) -> Vec<Promise> {
     check(history, &BOUNDS).problems.into_keys().collect()
 }
@@ -211,7 +211,7 @@ fn memory_lag_and_incidents_are_problems() {
     assert_eq!(broken(&history), [Promise::Stores, Promise::CatchUp, Promise::Conduct]);
 }
 
-/// A repeat of the award, its commit still open, with these disturbances: what explains it.
+/// What explains a repeat of the award, its commit still open, under these disturbances.
 fn why(again: Arrival, disturbances: Vec<Disturbance>) -> Option<Why> {
     let mut history = good();
     history.samples.clear();
@@ -248,7 +248,7 @@ fn a_repeat_needs_a_disturbance_that_can_have_caused_it() {
 
 #[test]
 fn nothing_explains_a_repeat_before_it_and_nobody_repeats_after_his_end() {
-    // Both copies of a state go out from one member, which happens to be killed later.
+    // One member sends both copies of a state, and happens to be killed later.
     let killed = disturbed(Harm::Killed, Some("1.1"), 4_900, 4_900);
     let joined = disturbed(Harm::Joined, Some("1.1"), 0, 0);
     let twice = event(AWARD, 1_050, "1.1");
@@ -258,19 +258,19 @@ fn nothing_explains_a_repeat_before_it_and_nobody_repeats_after_his_end() {
     assert_eq!(why(event(AWARD, 1_050, "2.1"), vec![killed(1_060)]), None, "only then");
     assert_eq!(why(event(AWARD, 1_050, "2.1"), vec![killed(1_020)]), Some(Why::Killed));
 
-    // A partition that moves is somebody else's, and comes back only after a while.
+    // A partition that moves goes to another member, and comes back only after a while.
     let moves = vec![disturbed(Harm::Joined, Some("3.1"), 900, 900)];
     assert_eq!(why(event(AWARD, 1_800, "2.1"), moves.clone()), Some(Why::Moved));
     assert_eq!(why(event(AWARD, 1_800, "1.1"), moves.clone()), None);
     assert_eq!(why(event(AWARD, 3_100, "1.1"), moves.clone()), Some(Why::Moved));
-    // An answer that gets lost has the same request sent again, not another one.
+    // A lost answer makes the sender repeat the same request, not send another one.
     let lost = vec![failing(Harm::AnswerLost, Kind::Event, 900, 2_000)];
     assert_eq!(why(event(AWARD, 1_050, "1.1"), lost), None);
-    // Who stood still may repeat what he sent before, and not do everything twice from then on.
+    // A member that stood still may repeat what it sent before, but not everything after.
     let frozen = |to| vec![disturbed(Harm::Frozen, Some("1.1"), 500, to)];
     assert_eq!(why(event(AWARD, 1_050, "1.1"), frozen(950)), None);
     assert_eq!(why(event(AWARD, 1_050, "1.1"), frozen(1_040)), Some(Why::Frozen));
-    // Sent before it moved, it came only after another one of the same member.
+    // It was sent before the partition moved, but arrived after another one from the same member.
     let late = Arrival { begun: ms(1_000), ..event(AWARD, 3_500, "1.1") };
     let mut history = good();
     history.samples.clear();

@@ -1,5 +1,5 @@
-//! What is gathered for the checker: calls as they are carried out, events and dead letters as they
-//! lie there at the end, and the topics themselves.
+//! Collects the checker's evidence: calls as they are carried out; at the end events, dead letters
+//! and the topics themselves.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -81,7 +81,7 @@ pub(crate) fn met(fake: &Fake) -> Met {
     })
 }
 
-/// What members said of a panic of theirs.
+/// What members logged about panics.
 pub(crate) fn panics(logs: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for log in fs::read_dir(logs).expect("the logs") {
@@ -120,7 +120,7 @@ pub(crate) fn arrivals(fake: &Fake, clock: Clock, calls: &Calls) -> Vec<Arrival>
     arrivals
 }
 
-/// Dead letters, with the time of their writing.
+/// Dead letters, and when they were written.
 pub(crate) async fn letters(bootstrap: &str, clock: Clock, topic: &str) -> Vec<Arrival> {
     let letters = kafka::read_topic(bootstrap, topic).await;
     let arrival = |record: &OwnedMessage| {
@@ -148,7 +148,7 @@ pub(crate) async fn letters(bootstrap: &str, clock: Clock, topic: &str) -> Vec<A
     letters.iter().map(arrival).collect()
 }
 
-/// Claims that somebody holds: who they are waited for.
+/// Claims that are still held: somebody would wait for them.
 pub(crate) async fn held_claims(redis: &str) -> Vec<String> {
     let mut connection = connect(redis).expect("a connection");
     let mut ask = redis::cmd("KEYS");
@@ -158,7 +158,7 @@ pub(crate) async fn held_claims(redis: &str) -> Vec<String> {
         let mut ask = redis::cmd("GET");
         let value: Option<String> = ask.arg(&key).query_async(&mut connection).await.expect("one");
         let value = value.unwrap_or_default();
-        // What was taken back, what was decided about refunds, and since when claims are kept.
+        // Marks of what was taken back, decisions about refunds, and since when claims are kept.
         let kept = ["done:", "free:", "taken:", "{"].iter().any(|kind| value.starts_with(kind));
         if !kept && !key.ends_with(":claims:since") {
             held.push(format!("claim {key}: {value}"));
@@ -167,7 +167,7 @@ pub(crate) async fn held_claims(redis: &str) -> Vec<String> {
     held
 }
 
-/// The topics must hold what was written, where it was acknowledged, and nothing else.
+/// Checks that the topics hold exactly what was written, and where it was acknowledged.
 pub(crate) async fn read_back(bootstrap: &str, history: &mut History, prefix: &str) {
     let place = |topic: &str, partition, offset| (topic.to_owned(), partition, offset);
     let mut there = Vec::new();
@@ -217,8 +217,8 @@ fn same(written: &Written, topic: &str, record: &OwnedMessage) -> bool {
         && record.payload() == Some(written.value.as_bytes())
 }
 
-/// Finds where those lie whose place the broker could not tell: when it already had what the
-/// producer sent again, it acknowledges without an offset.
+/// Finds the places of records that the broker acknowledged without an offset. It does so if it
+/// already had what the producer sent again.
 fn locate(history: &mut History, there: &[(String, OwnedMessage)]) {
     let mut taken: HashSet<(String, i32, i64)> = history
         .written
@@ -236,7 +236,7 @@ fn locate(history: &mut History, there: &[(String, OwnedMessage)]) {
     }
 }
 
-/// Topics of a run that is over only cost the brokers memory, and one name is needed again.
+/// Old topics only cost the brokers memory, and the fixed name is needed again.
 pub(crate) async fn delete_topics(bootstrap: &str, topics: impl Iterator<Item = String>) {
     let admin: AdminClient<DefaultClientContext> =
         kafka::client(bootstrap).create().expect("an admin client");

@@ -1,10 +1,10 @@
 //! Which disturbance explains that something came again.
 //!
-//! A member claims, sends, and confirms its claim when the answer came. What was confirmed is never
-//! sent again while Redis remembers it. So a repeat needs one of: an answer that got lost; a sender
-//! that was interrupted before it could confirm; or a Redis that forgot, together with a record
-//! that came again. What was committed does not come again, unless somebody who stood still had it
-//! in hand, and a connector's copy of it is known for one.
+//! A member claims, sends, and confirms its claim once the answer came. While Redis remembers it, a
+//! confirmed event is never sent again. So a repeat needs one of these: a lost answer; a sender
+//! interrupted before it could confirm; or a Redis that forgot, together with a record that came
+//! again. A committed record does not come again, unless a member that stood still had it in hand.
+//! A connector's copy of it is recognised.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use std::time::Duration;
 use crate::checker::Bounds;
 use crate::history::{Arrival, Consumer, Disturbance, Harm, History, Kind, Written};
 
-/// What the evaluation of a member may end with.
+/// What a member's evaluation may end with.
 const APPLY: &str = "apply_tier_upgrade:";
 
-/// How soon a member that lost its partitions can have them back, at least.
+/// How soon, at the earliest, a member that lost its partitions can have them back.
 const REJOIN: Duration = Duration::from_millis(500);
 
 /// Why something came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Why {
-    /// The very same request came again, which Inngest knows by its seed: its answer came too late.
+    /// Its answer came too late, so the same request, known by its seed, was sent again.
     Resent,
     /// Its answer got lost.
     AnswerLost,
-    /// What follows from it was refused.
+    /// A later step was refused.
     Refused,
     /// Its sender was killed before it could confirm.
     Killed,
@@ -40,7 +40,7 @@ pub(crate) enum Why {
 }
 
 impl Known<'_> {
-    /// Since when all of it was seen committed.
+    /// Since when all of it is known to be committed.
     fn committed(&self) -> Option<Duration> {
         let all: Option<Vec<Duration>> = self.commits.iter().copied().collect();
         all?.into_iter().max()
@@ -63,13 +63,13 @@ pub(crate) struct Explainer<'a> {
 /// What is known of a record.
 #[derive(Debug, Default, Clone)]
 struct Known<'a> {
-    /// Since when it was seen, of each record that calls for it, that it had been committed.
+    /// For each record that calls for it, since when it was seen committed.
     commits: Vec<Option<Duration>>,
-    /// Whether there is a copy of it that nothing but a claim recognises.
+    /// Whether it has a copy that only a claim recognises.
     copied: bool,
     /// Where it and its copies lie.
     places: Vec<String>,
-    /// The last thing that it calls for, after the one by this name.
+    /// The last thing that its record calls for after it.
     last: Option<&'a str>,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Explainer<'a> {
         Self { arrivals: &history.arrivals, disturbances: &history.disturbances, bounds, records }
     }
 
-    /// Disturbances of these kinds that had begun by `by`: nothing explains what came before it.
+    /// Disturbances of these kinds that had begun by `by`. A later one explains nothing.
     fn of(&self, harms: &[Harm], by: Duration) -> impl Iterator<Item = &'a Disturbance> {
         let found = self.disturbances.iter();
         let found = found.filter(move |found| harms.contains(&found.harm) && found.from <= by);
@@ -137,7 +137,7 @@ impl<'a> Explainer<'a> {
         if let Some(committed) = known.committed()
             && again.begun > committed + near
         {
-            // Nobody gets it from there any more: only who had it before, and copies of it.
+            // Nobody reads it again: only copies remain, and members that had it before.
             if self
                 .of(&[Harm::Frozen], committed + near)
                 .any(|found| found.may_have_hit(again) && again.at <= found.to + near)
@@ -149,8 +149,8 @@ impl<'a> Explainer<'a> {
         if forgotten && (copied || self.moved(at, again.at, first, again)) {
             return Some(Why::Forgotten);
         }
-        // An answer that takes long is as good as lost. Events are then sent again as the request
-        // that they were, unless somebody else has them to send.
+        // A slow answer counts as lost. Events are then repeated as the same request, unless
+        // another member sends them.
         let fresh = first.kind != Kind::Event || self.returned(first, again);
         if fresh
             && self
@@ -163,7 +163,7 @@ impl<'a> Explainer<'a> {
             return Some(Why::Refused);
         }
         let by_now = self.confirmed(accepted).min(again.at);
-        // Who was killed or has stopped sends nothing any more.
+        // A member that was killed or has stopped sends nothing any more.
         let elsewhere = first.by.is_none() || first.by != again.by;
         for (harm, why) in [
             (Harm::Killed, Why::Killed),
@@ -171,8 +171,8 @@ impl<'a> Explainer<'a> {
             (Harm::Frozen, Why::Frozen),
         ] {
             if self.of(&[harm], by_now).any(|found| {
-                // Who goes on may repeat what he sent before, or lost meanwhile: all of it where
-                // his session was over, and it may come back to him at once.
+                // A member that goes on may repeat what it sent before. If its session was over, it
+                // may repeat everything, and may get its partitions back at once.
                 let lost = found.to - found.from >= self.bounds.session;
                 let goes_on =
                     harm == Harm::Frozen && (at <= found.to || lost || self.returned(first, again));
@@ -185,7 +185,7 @@ impl<'a> Explainer<'a> {
         self.moved(at, by_now, first, again).then_some(Why::Moved)
     }
 
-    /// Whether the answer to a request can have failed to come before it was sent again.
+    /// Whether the answer to a request may still have been missing when it was sent again.
     fn unanswered(&self, first: &Arrival, again: &Arrival) -> bool {
         let near = self.bounds.near;
         let lost = |found: &Disturbance| match found.harm {
@@ -221,25 +221,25 @@ impl<'a> Explainer<'a> {
         let Bounds { session, drain, near, .. } = self.bounds;
         let moves = [Harm::Killed, Harm::Stopped, Harm::Frozen, Harm::Joined];
         let moved = self.of(&moves, until).any(|found| at <= found.to + *session + *drain + *near);
-        // While a broker is away the group may take a member for gone, and hear of one late. What a
-        // member loses so is not drained, and comes back to it as soon as it has joined again.
+        // While a broker is away the group may count a member as gone and tell it late. Partitions
+        // lost like this are not drained, and come back as soon as the member has joined again.
         let apart = again.begun.abs_diff(first.begun);
         let unheard = (first.by != again.by || apart >= REJOIN)
             && self.of(&[Harm::Broker], until).any(|found| at <= found.to + *near);
         (moved && self.returned(first, again)) || unheard
     }
 
-    /// Whether a partition can have moved between the two: to another member, or back to the same
-    /// one, which takes its time.
+    /// Whether a partition can have moved between the two: to another member, or, after a while,
+    /// back to the same one.
     fn returned(&self, first: &Arrival, again: &Arrival) -> bool {
         let known = first.by.is_some() && again.by.is_some();
         let apart = again.begun.abs_diff(first.begun);
         !known || first.by != again.by || apart >= self.bounds.drain
     }
 
-    /// Whether a cancel could come too soon after an upgrade, where the work at both was begun at
-    /// `begun` at the earliest: that somebody was at it, or what noted its time, was forgotten or
-    /// out of reach, or its sender could not note it.
+    /// Whether a cancel could come too soon after an upgrade, if work on both began at `begun` or
+    /// later: the claim or the noted time was forgotten or out of reach, or the sender could not
+    /// note it.
     pub(crate) fn unsettled(&self, begun: Duration, upgrade: &Arrival, cancel: &Arrival) -> bool {
         let near = self.bounds.near;
         let (at, until) = (upgrade.at, cancel.at);
@@ -264,7 +264,7 @@ impl<'a> Explainer<'a> {
         self.of(&harms, until).any(|found| hit(found) || stood_still(found))
     }
 
-    /// By when what was accepted at `at` was confirmed, if nothing happened to its sender.
+    /// By when what was accepted at `at` was confirmed, if its sender was not disturbed.
     fn confirmed(&self, at: Duration) -> Duration {
         let near = self.bounds.near;
         let mut by = at + near;
@@ -286,7 +286,7 @@ impl<'a> Explainer<'a> {
     }
 }
 
-/// Since when each offset was seen below a commit.
+/// Since when each offset is known to lie below a commit.
 struct Commits<'a>(HashMap<Partition<'a>, Vec<(i64, Duration)>>);
 
 /// Consumer, topic and number.
@@ -298,7 +298,7 @@ impl<'a> Commits<'a> {
         for sample in &history.samples {
             for ((topic, partition), next) in &sample.offsets {
                 let steps = steps.entry((sample.consumer, &**topic, *partition)).or_default();
-                // What went back is read again from there: as if it had not been committed before.
+                // After a step back the records are read again, as if they had not been committed.
                 steps.retain(|(before, _)| before <= next);
                 if steps.last().is_none_or(|(before, _)| before < next) {
                     steps.push((*next, sample.answered));

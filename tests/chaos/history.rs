@@ -1,5 +1,5 @@
-//! What happened in a run, as the checker is told it: what was written, what arrived, what was
-//! committed, what was disturbed. All times count from the run's start.
+//! What happened in a run, for the checker: what was written, arrived, was committed and was
+//! disturbed. All times count from the run's start.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,8 +10,8 @@ use serde_json::Value;
 /// A consumer of the daemon, by name.
 pub(crate) type Consumer = &'static str;
 
-/// Something that a record calls for. The names in it say what arrives at the fake or in the
-/// dead letter topic: an event's id, or a name made of what stands for one.
+/// Something that a record calls for. Its names are those of what arrives at the fake or in the
+/// dead letter topic: an event's id, or a made-up name if it has none.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Effect {
     /// Whose work it is.
@@ -40,7 +40,7 @@ pub(crate) struct Written {
     pub(crate) at: Duration,
     /// Whether the same record was written before.
     pub(crate) copy: bool,
-    /// Whether it has a place in a database's log, by which a copy of it is known.
+    /// Whether it has a place in a database's log, which identifies copies of it.
     pub(crate) positioned: bool,
     /// What it calls for.
     pub(crate) effects: Vec<Effect>,
@@ -80,7 +80,7 @@ pub(crate) struct Arrival {
     /// When the request that brought it was first sent. One of unknown outcome is sent again as it
     /// was, with all of its events.
     pub(crate) begun: Duration,
-    /// Who sent it, where that is known: a member's incarnation.
+    /// Who sent it, if known: a member's incarnation.
     pub(crate) by: Option<String>,
     /// What it held.
     pub(crate) content: Option<String>,
@@ -88,8 +88,8 @@ pub(crate) struct Arrival {
     pub(crate) internal: Option<u128>,
 }
 
-/// What an event is called: its id, or what stands for one where it has none. An id that goes with
-/// another event is nothing that any record calls for.
+/// An event's name: its id, or a made-up one if it has none. An id used with another event's name
+/// matches nothing that a record calls for.
 pub(crate) fn called(name: &str, id: Option<&str>, data: &str) -> String {
     if let Some(id) = id {
         let own = id.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'));
@@ -110,9 +110,9 @@ pub(crate) fn called(name: &str, id: Option<&str>, data: &str) -> String {
 pub(crate) struct Sample {
     /// Whose group.
     pub(crate) consumer: Consumer,
-    /// Before the question.
+    /// When the question was sent.
     pub(crate) asked: Duration,
-    /// After the answer.
+    /// When the answer came.
     pub(crate) answered: Duration,
     /// Next offset by topic and partition.
     pub(crate) offsets: BTreeMap<(String, i32), i64>,
@@ -166,7 +166,7 @@ impl Disturbance {
         self.from <= to + near && from <= self.to + near
     }
 
-    /// Whether it hit who sent this. Letters do not say whose they are.
+    /// Whether it hit the sender of this. Dead letters do not name their sender.
     pub(crate) fn may_have_hit(&self, arrival: &Arrival) -> bool {
         arrival.by.is_none() || self.who == arrival.by
     }
@@ -182,9 +182,9 @@ impl fmt::Display for Disturbance {
 /// Requests that were failed on purpose: a disturbance that meets none shows nothing.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Met {
-    /// By Inngest.
+    /// Requests to Inngest.
     pub(crate) inngest: u64,
-    /// By Supabase.
+    /// Requests to Supabase.
     pub(crate) supabase: u64,
     /// Of which Inngest took some events and refused the next.
     pub(crate) partial: u64,

@@ -17,7 +17,7 @@ pub(crate) use self::effects::letter;
 use self::lives::Maker;
 use crate::history::{Consumer, Effect};
 
-/// The topics, by what they are called behind the prefix, and their partitions.
+/// The topics by their names after the prefix, and their partitions.
 pub(crate) const TOPICS: [(&str, i32); 8] = [
     (PURCHASES, 6),
     (WALLETS, 3),
@@ -28,7 +28,7 @@ pub(crate) const TOPICS: [(&str, i32); 8] = [
     (ORDERS, 4),
     (REDEMPTIONS, 3),
 ];
-/// Which consumer takes what.
+/// Which topics each consumer takes.
 pub(crate) const CONSUMERS: [(Consumer, &[&str]); 5] = [
     ("currency", &[PURCHASES, REFERRALS, CLAIMS]),
     ("tier", &[PURCHASES, WALLETS]),
@@ -37,7 +37,7 @@ pub(crate) const CONSUMERS: [(Consumer, &[&str]); 5] = [
     ("marketplace", &[ORDERS]),
 ];
 
-/// A topic's name in full: the one of redemptions is fixed.
+/// A topic's full name: that of redemptions is fixed.
 pub(crate) fn full_name(prefix: &str, topic: &str) -> String {
     if topic == REDEMPTIONS { topic.to_owned() } else { format!("{prefix}.{topic}") }
 }
@@ -61,7 +61,7 @@ type Row = Map<String, Value>;
 /// A record to be written.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
-    /// Which topic, behind the prefix.
+    /// The topic's name after the prefix.
     pub(crate) topic: &'static str,
     pub(crate) partition: i32,
     pub(crate) key: String,
@@ -92,14 +92,14 @@ struct Change {
     before: Option<Row>,
     after: Option<Row>,
     effects: Vec<Effect>,
-    /// Written as it stands instead of as a change.
+    /// A value to write as it is, in place of a change.
     raw: Option<String>,
     copy: bool,
 }
 
 impl Load {
-    /// At least so many records, at `rate` a second from `start` on; purchases carry notes of less
-    /// than `note` bytes.
+    /// At least `records` records, at `rate` a second from `start` on; purchases carry notes of
+    /// less than `note` bytes.
     pub(crate) fn new(seed: u64, records: usize, rate: f64, start: Timestamp, note: usize) -> Self {
         let mut maker = Maker::new(seed, note);
         let mut open: Vec<VecDeque<Change>> = Vec::new();
@@ -111,7 +111,7 @@ impl Load {
                 }
             }
             let at = maker.rng.usize(..open.len());
-            // Now and then several changes of a row right after each other.
+            // Now and then a row changes several times in a row.
             for _ in 0..if maker.rng.u8(..5) == 0 { 3 } else { 1 } {
                 let Some(change) = open[at].pop_front() else { break };
                 let age = SignedDuration::from_secs_f64(items.len() as f64 / rate);

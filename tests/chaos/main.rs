@@ -4,8 +4,8 @@
 //! of behaviour section 8.
 //!
 //! ```text
-//! cargo test --test chaos                                     some short seeds, and members that
-//! break promises cargo test --test chaos -- --seed 7 --minutes 10            one seed
+//! cargo test --test chaos                                     short seeds, and sabotage
+//! cargo test --test chaos -- --seed 7 --minutes 10            one seed
 //! cargo test --test chaos -- --seeds 1..=100 --minutes 0.5    many, as a table
 //! ```
 
@@ -43,7 +43,7 @@ use crate::services::Services;
 use test_support::daemon::program;
 use test_support::unique;
 
-/// What a debug build of the daemon with four consumers is held against.
+/// Bounds for a debug build of the daemon with four consumers.
 const BOUNDS: Bounds = Bounds {
     memory: 224 << 10,
     settle: Duration::from_secs(1),
@@ -54,10 +54,10 @@ const BOUNDS: Bounds = Bounds {
     near: Duration::from_secs(2),
 };
 
-/// How long the members may take, after the last disturbance, until every record is committed.
+/// How long, after the last disturbance, the members may take to commit every record.
 const CATCH_UP: Duration = Duration::from_secs(90);
 
-/// Minutes of load of the runs that fill the members' hands, and how large a note may be in them.
+/// The runs that fill a member's memory: their minutes of load, and how large a note may be.
 const BACKLOG: f64 = 0.125;
 const LARGE: usize = 256 << 10;
 
@@ -152,7 +152,7 @@ async fn runs(args: &Args) -> bool {
     good
 }
 
-/// One seed, told in full.
+/// One seed, reported in full.
 async fn seeded(services: &Arc<Services>, seed: u64, args: &Args) -> bool {
     let Args { minutes, logs, .. } = *args;
     let run = Run { keep_logs: logs, ..Run::seeded(seed, minutes) };
@@ -192,14 +192,14 @@ async fn table(
 #[derive(Clone, Copy, PartialEq)]
 enum Plays {
     Once,
-    /// Again, where all that speaks against it is a matter of judgement.
+    /// Once more, if all objections are a matter of judgement.
     OnceMore,
 }
 
-/// Plays a run. Whether a repeat is explained or a pause was long enough is judged by times, and a
-/// machine that stands still for a moment has them wrong: in the tests such an objection counts
-/// when it comes again. The same goes for what a sabotaged member must break, which rests on a
-/// race. What is lost, out of order, or committed early never counts as a matter of judgement.
+/// Plays a run. Times decide whether a repeat is explained or a pause was long enough, and a
+/// machine that stands still for a moment falsifies them. So in the tests such an objection counts
+/// only if it comes again. The same goes for what a sabotaged member must break, since that depends
+/// on a race. Lost, out of order or committed early is never a matter of judgement.
 async fn play(services: &Arc<Services>, plays: Plays, run: impl Fn() -> Run) -> Played {
     let first = run();
     let sabotaged = first.sabotage != Sabotage::Nothing;
@@ -214,8 +214,8 @@ async fn play(services: &Arc<Services>, plays: Plays, run: impl Fn() -> Run) -> 
     run().play(services).await
 }
 
-/// The seeds that every run of the tests plays. They must have met what they are to meet: a fault
-/// that hits no request shows nothing.
+/// The seeds that every run of the tests plays. Each kind of fault must have hit a request: one
+/// that hits none proves nothing.
 async fn usual(services: &Arc<Services>) -> bool {
     let (good, total) = table(services, SEEDS, MINUTES, Plays::OnceMore).await;
     let met = [
@@ -227,8 +227,8 @@ async fn usual(services: &Arc<Services>) -> bool {
     good & (missed.inspect(|(what, _)| println!("  NOT MET: {what}")).count() == 0)
 }
 
-/// The same run with a member of which nothing may be said, and with members that break a promise
-/// each, which must be found, and no other.
+/// The same run with an honest member, which must pass, and with members that break a promise each.
+/// The checker must find that promise, and no other.
 async fn sabotaged(services: &Arc<Services>, args: &Args) -> bool {
     let mut good = true;
     for (name, sabotage, run) in exposing().filter(|(name, ..)| args.wants(name)) {
@@ -274,7 +274,7 @@ struct Run {
     keep_logs: bool,
 }
 
-/// A run that was played, and what speaks against how it went.
+/// A run that was played, and the objections to it.
 struct Played {
     history: History,
     verdict: Verdict,
@@ -310,7 +310,7 @@ impl Run {
             settings: Vec::new(),
             // Long enough that a kill meets something in flight.
             latency: Duration::from_millis(200),
-            // Its records wait for claims to run out, and nobody waits for that.
+            // Its records wait for claims to run out. The run does not wait for that.
             catch_up: match sabotage {
                 Sabotage::OnePhaseClaims => CATCH_UP / 6,
                 _ => CATCH_UP,
@@ -329,7 +329,7 @@ impl Run {
         Self { load, plan: sabotage::backlog(), sabotage, settings, ..Self::seeded(0, 0.0) }
     }
 
-    /// Plays it, and checks what happened. Logs of members stay where something speaks against it.
+    /// Plays it, and checks what happened. Logs of members are kept if there are objections.
     async fn play(self, services: &Arc<Services>) -> Played {
         let Self { name, load, plan, sabotage, program, arguments, settings, .. } = self;
         let Self { latency, catch_up, keep_logs, .. } = self;

@@ -13,7 +13,7 @@ use test_support::{Signal, send_signal};
 /// How long a stop may take before it counts as failed. The daemons' own grace is shorter.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What stands before an incarnation's name in its key for Supabase.
+/// Prefix of an incarnation's name in its key for Supabase.
 pub(crate) const SENDER: &str = "member-";
 
 /// How members are started.
@@ -36,8 +36,8 @@ pub(crate) struct Process {
 }
 
 impl Recipe {
-    /// Starts the incarnation `name`, which Inngest and Supabase know by its keys; in a place of its
-    /// own in the groups if it has one.
+    /// Starts the incarnation `name`. Inngest and Supabase know it by its keys. With `place` it is
+    /// a static member of its groups.
     pub(crate) fn start(&self, name: &str, place: Option<usize>) -> Process {
         let log = self.logs.join(format!("member-{name}.log"));
         let into = File::create(&log).expect("a log file");
@@ -60,13 +60,13 @@ impl Process {
         self.child.try_wait().expect("the member can be asked")
     }
 
-    /// Ends it without any warning; how it ended, which may have been by itself.
+    /// Kills it, and returns how it ended: perhaps it had ended by itself.
     pub(crate) fn kill(&mut self) -> ExitStatus {
         self.child.kill().expect("the member is killed");
         self.child.wait().expect("the member ends")
     }
 
-    /// Asks it to stop; how it ended, or `None` if it did not within any patience.
+    /// Asks it to stop, and returns how it ended; `None` if it did not within [`STOP_PATIENCE`].
     pub(crate) async fn stop(&mut self) -> Option<ExitStatus> {
         self.signal(Signal::TERM);
         let deadline = Instant::now() + STOP_PATIENCE;
@@ -106,7 +106,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Gone already, when it ended as it should.
+        // Fails if the member has ended as it should.
         self.child.kill().ok();
         self.child.wait().ok();
     }

@@ -14,20 +14,20 @@ use crate::run::Clock;
 use test_support::{kafka, until};
 
 const PAUSE: Duration = Duration::from_millis(200);
-/// Answers of each group that a run needs.
+/// The fewest answers of each group that a run needs.
 const FEWEST: usize = 10;
 /// For one answer; a group whose coordinator is away is asked again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// A group to be asked.
+/// A group to query.
 pub(crate) struct Group {
     pub(crate) consumer: Consumer,
     pub(crate) id: String,
-    /// With the number of their partitions.
+    /// Topics with their numbers of partitions.
     pub(crate) topics: Vec<(String, i32)>,
 }
 
-/// Asks on a thread of its own until it is finished.
+/// Queries the groups on a thread of its own until [`Self::finish`].
 pub(crate) struct Sampler {
     samples: Arc<Mutex<Vec<Sample>>>,
     done: Arc<AtomicBool>,
@@ -46,7 +46,7 @@ impl Sampler {
             (Arc::clone(&samples), Arc::clone(&done), bootstrap.to_owned());
         let thread = thread::spawn(move || {
             let client = |group: &Group| -> BaseConsumer {
-                // Never subscribed, so never a member.
+                // It never subscribes, so it never becomes a member.
                 kafka::client(&bootstrap).set("group.id", &group.id).create().expect("a client")
             };
             let clients: Vec<BaseConsumer> = groups.iter().map(client).collect();
@@ -62,7 +62,7 @@ impl Sampler {
         Self { samples, done, thread, groups: known }
     }
 
-    /// Whether every group was seen, after `since`, to have committed all there is.
+    /// Whether every group was seen, after `since`, with everything committed.
     pub(crate) fn caught_up(&self, ends: &BTreeMap<(String, i32), i64>, since: Duration) -> bool {
         let samples = self.samples.lock().expect("not poisoned");
         self.groups.iter().all(|(consumer, topics)| {
@@ -76,7 +76,7 @@ impl Sampler {
         })
     }
 
-    /// What groups were last seen not to have committed.
+    /// What groups had not committed when last seen.
     pub(crate) fn behind(&self, ends: &BTreeMap<(String, i32), i64>) -> Vec<String> {
         let samples = self.samples.lock().expect("not poisoned");
         let mut behind = Vec::new();
@@ -95,8 +95,8 @@ impl Sampler {
         behind
     }
 
-    /// Everything that was answered, with an answer of every group from after `since`; and groups
-    /// that were asked too seldom for anything to be said of them.
+    /// All answers, with one of every group after `since`; and the groups that answered too seldom
+    /// to judge them.
     pub(crate) async fn finish(self, since: Duration) -> (Vec<Sample>, Vec<String>) {
         until("a last look at the offsets", async || {
             let samples = self.samples.lock().expect("not poisoned");

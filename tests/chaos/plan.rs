@@ -1,5 +1,5 @@
-//! What goes wrong in a run, drawn from the seed: hands, each of which does one thing after the
-//! other, at given points of the load.
+//! What goes wrong in a run, drawn from the seed. Each hand does one thing after the other, at
+//! given points of the load.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,12 +13,12 @@ pub(crate) const BROKERS: u8 = 3;
 /// Records a second that are written on average.
 pub(crate) const RATE: f64 = 120.0;
 
-/// What every run of the tests plays, for so many minutes each: together they hold everything that
-/// can be drawn, and each way to form a group.
+/// The seeds that every run of the tests plays, and the minutes of each. Together they cover
+/// everything that can be drawn, and each way to form a group.
 pub(crate) const SEEDS: [u64; 3] = [67_387, 20_134, 64_359];
 pub(crate) const MINUTES: f64 = 0.25;
 
-/// How many records are written in so many minutes.
+/// How many records are written in this many minutes.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small number")]
 pub(crate) fn records(minutes: f64) -> usize {
     (minutes * 60.0 * RATE) as usize
@@ -37,7 +37,7 @@ pub(crate) enum Act {
     Join,
     /// A broker is killed, and started again after a while.
     KillBroker { broker: u8, down: Duration },
-    /// A broker hands over what it leads, goes, and comes back.
+    /// A broker hands its partitions over, stops, and comes back.
     StopBroker { broker: u8, down: Duration },
     /// Redis forgets everything.
     EmptyRedis,
@@ -88,17 +88,17 @@ fn in_words(fault: &Fault) -> String {
     }
 }
 
-/// Whose turn something is, and when: after so many records.
+/// When each act comes, counted in records, and the act.
 pub(crate) type Steps = Vec<(usize, Act)>;
 
 /// Everything that goes wrong in a run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Plan {
-    /// Whether the groups use KIP-848.
+    /// Whether the groups use the KIP-848 protocol.
     pub(crate) new_protocol: bool,
     /// Whether members keep their place in the group through a restart.
     pub(crate) static_members: bool,
-    /// What happens to each member. One whose first act is [`Act::Join`] is not there before.
+    /// What happens to each member. One whose first act is [`Act::Join`] does not run before it.
     pub(crate) members: Vec<Steps>,
     pub(crate) brokers: Steps,
     pub(crate) redis: Steps,
@@ -109,9 +109,9 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Draws a plan for so many records at `rate` a second.
+    /// Draws a plan for this many records at `rate` a second.
     pub(crate) fn new(seed: u64, records: usize, rate: f64) -> Self {
-        // Another stream of numbers than the load's.
+        // A different stream of random numbers than the load's.
         let mut draw = Draw { rng: Rng::with_seed(!seed), records, rate };
         let number = draw.rng.usize(2..=4);
         let members = (0..number).map(|number| draw.member(number)).collect();

@@ -1,4 +1,4 @@
-//! What a run tells.
+//! The report of a run.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub(crate) struct Figures {
     pub(crate) disturbances: usize,
     pub(crate) met: Met,
     pub(crate) repeats: usize,
-    /// Repeats by what explains them, in the order of [`REASONS`].
+    /// Repeats by their explanation, in the order of [`REASONS`].
     pub(crate) reasons: [usize; REASONS.len()],
     pub(crate) overtaken: usize,
     pub(crate) unexplained: usize,
@@ -31,7 +31,7 @@ pub(crate) struct Figures {
     pub(crate) other: usize,
 }
 
-/// What explains a repeat, and what it is called in a table.
+/// Explanations of repeats, and their names in a table.
 const REASONS: [(Why, &str); 8] = [
     (Why::Resent, "resent"),
     (Why::AnswerLost, "answer lost"),

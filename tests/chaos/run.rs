@@ -28,11 +28,11 @@ use test_support::{kafka, unique};
 
 /// `SHUTDOWN_GRACE`.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
-/// What Inngest says of an event that it never takes. Words that do not name the event would only
-/// make it suspect, and a run ends before there is evidence enough.
+/// Inngest's refusal of an event that it never takes. A text that does not name the event would
+/// only make it suspect, and the run would end before there is enough evidence.
 const REFUSAL: &str = "event name is reserved for internal use: inngest/x";
 
-/// What a run is to be.
+/// What to play.
 pub(crate) struct Spec {
     pub(crate) load: Load,
     pub(crate) plan: Plan,
@@ -41,13 +41,13 @@ pub(crate) struct Spec {
     /// Members: the program and its arguments.
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
-    /// Settings of theirs that differ.
+    /// Their settings that differ.
     pub(crate) settings: Vec<(&'static str, &'static str)>,
     /// How long Inngest and Supabase take for an answer.
     pub(crate) latency: Duration,
     /// Where the members' logs go.
     pub(crate) logs: PathBuf,
-    /// How long the members may take, after the last disturbance, until every record is committed.
+    /// How long, after the last disturbance, the members may take to commit every record.
     pub(crate) catch_up: Duration,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Spec {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     pub(crate) start: Instant,
-    /// The same moment on the wall's clock.
+    /// The same moment by the wall clock.
     pub(crate) wall: Timestamp,
 }
 
@@ -70,7 +70,7 @@ struct World {
     clock: Clock,
     services: Arc<Services>,
     fake: Fake,
-    /// Records written so far, copies apart.
+    /// Records written so far, without copies.
     progress: watch::Sender<usize>,
     notes: Mutex<Notes>,
     recipe: Recipe,
@@ -87,7 +87,7 @@ struct Notes {
     incidents: Vec<String>,
 }
 
-/// Runs to the end and answers what happened.
+/// Plays a run to its end, and returns what happened.
 pub(crate) async fn run(services: &Arc<Services>, spec: Spec) -> History {
     let bootstrap = services.kafka();
     let prefix = unique("chaos");
@@ -259,7 +259,7 @@ impl World {
         *self.progress.borrow() >= self.records
     }
 
-    /// Waits until every record is committed; answers how long that took.
+    /// Waits until every record is committed, and returns how long that took.
     async fn caught_up(
         &self,
         processes: &mut [(usize, u32, Process)],

@@ -1,5 +1,5 @@
-//! Members that break one promise each, through the library's public seams, and the run that shows
-//! that the checker finds each of them, and only them: a member that breaks none is the control.
+//! Members that break one promise each, through the library's public seams. The run shows that the
+//! checker finds exactly these. A member that breaks none is the control.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -61,20 +61,20 @@ impl Sabotage {
         }
     }
 
-    /// What may come of it besides.
+    /// What may be broken besides.
     fn entails(self) -> &'static [Promise] {
         match self {
             Self::Nothing | Self::NoClaims | Self::NoBounds => &[],
             // A copy does not wait for its original, whose claim Redis may forget meanwhile.
             Self::NoLanes => &[Promise::NothingTwice],
-            // It claims nothing, and waits for nothing before the next record of the order.
+            // It claims nothing, and does not wait before the next record of the lane.
             Self::CommitsEarly => &[Promise::NothingTwice, Promise::Order],
             // A refund waits until the claim of an award that never came runs out.
             Self::OnePhaseClaims => &[Promise::CatchUp, Promise::Conduct],
         }
     }
 
-    /// Where the checker did not find what it must, or found more.
+    /// Broken promises that the checker missed, and others that it reports.
     pub(crate) fn objections(self, verdict: &Verdict) -> Vec<String> {
         let unbroken = self.breaks().iter().filter(|promise| verdict.broken(**promise) == 0);
         let unbroken = unbroken.map(|promise| format!("NOT FOUND: {promise:?}"));
@@ -91,10 +91,10 @@ impl Sabotage {
     }
 }
 
-/// What exposes every sabotage, and an honest daemon gets through: two members, of which one is
-/// killed again and again while Inngest resets connections, which it does in between too. Then
-/// Redis forgets everything, and a connector sends everything again: what was committed before must
-/// be known by its place in the log.
+/// A plan that exposes every sabotage but that an honest daemon gets through. Of two members one is
+/// killed again and again. Inngest resets connections, at the kills and in between. Then Redis
+/// forgets everything and a connector sends everything again: what was committed before must be
+/// recognised by its place in the log.
 pub(crate) fn plan(records: usize, rate: f64) -> plan::Plan {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds")]
     let at = |seconds: f64| (seconds * rate) as usize;
@@ -102,8 +102,8 @@ pub(crate) fn plan(records: usize, rate: f64) -> plan::Plan {
     let reset = |ms| Act::Inngest { fault: Fault::Reset, time: Duration::from_millis(ms) };
     let mut plan = plan::Plan {
         members: vec![Vec::new(), Vec::new()],
-        // A member that was killed is at work again at once, and has something in flight at the
-        // next kill.
+        // A static member works again right after a kill, so that it has something in flight at the
+        // next one.
         static_members: true,
         redis: vec![(at(7.0), Act::EmptyRedis)],
         replays: vec![at(10.0)],
@@ -123,7 +123,7 @@ pub(crate) fn backlog() -> plan::Plan {
     plan::Plan { members: vec![Vec::new()], inngest: vec![(1, outage)], ..plan::Plan::default() }
 }
 
-/// Runs a member that is sabotaged so, until it is asked to stop.
+/// Runs a member with this sabotage until it is asked to stop.
 pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     let loaded = registry::load(&config::process_environment(), Path::new(""));
     let settings: Settings = *loaded.settings.expect("sound settings");
@@ -182,9 +182,9 @@ struct Twisted {
 }
 
 enum Twist {
-    /// Tells the engine that a record is done, and then does it.
+    /// Reports a record as done, and only then does it.
     Early(Inngest),
-    /// Gives every record a lane of its own; how many there were.
+    /// Gives every record a lane of its own; counts them.
     NoLanes(AtomicU64),
 }
 
@@ -229,8 +229,8 @@ impl Consumer for Twisted {
     }
 }
 
-/// Claims that are worth little: a plain `SET NX` before the work, by which what was claimed, by
-/// whomever, is taken for done; or a claim for everybody who asks.
+/// Unsound claims. One kind is a plain `SET NX` before the work: whatever anybody has claimed
+/// counts as done. The other grants every claim.
 struct Unsound {
     store: Box<dyn Store>,
     sabotage: Sabotage,

@@ -37,7 +37,7 @@ impl Services {
         self.export("TEST_SERVICES")
     }
 
-    /// Addresses of all brokers; they stay the same, as that of Redis does.
+    /// Addresses of all brokers. They never change, nor does that of Redis.
     pub(crate) fn kafka(&self) -> &str {
         self.export("TEST_KAFKA")
     }
@@ -52,7 +52,7 @@ impl Services {
         killed.expect("`tests/services/down` kills a service");
     }
 
-    /// Stops a service. A broker hands what it leads to the others first.
+    /// Stops a service. A broker hands its partitions over first.
     pub(crate) fn stop(&self, service: &str) {
         let stopped = script("down", &["--run", self.run(), service], &[]);
         stopped.expect("`tests/services/down` stops a service");
@@ -64,7 +64,7 @@ impl Services {
         started.expect("`tests/services/up` starts a service again");
     }
 
-    /// Stops a service in its tracks: connections stay, nothing is answered, nothing is forgotten.
+    /// Freezes a service: connections stay, nothing is answered, nothing is forgotten.
     pub(crate) fn freeze(&self, service: &str) {
         self.signal(service, Signal::STOP);
     }
@@ -77,7 +77,7 @@ impl Services {
     fn signal(&self, service: &str, signal: Signal) {
         let pid = fs::read_to_string(Path::new(self.run()).join(service).join("pid"));
         let pid = pid.expect("the service runs");
-        // Its start time stands behind it.
+        // The process's start time follows the id.
         let pid = pid.split_whitespace().next().and_then(|pid| pid.parse().ok());
         let sent = send_signal(pid.expect("a process id"), signal);
         sent.unwrap_or_else(|error| panic!("{signal:?} is not sent to {service}: {error}"));

@@ -15,17 +15,17 @@ use crate::run::{Clock, Spec};
 use test_support::kafka;
 
 const TICK: Duration = Duration::from_millis(20);
-/// Records that a replay sends before it looks up.
+/// Records that a replay sends between two pauses.
 const BURST: usize = 500;
 
 /// Records on their way.
 pub(crate) struct Writing {
-    /// Dropped, it would forget what is on its way.
+    /// If dropped, it would forget the records on their way.
     producer: FutureProducer,
     clock: Clock,
     prefix: String,
     sent: Vec<Sent>,
-    /// Times at which everything was sent again.
+    /// When everything was sent again.
     pub(crate) replays: Vec<Disturbance>,
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn write(
             second = now.as_secs();
             pace = [0.0, 0.4, 0.8, 0.8, 1.0, 3.0][rng.usize(..6)];
         }
-        // A pause of this process is not made up for in one go.
+        // If this process pauses, the backlog is not written all at once.
         due += spec.rate * pace * (now - before).min(10 * TICK).as_secs_f64();
         before = now;
         while due >= 1.0 && next < items.len() {
@@ -111,7 +111,7 @@ impl Writing {
         self.sent.push(Sent { at, copy, item: item.clone(), delivery });
     }
 
-    /// Where everything ended up.
+    /// The records with their places, once all are acknowledged.
     pub(crate) async fn acknowledged(self) -> Vec<Written> {
         let mut written = Vec::with_capacity(self.sent.len());
         for Sent { at, copy, item, delivery } in self.sent {

@@ -19,9 +19,9 @@ use test_support::recordings::recorded;
 use test_support::{feed, kafka, services, unique};
 
 const PARTITIONS: i32 = 6;
-/// The topic of commands, whose name is fixed: another test's may lie there too.
+/// The topic of commands. Its name is fixed, so it may hold another test's commands too.
 const COMMANDS: &str = "reward_redemptions";
-/// Whose changes each consumer takes, topics behind the prefix.
+/// Whose changes each consumer takes, by topic after the prefix.
 const TAKES: [(&str, &[&str]); 5] = [
     ("currency", &["purchase_ledger", "referral_ledger", "mission_claims"]),
     ("tier", &["purchase_ledger", "wallet_ledger"]),
@@ -30,7 +30,7 @@ const TAKES: [(&str, &[&str]); 5] = [
     ("marketplace", &["orders"]),
 ];
 
-/// A daemon's surroundings, with topics of their own.
+/// A daemon's surroundings, with their own topics.
 struct Scene {
     brokers: &'static str,
     prefix: String,
@@ -76,7 +76,7 @@ impl Scene {
         })
     }
 
-    /// Sends values as they are, keyed by what comes with each.
+    /// Sends these keys and values as they are.
     async fn send(&self, topic: &str, records: &[(String, String)]) {
         let records = records.iter().map(|(key, value)| {
             FutureRecord::to(topic).key(key.as_bytes()).payload(value.as_bytes())
@@ -139,8 +139,8 @@ fn ids(log: &Log, name: &str) -> BTreeSet<String> {
     named.filter_map(|event| event.id.as_deref()).map(str::to_owned).collect()
 }
 
-/// Ids of the evaluations that the recorded load calls for, by rules of its own, written against
-/// behaviour.md and not against the code: a row that ever counts does so once.
+/// Ids of the evaluations that the recorded load calls for. These rules are written after
+/// behaviour.md, not after the code: a row that ever counts does so once.
 fn missions_of_the_load() -> BTreeSet<String> {
     let mut missions = BTreeSet::new();
     for record in recorded("load_50k.jsonl.gz") {
@@ -167,7 +167,7 @@ fn missions_of_the_load() -> BTreeSet<String> {
     missions
 }
 
-/// That these are the same, naming a few that are not.
+/// Compares the two, and names a few of the differences.
 fn same(what: &str, found: &BTreeSet<String>, demanded: &BTreeSet<String>) {
     let missing: Vec<_> = demanded.difference(found).take(5).collect();
     let extra: Vec<_> = found.difference(demanded).take(5).collect();

@@ -128,7 +128,7 @@ impl Scene {
         (stop, tokio::spawn(app.expect("an app").run(signals)))
     }
 
-    /// Waits until so many records ended so.
+    /// Waits until this many records had this outcome.
     async fn until(&self, outcome: Outcome, count: usize) {
         let mut outcomes = self.outcomes.0.subscribe();
         let reached =
@@ -215,8 +215,8 @@ async fn what_another_record_has_claimed_waits_and_holds_up_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_unknown_outcome_is_repeated_as_it_was() {
     let scene = Scene::new().await;
-    // Taken in, and the answer is lost: whoever made new requests of it would send everything again
-    // under other ids.
+    // Requests are accepted, but the answers get lost. Splitting them into new requests would send
+    // everything again under other ids.
     scene.fake.fail(Endpoint::Post, Fault::HandledThenReset, Lasting::Next(4));
     let (stop, running) = scene.start();
     scene.until(Outcome::Sent, COUNT).await;

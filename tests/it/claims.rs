@@ -143,7 +143,7 @@ async fn hundreds_at_a_time_each_get_their_own_answer() {
         });
         join_all(each).await
     };
-    // Odd ones are asked for by their holder again, even ones by somebody else.
+    // Odd claims are requested again by their holder, even ones by another.
     let first = everyone(|_| "holder".to_owned()).await;
     assert!(first.iter().all(|reply| *reply == ClaimReply::Granted));
     let again = everyone(|number| ["other", "holder"][number % 2].to_owned()).await;
@@ -214,7 +214,7 @@ async fn an_account_that_is_refused_is_an_outage_that_ends_when_the_account_is_t
         let refused = refused.expect_err("no such account").to_string();
         assert!(refused.contains("check user and password"), "{refused}");
         assert!(!refused.contains(&password), "{refused}");
-        // The next is asked again, not told what the first was told.
+        // The second request asks the server again, and does not repeat the first answer.
         until("the breaker to let a request through", async || {
             let until = waiting.breaker().away().expect("away").until;
             (std::time::Instant::now() >= until).then_some(())

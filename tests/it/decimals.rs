@@ -14,7 +14,7 @@ const MODES: [&str; 3] = ["precise", "string", "double"];
 
 /// By schema the columns of its `purchase_ledger`, and their types.
 const TABLES: [(&str, &[(&str, &str)]); 4] = [
-    // As the catalogue has them, but for two scales.
+    // As in the catalogue, except for two scales.
     (
         "exact",
         &[
@@ -25,15 +25,15 @@ const TABLES: [(&str, &[(&str, &str)]); 4] = [
             ("cash", "money"),
         ],
     ),
-    // No amount tells its scale.
+    // No amount shows its scale.
     ("unconstrained", &[("final_amount", "numeric"), ("total_amount", "numeric")]),
-    // Nothing beside it tells how it is written.
+    // No other column shows how numbers are written.
     ("alone", &[("final_amount", "numeric(12,2)")]),
     ("special", &[("final_amount", "numeric(12,2)"), ("fx_rate", "numeric")]),
 ];
 
-/// Values whose base64 could be decimal text: where nothing in the row tells, `auto` takes them for
-/// it.
+/// Values whose base64 could be decimal text. If nothing in the row tells, `auto` takes it for
+/// that.
 const EITHER: [&str; 3] = ["-26467.32", "-26620.87", "-29293.56"];
 
 /// Scales that no schema brings, and perhaps the mode.
@@ -61,7 +61,7 @@ fn every_decimal_of_every_mode_is_what_sql_said() {
                 for (column, _) in *columns {
                     let place = format!("{setting} {schema} {column} {id} {reading:?}");
                     let said = truth[schema][&id][column].as_str();
-                    // The only cells that cannot be right: they are with CDC_DECIMAL_MODE.
+                    // The only cells that only CDC_DECIMAL_MODE can get right.
                     let untold = (schema, setting.starts_with("precise-plain"), reading)
                         == ("alone", true, DecimalMode::Auto);
                     if untold && said.is_some_and(|said| EITHER.contains(&said)) {
@@ -89,7 +89,7 @@ fn check(row: &Row<'_>, column: &str, said: Option<&str>, mode: &str, place: &st
     let read = row.decimal(column);
     match said {
         None => assert_eq!(read, Ok(Field::Null), "{place}"),
-        // Debezium writes NULL for it, so nobody can know.
+        // Debezium writes NULL for it, so the value is lost.
         Some("NaN" | "Infinity" | "-Infinity") if mode == "precise" => {
             assert_eq!(read, Ok(Field::Null), "{place}");
         }

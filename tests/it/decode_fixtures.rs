@@ -32,7 +32,7 @@ struct Label {
     truth_id: Option<String>,
 }
 
-/// What sets one recording apart from the others.
+/// How one recording differs from the others.
 #[derive(Clone, Copy)]
 struct Variant {
     file: &'static str,
@@ -275,8 +275,8 @@ impl Walk<'_> {
             {
                 assert_eq!(known(row.text(column), place), sql, "{place}");
             }
-            // No consumer reads these types: only NULL or not is compared, and no table that a consumer
-            // reads may hold one.
+            // No consumer reads these types, and tables that consumers read may not hold them. So
+            // only NULL or not is compared.
             other => {
                 let unread = ["type_zoo", "relation_tuple_transaction"];
                 assert!(unread.contains(&truth.table.as_str()), "{place} is {other}");
@@ -291,7 +291,7 @@ fn names<'r>(row: &'r Row<'_>) -> HashSet<&'r str> {
     row.columns().map(|(name, _)| name).collect()
 }
 
-/// Whether the change moved the row to another key, in the columns that `seen` lets through.
+/// Whether the change moved the row to another key, as far as `seen` columns show.
 fn moved(truth: &Truth, seen: impl Fn(&str) -> bool) -> bool {
     match (&truth.before, &truth.after, &truth.primary_key) {
         (Some(before), Some(after), Some(key)) => {

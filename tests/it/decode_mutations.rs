@@ -90,7 +90,7 @@ fn apply(bytes: &mut Vec<u8>, spoil: &Spoil) {
     }
 }
 
-/// Asks for everything that a row can be asked for.
+/// Reads everything that a row offers.
 fn read_all(row: &Row<'_>) {
     let columns: Vec<_> = row.columns().map(|(name, _)| name.to_owned()).collect();
     for column in &columns {
@@ -106,7 +106,7 @@ fn read_all(row: &Row<'_>) {
         assert!(errors.iter().flatten().all(|error| error.kind() == "column"));
     }
     for json in [row.explained(), row.event_data()] {
-        // Values as they came may hold half a surrogate pair: JSON by its grammar, but no text.
+        // Raw values may hold half a surrogate pair: valid JSON, but no text.
         let object: HashMap<String, &RawValue> =
             serde_json::from_str(json.get()).expect("a JSON object");
         assert!(object.len() <= columns.len());
@@ -154,7 +154,7 @@ proptest! {
         };
         record.lend(|record| {
             let decoded = cdc::decode(record, &Options::default());
-            // Random bytes may spell `null`, nothing else that would be a change.
+            // Random bytes may spell `null`, but nothing else that is accepted.
             assert!(decoded.is_err() || record.value == Some(b"null"), "{decoded:?}");
         });
     }

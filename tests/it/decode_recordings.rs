@@ -1,4 +1,4 @@
-//! The longer recordings decode, and add up to what SQL said at their ends.
+//! The longer recordings decode, and add up to SQL's final values.
 
 use std::collections::{BTreeMap, HashMap};
 

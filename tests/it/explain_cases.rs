@@ -13,7 +13,7 @@ fn explained(case: &str) -> Vec<Value> {
         .args(["explain", "--json"])
         .arg(fixture(&format!("cases/{case}.jsonl")))
         .env_clear()
-        // A row that may be a snapshot's is old by now.
+        // By now a row that may come from a snapshot is old.
         .env("SNAPSHOT_POLICY", "all")
         .stdin(Stdio::null())
         .output()
@@ -36,7 +36,7 @@ fn a_partition_routed_to_its_parent_s_topic_is_the_parent_s() {
     let reports = explained("partition_routed_to_parent");
     let told: Vec<_> = reports.iter().map(|report| (&report["table"], &report["op"])).collect();
     let table = json!("purchase_ledger");
-    // The third does not tell its operation.
+    // The third record does not name its operation.
     assert_eq!(told, [(&table, &json!("c")), (&table, &json!("d")), (&table, &json!("u"))]);
     for report in &reports {
         assert_eq!(report["key"], json!({"id": "aaaaaaaa-0000-4000-8000-000000000001"}));

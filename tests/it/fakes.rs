@@ -1,4 +1,4 @@
-//! What the fake does where the real services are odd, seen without our clients.
+//! How the fake imitates oddities of the real services, seen without our clients.
 
 use crm_event_processors::fakes::{Fake, Options, Poison, Reply};
 use reqwest::redirect::Policy;

@@ -75,7 +75,7 @@ async fn what_sql_commits_becomes_the_events_that_the_rules_demand_and_the_balan
     world.stop().await;
 }
 
-/// Where a stretch of the run begins.
+/// Where a stretch of the run begins, in events and in time.
 struct Past {
     events: usize,
     wallet: String,
@@ -84,8 +84,7 @@ struct Past {
 }
 
 impl Past {
-    /// Waits until everything that was committed has had its effect, compares, and answers the
-    /// events.
+    /// Waits until everything committed has had its effect, compares, and returns the events.
     async fn next(
         &mut self,
         world: &World,
@@ -94,7 +93,7 @@ impl Past {
         mut expected: Expected,
     ) -> Vec<Event> {
         self.asleep = world.settled(workflows).await.asleep;
-        // Whatever credited them: points that are earned advance missions.
+        // Earned points advance missions, whoever credited them.
         let earned = world
             .text(&format!(
                 "SELECT coalesce(json_agg(w), '[]')::text FROM wallet_ledger w \
@@ -127,7 +126,7 @@ impl Past {
     }
 }
 
-/// Lives all lives; answers what is set aside, by consumer.
+/// Plays all lives; returns the dead letters by consumer.
 async fn live(
     world: &World,
     workflows: &Workflows,
@@ -137,7 +136,7 @@ async fn live(
     let stretch = format!("{identity:?}");
     let asleep = past.asleep;
     let mut lives = Lives::all(identity, 1_000 + past.events as u64);
-    // Spends what it has, twice with one id, then more than it has.
+    // A member spends points, twice with one id, then more than there are.
     let spender = uuid();
     lives.first.push(wallet(&spender, "points", "earn", "base", 150));
     lives.balances.push((spender.clone(), "points", 50));
@@ -195,9 +194,8 @@ async fn live(
     lost.chain([("reward", malformed.0)]).collect()
 }
 
-/// Each of these members, and no other, was evaluated to more than an entry tier and has this tier
-/// now; an upgrade is scheduled for `scheduled` alone, to Gold, a day after the points that make
-/// it.
+/// Exactly these members were evaluated above an entry tier, and have this tier now. Only
+/// `scheduled` has a scheduled upgrade: to Gold, a day after the points that earn it.
 async fn tiers(world: &World, found: &[Event], members: &[(String, &str)], scheduled: &str) {
     for event in found {
         assert!(members.iter().any(|(user, _)| event.data["user_id"] == **user), "{event:?}");

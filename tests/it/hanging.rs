@@ -65,7 +65,7 @@ async fn two_thousand_rows_of_twenty_missions_are_held_as_rows() {
         let ids: HashSet<&str> = ids.collect();
         assert_eq!((ids.len(), log.events.len()), (ROWS * MISSIONS, ROWS * MISSIONS), "each once");
     });
-    // Written out they alone would be as much, besides what an idle daemon takes.
+    // Their events alone, written out, would take as much, on top of an idle daemon's memory.
     assert!(peak < 160 * 1024, "peak memory of {peak} KiB");
     println!("peak memory {peak} KiB");
 }

@@ -15,7 +15,7 @@ use serde_json::json;
 
 const KEY: &str = "k/e y?#%-of-this-test";
 
-/// Fails a test that hangs. Nothing is measured by it.
+/// Fails a test that hangs. It measures nothing.
 async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("it must come to an end")
 }

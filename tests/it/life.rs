@@ -1,5 +1,5 @@
-//! Lives of purchases, through the real daemon, Kafka and Redis, with both replica identities: the
-//! outcomes are those of `life/expected.json`, no more and no less.
+//! Lives of purchases through the real daemon, Kafka and Redis, with both replica identities. The
+//! outcomes are exactly those of `life/expected.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,8 +27,8 @@ pub(crate) fn purchases() -> Vec<Map<String, Value>> {
         .collect()
 }
 
-/// The same rows with the times of the database that a recording was made of: the two were not
-/// played at the same moment, and refunds of one purchase are told apart by their times.
+/// The same rows with the times of the database that was recorded. The two were played at different
+/// moments, and times tell refunds of one purchase apart.
 fn as_of(records: &[Recorded], mut purchases: Vec<Map<String, Value>>) -> Vec<Map<String, Value>> {
     let mut times = BTreeMap::new();
     for record in records {
@@ -67,7 +67,7 @@ fn events<'a>(log: &'a Log, name: &'a str) -> impl Iterator<Item = (Option<&'a s
     })
 }
 
-/// Everything in `must` and nothing beyond `must` and `may`, each once.
+/// Checks that all of `must` and nothing beyond `must` and `may` is found, each once.
 fn compare(what: &str, found: Vec<String>, must: &BTreeSet<String>, may: &BTreeSet<String>) {
     let set: BTreeSet<String> = found.iter().cloned().collect();
     assert_eq!(set.len(), found.len(), "{what}: each once");

@@ -1,5 +1,5 @@
-//! The 49,941 recorded records of `load_50k` through the real daemon, Kafka and Redis, also while
-//! it is killed at random moments: the events are what the rules say of the recorded truth.
+//! The 49,941 recorded records of `load_50k` through the real daemon, Kafka and Redis, also with
+//! kills at random moments. The events are those that the rules demand for the recorded truth.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use test_support::{feed, services, unique};
 
 const PARTITIONS: i32 = 6;
 
-/// What must and what may arrive, by the rules, of the recorded changes.
+/// What must and what may arrive for the recorded changes, by the rules.
 #[derive(Debug, Default)]
 struct Truth {
     awards: BTreeSet<String>,
@@ -22,8 +22,8 @@ struct Truth {
     cancels_may: BTreeSet<String>,
 }
 
-/// Plays the recording with rules of its own, written against behaviour.md and not against the
-/// code: unique changes in order, the state of each row kept.
+/// Plays the recording with rules written after behaviour.md, not after the code: unique changes in
+/// order, with the state of each row.
 fn truth() -> Truth {
     let mut truth = Truth::default();
     let mut seen = HashSet::new();
@@ -116,7 +116,7 @@ pub(crate) fn verify(log: &Log) {
     expect("cancels", &cancelled(log).into_iter().collect(), &truth.cancels, &truth.cancels_may);
 }
 
-/// Events sent more than once, by id; their content must be the same, `currency_rows` apart.
+/// The number of events sent again. Copies must be equal, except for `currency_rows`.
 pub(crate) fn repeats(log: &Log) -> usize {
     let mut first: HashMap<&str, Value> = HashMap::new();
     let mut repeats = 0;
@@ -179,7 +179,7 @@ async fn killed_at_random_moments_it_loses_nothing_and_repeats_only_what_was_in_
     let total = truth().awards.len() as u64;
     for kill in 0..kills {
         let daemon = environment.start();
-        // Somewhere in the share of the work that this life is to do.
+        // A random place in this life's share of the work.
         let share = total / (kills + 1);
         let moment = kill * share + fastrand::u64(0..share.max(1));
         fake.until(|log| log.events.len() as u64 > moment).await;

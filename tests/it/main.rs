@@ -1,4 +1,4 @@
-//! Tests that need more than one part of the daemon, or a real service: one binary, so that they
+//! Tests that need several parts of the daemon, or a real service. They are one binary so that they
 //! share what is started.
 
 mod all_consumers;

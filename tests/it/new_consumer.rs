@@ -63,7 +63,7 @@ const TOPICS: [&str; 4] = [
     "crm.public.mission_claims",
 ];
 
-/// Tells of every form that is completed.
+/// Sends an event for every completed form.
 struct Forms {
     sender: Sender,
     greeting: String,
@@ -120,7 +120,7 @@ impl Consumer for Forms {
     }
 }
 
-/// Counts outcomes, of the further consumer and of another.
+/// Counts outcomes of the further consumer, and of another.
 struct Counted(watch::Sender<(usize, usize)>);
 
 impl Observer for Counted {
@@ -184,7 +184,7 @@ async fn a_further_consumer_is_a_type_and_a_line_and_lives_beside_the_others() {
         *counter += 1;
     }
 
-    // The one line.
+    // The one line that adds it.
     let registry = [CONSUMERS.as_slice(), &[ENTRY]].concat();
     let settings = settings(&broker, &fake, &registry);
     let counted = watch::Sender::default();

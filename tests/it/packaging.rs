@@ -37,7 +37,7 @@ fn the_manifest_is_good_where_the_images_build_has_nothing_else_of_the_repositor
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Programs that tests start: a bare Debian has them, or `tests/services/up` installs them.
+/// Programs that tests start: part of a bare Debian, or installed by `tests/services/up`.
 const PROGRAMS: [&str; 5] = ["bash", "cat", "openssl", "psql", "sh"];
 
 #[test]
@@ -49,7 +49,7 @@ fn tests_start_no_program_that_a_bare_debian_lacks_and_nothing_installs() {
     let mut found = BTreeSet::new();
     for source in sources {
         let text = fs::read_to_string(&source).expect("text");
-        // In two, so that this line is none of them.
+        // Split in two, so that this line does not match itself.
         let starts = text.split(concat!("Command::new", "(\"")).skip(1);
         found.extend(starts.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
     }

@@ -1,4 +1,4 @@
-//! The door itself: the services are real, answer, and leave with the tests.
+//! Access to services: they are real, answer, and end with the tests.
 
 use std::{
     path::Path,

@@ -23,7 +23,7 @@ async fn scene(key: &str, change: impl FnOnce(&mut SupabaseConfig)) -> Scene {
     let fake = Fake::start(options).await.expect("a fake");
     let mut config = SupabaseConfig::new(format!("{}/", fake.url()), SecretString::from(key));
     change(&mut config);
-    // Breakers that stay open once they are: nothing here depends on how fast it runs.
+    // Breakers that stay open once they are, so that nothing depends on speed.
     let hour = Duration::from_secs(3600);
     let breakers = Arc::new(Breakers::new(3, Backoff { base: hour, max: hour }));
     let supabase = Supabase::new(&config, Arc::clone(&breakers)).expect("a client");

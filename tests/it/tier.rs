@@ -33,8 +33,8 @@ fn explained(name: &str) -> Vec<Value> {
     text.lines().map(|line| report(line)["consumers"]["tier"].take()).collect()
 }
 
-/// Whom a recorded change triggers, by rules of its own, written against behaviour.md and not
-/// against the code: `None` for nobody.
+/// Whom a recorded change triggers; `None` for nobody. The rules are written after behaviour.md,
+/// not after the code.
 pub(crate) fn triggered(topic: &str, value: Option<&[u8]>) -> Option<String> {
     let value: Value = serde_json::from_slice(value?).expect("json");
     let (before, row) = (&value["before"], &value["after"]);

@@ -16,7 +16,7 @@ struct Row {
     id: u32,
 }
 
-/// A server with rows of `TABLE`, the last first; those with an odd number belong to another.
+/// A server with rows of `TABLE`, the last first; odd numbers belong to another merchant.
 async fn with_rows(count: u32) -> Bench {
     let bench = Bench::start().await;
     let row = |id: u32| match json!({ "id": id, "external_ref": if id.is_multiple_of(2) { "a" } else { "b" } })
@@ -66,7 +66,7 @@ async fn a_server_that_cuts_earlier_is_asked_until_all_are_there() {
 /// A server of the caller's own.
 struct Server(Answers);
 
-/// To the first page, or to one that comes after it.
+/// Answers to the first page, or to a later one.
 type Answers = fn(after: bool) -> Reply;
 
 impl Backend for Server {

@@ -17,7 +17,7 @@ use crate::dedup::{Moment, TakenBack};
 use crate::engine::{Accepted, ClaimState, Context, Failure, Locked, Once, Outcome};
 use crate::metric_names;
 
-/// Inngest knows an event id for so long.
+/// How long Inngest remembers an event id.
 const IDS_KNOWN: SignedDuration = SignedDuration::from_hours(24);
 
 /// The data of `currency/award`.
@@ -37,11 +37,11 @@ struct Data<'a> {
 struct Award<'a> {
     source: &'a Source,
     at: Moment,
-    /// The end of its id, where one before it was taken back.
+    /// The suffix of its id, if an award before it was taken back.
     again: Option<&'a str>,
     /// Before then a reverse may still be taking back the award before it.
     not_before: Option<Timestamp>,
-    /// It may sleep already, and only claims could tell.
+    /// It may already be asleep, and only claims can tell.
     unsure: bool,
 }
 
@@ -96,14 +96,14 @@ impl Currency {
         }
     }
 
-    /// Whether claims have been kept for as long as a recent row can have existed, so that they
-    /// know everything that was awarded for it and taken back.
+    /// Whether claims have been kept for longer than a recent row can have existed. Then they know
+    /// every award of the row, and whether it was taken back.
     async fn claims_tell(&self, cx: &Context, at: Moment) -> Result<bool, Failure> {
         let created = at.before(SignedDuration::try_from(RECENT).unwrap_or(IDS_KNOWN));
         Ok(cx.claims_since().await?.is_some_and(|since| since <= created))
     }
 
-    /// A source counts whose award was taken back, as claims or the row itself tell.
+    /// Awards a source again whose award was taken back, by its claims or by the row itself.
     async fn awarded_again(
         &self,
         cx: &Context,
@@ -125,7 +125,7 @@ impl Currency {
         Ok(outcome(&[step], NOTHING))
     }
 
-    /// Decides, under the lock of the source, whether it is awarded again.
+    /// Decides under the source's lock whether it is awarded again.
     async fn next_award(
         &self,
         cx: &Context,
@@ -142,7 +142,7 @@ impl Currency {
                 let name = named("award", source.kind, &source.id, Some(present));
                 match cx.claim_state(&name).await? {
                     ClaimState::TakenBack(by, _) => Some(by),
-                    // A crash came between the decision and its event.
+                    // The process crashed after the decision and before its event.
                     ClaimState::Nothing if *present == again(at) => {
                         let not_before = self.after_reverse(cx, source, decision.reversed_ms, None);
                         return Ok(Next::Award(Some(present.clone()), not_before.await?));
@@ -158,7 +158,7 @@ impl Currency {
             if at <= by.at && !same {
                 return Ok(Next::Over(Outcome::Duplicate));
             }
-            // A delete stops an award that sleeps, and takes back none that was credited.
+            // A delete cancels a sleeping award, but takes back nothing that was credited.
             let kept = by.deleted && self.ledger.wallet(cx, source).await?.holds_award();
             if kept {
                 return Ok(Next::Over(Outcome::Skipped("awarded_before")));
@@ -174,8 +174,8 @@ impl Currency {
         Ok(Next::Award(decision.again, not_before))
     }
 
-    /// Whether a source of which claims know nothing may have been awarded and taken back before
-    /// they were emptied. Else it never counted, and its first award needs no other id.
+    /// Whether a source without claims may have been awarded and taken back before claims were
+    /// emptied. If not, it never counted, and its first award needs no other id.
     async fn may_be_forgotten(
         &self,
         cx: &Context,
@@ -187,7 +187,7 @@ impl Currency {
         Ok(!known || self.ledger.wallet_has(cx, source.kind, &source.id).await?)
     }
 
-    /// When the reverse of the award before has run, where that may lie ahead.
+    /// When the reverse of the award before has run; none if nothing is known of it.
     async fn after_reverse(
         &self,
         cx: &Context,
@@ -246,8 +246,8 @@ impl Currency {
         Ok(rows.unwrap_or_default())
     }
 
-    /// An award that sleeps stands in no wallet: only claims that were kept all the time can tell
-    /// that there is none (behaviour section 3).
+    /// No wallet shows a sleeping award. Only claims that were never emptied can tell that there is
+    /// none (behaviour section 3).
     async fn check_never_awarded(
         &self,
         cx: &Context,
@@ -276,11 +276,11 @@ impl Currency {
     }
 }
 
-/// Nobody can tell whether an award sleeps: its record is set aside, never guessed at.
+/// Nobody can tell whether an award sleeps. Its record becomes a dead letter instead of a guess.
 pub(super) const AWARD_STATE_UNKNOWN: &str = "award_state_unknown";
 
-/// Whether a change is handled so late that Inngest may have forgotten the id that was used when
-/// its row was still recent.
+/// Whether a change is handled so late that Inngest may have forgotten the event id of its row's
+/// award.
 fn is_late(at: Moment) -> bool {
     let recent = SignedDuration::try_from(RECENT).unwrap_or(IDS_KNOWN);
     Timestamp::now().duration_since(at.commit_time()) > IDS_KNOWN - recent

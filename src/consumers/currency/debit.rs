@@ -19,7 +19,7 @@ use crate::engine::{ClaimState, Context, Failure, Locked, Outcome};
 /// How soon to look again for an award that is not known (yet).
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long after the last touch of its purchase an award may still come.
+/// How long after its purchase was last touched an award may still come.
 const LATE: SignedDuration = SignedDuration::from_hours(24);
 
 impl Currency {
@@ -44,7 +44,7 @@ impl Currency {
         if share.is_nothing() {
             return Ok(Outcome::Skipped("original_reversed"));
         }
-        // One of an award that is over must not cancel the present one.
+        // A debit of an earlier award must not cancel the present one.
         if share.is_all() && !share.earlier {
             self.cancel(cx, Cancel::of(&original_source, again.as_deref())).await?;
         }
@@ -114,7 +114,7 @@ impl Currency {
             Some(share) => share,
             None => self.undecided(cx, &mut decision, remembered, debit, original)?,
         };
-        // One of an award that is over has waited long enough.
+        // A debit of an earlier award has waited long enough.
         if !share.is_nothing() && !decision.is_earlier(id) {
             let name = named("award", kind, &original.id, decision.again.as_deref());
             let ready = match cx.claim_state(&name).await? {
@@ -136,7 +136,7 @@ impl Currency {
         Ok(Decided::Share(share, decision.again))
     }
 
-    /// The share of a debit about which nothing was decided.
+    /// The share of a debit that has no decision yet.
     fn undecided(
         &self,
         cx: &Context,
@@ -155,8 +155,8 @@ impl Currency {
             }
             return Ok(Share::nothing());
         }
-        // The memory of the whole is gone, or the whole is still to come: it decides by the same
-        // times.
+        // The decision about the whole is forgotten or still to come. In both cases it goes by the
+        // same times.
         if !remembered && original.is_taken_back() && original.is_before(came_at) {
             return Ok(Share::nothing());
         }
@@ -174,8 +174,7 @@ impl Currency {
         Err(Failure::Wait { until: Instant::now() + pause, reason: "award_to_come" })
     }
 
-    /// Where nothing was decided yet, or it was forgotten, the debits before this one are counted
-    /// first.
+    /// Without a decision, or after it was forgotten, the debits before this one are counted first.
     async fn count_earlier(
         &self,
         cx: &Context,
@@ -195,8 +194,8 @@ impl Currency {
         Ok(())
     }
 
-    /// A reverse must not run before its award: waits for one that may still come, from a partition
-    /// that lags behind or after a delay that no claim tells.
+    /// A reverse must not run before its award. Waits for one that may still come: its partition
+    /// lags behind, or no claim tells its delay.
     async fn await_award(
         &self,
         cx: &Context,

@@ -15,7 +15,7 @@ use crate::dedup::Moment;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Decision {
-    /// What distinguishes the present award from the first: the end of its ids and claims.
+    /// The suffix that distinguishes the ids and claims of the present award from the first one's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub again: Option<String>,
     /// The change that called for the present award, where that is not the first. A change that
@@ -28,10 +28,10 @@ pub struct Decision {
     /// The debits of the present award, by their ids.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     debits: BTreeMap<String, Share>,
-    /// The whole of the present award.
+    /// What the whole takes of the present award.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub whole: Option<Share>,
-    /// The present award slept when it was taken back, so that nothing of it is ever credited.
+    /// The present award slept when it was taken back: nothing of it is ever credited.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub asleep: bool,
     /// The debits of awards before the present one.
@@ -56,7 +56,7 @@ pub struct Share {
     /// It is of an award before the present one. Not kept.
     #[serde(skip)]
     pub earlier: bool,
-    /// When its reverse is to run, in milliseconds since 1970, where that lay ahead.
+    /// When its reverse is to run, in milliseconds since 1970, if later than at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ts: Option<i64>,
 }
@@ -82,15 +82,15 @@ impl Share {
 }
 
 impl Decision {
-    /// Reads what was kept.
+    /// Reads what [`Decision::written`] wrote.
     ///
     /// # Errors
-    /// When it is something else.
+    /// When the text is something else.
     pub fn read(text: &str) -> serde_json::Result<Self> {
         serde_json::from_str(text)
     }
 
-    /// What is to be kept.
+    /// The text to keep.
     #[must_use]
     pub fn written(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
@@ -114,13 +114,13 @@ impl Decision {
         self.earlier.contains_key(id)
     }
 
-    /// Whether something was decided about a debit, of this award or an earlier one.
+    /// Whether a debit is decided, for this award or an earlier one.
     #[must_use]
     pub fn knows(&self, id: &str) -> bool {
         self.debits.contains_key(id) || self.earlier.contains_key(id)
     }
 
-    /// Keeps what was decided about a debit.
+    /// Notes the decision about a debit.
     pub fn set_debit(&mut self, id: &str, share: Share) {
         let awards =
             if self.earlier.contains_key(id) { &mut self.earlier } else { &mut self.debits };
@@ -159,8 +159,8 @@ impl Decision {
         Ok(Share { percent, amount: part.to_plain_string(), ..Share::default() })
     }
 
-    /// Counts debits of a purchase of `original` in their order, which decides them. A debit whose
-    /// share cannot be computed is set aside, and adds nothing.
+    /// Decides the debits of a purchase of `original` in their order. A debit whose share cannot be
+    /// computed becomes a dead letter, and counts for nothing here.
     pub fn count(&mut self, debits: &[Purchase], original: Option<&BigDecimal>) {
         for row in debits {
             if let Ok(share) = self.share(row.amount().as_ref(), original) {
@@ -178,8 +178,8 @@ impl Decision {
         Share { percent: written(&left), ..Share::default() }
     }
 
-    /// The source counts once more: what was decided holds for the award before. A debit that has not
-    /// been handled by now must not take from the next award what was never credited of that one.
+    /// The source counts once more: the decisions so far belong to the award before. If that one
+    /// was never credited, a debit not handled yet must not take from the next award.
     pub fn begin(&mut self, at: Moment) {
         let mut earlier = std::mem::take(&mut self.earlier);
         for share in self.debits.values_mut().filter(|share| self.asleep && share.by.is_none()) {
@@ -218,7 +218,7 @@ fn written(percent: &BigDecimal) -> String {
     if percent.is_zero() { "0".to_owned() } else { percent.normalized().to_plain_string() }
 }
 
-/// The end of the ids and claims of an award that a change calls for after one was taken back.
+/// The suffix for ids and claims of an award that a change calls for after an earlier one.
 #[must_use]
 pub fn again(at: Moment) -> String {
     at.lsn.map_or_else(|| at.commit_ms.to_string(), |lsn| lsn.to_string())

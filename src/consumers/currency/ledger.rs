@@ -1,5 +1,5 @@
-//! Rows of the ledgers, as refunds ask for them: a debit's original, a purchase's debits, and what
-//! the wallet holds.
+//! Ledger rows that refunds need: a debit's original, a purchase's debits, and the wallet's
+//! entries.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ pub(super) const WALLET: &str = "wallet_ledger";
 const COLUMNS: &str =
     "id,user_id,status,record_type,earn_currency,final_amount,created_at,updated_at";
 
-/// Ids in one question: gateways refuse long addresses.
+/// Ids per query: gateways refuse long addresses.
 const IDS_AT_ONCE: usize = 100;
 
 /// A row of `purchase_ledger`.
@@ -104,8 +104,8 @@ impl Purchase {
         came_after(self.created_at, updated)
     }
 
-    /// The order in which debits of one purchase are counted: whoever decides, each gets the same
-    /// share.
+    /// Debits of one purchase are counted in this order, so that everyone who decides computes the
+    /// same shares.
     #[must_use]
     pub fn order(&self) -> (Option<Timestamp>, &str) {
         (self.created_at, &self.id)
@@ -214,8 +214,8 @@ impl Ledger {
         self.purchases(cx, merchant, ("transaction_number", number)).await
     }
 
-    /// The debits that take back this purchase now, the oldest first: those that are `early`, and
-    /// the others whose reversal the wallet holds. `decided` are known already.
+    /// The debits that take back this purchase now, the oldest first: the `early` ones, and others
+    /// whose reversal the wallet holds. `decided` ones are left out.
     ///
     /// # Errors
     /// When Supabase cannot be asked.
@@ -310,13 +310,13 @@ impl Ledger {
     }
 }
 
-/// When a debit came: when its row was created, and not before it turned from pending.
+/// When a debit came: the later of its row's creation and its turn from pending.
 #[must_use]
 pub fn came_at(debit: &Debit) -> Option<Timestamp> {
     debit.created_at.max(debit.turned_at)
 }
 
-/// A time as PostgREST writes it; one without a zone is UTC, one that cannot be read is not known.
+/// A time as PostgREST writes it. Without a zone it is UTC; if it cannot be read, it is not known.
 fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.and_then(|text| {

@@ -47,7 +47,7 @@ pub static ORIGINAL_PATIENCE: Setting<Duration> = Setting {
     parse: value::duration,
 };
 
-/// How long it is remembered what was decided about the refunds of a source (behaviour section 3).
+/// How long decisions about the refunds of a source are kept (behaviour section 3).
 static REFUND_MEMORY: Setting<Duration> = Setting {
     key: "refund_memory",
     variable: "CURRENCY_REFUND_MEMORY",
@@ -66,7 +66,7 @@ static TAKEN_BACK_STATUSES: Setting<Vec<String>> = Setting {
     parse: rules::statuses,
 };
 
-/// What it declares.
+/// The consumer's declaration.
 pub static SPEC: Spec = Spec {
     name: "currency",
     family: Family::Crm,
@@ -110,7 +110,7 @@ pub struct Currency {
     /// How long a debit's original is looked for: it may be on its way
     /// (`CURRENCY_ORIGINAL_PATIENCE`).
     pub original_patience: Duration,
-    /// How long it is remembered what was decided about refunds (`CURRENCY_REFUND_MEMORY`).
+    /// How long decisions about refunds are kept (`CURRENCY_REFUND_MEMORY`).
     pub refund_memory: Duration,
     /// Supabase.
     pub calls: Calls,
@@ -120,15 +120,15 @@ pub struct Currency {
     pub merchants: Merchants,
     /// The ledgers.
     pub ledger: Ledger,
-    /// When claims were last asked since when they are kept.
+    /// When claims were last asked how long they have been kept.
     pub noted: Noted,
 }
 
-/// Sees to it that claims know since when they are kept, long before anybody needs that.
+/// Asks claims regularly how long they have been kept, so that they note it long before it matters.
 #[derive(Debug, Default)]
 pub struct Noted(AtomicI64);
 
-/// How often: often enough that claims which were emptied soon know it.
+/// How often. Claims that were emptied must soon note their new start.
 const NOTED_EVERY_MS: i64 = 60_000;
 
 impl Noted {

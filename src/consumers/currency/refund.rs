@@ -1,5 +1,4 @@
-//! Whole refunds, and what is decided about the refunds of a source (behaviour section 3,
-//! "Refunds").
+//! Whole refunds, and the decisions about a source's refunds (behaviour section 3, "Refunds").
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -12,7 +11,7 @@ use crate::consumers::call::outcome;
 use crate::dedup::TakenBack;
 use crate::engine::{Accepted, ClaimState, Context, Failure, Locked, Outcome};
 
-/// What was decided about one refund.
+/// The decision about one refund.
 pub(super) enum Decided {
     /// It sends nothing.
     Over(Outcome),
@@ -38,7 +37,7 @@ impl Currency {
         }
         let name = named("reverse", source.kind, &source.id, again);
         let id = named(REVERSE, source.kind, &source.id, again);
-        // The cancel may have waited until its award woke.
+        // The award may have woken while the cancel waited.
         if share.ts.is_none()
             && let ClaimState::TakenBack(_, award) =
                 cx.claim_state(&named("award", source.kind, &source.id, again)).await?
@@ -72,7 +71,7 @@ impl Currency {
             }
         };
         let mut decision = known.unwrap_or_default();
-        // Claims were emptied since it was awarded again: the ids of the first award are taken.
+        // Claims were emptied since it was awarded again: the first award's ids are used up.
         if forgotten {
             decision.begin(refund.at);
         }
@@ -107,8 +106,8 @@ impl Currency {
         Ok(Decided::Share(share, decision.again))
     }
 
-    /// An award that wakes at about the time of its cancel may escape it, and is found by a reverse
-    /// only once it has been credited.
+    /// An award that wakes at about the time of its cancel may escape it. A reverse finds such an
+    /// award only once it has been credited.
     fn after_wake(&self, award: Accepted) -> Option<Timestamp> {
         let (due, cancelled) = (award.due?, self.cancelled_at(award));
         let near = cancelled <= self.settled_at(due) && due <= self.settled_at(cancelled);
@@ -139,7 +138,7 @@ impl Currency {
         Ok(Some(decision))
     }
 
-    /// Keeps what was decided, before anything is sent.
+    /// Keeps the decision before anything is sent.
     pub(super) async fn keep(
         &self,
         lock: Locked<'_>,
@@ -150,14 +149,14 @@ impl Currency {
         lock.keep(&memory(kind, id), decision.written(), self.refund_memory).await
     }
 
-    /// When what was accepted, or is due, at a time has settled.
+    /// When an event accepted or due at this time has settled.
     pub(super) fn settled_at(&self, at: Timestamp) -> Timestamp {
         let settle = SignedDuration::try_from(self.settle).unwrap_or(SignedDuration::MAX);
         at.saturating_add(settle).unwrap_or(Timestamp::MAX)
     }
 }
 
-/// Where what was decided about refunds of a source is kept.
+/// The key of the decisions about a source's refunds.
 fn memory(kind: &str, id: &str) -> String {
     claim("refunds", kind, id)
 }

@@ -22,7 +22,7 @@ pub(super) struct Cancel<'a> {
     pub(super) merchant_id: Option<&'a str>,
     /// The end of the award's id.
     pub(super) again: Option<&'a str>,
-    /// The award is taken back with it: another one may follow.
+    /// Set if this takes the award back as a whole: another one may follow.
     pub(super) mark: Option<TakenBack>,
 }
 
@@ -79,15 +79,15 @@ impl Currency {
             self.sender.send_with(cx, write).await.map(Some)
         };
         let cancelled = cx.once(&named("cancel", kind, id, again), work).await?;
-        // After the cancel, so that a mark which cannot be written does not cancel again. Also
-        // where a debit of the whole has cancelled the award: that marks nothing.
+        // After the cancel, so that a failed mark does not repeat the cancel. It also runs if a
+        // debit of the whole has cancelled the award already, since that marks nothing.
         if let Some(by) = mark {
             self.mark(cx, &award, first, by).await?;
         }
         Ok(cancelled)
     }
 
-    /// Marks an award as taken back, and the first one of its source, which is asked for first.
+    /// Marks an award as taken back, and the source's first one, which look-ups start with.
     async fn mark(
         &self,
         cx: &Context,
@@ -95,8 +95,8 @@ impl Currency {
         first: Option<String>,
         by: TakenBack,
     ) -> Result<(), Failure> {
-        // Rows are deleted by the million when a ledger is cleaned up: what is long past needs no
-        // mark.
+        // A clean-up of a ledger deletes rows by the million. Sources without a claim are long past
+        // and need no mark.
         if by.deleted && cx.claim_state(award).await? == ClaimState::Nothing {
             return Ok(());
         }
@@ -113,7 +113,7 @@ impl Currency {
         let since = match cx.accepted_at(award).await? {
             Some(Some(accepted)) => accepted,
             Some(None) => return Ok(()),
-            // No claim can tell: it may have been accepted just before the partition came here.
+            // No claim can tell: it may have been accepted just before this assignment.
             None => cx.assigned_at(),
         };
         settled(since, self.settle)

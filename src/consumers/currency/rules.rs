@@ -111,7 +111,7 @@ pub fn route(
     }
     check(table, settings, change, row)?;
     let before = match &change.before {
-        // An index as replica identity brings only its own columns.
+        // An index as replica identity shows only the index's own columns.
         Some(before) if before.field(table.status).is_known() => {
             Some(state_before(table, settings, before)?)
         }
@@ -135,7 +135,7 @@ pub fn route(
     let work = match after {
         RowState::TakenBack => Work::Refund(Box::new(refund(row, source, at, turn)?)),
         RowState::Debits => {
-            // Under REPLICA IDENTITY DEFAULT any update may be the one by which it turned.
+            // Under REPLICA IDENTITY DEFAULT any update may be the turn from pending.
             let turns =
                 before == Some(RowState::Open) || (before.is_none() && change.op == Op::Update);
             Work::Debit(Box::new(debit(row, source, at, turn, turns)?))
@@ -174,7 +174,7 @@ fn turned(
     })
 }
 
-/// The columns that no rule can do without, and what operators should know about the others.
+/// Requires the columns that every rule needs, and remarks on the others for operators.
 fn check(
     table: &Table,
     settings: &Settings,
@@ -211,7 +211,7 @@ fn refund(row: &Row<'_>, source: Source, at: Moment, turn: Turn) -> Result<Refun
     let (mut number, mut amount, mut updated_at) = (None, None, None);
     if purchase {
         number = row.filled("transaction_number")?;
-        // Not a number: then no debit has a share of it, and the whole is taken back.
+        // If it is not a number, no debit has a share of it, and the whole takes back everything.
         amount = row.decimal("final_amount").ok().and_then(Field::value);
         updated_at = row.timestamp("updated_at")?.value();
     }
@@ -239,7 +239,7 @@ fn debit(
     })
 }
 
-/// A delete is true in its key alone; what else `before` holds was checked by the decoder.
+/// Only the key of a delete can be relied on. The decoder has checked the rest of `before`.
 fn deleted(
     table: &Table,
     settings: &Settings,
@@ -272,7 +272,7 @@ fn deleted(
     Ok(Route::Process { work, lane })
 }
 
-/// What a row meant before a change: what belonged to nobody, and what earned nothing, got nothing.
+/// A row's state before a change. A row that belonged to nobody or earned nothing got nothing.
 fn state_before(
     table: &Table,
     settings: &Settings,
@@ -289,7 +289,7 @@ fn state_before(
     Ok(state)
 }
 
-/// What a row means. What counted is taken back even if the same change says that it earns nothing.
+/// A row's state after a change. A taken-back row stays that even if it now earns nothing.
 fn state_after(table: &Table, settings: &Settings, row: &Row<'_>) -> Result<RowState, DecodeError> {
     if table.kind == PURCHASE {
         return purchase(row);
@@ -322,8 +322,8 @@ fn earns_nothing(row: &Row<'_>) -> Result<bool, DecodeError> {
     Ok(row.bool("earn_currency")?.value() == Some(false))
 }
 
-/// A purchase of less than nothing is no purchase. An amount that is no number is not looked at: no
-/// rule about the whole needs it.
+/// A negative purchase is no purchase. An amount that is not a number is ignored here: no rule
+/// about the whole needs it.
 fn has_negative_amount(table: &Table, row: &Row<'_>) -> Result<bool, DecodeError> {
     if table.kind != PURCHASE {
         return Ok(false);

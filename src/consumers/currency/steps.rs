@@ -6,7 +6,7 @@ use super::{AWARD, CALCULATE, CANCELLED, REVERSE};
 use crate::consumers::merchants::Merchants;
 use crate::engine::{Step, Steps};
 
-/// What stands for the purchase that a debit row refunds: it is looked up.
+/// Stands for the id of a debit's purchase, which is not known before it is looked up.
 const ORIGINAL: &str = "<original>";
 
 pub(super) fn of(work: &Work) -> Steps {

@@ -13,7 +13,7 @@ use crate::fakes::Reply;
 const SETTLE: Duration = Duration::from_secs(30);
 const WHOLE: &str = "currency/reverse:purchase:p";
 
-/// The consumer over ledgers that tests write, and records of which each is a change of its own.
+/// The consumer over ledgers that tests write. Each record is a change of its own.
 struct Scene {
     bench: Bench,
     currency: Currency,
@@ -211,7 +211,7 @@ async fn debits_and_the_whole_take_back_all_of_it_in_every_order() {
                 let works: Vec<Work> =
                     debits.iter().zip(ids).map(|(amount, id)| scene.debit(id, *amount)).collect();
                 if !seen {
-                    // What the whole does not see yet came after it.
+                    // A debit that the whole does not see yet comes after it.
                     for (id, amount) in ids.iter().zip(debits).skip(whole) {
                         let amount = format!("{amount}.00");
                         scene.row(id, json!({"status": "pending", "final_amount": amount}));
@@ -240,7 +240,7 @@ async fn a_redelivery_sends_what_was_decided() {
     scene.done(&debit).await;
     let refund = scene.refund();
     scene.done(&refund).await;
-    // The claims of what was sent are gone, what was decided is not.
+    // The claims of what was sent are gone, the decisions are not.
     for claim in ["reverse:purchase:d1", "reverse:purchase:p", "cancel:purchase:p"] {
         scene.bench.forget(claim);
     }
@@ -251,13 +251,13 @@ async fn a_redelivery_sends_what_was_decided() {
     assert_eq!(sent[1], ("currency/reverse:purchase:d1".to_owned(), Some(25.0)));
     assert_eq!(sent[2], (WHOLE.to_owned(), Some(75.0)));
     assert_eq!((&sent[3], &sent[4]), (&sent[2], &sent[1]));
-    // Another change of the same rows is none of theirs.
+    // Another change of the same rows sends nothing.
     assert_eq!(scene.done(&scene.refund()).await, Outcome::Duplicate);
 }
 
 #[tokio::test]
 async fn without_memory_the_times_of_the_rows_decide() {
-    // The debit was taken back before; then all was forgotten.
+    // The debit was taken back before, and then everything was forgotten.
     for (created, credited) in [(30, false), (30, true), (-5, true)] {
         let scene = Scene::start().await;
         let whole = scene.refund();
@@ -268,7 +268,7 @@ async fn without_memory_the_times_of_the_rows_decide() {
         scene.done(&whole).await;
         assert_eq!(scene.sent(), [(WHOLE.to_owned(), Some(75.0))], "{created} {credited}");
     }
-    // A debit that came after the whole was neither counted by it nor takes anything itself.
+    // The whole does not count a debit that came after it, and that debit takes nothing itself.
     let scene = Scene::start().await;
     let whole = scene.refund();
     scene.row("d1", json!({"final_amount": "-25.00", "created_at": ago(-5)}));
@@ -361,7 +361,7 @@ async fn a_debit_while_the_award_sleeps_runs_after_it() {
     scene.done(&scene.debit("d1", -25)).await;
     let due = at.commit_ms + 60 * 60_000 + 30_000;
     assert_eq!(scene.bench.times(), [None, Some(due)]);
-    // An edit, or a snapshot's row, is no second award while the first one sleeps.
+    // An edit or a snapshot row does not award again while the first award sleeps.
     assert_eq!(scene.done(&scene.award(Turn::Here)).await, Outcome::Duplicate);
     assert_eq!(scene.done(&scene.award(Turn::Unsure)).await, Outcome::Duplicate);
     assert!(scene.bench.lives("award:purchase:p") > Duration::from_secs(24 * 3_600 + 59 * 60));
@@ -390,10 +390,10 @@ async fn an_award_that_may_sleep_unknown_to_claims_is_not_guessed() {
     let unsure = scene.award(Turn::Unsure);
     assert_eq!(kind(scene.handle(&scene.debit("d1", -25)).await), "award_state_unknown");
     assert_eq!(kind(scene.handle(&unsure).await), "award_state_unknown");
-    // Claims that were kept for longer than it sleeps would know it.
+    // Claims kept for longer than the award can sleep would know it.
     scene.bench.kept_since(Timestamp::now() - jiff::SignedDuration::from_hours(24 * 30));
     assert_eq!(scene.done(&unsure).await, Outcome::Sent);
-    // What was credited is known to the wallet, and what turned here was not awarded before.
+    // The wallet knows what was credited, and a row that turned here was not awarded before.
     let scene = Scene::start().await;
     scene.merchant(json!({"currency_award_delay_days": 3}));
     assert_eq!(scene.done(&scene.award(Turn::Here)).await, Outcome::Sent);
@@ -454,7 +454,7 @@ async fn a_debit_of_a_purchase_that_counts_again_waits_for_the_award_that_it_tak
         refund.at.commit_ms -= 20 * 60_000;
     }
     scene.done(&refund).await;
-    // In the ledger it counts again, and a debit came after that; but the debit's lane is ahead.
+    // The ledger shows the purchase counting again and then a debit. The debit's lane runs ahead.
     scene.row("p", json!({"updated_at": ago(10)}));
     let Work::Debit(mut debit) = scene.debit("d1", -30) else { unreachable!() };
     debit.created_at = ago(5).parse().ok();

@@ -25,7 +25,7 @@ impl Source {
         claim(what, self.kind, &self.id)
     }
 
-    /// The lock under which its refunds, and its awards after them, are decided.
+    /// The lock for decisions about its refunds and about awards after them.
     #[must_use]
     pub fn lock(&self) -> String {
         self.claim("refund")
@@ -48,7 +48,7 @@ pub enum Work {
         /// When the change was committed: "now" of the merchant's award settings, so that a repeat
         /// gives the same time.
         at: Moment,
-        /// Whether the source counts since this change.
+        /// How sure it is that the source counts since this change.
         turn: Turn,
     },
     /// A source that counted, or may have, counts no more.
@@ -61,9 +61,9 @@ pub enum Work {
         kind: &'static str,
         /// Id of the row.
         id: String,
-        /// Who it belonged to, where that is real.
+        /// Whose it was, if the delete shows the real value.
         user_id: Option<String>,
-        /// Whose it was, where that is real.
+        /// The merchant, if the delete shows the real value.
         merchant_id: Option<String>,
         /// When the change was committed.
         at: Moment,
@@ -75,11 +75,11 @@ pub enum Work {
 pub enum Turn {
     /// Its state before says so, or the row is new.
     Here,
-    /// Its state before does not tell, but the row is recent: claims and event ids absorb repeats.
+    /// Its state before is not known, but the row is recent: claims and event ids absorb repeats.
     Recent,
     /// It was refunded or cancelled before: it counts once more.
     Again,
-    /// Nobody can tell from the change: it may have been awarded before.
+    /// The change cannot tell: it may have been awarded before.
     Unsure,
 }
 

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use super::row::{Operation, RowChange};
 use crate::engine::Origin;
 
-/// Widths up to which columns line up. What is longer pushes the rest to the right.
+/// Widths that columns are padded to. Longer values push the rest to the right.
 const RESOURCE: usize = 28;
 const RELATION: usize = 12;
 const SUBJECT: usize = 28;

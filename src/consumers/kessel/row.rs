@@ -118,20 +118,19 @@ pub struct RowChange {
     /// The transaction that wrote the row, which tells rows of one relationship apart; `None` where
     /// the connector leaves transactions out.
     pub created_xid: Option<u64>,
-    /// The caveat's name. A delete does not tell it.
+    /// The caveat's name. A delete does not show it.
     pub caveat: Option<Box<str>>,
-    /// When the row expires. A delete does not tell it.
+    /// When the row expires. A delete does not show it.
     pub expires: Option<Timestamp>,
     /// When it was committed.
     pub committed: Timestamp,
-    /// Where it lies in the log, `lsn/txid`: what tells repeats apart where there is no
-    /// `created_xid`.
+    /// Its place in the log, `lsn/txid`. It tells repeats apart if there is no `created_xid`.
     pub place: Option<(u64, Option<u64>)>,
 }
 
 impl RowChange {
-    /// Names the change, and each repeat of it the same (behaviour section 9, "Repeats, names,
-    /// repair"). `None` where nothing in the record does: only its offset is its own then.
+    /// A name for the change that is the same for each repeat (behaviour section 9, "Repeats,
+    /// names, repair"). `None` if nothing in the record gives one: then only its offset is unique.
     #[must_use]
     pub fn idempotency_key(&self) -> Option<String> {
         let Self { relationship, operation, created_xid, place, .. } = self;
@@ -149,7 +148,7 @@ impl RowChange {
     }
 }
 
-/// How the tables are to be read.
+/// How to read the tables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reading {
     /// The store really deletes rows (`RELATIONSHIPS_HARD_DELETES`).
@@ -158,10 +157,10 @@ pub struct Reading {
     pub trust_snapshot: bool,
 }
 
-/// What a change of `relation_tuple` means, or why it means nothing: a stable label.
+/// What a change of `relation_tuple` means, or a stable label for why it means nothing.
 ///
 /// # Errors
-/// A column that the meaning rests on is not there, or holds something else than it should.
+/// When a column that the meaning rests on is missing or holds something unexpected.
 pub fn read(
     change: &Change<'_>,
     reading: Reading,
@@ -197,7 +196,7 @@ fn of_row_with_xids(
     reading: Reading,
 ) -> Result<Operation, &'static str> {
     match (change.op, living) {
-        // The row's creation under its new key says that it was marked.
+        // The change that creates the row under its new key shows that it was marked.
         (Op::Delete, _) if change.key_change => Err("key_change"),
         (Op::Delete, _) if reading.hard_deletes => Ok(Operation::Delete),
         (Op::Delete, true) => Ok(Operation::Expire),
@@ -209,7 +208,7 @@ fn of_row_with_xids(
     }
 }
 
-/// Nothing tells which row of a relationship it is, and whether it lives.
+/// Nothing tells which row of a relationship this is, nor whether it lives.
 fn of_row_without_xids(
     op: Op,
     snapshot: bool,
@@ -217,12 +216,12 @@ fn of_row_without_xids(
 ) -> Result<Operation, &'static str> {
     match op {
         Op::Delete if reading.hard_deletes => Ok(Operation::Delete),
-        // Of a row that was marked before. Its relationship may live again.
+        // This row was marked before, and its relationship may live again since.
         Op::Delete => Err("garbage_collected"),
         _ if snapshot && reading.trust_snapshot => Ok(Operation::Read),
         _ if snapshot => Err("snapshot_not_trusted"),
         Op::Update if reading.hard_deletes => Ok(Operation::Update),
-        // Only `deleted_xid` ever changes, which is not shown.
+        // The only column that ever changes, `deleted_xid`, is not shown.
         Op::Update => Ok(Operation::Delete),
         Op::Create | Op::Read => Ok(Operation::Create),
     }

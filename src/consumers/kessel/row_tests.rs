@@ -11,7 +11,7 @@ use crate::cdc::{self, Decoded};
 use crate::recording::{self, Recorded};
 
 const LIVING_ROWS: Reading = Reading { hard_deletes: false, trust_snapshot: true };
-/// When the truth of the second set was read.
+/// When the expected end of the second set was read.
 const END: &str = "2026-11-29T01:22:07.549355Z";
 
 fn fixture(name: &str) -> String {
@@ -44,7 +44,7 @@ fn change(record: &Recorded, reading: Reading) -> Option<RowChange> {
     })
 }
 
-/// What a row is known by: without `created_xid` there is one row a relationship.
+/// What identifies a row: without `created_xid` a relationship has one row.
 type Name = (Relationship, Option<u64>);
 
 /// What is known of a row.
@@ -66,7 +66,7 @@ impl Rows {
         let name = (relationship, created_xid);
         let known = Known { lives: operation.lives(), expires, offset: record.offset };
         match self.0.get_mut(&name) {
-            // The order within the partition stands in for the row.
+            // Without `created_xid` the order within the partition decides.
             Some(row) if created_xid.is_none() => {
                 if row.offset < known.offset {
                     *row = known;
@@ -169,7 +169,7 @@ proptest! {
         }
     }
 
-    /// Without transactions too, where the snapshot holds living rows alone.
+    /// It is right without transactions too, if the snapshot holds only living rows.
     #[test]
     fn without_xids_exactly_what_has_not_expired_lives_in_the_end(seed in any::<u64>()) {
         let partitions = partitions("spicedb2/default_living.jsonl.gz");

@@ -73,7 +73,7 @@ fn recorded_lives_advance_exactly_the_missions_that_the_rules_demand() {
 
 #[test]
 fn the_recorded_load_advances_what_its_rows_say() {
-    // Rules of their own, written against behaviour.md and not against the code.
+    // These rules are written after behaviour.md, not after the code.
     let mut expected = BTreeSet::new();
     let mut found = BTreeSet::new();
     each_change("load_50k.jsonl.gz", |change| {
@@ -225,8 +225,8 @@ fn without_the_state_before_a_time_counts_while_it_is_younger_than_20_hours_at_t
 }
 
 proptest! {
-    /// Whatever the times: a row is never called for where it did not count, and a transition that
-    /// can be seen is never missed.
+    /// Whatever the times, a row calls for nothing if it did not count, and a visible transition is
+    /// never missed.
     #[test]
     fn a_visible_transition_always_counts_once(was in any::<bool>(), is in any::<bool>(), ago in 0_i64..100) {
         let now = Timestamp::now();
@@ -245,7 +245,7 @@ fn mission(bench: &Bench, cache: Cache) -> Mission {
     }
 }
 
-/// A merchant that has so many missions of a type at the fake.
+/// A merchant with this many missions of a type at the fake.
 fn merchant(event_type: &str, missions: usize) -> String {
     (0..10_000)
         .map(|number| format!("m{number}"))
@@ -331,7 +331,7 @@ async fn while_inngest_hangs_events_are_written_only_as_far_as_there_is_room() {
         let (mission, cx) = (&mission, bench.cx(row));
         async move { mission.handle(&cx, &sized(&row.to_string(), 512)).await }
     }));
-    // What hangs is sent once more after its time-out: whatever can be written by then is.
+    // A hung request is retried after its time-out. By then all that can be written is.
     let hung = bench.fake.until(|log| log.requests(Endpoint::Post).faults >= 8);
     let mut all = Box::pin(all);
     tokio::select! {
@@ -500,7 +500,7 @@ async fn explain_names_lane_claims_and_events() {
 #[tokio::test]
 async fn a_cache_that_is_away_is_no_outage() {
     let bench = Bench::start().await;
-    // A listener that is gone again: its port refuses connections.
+    // The listener is gone again, so its port refuses connections.
     let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = gone.local_addr().expect("an address");
     drop(gone);

@@ -171,7 +171,7 @@ async fn a_broadcast_that_fails_or_hangs_neither_delays_nor_fails_the_record() {
     let requests = |log: &crate::fakes::Log| log.requests(Endpoint::Broadcast);
     bench.fake.until(|log| requests(log).count >= 33).await;
     assert_eq!(bench.events().len(), 40);
-    // One failed; 32 hang; what came while 32 were under way was not sent, and none is repeated.
+    // One failed and 32 hang. Broadcasts beyond 32 under way were not sent, and none is repeated.
     let count = bench.fake.inspect(|log| requests(log).count);
     assert_eq!(count + reward.broadcasts.lost(), 40 + 1);
     assert_eq!(count, 33);

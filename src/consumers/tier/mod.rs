@@ -88,8 +88,8 @@ impl Consumer for Tier {
         cx.exclusively(&member.claim(), |held| self.evaluate(cx, member, held)).await
     }
 
-    /// One evaluation after the newest of several waiting changes covers all of them: it reads
-    /// the database's present state. Two members can share a lane, since lanes are named by a hash.
+    /// One evaluation after the newest of several waiting changes covers them all, since it reads
+    /// the database's present state. Lanes are named by a hash, so two members can share one.
     fn coalesce(&self, waiting: &mut Member, newer: &Member) -> bool {
         waiting == newer
     }
@@ -145,8 +145,8 @@ impl Tier {
             Recommendation::Schedule(upgrade) => {
                 let mut events = cancelled(member).map_err(unwritable)?;
                 let data = Scheduled { member, upgrade: &upgrade };
-                // Without an id: after a crash in between, the repeat's cancel would stop the first
-                // run, and its id would make Inngest drop the second.
+                // Without an id. After a crash in between, the repeat's cancel would stop the first
+                // run, and Inngest would drop the second for its repeated id.
                 events.push(UPGRADE, None, &data).map_err(unwritable)?;
                 held.settling(self.sender.breaker(), self.sender.detached(cx, events)).await?;
             }

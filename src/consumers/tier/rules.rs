@@ -89,13 +89,13 @@ fn purchase_triggers(change: &Change<'_>, row: &Row<'_>) -> Result<bool, DecodeE
         return Ok(false);
     }
     match &change.before {
-        // Only from a state that a purchase has before it is completed is it sure that it was not.
+        // Only a state that comes before completion proves that it was not completed.
         Some(before) => Ok(!is(before, "status", &["pending", "processing"])?),
         None => Ok(true),
     }
 }
 
-/// What `evaluate_user_tier_status` answers. What is passed on stays as it came.
+/// What `evaluate_user_tier_status` answers. Values that are passed on stay as they came.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Answer {
@@ -106,8 +106,8 @@ pub struct Answer {
     effective_at: Option<Box<RawValue>>,
 }
 
-/// An answer as the function's kind makes PostgREST write it: the object of a function that returns
-/// one, the rows of one that returns a table, `null` or no row where there is nothing to say.
+/// An answer as PostgREST writes it for the function's kind: an object, the rows of a table, or
+/// `null` or no row if there is nothing to say.
 #[derive(Debug, Default)]
 pub struct AnswerOrRows(pub Option<Answer>);
 
@@ -160,7 +160,7 @@ pub enum Recommendation {
     NoTime,
 }
 
-/// The data of `tier/upgrade`, members apart.
+/// The data of `tier/upgrade`, without the member.
 #[derive(Debug, Serialize)]
 pub struct Upgrade {
     to_tier_id: Box<RawValue>,

@@ -1,4 +1,4 @@
-//! What records call for: all of it, nothing else, in order, and as it must be.
+//! What records call for arrives: all of it, nothing else, in order, with the right content.
 
 use std::collections::{HashMap, HashSet};
 
@@ -30,7 +30,7 @@ pub(super) fn invented(history: &History, verdict: &mut Verdict) {
         .map(String::as_str)
         .collect();
     for arrival in &history.arrivals {
-        // Asked on the way to every award.
+        // Every award asks this first.
         let asked = arrival.what.starts_with("calc_currency_for_source:");
         if !asked && !called_for.contains(&*arrival.what) {
             let (what, at) = (&arrival.what, arrival.at.as_secs_f64());
@@ -94,7 +94,7 @@ pub(super) fn content(history: &History, arrivals: &Arrivals<'_>, verdict: &mut 
     }
 }
 
-/// Times are the same whatever their notation.
+/// Times are equal whatever their notation.
 fn same(found: &Value, expected: &Value) -> bool {
     let time = |value: &Value| value.as_str()?.parse::<Timestamp>().ok();
     found == expected || time(found).is_some_and(|found| Some(found) == time(expected))

@@ -9,13 +9,13 @@ use crate::history::{Harm, History};
 /// Consumer, topic and number.
 type Partition<'a> = (&'a str, &'a str, i32);
 
-/// No partition's committed offset may go back: what lies between is handled again. Only while a
-/// broker is away, or when a member goes on that stood still meanwhile, an older commit, of unknown
-/// outcome, may be sent again after a newer one; and no older than what was on its way then.
+/// No committed offset may go back: the records between are handled again. One exception: while a
+/// broker is away, or when a member that stood still goes on, an older commit of unknown outcome
+/// may be repeated after a newer one. It may be no older than what was on its way then.
 pub(super) fn steps_back(history: &History, bounds: &Bounds, verdict: &mut Verdict) {
     let near = bounds.near;
     let of = |harm| history.disturbances.iter().filter(move |found| found.harm == harm);
-    // Since when commits may have been on their way that come at `at`.
+    // From when commits that arrive at `at` may have been on their way.
     let away = |at: Duration| {
         let found = of(Harm::Broker).filter(move |found| found.from <= at && at <= found.to + near);
         found.map(|found| found.from)
@@ -56,15 +56,15 @@ pub(super) fn steps_back(history: &History, bounds: &Bounds, verdict: &mut Verdi
 /// For each offset of a partition, when it and all below it were finished, and which was the last.
 type Finished = BTreeMap<i64, (Duration, String)>;
 
-/// No offset may have been committed, by the time of an answer, above a record of which not
-/// everything had arrived.
+/// By the time of an answer, nothing may be committed above a record whose effects had not all
+/// arrived.
 pub(super) fn commits(history: &History, arrivals: &Arrivals<'_>, verdict: &mut Verdict) {
     let consumers: HashSet<&str> = history.samples.iter().map(|sample| sample.consumer).collect();
     for consumer in consumers {
         let mut finished: BTreeMap<(&str, i32), Finished> = BTreeMap::new();
         for record in &history.written {
             let own = record.effects.iter().filter(|effect| effect.consumer == consumer);
-            // What a copy calls for was done for the original, if not for itself.
+            // A copy's effects may have been done for the original.
             let own = own.filter(|effect| !(record.copy && effect.fresh));
             let done = own.map(|effect| arrivals.done(effect, record.at).unwrap_or(Duration::MAX));
             let done = done.max().unwrap_or_default();

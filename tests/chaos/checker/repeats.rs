@@ -15,7 +15,7 @@ fn repeats_by_nature(name: &str) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// When all that follows from a call was accepted. Its claim is confirmed only then.
+/// When all that follows from a call was accepted. The claim is not confirmed before that.
 fn followed(arrivals: &Arrivals<'_>, explainer: &Explainer<'_>, earlier: &Arrival) -> Duration {
     let call = earlier.kind == Kind::Call;
     let last = explainer.last_of(&earlier.what).filter(|_| call);
@@ -56,8 +56,8 @@ fn times(all: &[(usize, &Arrival)]) -> String {
     times.collect::<Vec<_>>().join(", ")
 }
 
-/// A member is evaluated at most once for each change that calls for it: several that wait together
-/// are one evaluation. One more than there were changes by then is a repeat.
+/// A member is evaluated at most once for each change that calls for it, and several waiting
+/// changes share one evaluation. An evaluation beyond the number of changes so far is a repeat.
 pub(super) fn evaluations(
     history: &History,
     arrivals: &Arrivals<'_>,
@@ -74,7 +74,7 @@ pub(super) fn evaluations(
         let all = arrivals.of(name);
         verdict.evaluations.0 += all.len();
         verdict.evaluations.1 += written.len();
-        // Whatever a disturbance can have repeated may have been repeated, and leaves a change over.
+        // What a disturbance can have repeated counts as a repeat, and leaves a change over.
         let mut repeats = 0;
         for (index, (_, again)) in all.iter().enumerate() {
             let changes = written.iter().filter(|at| **at <= again.at).count();
@@ -98,7 +98,7 @@ pub(super) fn evaluations(
     }
 }
 
-/// A cancel reaches only a run that has been created.
+/// A cancel reaches only a run that exists.
 pub(super) fn settled(
     arrivals: &Arrivals<'_>,
     explainer: &Explainer<'_>,
@@ -116,7 +116,7 @@ pub(super) fn settled(
         }
         let Some(member) = name.strip_prefix("tier/upgrade-cancelled:") else { continue };
         for (number, upgrade) in arrivals.of(&format!("tier/upgrade:{member}")) {
-            // The same request once more cancels nothing else: Inngest knows it.
+            // The same request sent again cancels nothing new: Inngest recognises it.
             let resent = |cancel: &Arrival| {
                 let same = |(before, other): &&(usize, &Arrival)| {
                     before < number && other.internal == cancel.internal
@@ -125,7 +125,7 @@ pub(super) fn settled(
             };
             let next = cancels.iter().find(|(later, a)| later > number && !resent(a));
             let evaluations = arrivals.of(&format!("evaluate_user_tier_status:{member}"));
-            // When the work that ended with an event was begun.
+            // When the work that led to this event began.
             let evaluated = |end: &Arrival| {
                 let own = evaluations.iter().map(|(_, call)| *call);
                 let own = own.filter(|call| call.by == end.by && call.at <= end.at);

@@ -1,4 +1,4 @@
-//! What every run of the tests plays, told from the plans alone.
+//! What the plans alone say about every run of the tests.
 
 use std::collections::BTreeSet;
 

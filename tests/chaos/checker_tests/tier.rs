@@ -56,7 +56,7 @@ fn a_member_is_evaluated_once_for_each_change_unless_a_disturbance_explains_more
     history.disturbances = vec![failing(Harm::AnswerLost, Kind::Call, 5_900, 6_100)];
     assert_eq!(broken(&history), []);
 
-    // It may come from a change that is not committed yet, though another one is.
+    // The evaluation may belong to the change that is not committed yet.
     let stopped = disturbed(Harm::Stopped, Some("1.1"), 6_200, 6_300);
     history.disturbances = vec![stopped];
     history.arrivals.truncate(6);
@@ -67,7 +67,7 @@ fn a_member_is_evaluated_once_for_each_change_unless_a_disturbance_explains_more
     assert_eq!(broken(&history), [Promise::NothingTwice]);
     history.samples.clear();
 
-    // What was repeated came before the other change was evaluated, which then needs no reason.
+    // The repeat came first, so the other change's evaluation needs no explanation.
     history.disturbances = vec![disturbed(Harm::Killed, Some("1.1"), 1_200, 1_200)];
     history.arrivals.truncate(3);
     history.arrivals.extend(evaluation(5_500, "1.2"));
@@ -79,7 +79,7 @@ fn a_member_is_evaluated_once_for_each_change_unless_a_disturbance_explains_more
     assert_eq!(broken(&history), [Promise::NothingTwice]);
     history.samples.clear();
 
-    // The one that was explained is not counted against later changes.
+    // An explained repeat is not counted against later changes.
     history.arrivals.truncate(3);
     history.arrivals.extend(evaluation(2_500, "1.1"));
     history.arrivals.extend(evaluation(6_000, "1.1"));
@@ -133,7 +133,7 @@ fn a_cancel_may_follow_an_upgrade_at_once_only_where_its_time_could_not_be_known
     assert_eq!(check_with(other), [Promise::Settle], "another's end");
     assert_eq!(check_with(disturbed(Harm::Forgets, None, 1_200, 1_250)), []);
 
-    // Redis may forget who is at it while Inngest takes its time.
+    // Redis may forget the member's claim while Inngest takes its time.
     let mut slow = evaluated();
     slow.arrivals.truncate(3);
     slow.written[1].at = ms(2_000);
@@ -146,7 +146,7 @@ fn a_cancel_may_follow_an_upgrade_at_once_only_where_its_time_could_not_be_known
     assert_eq!(broken(&slow), [], "it may have been begun before that");
     slow.arrivals[0].at = ms(8_600);
     assert_eq!(broken(&slow), [Promise::Settle], "the claim was taken again by then");
-    // Or while it takes its time for who cancels.
+    // Inngest may also take its time for the member that cancels.
     slow.arrivals[3].at = ms(1_200);
     slow.arrivals[3].by = Some("2.1".to_owned());
     slow.written[1].at = ms(1_100);

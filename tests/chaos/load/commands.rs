@@ -1,4 +1,4 @@
-//! What applications write themselves: commands and orders; and what nobody can read.
+//! What applications write themselves (commands and orders), and records that nobody can read.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use super::{CONSUMERS, Change, ORDERS, PURCHASES, REDEMPTIONS};
 use crate::history::Effect;
 
 impl Maker {
-    /// Points are asked to be turned into a reward, by some apps twice.
+    /// A command to turn points into a reward, which some apps send twice.
     pub(super) fn redemption(&mut self) -> VecDeque<Change> {
         let (number, user, id) = (self.rng.usize(..self.delays.len()), self.user(), self.id());
         let mut data = json!({
@@ -48,7 +48,7 @@ impl Maker {
         VecDeque::from([Change { table: PURCHASES, id, before, after, effects, raw, copy: false }])
     }
 
-    /// A marketplace order, some states of it reported twice.
+    /// A marketplace order; some of its states are reported twice.
     pub(super) fn order(&mut self) -> VecDeque<Change> {
         let (shop, order) = (self.rng.u32(1..40), self.rng.u64(..1 << 52));
         let mut changes = VecDeque::new();

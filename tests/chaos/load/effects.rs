@@ -65,7 +65,7 @@ pub(super) fn missions(event_type: &str, id: &str, merchant: &str, user: &str) -
             "event_type": event_type, "trigger_id": id,
         });
         Effect {
-            // Those of one change have no order, those of two changes of a row have.
+            // Order matters between the changes of a row, not within one change.
             order: Some(id.to_owned()),
             content: Some(content),
             ..effect("mission", vec![format!("mission/evaluate:{mission}:{event_type}:{id}")])

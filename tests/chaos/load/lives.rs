@@ -17,7 +17,7 @@ pub(super) struct Maker {
     pub(super) load: Load,
     /// Minutes by which a merchant delays awards, by its number.
     pub(super) delays: Vec<i64>,
-    /// Bytes that no purchase's note has.
+    /// Every purchase's note has fewer bytes than this.
     note: usize,
 }
 
@@ -89,7 +89,7 @@ impl Maker {
         let mut counted = false;
         for status in statuses {
             let effects = match *status {
-                // The row before tells that it never counted.
+                // The row before shows that it never counted.
                 "deleted" if !counted || anonymous => vec![],
                 "deleted" => vec![cancelled(&id)],
                 _ if anonymous => vec![],
@@ -144,9 +144,8 @@ impl Maker {
         changes.done
     }
 
-    /// A purchase of which up to three debit rows take parts, and that is refunded as a whole
-    /// before, between or after them. The whole takes what they leave, so that it is 100 %
-    /// together.
+    /// A purchase that up to three debit rows take parts of, and that is refunded as a whole
+    /// before, between or after them. The whole takes what they leave, 100 % together.
     fn refunds(&mut self) -> VecDeque<Change> {
         let (number, user, id) = (self.rng.usize(..self.delays.len()), self.user(), self.id());
         let mut row = self.purchase_row(&id, number, &user, false);
@@ -267,7 +266,7 @@ impl Maker {
     }
 }
 
-/// Changes of one row, with what it was before each.
+/// Changes of one row, each with the row before it.
 struct Changes {
     table: &'static str,
     id: String,
@@ -280,7 +279,7 @@ impl Changes {
         Self { table, id: id.to_owned(), row, done: VecDeque::new() }
     }
 
-    /// The row as it stands with this value in this column; `deleted` ends it.
+    /// The row after this column gets this value; `deleted` ends it.
     fn push(&mut self, column: &str, value: &str, effects: Vec<Effect>) {
         let before = (!self.done.is_empty()).then(|| self.row.clone());
         self.row.insert(column.to_owned(), value.into());

@@ -19,7 +19,7 @@ impl LogPosition {
         let key = if command { id } else { json!({ "id": id }).to_string() };
         let committed = Timestamp::from_millisecond(committed.as_millisecond()).expect("a time");
         for effect in &mut effects {
-            // The time of an award follows from the commit's, which is known only now.
+            // The award's time depends on the commit's, which is known only now.
             if let Some(Value::Number(minutes)) = effect
                 .content
                 .as_mut()

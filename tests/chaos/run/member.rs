@@ -21,7 +21,7 @@ const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 
 impl World {
-    /// Does what happens to one member; answers what runs at the end.
+    /// Does what the plan says to one member, and returns the process that runs at the end.
     pub(super) async fn member(
         self: Arc<Self>,
         number: usize,
@@ -54,7 +54,7 @@ impl World {
         process
     }
 
-    /// Waits for the load to come so far, while the member must not end by itself.
+    /// Waits until the load has come this far. The member must not end by itself meanwhile.
     async fn guard(
         &self,
         number: usize,
@@ -94,8 +94,8 @@ impl World {
         }
     }
 
-    /// The brokers take a static member that stood still for longer than a session for another with
-    /// its name. It ends then, as behaviour.md says, and is started again.
+    /// A static member that stood still for longer than a session is fenced: the brokers take it
+    /// for another with its name. It then ends, as behaviour.md says, and is started again.
     fn fenced(&self, process: &Process, status: ExitStatus) -> bool {
         let stood_still = |found: &Disturbance| {
             found.harm == Harm::Frozen && found.who.as_deref() == Some(&process.name)

@@ -1,5 +1,5 @@
-//! What `/livez`, `/readyz` and `/metrics` of the real daemon tell of a run in which everything
-//! happens that has a metric.
+//! What `/livez`, `/readyz` and `/metrics` of the real daemon say of a run that touches every
+//! metric.
 
 use crm_event_processors::fakes::{Endpoint, Fault, Lasting};
 use crm_event_processors::metric_names::{self, ALL};
@@ -44,7 +44,7 @@ async fn orders(scene: &Scene, topic: &str) {
     delete_before(scene.brokers, topic, LOST as i64).await;
 }
 
-/// Every merchant of the recording, in a time zone that nobody knows.
+/// Every merchant of the recording, with an unknown time zone.
 fn merchants() -> Vec<Map<String, Value>> {
     let rows = recorded("life/full.jsonl.gz").filter_map(|record| {
         let value: Value = serde_json::from_slice(record.value.as_deref()?).ok()?;
@@ -95,7 +95,7 @@ async fn the_endpoints_tell_what_was_fed_and_what_became_of_it() {
         (idle && told && lag(&metrics) == 0.0).then_some(metrics)
     })
     .await;
-    // Nothing that is fed here is unusual.
+    // No record here is unusual, so remarks are left out.
     for (name, _) in ALL.iter().filter(|(name, _)| *name != metric_names::REMARKS) {
         assert!(metrics.tells_of(name), "{name} in\n{metrics}");
     }

@@ -1,4 +1,4 @@
-//! Stops under load, and starts that must not be: exit codes (behaviour sections 8.6 and 8.8).
+//! Stops under load, and refused starts: exit codes (behaviour sections 8.6 and 8.8).
 
 use crm_event_processors::fakes::{Endpoint, Fault, Lasting};
 use crm_event_processors::metric_names;

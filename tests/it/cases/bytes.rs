@@ -1,4 +1,4 @@
-//! Bytes that the Kafka binding takes for text: the name of a header.
+//! Bytes that the Kafka binding takes for text: a header's name.
 
 use std::ptr;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use test_support::daemon::Environment;
 use test_support::{feed, kafka, services, unique};
 
-/// A name with the byte e9, as a producer writes it that uses ISO 8859-1.
+/// A name with the byte e9, as a producer with ISO 8859-1 writes it.
 const NAME: &[u8] = b"caf\xe9";
 
 #[expect(unsafe_code, reason = "the binding takes names as text alone")]
@@ -70,7 +70,7 @@ async fn a_header_whose_name_is_no_text_ends_nothing_and_a_dead_letter_keeps_it(
     assert!(daemon.stop().success(), "a clean stop");
     let mut ids: Vec<_> =
         fake.inspect(|log| log.events.iter().filter_map(|e| e.id.clone()).collect());
-    // Two orders are two lanes.
+    // The two orders are two lanes, so either may come first.
     ids.sort();
     let id = |number| format!("marketplace/order-received:shopee:1:sn{number}:PAID");
     assert_eq!(ids.iter().map(|id| &**id).collect::<Vec<_>>(), [id(0), id(2)]);

@@ -1,5 +1,4 @@
-//! Dead letters that are produced to their topics again, long after what they were set aside among
-//! was finished.
+//! Dead letters that are produced to their topics again, long after their neighbours were finished.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -66,14 +65,14 @@ async fn a_dead_letter_is_handled_again_by_the_consumer_that_set_it_aside_and_by
             until_committed(&format!("{prefix}-{consumer}"), &topic, offset).await;
         }
     };
-    // Only what is kept of positions knows of what was finished then.
+    // From then on only the kept positions tell what was finished.
     let mut claims = connect(redis.url()).expect("a redis url");
     let mut forget = async || {
         let () = redis::cmd("FLUSHALL").query_async(&mut claims).await.expect("emptied");
     };
     let environment = Environment::new(brokers, redis.url(), fake.url(), &prefix)
         .with("CONSUMERS", &GROUPS.join(","))
-        // A tier waits so long after a start where no claim tells when it last changed.
+        // After a start the tier waits this long if no claim tells when a tier last changed.
         .with("INNGEST_CANCEL_SETTLE", "1s");
     send(&topic, 0..4).await;
     let daemon = environment.start();
@@ -84,7 +83,7 @@ async fn a_dead_letter_is_handled_again_by_the_consumer_that_set_it_aside_and_by
     send(&topic, [0]).await; // the connector's
     // Two of a member's in a row are one evaluation or two.
     send_again(&topic, &[(1, "currency"), (2, "tier"), (2, "tier"), (3, "mission")]).await;
-    // It was never seen here, and lies behind everything.
+    // This change was never seen here, and lies behind all others.
     send_again(&topic, &[(50, "currency")]).await;
     send(&topic, [10]).await;
     committed(11).await;
@@ -95,7 +94,7 @@ async fn a_dead_letter_is_handled_again_by_the_consumer_that_set_it_aside_and_by
     }
     assert!(daemon.stop().success(), "a clean stop");
 
-    // Nor is it known of the letters after a restart.
+    // After a restart the letters' changes are not known either.
     forget().await;
     send(&topic, [11, 10, 2]).await;
     let daemon = environment.start();

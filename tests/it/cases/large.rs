@@ -31,8 +31,8 @@ fn headers_of(letter: &OwnedMessage) -> BTreeMap<String, String> {
     headers.iter().map(|h| (h.key.to_owned(), h.value.map(text).unwrap_or_default())).collect()
 }
 
-/// The one dead letter of a broken record, with the good ones behind it sent; `dead_letters` has
-/// settings where it is there before the daemon.
+/// The one dead letter of a broken record, after good ones were sent behind it. With `dead_letters`
+/// the topic exists before the daemon, with these settings.
 async fn letter_of(dead_letters: Option<&[(&str, &str)]>) -> (String, Vec<u8>, OwnedMessage) {
     let (brokers, prefix, redis) = (services::kafka(), unique("large"), services::Redis::own());
     let fake = Fake::start(Options::default()).await.expect("a fake");
@@ -41,7 +41,7 @@ async fn letter_of(dead_letters: Option<&[(&str, &str)]>) -> (String, Vec<u8>, O
     if let Some(settings) = dead_letters {
         create(brokers, &format!("{prefix}.dlq"), settings).await;
     }
-    // Nothing that a compression makes smaller.
+    // Random bytes, which no compression makes smaller.
     let broken: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(LARGE).collect();
     let order = |number| {
         json!({"shop_id": 1, "order_sn": format!("sn{number}"), "order_status": "PAID"}).to_string()
@@ -84,7 +84,7 @@ async fn a_dead_letter_topic_that_is_there_is_made_to_take_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_the_broker_refuses_for_its_size_goes_without_its_value() {
-    // Its segments are as large as a batch may be, whatever the topic takes.
+    // A batch may be as large as a segment, whatever the topic accepts.
     let refuses = [("segment.bytes", "1048576"), ("max.message.bytes", "30000000")];
     let (topic, _, letter) = letter_of(Some(&refuses)).await;
     assert_eq!((letter.key(), letter.payload()), (Some(&b"k"[..]), None));

@@ -1,5 +1,5 @@
-//! A change that the broker refused as too large, and that comes once it takes it: after what
-//! followed it was finished.
+//! A change that the broker first refused as too large, and takes later: after the changes behind
+//! it were finished.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ async fn a_change_that_comes_late_is_handled_where_its_time_is_named_and_no_othe
     let daemon = environment.start();
     committed(4).await;
 
-    // The connector goes on where it stood before the first change that was refused.
+    // The connector resumes before the first change that was refused.
     let mut claims = connect(redis.url()).expect("a redis url");
     let () = redis::cmd("FLUSHALL").query_async(&mut claims).await.expect("emptied");
     send(&topic, [1, 2]).await;

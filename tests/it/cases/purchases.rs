@@ -1,4 +1,4 @@
-//! Purchases as a connector writes them, and the awards that come of them.
+//! Purchases as a connector writes them, and their awards.
 
 use std::collections::BTreeMap;
 

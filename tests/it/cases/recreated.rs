@@ -14,11 +14,11 @@ use test_support::{kafka, services, unique, until};
 /// For how long the topic is away.
 #[derive(Clone, Copy, PartialEq)]
 enum Gap {
-    /// The client hears nothing of it.
+    /// Too short for the client to notice.
     Short,
     /// As short, and more comes at once than the old topic held.
     ShortAndMore,
-    /// The group has taken its partition away.
+    /// Long enough for the group to take the partition away.
     Long,
 }
 
@@ -53,10 +53,10 @@ async fn made_anew(gap: Gap) {
     assert_eq!(awards(&fake).len(), 9);
 
     make_anew(&topic, gap, &log).await;
-    // Only what is kept of positions knows of the old ones now.
+    // From now on only the kept positions tell what was finished.
     let mut claims = connect(redis.url()).expect("a redis url");
     let () = redis::cmd("FLUSHALL").query_async(&mut claims).await.expect("emptied");
-    // The connector begins a little before the end, as one does that has lost its place.
+    // The connector repeats a few changes, as one does that has lost its place.
     let more = if gap == Gap::ShortAndMore { 20 } else { 12 };
     send(&topic, 7..more).await;
     let count = usize::try_from(more).expect("a small number");

@@ -17,7 +17,7 @@ use test_support::recordings::fixture;
 use test_support::services::{Connect, connect, kafka, postgres};
 use test_support::{kafka::read_topic, unique, until};
 
-/// Written as in SQL. What a column cannot hold exactly is NULL there.
+/// Written as in SQL. A column that cannot hold a value exactly gets NULL.
 const VALUES: [&str; 40] = [
     "0",
     "1",
@@ -63,7 +63,7 @@ const VALUES: [&str; 40] = [
     "0.10",
 ];
 
-/// Values that are not finite, which only some columns can hold: `numeric(p,s)` no infinity.
+/// Values that are not finite. Only some columns hold them: `numeric(p,s)` holds no infinity.
 const SPECIAL: [(&str, &str); 4] = [
     ("final_amount", "NaN"),
     ("fx_rate", "NaN"),
@@ -175,7 +175,7 @@ async fn open(config: &Config) -> Sql {
     client
 }
 
-/// By schema, row and column what SQL says, as text.
+/// SQL's values as text, by schema, row and column.
 async fn truth(sql: &Sql) -> Value {
     let mut truth = Map::new();
     for (schema, columns) in TABLES {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 /// Records of one round: the lives, the restart, redemptions and orders.
 const ROUND: usize = 319 + 33 + 40 + 72;
 
-/// Waits are shortened further: what is waited for does not change by it.
+/// Shorter waits, which do not change what is waited for.
 fn options(fault: Option<Fault>) -> Options {
     let environment: Environment =
         [("INNGEST_CANCEL_SETTLE", "300ms"), ("CURRENCY_ORIGINAL_PATIENCE", "500ms")]
@@ -22,7 +22,7 @@ fn options(fault: Option<Fault>) -> Options {
     Options { fault, environment, ..Options::default() }
 }
 
-/// Runs it and answers what was told besides.
+/// Runs the demo, and returns its report and progress.
 async fn run(options: &Options) -> (Report, Vec<Progress>) {
     let (progress, mut heard) = mpsc::unbounded_channel();
     let report = demo::run(options, progress, &CancellationToken::new()).await.expect("it runs");
@@ -111,7 +111,7 @@ async fn inngest_that_is_down_loses_nothing() {
 async fn an_event_that_inngest_refuses_is_set_aside_alone() {
     let (report, _) = right(&options(Some(Fault::InngestPartial))).await;
     assert_eq!(report.dead_letters.len(), 6 + 3);
-    // More than the three tries alone: they were refused in company before.
+    // More than its own three tries: it was first refused together with other events.
     assert!(report.met_fault > 3, "{}", report.met_fault);
     assert_eq!(kinds(&report).len(), 2, "{:?}", kinds(&report));
 }

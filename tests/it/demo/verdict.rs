@@ -126,7 +126,7 @@ fn expectation() -> Expectation {
     expectation
 }
 
-/// Judges what is seen after `spoil`.
+/// The verdict on what was received, after `spoil`.
 fn judged(allowed: &Allowed, spoil: impl FnOnce(&mut Received)) -> Differences {
     let expectation = expectation();
     let mut seen = perfect(&expectation);

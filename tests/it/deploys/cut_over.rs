@@ -41,7 +41,7 @@ pub(super) struct Scene {
     pub(super) brokers: &'static str,
     pub(super) prefix: String,
     pub(super) fake: Fake,
-    /// The events that each partition's records call for, record by record.
+    /// The events for each partition's records, record by record.
     called_for: BTreeMap<(Stream, i32), Vec<Vec<String>>>,
 }
 
@@ -88,7 +88,7 @@ impl Scene {
         format!("{}-{consumer}", self.prefix)
     }
 
-    /// Of a daemon that is not told where a new group begins: this one is none.
+    /// A daemon's environment without a beginning for new groups: this group is not new.
     pub(super) fn environment(&self) -> Environment {
         Environment::new(self.brokers, services::redis(), self.fake.url(), &self.prefix)
             .without("KAFKA_AUTO_OFFSET_RESET")
@@ -101,7 +101,7 @@ impl Scene {
         self.called_for[&(stream, partition)].len().try_into().expect("a number")
     }
 
-    /// Where the old service stands in a topic, by partition.
+    /// The old service's offsets in a topic, by partition.
     pub(super) fn stands(&self, stream: Stream) -> BTreeMap<i32, i64> {
         let stood = |p| Some((p, stood_at(p, self.records(stream, p))?));
         (0..PARTITIONS).filter_map(stood).collect()
@@ -113,8 +113,8 @@ impl Scene {
         }
     }
 
-    /// That a stopped daemon started each partition where the old service stood, and did all from
-    /// there on, once, and nothing before it.
+    /// Checks that a stopped daemon started each partition at the old service's offset, and did
+    /// everything from there on once, and nothing before it.
     fn verify(&self, fleet: &Fleet, stood: impl Fn(Stream) -> BTreeMap<i32, i64>) {
         let turns = fleet.turns();
         let mut due = BTreeSet::new();
@@ -142,7 +142,7 @@ impl Scene {
     }
 }
 
-/// A member as the old service's: it consumes and commits as it is told, on a thread of its own.
+/// A member like the old service's, on a thread of its own: it consumes and commits on request.
 pub(super) struct OldService {
     leave: Arc<AtomicBool>,
     rebalances: Arc<AtomicUsize>,
@@ -360,7 +360,7 @@ async fn topics_that_the_old_service_never_read_are_held_until_they_begin_as_ope
     assert_eq!((awarded(&old), awarded(&new)), (false, true));
 }
 
-/// What operators are told that `KAFKA_START_AT` is to be, of topics behind this prefix.
+/// The `KAFKA_START_AT` that the documentation gives operators, for topics behind this prefix.
 pub(super) fn start_at(prefix: &str) -> String {
     const OPERATIONS: &str = include_str!("../../../docs/operations.md");
     let mut lines = OPERATIONS.lines().filter_map(|line| line.strip_prefix("KAFKA_START_AT="));

@@ -1,4 +1,4 @@
-//! Members of one deployment: processes that come and go, and what their logs tell of partitions.
+//! Members of one deployment: processes that come and go, and what their logs say of partitions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitStatus;
@@ -48,7 +48,7 @@ impl Fleet {
         Self { environment, running: Vec::new(), ended: BTreeMap::new() }
     }
 
-    /// Starts a member. Its name comes with each of its requests to Inngest.
+    /// Starts a member. Each of its requests to Inngest carries its name.
     pub(super) fn start(&mut self, name: &str) {
         let environment = self.environment.clone().with("INNGEST_ENV", name);
         let (daemon, log) = environment.start_logging();
@@ -79,14 +79,14 @@ impl Fleet {
         let running = self.running.iter().map(|member| (&member.name, member.log.lines()));
         let all = ended.chain(running);
         let parsed = all.flat_map(|(name, lines)| {
-            // What is no JSON was not logged by the daemon: the last words of a panic, say.
+            // Lines that are not JSON do not come from the logger: the last words of a panic, say.
             let parse = |line: String| serde_json::from_str(&line).unwrap_or(Value::String(line));
             lines.into_iter().map(move |line| (name.clone(), parse(line))).collect::<Vec<_>>()
         });
         parsed.collect()
     }
 
-    /// Who took and gave up what, in order.
+    /// Who took and gave up which partition, in order.
     pub(super) fn turns(&self) -> Vec<Turn> {
         let mut turns: Vec<Turn> = self.lines().iter().filter_map(turn).collect();
         turns.sort();
@@ -117,7 +117,7 @@ fn turn((member, line): &(String, Value)) -> Option<Turn> {
     })
 }
 
-/// Who has what after these turns.
+/// Who has which partition after these turns.
 pub(super) fn owners(turns: &[Turn]) -> Owners {
     let mut owners = Owners::new();
     for turn in turns {

@@ -1,5 +1,5 @@
-//! The longest time for which a partition stood still, printed. Never asserted: it depends on the
-//! machine and on what else it does.
+//! Prints the longest time that a partition stood still. Never asserts it, since it depends on the
+//! machine and its other load.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,8 +18,8 @@ struct Longest {
     partitions_moved: usize,
 }
 
-/// Prints, for each kind of step, the longest pause of the partitions that stayed where they were
-/// and of those that moved.
+/// Prints the longest pauses for each kind of step: of partitions that stayed, and of those that
+/// moved.
 pub(super) fn report(protocol: &str, shape: &str, deploy: &Deploy, log: &Log) {
     let mut accepted: BTreeMap<Spot, Vec<Duration>> = BTreeMap::new();
     for event in &log.events {

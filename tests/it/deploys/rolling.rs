@@ -19,7 +19,7 @@ const ORDERS: i32 = 9;
 const ROUNDS: [(&str, &str); 3] = [("a", "d"), ("b", "e"), ("c", "f")];
 /// Requests take as long as over a network, so that there is always something in flight.
 const LATENCY: Duration = Duration::from_millis(30);
-/// Events of each partition before the deploy, to compare with.
+/// Events of each partition before the deploy, as a baseline.
 const CALM: usize = 30;
 
 /// How a platform replaces a member.
@@ -29,11 +29,11 @@ enum Shape {
     Overlapping,
     /// The old one stops, then the new one starts.
     StopFirst,
-    /// The old one is told to stop while the group still makes room for the new one.
+    /// The old member must stop while the group still makes room for the new one.
     Hasty,
 }
 
-/// What was done to the group, and how that began and ended.
+/// A change to the group, and how it began and ended.
 pub(super) struct Step {
     pub(super) what: &'static str,
     /// When, by the fake's clock.
@@ -102,8 +102,7 @@ impl Scene {
         Self { brokers, fake: Arc::new(fake), fleet: Fleet::new(environment), deploy }
     }
 
-    /// Does something to the group, and waits until it has come to rest and each partition goes on
-    /// where it is now.
+    /// Changes the group, and waits until it has come to rest and all partitions are worked on.
     async fn step(&mut self, what: &'static str, change: impl AsyncFnOnce(&mut Fleet)) {
         let turns = self.fleet.turns();
         let before = owners(&turns);
@@ -186,7 +185,7 @@ impl Scene {
 }
 
 impl Deploy {
-    /// Every partition under load, and what the group calls it.
+    /// Every partition under load, and its name in the group.
     pub(super) fn spots(&self) -> impl Iterator<Item = (Spot, super::fleet::Place)> {
         let [currency, marketplace] = self.groups();
         let all = [(Stream::Purchases, currency, PURCHASES), (Stream::Orders, marketplace, ORDERS)];

@@ -50,7 +50,7 @@ async fn a_shadow_names_what_is_then_done_and_leaves_no_trace() {
     let environment = environment.with("KAFKA_START_AT", &start_at(&scene.prefix));
     let named = shadowed(&environment).await;
 
-    // No trace: the old service has all of its partitions, and stands where it stood.
+    // No trace: the old service keeps all its partitions and offsets.
     for (stream, consumer) in STREAMS {
         let (group, topic) = (scene.group(consumer), scene.topic(stream));
         let committed = kafka::committed(scene.brokers, &group, &topic).await;
@@ -80,7 +80,7 @@ async fn a_shadow_names_what_is_then_done_and_leaves_no_trace() {
     assert_eq!(named, sent);
 }
 
-/// What a shadow says would be sent, of one that has read all that there is.
+/// What a shadow would send, once it has read everything.
 async fn shadowed(environment: &Environment) -> BTreeSet<String> {
     let environment = environment.clone().with("LOG_FORMAT", "json").with("LOG_LEVEL", "debug");
     let (daemon, log) = environment.start_quietly_with(&["run", "--shadow"]);

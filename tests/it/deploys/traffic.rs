@@ -1,5 +1,5 @@
-//! Steady load on every partition: whoever has sent a bundle sends the next one when that has been
-//! accepted, so that each partition always has some records in flight and none runs away.
+//! Steady load on every partition: a sender sends its next bundle once the last one has been
+//! accepted. So each partition always has some records in flight, and none runs away.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use test_support::kafka;
 
-/// Who sends to one partition at the same time: records of different keys are in flight together.
+/// Senders to one partition, so that records of different keys are in flight together.
 const HANDS: usize = 2;
-/// Of so many purchases one is refunded right away.
+/// One of this many purchases is refunded right away.
 const REFUNDED: u64 = 3;
 const MERCHANT: &str = "11111111-1111-4111-8111-111111111111";
 const STATUSES: [&str; 3] = ["PAID", "SHIPPED", "COMPLETED"];
@@ -65,14 +65,14 @@ impl Traffic {
         Self { stop, hands }
     }
 
-    /// Stops it when what is under way has been accepted; answers all that was sent.
+    /// Stops it once all work under way has been accepted, and returns all that was sent.
     pub(super) async fn stop(self) -> Vec<Sent> {
         self.stop.cancel();
         self.hands.join_all().await.into_iter().flatten().collect()
     }
 }
 
-/// Names an event: by its id, and one that carries none by its source.
+/// An event's name: its id, or its source if it has none.
 pub(super) fn name_of(event: &Stored) -> String {
     event.id.as_deref().map_or_else(
         || {
@@ -96,13 +96,13 @@ pub(super) fn spot_of(event: &str) -> Spot {
     (Stream::Purchases, i32::from_str_radix(partition, 16).expect("a partition"))
 }
 
-/// Where everything is sent from: log positions grow in the order of the records.
+/// The common producer: log positions grow in the order of the records.
 struct Belt {
     producer: FutureProducer,
     number: Mutex<u64>,
 }
 
-/// Records of one key, to be sent one after another.
+/// Records of one key, to be sent in sequence.
 pub(super) struct Bundle {
     pub(super) key: String,
     pub(super) values: Vec<String>,
@@ -192,7 +192,7 @@ fn order(partition: i32, number: u64) -> Bundle {
 
 /// A completed purchase; one in [`REFUNDED`] is refunded before it can have been awarded.
 fn purchase(partition: i32, number: u64) -> Bundle {
-    // The fake answers no rows for some, as the real function does; those make no event.
+    // For some ids the fake answers no rows, like the real function: no event.
     let id = std::iter::repeat_with(|| {
         format!("{:08x}-0000-4000-{partition:04x}-{number:012x}", fastrand::u32(..))
     })
@@ -257,7 +257,7 @@ fn change(op: &str, number: u64, step: u64, before: &Value, after: &Value) -> St
     value.to_string()
 }
 
-/// The row of the merchant whose purchases these are: it awards without delay.
+/// The row of these purchases' merchant, who awards without delay.
 pub(super) fn merchant() -> Map<String, Value> {
     let columns = ["delay_days", "delay_minutes", "time", "timezone"];
     let settings = columns.map(|column| (format!("currency_award_{column}"), Value::Null));

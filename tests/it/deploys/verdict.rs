@@ -11,7 +11,7 @@ use super::rolling::{Deploy, Step, sender};
 use super::traffic::{Asked, Sent, Spot, Stream, name_of, spot_of};
 use test_support::kafka;
 
-/// Every event that was called for arrived once, and nothing else; those of one key in order.
+/// Exactly the events that were called for arrived, each once, and those of one key in order.
 pub(super) fn each_once_and_in_order(deploy: &Deploy, log: &Log) {
     let arrived: Vec<String> = log.events.iter().map(name_of).collect();
     let position: BTreeMap<&str, usize> =
@@ -48,12 +48,12 @@ pub(super) fn each_asked_once(deploy: &Deploy, asked: &Asked) {
     assert_eq!(asked.len(), awards.count());
 }
 
-/// Each owner of a partition gave it up where all that was done was committed, and the next one
-/// started right there: what lies below is done, no more and no less.
+/// Each owner gave its partition up with all finished work committed, and the next one started
+/// right there. Everything below is finished, no more and no less.
 pub(super) fn handed_over_where_it_was_done(deploy: &Deploy, turns: &[Turn], log: &Log) {
     let lasts: BTreeSet<&str> =
         deploy.sent.iter().filter_map(|sent| sent.events.last()).map(|event| &**event).collect();
-    // By whom each record was finished, in order.
+    // Who finished each record, in order.
     let mut finished: BTreeMap<Spot, Vec<&str>> = BTreeMap::new();
     for event in &log.events {
         let name = name_of(event);
@@ -98,9 +98,9 @@ pub(super) async fn committed_is_what_was_read(brokers: &str, deploy: &Deploy) {
     }
 }
 
-/// Nothing went wrong in the members' own eyes.
+/// No member logged a problem.
 pub(super) fn quiet(fleet: &Fleet) {
-    // Of the commits in between: the broker refuses one that meets a rebalance.
+    // A commit that meets a rebalance is refused by the broker.
     const COMMIT_REFUSED: &str = "offsets not committed, will be committed again";
     let lines = fleet.lines();
     let alarming = |line: &serde_json::Value| {
@@ -138,8 +138,8 @@ pub(super) fn moved(step: &Step, group: &str, stay: &BTreeSet<String>) -> usize 
     moved.count()
 }
 
-/// How many they must: what each has above its share of an even distribution, the larger shares
-/// going to those that have most.
+/// How many they must give up: what each has above its share of an even distribution, where those
+/// with most keep the larger shares.
 fn needed(step: &Step, group: &str, stay: &BTreeSet<String>) -> usize {
     let mut have: Vec<usize> = shares(&step.before, group, stay).into_values().collect();
     have.sort_unstable_by(|a, b| b.cmp(a));

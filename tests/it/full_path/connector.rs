@@ -14,7 +14,7 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// Makes it as configured, for topics behind `prefix`: addresses apart nothing is changed.
+    /// Creates it as configured, for topics behind `prefix`. Only addresses are changed.
     pub(super) async fn start(database: &Database, prefix: &str) -> Self {
         Self::start_with(database, prefix, &[]).await
     }

@@ -9,16 +9,16 @@ use tokio_postgres::{Client, Config, NoTls};
 
 use test_support::{services, unique};
 
-/// What the daemon's and the connector's sides need to get in.
+/// What the daemon and the connector need to log in.
 pub(super) struct Database {
     pub(super) name: String,
-    /// Of role `authenticator`, as which PostgREST logs in.
+    /// Password of role `authenticator`, which PostgREST logs in as.
     pub(super) authenticator_password: String,
-    /// Of role `debezium`.
+    /// Password of role `debezium`.
     pub(super) debezium_password: String,
 }
 
-/// The database, made once for all tests of this process: its roles are the server's.
+/// The database, created once for all tests of this process, since its roles belong to the server.
 pub(super) async fn database() -> &'static Database {
     static DATABASE: OnceCell<Database> = OnceCell::const_new();
     DATABASE.get_or_init(make).await
@@ -41,7 +41,7 @@ fn new_name() -> String {
     unique("crm").replace('-', "_")
 }
 
-/// Makes it; with its roles where it is the server's first.
+/// Creates it, and its roles if it is the server's first.
 async fn filled(database: Database, with_roles: bool) -> Database {
     let server = connect(&superuser()).await;
     server
@@ -67,7 +67,7 @@ fn sql_files() -> Vec<PathBuf> {
     files
 }
 
-/// With psql: the file of roles is written for it.
+/// Uses psql, since the roles' file is written for it.
 fn apply(database: &Database, file: &Path, sql: &str) {
     let mut url = url::Url::parse(services::postgres()).expect("a URL");
     url.set_path(&database.name);
@@ -106,7 +106,7 @@ async fn connect(config: &Config) -> Client {
 }
 
 impl Database {
-    /// A connection as the superuser: what the other parts of the CRM do.
+    /// A superuser's connection, for what the other parts of the CRM do.
     pub(super) async fn crm(&self) -> Client {
         connect(superuser().dbname(&self.name)).await
     }

@@ -24,7 +24,7 @@ impl Expected {
         assert!(before.is_none(), "each event is demanded once: {before:?}");
     }
 
-    /// An award: at Noodles due at once, at Books later.
+    /// An award. At Noodles it is due at once, at Books later.
     pub(super) fn award(&mut self, kind: &str, id: &str, user: &str, merchant: &str, rows: &Value) {
         self.add(
             format!("currency/award:{kind}:{id}"),
@@ -54,8 +54,8 @@ impl Expected {
         self.add(format!("currency/reverse:purchase:{id}"), data);
     }
 
-    /// An evaluation of the one mission of Noodles that `event_type` may advance; of the row only
-    /// `row` is compared.
+    /// An evaluation of the one mission of Noodles that `event_type` may advance. Only the row's
+    /// fields in `row` are compared.
     pub(super) fn mission(&mut self, event_type: &str, id: &str, user: &str, row: Value) {
         let mission = match event_type {
             "purchase" | "points_earned" => FIVE_BOWLS,
@@ -75,8 +75,8 @@ impl Expected {
         self.add(id.to_owned(), data);
     }
 
-    /// That these events were found, each once, and no others but those of tiers. `since` is when
-    /// the stretch began.
+    /// Checks that exactly these events were found, each once, apart from those of tiers. `since`
+    /// is when the stretch began.
     pub(super) fn compare(&self, stretch: &str, found: Vec<Event>, since: Timestamp) {
         let mut seen = BTreeMap::new();
         for event in found.into_iter().filter(|event| !event.name.starts_with("tier/")) {
@@ -96,7 +96,7 @@ impl Expected {
                 let at = data.as_object_mut().and_then(|data| data.remove("award_datetime"));
                 let at = at.as_ref().and_then(Value::as_str).expect("a time");
                 let at: Timestamp = at.parse().expect("RFC 3339");
-                // Its change was committed in between; the connector tells when in whole
+                // Its change was committed within the stretch. The connector's times are in whole
                 // milliseconds.
                 let began = since - SignedDuration::from_millis(1);
                 let due = if demanded["merchant_id"] == BOOKS { due_at_books } else { |at| at };
@@ -123,7 +123,7 @@ pub(super) struct Event {
 }
 
 impl Event {
-    /// Those of the log from `first` on.
+    /// The log's events from `first` on.
     pub(super) fn from(log: &Log, first: usize) -> Vec<Self> {
         let event = |event: &crm_event_processors::fakes::Stored| Self {
             name: event.name.to_string(),

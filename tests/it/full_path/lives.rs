@@ -1,4 +1,4 @@
-//! Lives of members at Noodles and Books: the SQL of each, what the rules demand of it, and the balance that is left.
+//! Lives of members at Noodles and Books: their SQL, what the rules demand, and final balances.
 
 use jiff::{SignedDuration, Timestamp, Unit};
 use serde_json::json;
@@ -8,16 +8,16 @@ use super::sample::{
     BOOKS, BRONZE, NOODLES, SILVER, of_books, of_mission, of_purchase, of_referral,
 };
 
-/// What a change tells of the row before it.
+/// What a change shows of the row before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Identity {
     /// `REPLICA IDENTITY FULL`: all of it, as `config/` has it.
     Full,
-    /// `REPLICA IDENTITY DEFAULT`: nothing; of a deleted row its key.
+    /// `REPLICA IDENTITY DEFAULT`: nothing, but a deleted row's key.
     Default,
 }
 
-/// Everything that happens, in two acts: what the first one causes is done before the second begins.
+/// All lives in two acts. The first act's effects are complete before the second begins.
 #[derive(Default)]
 pub(super) struct Lives {
     pub(super) first: Vec<String>,
@@ -25,13 +25,13 @@ pub(super) struct Lives {
     pub(super) expected: Expected,
     /// Member, currency, balance.
     pub(super) balances: Vec<(String, &'static str, u32)>,
-    /// Members that have a tier event, and the tier that they have in the end.
+    /// Members with a tier event, and their tier in the end.
     pub(super) tiers: Vec<(String, &'static str)>,
     /// The member whose upgrade to Gold is scheduled.
     pub(super) scheduled: String,
-    /// Ids of rows that are set aside.
+    /// Ids of rows that become dead letters.
     pub(super) set_aside: Vec<String>,
-    /// Id of the code that is redeemed, which is not random, and by whom.
+    /// Id of the code that is redeemed, which is not random, and the member who redeems it.
     pub(super) code: (u64, String),
 }
 
@@ -54,7 +54,7 @@ struct Purchase<'a> {
     merchant: &'a str,
     amount: &'a str,
     status: &'a str,
-    /// Id of the purchase that this is a debit of.
+    /// Id of the purchase that this debit takes back from.
     refunds: Option<&'a str>,
     earns: bool,
 }
@@ -86,7 +86,7 @@ impl<'a> Purchase<'a> {
         self.user.as_deref().expect("a member")
     }
 
-    /// Its transaction number is made of its id.
+    /// Its transaction number is derived from its id.
     fn insert(&self) -> String {
         let Self { id, merchant, amount, status, earns, .. } = self;
         let user = self.user.as_ref().map_or("NULL".to_owned(), |user| format!("'{user}'"));
@@ -124,7 +124,7 @@ impl Lives {
         lives.wallets();
         lives.referral();
         lives.claims(identity);
-        // Without the row before, what happened long ago may have been told already.
+        // Without the row before, an old row may already have been handled.
         let at = match identity {
             Identity::Full => "2026-02-03T04:05:06.789Z".to_owned(),
             Identity::Default => {
@@ -171,7 +171,7 @@ impl Lives {
         self.counts(&it, 10, 0);
         self.points(it.user(), 10);
 
-        // Cancelled before it counted. Without the row before nobody can know that it did not.
+        // Cancelled before it counted. Without the row before, nobody can know that.
         let it = Purchase::new("pending", "1000.00");
         self.first.push(it.insert());
         self.second.push(it.turns("cancelled"));
@@ -180,7 +180,7 @@ impl Lives {
         }
         self.points(it.user(), 0);
 
-        // Deleted: what was credited stays, what sleeps is stopped.
+        // Deleted: credited points stay, a sleeping award is cancelled.
         let it = Purchase::new("completed", "750.00");
         self.first.push(it.insert());
         self.second.push(it.delete());
@@ -192,7 +192,7 @@ impl Lives {
         // An anonymous sale.
         self.first.push(Purchase { user: None, ..Purchase::new("completed", "90.00") }.insert());
 
-        // One that earns nothing is a purchase for missions still.
+        // A purchase that earns nothing still counts for missions.
         let it = Purchase { earns: false, ..Purchase::new("completed", "500.00") };
         self.first.push(it.insert());
         self.mission(&it);
@@ -200,7 +200,7 @@ impl Lives {
     }
 
     fn refunds(&mut self) {
-        // All of it.
+        // Taken back as a whole.
         let it = Purchase::new("completed", "500.00");
         self.first.push(it.insert());
         self.second.push(it.turns("refunded"));
@@ -208,7 +208,7 @@ impl Lives {
         self.taken_back(&it);
         self.points(it.user(), 0);
 
-        // A quarter, and later a quarter more.
+        // A quarter is taken back, and later another one.
         let it = Purchase::new("completed", "800.00");
         let (one, two) = (it.debit("-200.00"), it.debit("200.00"));
         self.first.push(it.insert());
@@ -230,7 +230,7 @@ impl Lives {
         self.points(it.user(), 0);
         self.balances.push((it.user().to_owned(), "ticket", 0));
 
-        // All of it by both, in one transaction: taken back once, by the debit, whichever comes first.
+        // Both take all of it, in one transaction: only the debit counts, whichever comes first.
         let it = Purchase::new("completed", "400.00");
         self.first.push(it.insert());
         let debit = it.debit("-400.00");
@@ -240,7 +240,7 @@ impl Lives {
         self.expected.reverse(&debit.id, it.user(), NOODLES, Some((&it.id, 100)));
         self.points(it.user(), 0);
 
-        // Of nothing that there is.
+        // A debit of a purchase that does not exist.
         let nowhere = uuid();
         let it = Purchase { refunds: Some(&nowhere), ..Purchase::new("completed", "-5.00") };
         self.first.push(it.insert());
@@ -257,7 +257,7 @@ impl Lives {
         self.points(it.user(), 0);
     }
 
-    /// Written by others. That points are earned is demanded of every row that says so.
+    /// Wallet rows of other writers. Every row of earned points demands an event.
     fn wallets(&mut self) {
         let user = uuid();
         self.first.push(wallet(&user, "points", "earn", "base", 120));
@@ -358,7 +358,7 @@ impl Lives {
         self.balances.push((it.user().to_owned(), "ticket", 12));
         self.tiers.push((it.user().to_owned(), SILVER));
 
-        // 4 points are too few for Silver: others take it away.
+        // 4 points are too few for Silver, so batch jobs elsewhere take it away.
         let it = Purchase::new("completed", "100.00");
         self.first.extend([has_tier(it.user(), SILVER), it.insert()]);
         self.counts(&it, 4, 0);

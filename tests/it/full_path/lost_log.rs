@@ -20,8 +20,8 @@ async fn snapshot_rows(topic: &str, status: &str) -> (usize, usize) {
     (rows.len(), with)
 }
 
-/// Where the slot was dropped, or the log behind it removed (`max_slot_wal_keep_size`), what was
-/// committed since can only be had from the tables. `snapshot.mode=initial` fails there.
+/// If the slot was dropped, or the log behind it removed (`max_slot_wal_keep_size`), only the
+/// tables hold what was committed since. `snapshot.mode=initial` fails then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connector_whose_log_is_gone_reads_the_tables_again() {
     let (database, prefix) = (database::another().await, unique("lost"));

@@ -1,8 +1,8 @@
 //! PostgREST, as far as the daemon uses it, on a real database: functions with named arguments,
 //! rows by filters.
 //!
-//! Written after PostgREST 14's documentation (errors, functions as RPC, transactions) and not
-//! after what the daemon hopes for. It runs everything under the role that the key stands for.
+//! Written after PostgREST 14's documentation (errors, functions as RPC, transactions), not after
+//! the daemon's expectations. It runs everything under the role of the key.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -34,7 +34,7 @@ struct Function {
 }
 
 impl Postgrest {
-    /// Logs in as `config` says when it is asked something.
+    /// Logs in as `config` says with the first request.
     pub(super) fn new(config: Config) -> Self {
         Self { config, idle: Mutex::default() }
     }
@@ -164,14 +164,14 @@ impl Backend for Postgrest {
 }
 
 impl Function {
-    /// All that are given are known, and all that must be given are.
+    /// Whether all given arguments are known and all required ones are given.
     fn takes(&self, given: &Map<String, Value>) -> bool {
         let names = || self.arguments.iter().map(|(name, _)| name);
         given.keys().all(|name| names().any(|known| known == name))
             && names().take(self.required).all(|name| given.contains_key(name))
     }
 
-    /// Calls it with what lies in the payload, `$1`.
+    /// Calls it with the arguments in the payload, `$1`.
     fn query(&self, name: &str, given: &Map<String, Value>) -> String {
         let given = self.arguments.iter().filter(|(name, _)| given.contains_key(name));
         let (mut columns, mut named) = (Vec::new(), Vec::new());
@@ -195,8 +195,8 @@ impl Function {
     }
 }
 
-/// A query for rows, in SQL: the rows of the page as a JSON array, their number, and the number of
-/// all.
+/// A query for rows, in SQL. It returns the page's rows as a JSON array, their number, and the
+/// number of all rows.
 struct Select {
     query: String,
     offset: u32,
@@ -205,7 +205,7 @@ struct Select {
 /// How many rows Supabase answers with at most, unless a project says otherwise.
 const MAX_ROWS: u32 = 1_000;
 
-/// What a query asks for; `None` where it asks in a way that the daemon never does.
+/// Parses a query; `None` if its form is one that the daemon never uses.
 fn select(relation: &str, query: &[(String, String)]) -> Option<Select> {
     let (mut columns, mut conditions, mut order) = ("*".to_owned(), String::new(), String::new());
     let (mut offset, mut limit) = (0, MAX_ROWS);
@@ -260,7 +260,7 @@ fn condition(column: &str, filter: &str) -> Option<String> {
         "in" => {
             let items = items(value)?;
             let items: Vec<String> = items.iter().map(|item| literal(item)).collect();
-            // An empty list holds nothing, and SQL has no word for it.
+            // An empty list matches nothing, and SQL cannot express it.
             Some(if items.is_empty() {
                 "false".to_owned()
             } else {
@@ -277,7 +277,7 @@ fn condition(column: &str, filter: &str) -> Option<String> {
     }
 }
 
-/// A literal without a type, which becomes the column's.
+/// An untyped literal, which takes the column's type.
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

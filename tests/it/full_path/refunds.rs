@@ -14,7 +14,7 @@ use self::stage::{Stage, Way};
 use self::tripwire::Trip;
 use self::verdict::{Act, judge};
 
-/// Merchants whose awards are over or asleep throughout the test.
+/// Merchants whose awards are either credited or asleep during the whole test.
 const STEADY: [Merchant; 3] = [Merchant::Now, Merchant::Hour, Merchant::Day];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -64,7 +64,7 @@ async fn refunds_add_up(partitions: i32, first_act: u64) {
     stage.stop().await;
 }
 
-/// What each step causes is done before the next one.
+/// Each step's effects are complete before the next step.
 async fn step_by_step(stage: &Stage, act: u64) -> Act {
     let mut plays = table::permutations(act, &STEADY);
     plays.extend(table::lives(&STEADY));
@@ -87,7 +87,7 @@ async fn at_once(stage: &Stage, act: u64) -> Act {
     Act { name: "at once".to_owned(), plays, emptied: false }
 }
 
-/// The daemon starts after all of it.
+/// The daemon starts after all steps.
 async fn from_a_backlog(stage: &mut Stage, act: u64) -> Act {
     let mut plays = table::permutations(act, &STEADY);
     plays.extend(table::steady_lives(&STEADY));
@@ -104,7 +104,7 @@ async fn from_a_backlog(stage: &mut Stage, act: u64) -> Act {
 async fn with_crashes(stage: &mut Stage, act: u64, part: usize) -> Act {
     let mut plays = table::every_other(act, &STEADY);
     plays.extend(table::steady_lives(&STEADY));
-    // The purchases are awarded first: one that is taken back by then earns nothing.
+    // The purchases are awarded first, since one that is taken back before would earn nothing.
     plays.sort_by_key(|play| play.style == Style::Whole);
     let last = plays.partition_point(|play| play.style != Style::Whole);
     let (first, whole) = plays.split_at(last);
@@ -117,7 +117,8 @@ async fn with_crashes(stage: &mut Stage, act: u64, part: usize) -> Act {
     Act { name: "with crashes".to_owned(), plays, emptied: false }
 }
 
-/// Plays a part of the plays, from a step on (`MAX`: after their birth), before each crash, and the rest is done then.
+/// Before each crash plays some of the plays from a step on (`MAX`: after their birth), then the
+/// rest.
 async fn crash(
     stage: &mut Stage,
     plays: &[Play],
@@ -161,7 +162,7 @@ const CRASHES: [(Way, &str); 9] = [
     (Way::Http, "\"currency/reverse\""),
 ];
 
-/// Redis forgets everything between the steps, and every other time the daemon, too.
+/// Redis forgets everything between the steps. Every other time the daemon restarts too.
 async fn with_an_empty_redis(stage: &mut Stage, act: u64, identity: &str) -> Act {
     stage.run_daemon();
     let mut plays = table::every_other(act, &STEADY);

@@ -1,4 +1,4 @@
-//! What a real database refuses, as PostgREST tells it, and what the daemon takes that for.
+//! What a real database refuses, how PostgREST reports it, and how the daemon classifies it.
 
 use crm_event_processors::clients::supabase::classify::{Fault, classify};
 use crm_event_processors::fakes::{Fake, Options};

@@ -1,5 +1,5 @@
-//! What lies in `config/postgres/50-sample-data.sql`: the merchants that the lives are lived with, and what a connector
-//! that reads the rows for the first time causes.
+//! The contents of `config/postgres/50-sample-data.sql`: the merchants of the lives, and what a
+//! connector's first read of the rows causes.
 
 use jiff::civil::Time;
 use jiff::tz::TimeZone;

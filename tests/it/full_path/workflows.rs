@@ -1,9 +1,9 @@
 //! What Inngest's workflows do about currency: credit the wallet, and take back.
 //!
-//! As the real ones do it, in small: an award that is due is credited, one that is delayed sleeps
-//! until its cancel; an event id runs once; an event with a time runs at that time; a reverse takes
-//! back the share of what was credited for its source. What sleeps longer than a test lasts is
-//! woken by it, in the order in which it is due.
+//! Like the real ones, in small. An award that is due is credited; a delayed one sleeps until its
+//! time or its cancel. An event id runs once; an event with a time runs at that time. A reverse
+//! takes back its share of what was credited for the source. The test wakes what sleeps longer than
+//! it lasts, in the order of the due times.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,24 +16,23 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-/// How long an award that is due takes until it is credited: a reverse that comes earlier finds
-/// nothing.
+/// How long the credit of a due award takes. A reverse that comes earlier finds nothing.
 const CREDIT_TAKES: SignedDuration = SignedDuration::from_millis(250);
 /// A cancel that comes sooner after its award than this finds no run yet, and is ignored for good.
 const RUN_CREATED_AFTER: SignedDuration = SignedDuration::from_millis(500);
-/// What is due within this time is waited for; what sleeps longer is let sleep.
+/// What is due within this time is waited for; the rest sleeps on.
 const NEAR: SignedDuration = SignedDuration::from_secs(5);
 
-/// How far the workflows are.
+/// The workflows' progress.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     /// Events of the fake's log that they have handled.
     pub(super) handled: usize,
     /// Rows that they have written to the wallet.
     pub(super) written: u64,
-    /// Awards that sleep.
+    /// Awards that are asleep.
     pub(super) asleep: usize,
-    /// Runs that are due in a moment.
+    /// Runs that are due soon.
     near: usize,
 }
 
@@ -78,14 +77,14 @@ impl Workflows {
         Self { progress, alarm, task }
     }
 
-    /// Waits until they have handled so many events, and nothing is due in a moment.
+    /// Waits until they have handled this many events, and nothing is due soon.
     pub(super) async fn handled(&self, events: usize) -> Progress {
         let mut progress = self.progress.clone();
         let done = |progress: &Progress| progress.handled >= events && progress.near == 0;
         *progress.wait_for(done).await.expect("the workflows run")
     }
 
-    /// Lets all the time pass that anything sleeps for, and waits until nothing sleeps any more.
+    /// Lets the time pass until every sleeper has woken, and waits until nothing sleeps any more.
     pub(super) async fn wake(&self) {
         let (woken, wait) = oneshot::channel();
         self.alarm.send(woken).expect("the workflows run");
@@ -112,7 +111,7 @@ struct Server {
     started: Timestamp,
     /// Ids that ran: a repeat starts no second run.
     ran: BTreeSet<Box<str>>,
-    /// By when they are due, then by the order in which they came.
+    /// Ordered by due time, then by arrival.
     runs: BTreeMap<(Timestamp, usize), Run>,
     written: u64,
 }
@@ -130,7 +129,7 @@ impl Server {
 
     async fn take(&mut self, event: Stored) {
         let came = self.came(&event);
-        // What was due before it came has run by then.
+        // Runs that were due before it came are finished by then.
         self.run_until(came).await;
         let data: Value =
             serde_json::from_str(event.data.as_deref().expect("data is kept")).expect("json");
@@ -198,8 +197,8 @@ const CREDIT: &str = "
          LATERAL (SELECT coalesce(sum(w.signed_amount), 0) AS balance FROM wallet_ledger w
                   WHERE w.user_id = a.user_id AND w.merchant_id = a.merchant_id AND w.currency = r.currency_type) b";
 
-/// Of the source's latest award. Shares are added up before they are rounded, or three thirds would
-/// leave a rest, and end at the whole of it.
+/// Takes back from the source's latest award. Shares are added up before rounding, or three thirds
+/// would leave a rest. They end at the whole award.
 const TAKE_BACK: &str = "
     WITH e AS (
       SELECT source_type, source_id, coalesce(original_source_id, source_id) AS original,

@@ -1,5 +1,5 @@
 //! Everything that the full path needs, running: database, connector, broker, daemon, and the fake
-//! with its database behind it.
+//! in front of the database.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use super::workflows::{Progress, Workflows};
 use test_support::daemon::{Daemon, Environment};
 use test_support::{feed, kafka, services, unique, until};
 
-/// The topic of commands, whose name is fixed: another test's may lie there too.
+/// The topic of commands. Its name is fixed, so it may hold another test's commands too.
 const COMMANDS: &str = "reward_redemptions";
-/// Of a topic, as the connector is told to make it.
+/// Partitions of a topic, as the connector is configured to create it.
 const PARTITIONS: i32 = 6;
 /// Whose changes each consumer takes.
 const TAKES: [(&str, &[&str]); 4] = [
@@ -33,7 +33,7 @@ pub(super) struct World {
     pub(super) fake: Arc<Fake>,
     /// When the fake started: its log counts from then.
     pub(super) started: Timestamp,
-    /// What begins the names of everything that is ours on the shared broker.
+    /// Prefix of all our names on the shared broker.
     pub(super) prefix: String,
     brokers: &'static str,
     connector: Connector,
@@ -43,7 +43,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Starts all of it, the daemon before there is a topic of changes.
+    /// Starts everything; the daemon starts before any topic of changes exists.
     pub(super) async fn start() -> Self {
         let (brokers, prefix) = (services::kafka(), unique("path"));
         let (redis, database) = (services::Redis::own(), database().await);
@@ -62,8 +62,8 @@ impl World {
             .with("INNGEST_CANCEL_SETTLE", "1s")
             .with("CURRENCY_ORIGINAL_PATIENCE", "2s")
             .with("COMMIT_INTERVAL", "100ms")
-            // The topic of redemptions has one name: other tests' lie there, which this database
-            // refuses.
+            // The topic of redemptions has a fixed name. It holds other tests' commands, which this
+            // database refuses.
             .with("DLQ_FLOOD", "off")
             .start();
         let connector = Connector::start(database, &prefix).await;
@@ -108,8 +108,8 @@ impl World {
         kafka::produce(self.brokers, records).await;
     }
 
-    /// Waits until nothing is under way any more: neither changes of the database nor events, nor
-    /// what the workflows write because of them.
+    /// Waits until nothing is under way: no changes of the database, no events, and no workflows'
+    /// writes.
     pub(super) async fn settled(&self, workflows: &Workflows) -> Progress {
         let mut before = workflows.handled(0).await;
         loop {
@@ -132,8 +132,8 @@ impl World {
         }
     }
 
-    /// Waits until all that is committed by now lies in Kafka: a code that nobody ever gets comes
-    /// after it.
+    /// Waits until all that is committed so far is in Kafka. A code that nobody gets comes after it
+    /// as a marker.
     async fn streamed(&self) {
         let code = format!("{:016x}", fastrand::u64(..));
         let insert = format!(

@@ -245,7 +245,7 @@ async fn every_caller_gets_its_own_outcome_under_random_batches_poison_and_fault
             config.requests = requests;
         })
         .await;
-        // Faults that leave the outcome open or take nothing, at random moments.
+        // Faults at random moments: they leave the outcome open, or nothing is accepted.
         for _ in 0..random.usize(0..10) {
             let fault = match random.u8(0..4) {
                 0 => Fault::Reset,

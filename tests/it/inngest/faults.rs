@@ -1,4 +1,4 @@
-//! Outages are waited out; what is of unknown outcome is repeated so that nothing runs twice.
+//! Outages are waited out. Requests of unknown outcome are repeated so that nothing runs twice.
 
 use crm_event_processors::clients::inngest::SendError;
 use crm_event_processors::fakes::{Endpoint, Fault, Lasting, Poison};
@@ -137,7 +137,7 @@ async fn the_wait_that_the_server_asks_for_wins() {
 #[tokio::test]
 async fn events_whose_caller_has_gone_are_not_sent_after_the_outage() {
     let scene = scene().await;
-    // An hour: whatever is sent before the breaker is closed below is sent wrongly.
+    // The pause is an hour: anything sent before the breaker closes below is sent wrongly.
     scene.fake.fail(Endpoint::Post, Fault::too_many(3600), Lasting::Next(1));
     let tried = scene.inngest.send(events(["tried"]));
     tokio::select! {
@@ -228,9 +228,9 @@ async fn narrowed_down(poison: Poison) {
         ids.extend(["good-1", "good-2", "good-3"]);
         scene.send_each(&ids).await
     };
-    // Others, whose requests pass in between; without them nobody could tell it from an outage.
+    // Other senders' requests pass in between. Without them it would look like an outage.
     let others = async {
-        // Not in the same request: who waits for that one does not pass.
+        // They must not share that request, or they would wait with it.
         within(scene.fake.until(|log| !log.posts.is_empty())).await;
         for id in 0.. {
             within(scene.inngest.send(events([format!("other-{id}")]))).await.expect("accepted");

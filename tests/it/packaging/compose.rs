@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::file;
 
-/// What a health check may start in an image; nothing in an image that is not named.
+/// What a health check may start in each image; nothing in other images.
 const PROGRAMS: [(&str, &[&str]); 7] = [
     ("apache/kafka:", &["bash"]),
     ("redis:", &["redis-cli", "sh", "wget"]), // Alpine: busybox has them
@@ -33,17 +33,17 @@ fn services() -> BTreeMap<String, String> {
     services
 }
 
-/// What stands behind `key:` in a service.
+/// The value of `key:` in a service.
 fn value<'s>(service: &'s str, key: &str) -> Option<&'s str> {
     service.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "))
 }
 
 fn image(service: &str) -> &str {
-    // What is built here is the daemon.
+    // Without an image it is built here: the daemon.
     value(service, "image").unwrap_or("crm-event-processors")
 }
 
-/// What a service waits for, and until when.
+/// What a service waits for, and for which condition.
 fn awaited(service: &str) -> Vec<(&str, &str)> {
     let conditions = service.lines().filter_map(|line| line.trim().split_once(": { condition: "));
     conditions.filter_map(|(name, rest)| Some((name, rest.strip_suffix(" }")?))).collect()
@@ -83,7 +83,7 @@ fn what_is_waited_for_comes() {
             let awaited = services.get(awaited).unwrap_or_else(|| panic!("{name}: no {awaited}"));
             let comes = match until {
                 "service_healthy" => awaited.contains("    healthcheck:\n"),
-                // Whatever starts something of its own here ends.
+                // Services with an entrypoint of their own run to an end.
                 "service_completed_successfully" => awaited.contains("    entrypoint:"),
                 _ => false,
             };

@@ -75,11 +75,11 @@ fn the_managed_connector_is_given_only_what_it_takes() {
     assert_eq!(managed["output.data.format"], "JSON");
     assert_eq!(managed["after.state.only"], "false");
     for (name, value) in &managed {
-        // Set by Confluent, or by other names; no variables of a worker stand behind values.
+        // Confluent sets or renames these. Its values cannot use a worker's variables.
         let refused = ["plugin.name", "key.converter", "value.converter", "poll.interval.ms"];
         assert!(!refused.contains(&name.as_str()), "{name}");
         assert!(!name.starts_with("topic.creation.default."), "{name}");
-        // An alias that `after.state.only` has for itself.
+        // `after.state.only` uses this alias itself.
         assert!(!name.starts_with("transforms.unwrap."), "{name}");
         assert!(value.as_str().is_some_and(|value| !value.contains("${")), "{name}: {value}");
     }

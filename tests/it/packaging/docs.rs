@@ -17,7 +17,7 @@ const DOCS: [&str; 6] = [
     "docs/operations.md",
 ];
 
-/// What stands outside of code blocks.
+/// The text outside code blocks.
 fn prose(text: &str) -> impl Iterator<Item = &str> {
     let mut in_code = false;
     text.lines().filter(move |line| {
@@ -45,7 +45,7 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
     targets.filter(|target| !target.contains("://"))
 }
 
-/// What a link of `from` leads to: a path from the root, and an anchor.
+/// The target of a link in `from`: a path from the root, and an anchor.
 fn target<'a>(from: &str, link: &'a str) -> (String, Option<&'a str>) {
     let (path, anchor) = match link.split_once('#') {
         Some((path, anchor)) => (path, Some(anchor)),

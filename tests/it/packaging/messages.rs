@@ -1,4 +1,4 @@
-//! What the program and its files tell a reader to run is there.
+//! Everything that the program and its files tell a reader to run exists.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -7,7 +7,7 @@ use super::{file, root, sources_below};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_crm-event-processors");
 
-/// Commands and options that are meant to come.
+/// Commands and options that are planned.
 const LATER: [&str; 6] = ["reconcile", "doctor", "dlq replay", "dlq list", "dlq show", "autoscale"];
 
 /// Files that speak to users.
@@ -57,7 +57,7 @@ fn no_message_names_a_command_that_is_not_there() {
         .filter(|later| !there.contains(later.split(' ').next().expect("a word")))
         .collect();
     for (name, text) in texts() {
-        // The one place that says what is not there.
+        // The one section that names what is missing.
         let text = match text.split_once("\n## Not there yet\n") {
             Some((before, rest)) => {
                 before.to_owned() + rest.split_once("\n## ").map_or("", |(_, after)| after)

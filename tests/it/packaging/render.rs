@@ -6,7 +6,7 @@ use crm_event_processors::consumers::registry::DECLARED;
 
 use super::file;
 
-/// What stands behind a key of the service.
+/// The value of a key of the service.
 fn of_service(key: &str) -> String {
     let text = file("render.yaml");
     let line = text.lines().find_map(|line| line.trim().trim_start_matches("- ").strip_prefix(key));
@@ -14,7 +14,7 @@ fn of_service(key: &str) -> String {
     value.split(" #").next().expect("a value").trim().to_owned()
 }
 
-/// The environment that Render gives the daemon, `<asked>` where somebody is asked for a value.
+/// The environment that Render gives the daemon; `<asked>` for a value that a person must enter.
 fn environment() -> Vec<(String, String)> {
     let text = file("render.yaml");
     let mut lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));

@@ -1,4 +1,4 @@
-//! Behaviour section 1: where a topic begins of which the group has committed nothing.
+//! Behaviour section 1: where a group begins with a topic in which it has committed nothing.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use test_support::{unique, until};
 
 const MINUTE: i64 = 60_000;
 
-/// In milliseconds; far enough back for what comes later, and not so far that retention takes it.
+/// In milliseconds. Far enough back for later timestamps, but not so far that retention deletes it.
 fn hour_ago() -> i64 {
     Timestamp::now().as_millisecond() - 60 * MINUTE
 }
@@ -25,13 +25,13 @@ fn time(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).expect("a time")
 }
 
-/// What is committed of a topic's partitions.
+/// The committed offsets of a topic's partitions.
 async fn offsets(stage: &Stage, topic: &str) -> BTreeMap<i32, i64> {
     let committed = committed(kafka(), &stage.settings.group, topic).await;
     committed.into_iter().map(|(partition, (offset, _))| (partition, offset)).collect()
 }
 
-/// Sends so many records to each partition of a topic, from this time on, a second apart.
+/// Sends this many records to each partition of a topic, a second apart from `since_ms` on.
 async fn fill(topic: &str, partitions: i32, records: i64, since_ms: i64) {
     const TEXT: &[u8] = b"text";
     let all = (0..partitions).flat_map(|partition| (0..records).map(move |n| (partition, n)));
@@ -42,7 +42,7 @@ async fn fill(topic: &str, partitions: i32, records: i64, since_ms: i64) {
     produce(kafka(), records).await;
 }
 
-/// A topic of a stage's group, with so many records in each of its partitions.
+/// A topic for a stage's group, with this many records in each partition.
 async fn filled(partitions: i32, records: i64, since_ms: i64) -> String {
     let topic = unique("filled");
     create_topic(kafka(), &topic, partitions).await;
@@ -50,7 +50,7 @@ async fn filled(partitions: i32, records: i64, since_ms: i64) -> String {
     topic
 }
 
-/// Commits as a group's earlier life has.
+/// Commits like an earlier life of the group.
 async fn commit(stage: &Stage, topic: &str, offsets: &[(i32, i64)]) {
     let (group, topic) = (stage.settings.group.clone(), topic.to_owned());
     let offsets = offsets.to_vec();
@@ -67,7 +67,7 @@ async fn commit(stage: &Stage, topic: &str, offsets: &[(i32, i64)]) {
     committed.await.expect("it is committed");
 }
 
-/// Where a topic's records ended, by partition and offset.
+/// Finished records of a topic, by partition and offset.
 fn done(seen: &Seen, topic: &str) -> Vec<(i32, i64)> {
     let of = seen.outcomes.iter().filter(|seen| seen.0 == topic);
     let mut done: Vec<_> = of.map(|seen| (seen.1, seen.2)).collect();
@@ -108,7 +108,7 @@ async fn a_topic_without_a_decision_is_held(protocol: GroupProtocol) {
     let seen = member.until_outcomes(2).await;
     assert_eq!(done(&seen, &stage.topic), [(0, 0), (1, 0)]);
     stage.until_committed(1, 1).await;
-    // It goes, and comes back with a decision: what it has let lie is all there.
+    // It stops, and starts with a decision. Everything that it left alone is still there.
     let seen = member.stop().await;
     assert_eq!(done(&seen, &old), []);
     assert!(offsets(&stage, &old).await.is_empty(), "nothing was decided");
@@ -141,7 +141,7 @@ async fn topics_begin_as_they_are_told_and_all_of_them_at_once() {
     let (within, behind) = (time(since + 2_500), time(since + MINUTE));
     let told = format!("{first}=earliest,{last}=latest,{timed}={within},{later}={behind}");
     stage.kafka.start_at = told.parse().expect("a decision");
-    // Of the one that is not named: this one.
+    // For a topic that is not named, such as this one.
     stage.kafka.auto_offset_reset = Some(OffsetReset::Latest);
     stage.send(&[(0, "a", "old")]).await;
     let gate = Gate::closed();
@@ -154,7 +154,7 @@ async fn topics_begin_as_they_are_told_and_all_of_them_at_once() {
             Ok(Outcome::Sent)
         }
     });
-    // Before any record has its outcome.
+    // Before any record has an outcome.
     gate.until_waiting(1).await;
     for (topic, begins) in [(&first, vec![0, 0]), (&last, vec![4, 4]), (&timed, vec![3, 3])]
         .into_iter()

@@ -26,7 +26,7 @@ async fn a_stuck_consumer_holds_no_more_than_its_bound() {
         (member.pulse().read().open == 40).then_some(())
     })
     .await;
-    // The partition is paused by now or will be; it never holds more on its way to the end.
+    // The partition is paused by now, or soon will be. From here to the end it never holds more.
     gate.open();
     let mut most = 0;
     test_support::until("all records", async || {
@@ -53,7 +53,7 @@ async fn what_work_keeps_besides_its_record_counts_too() {
         }
     });
     gate.until_waiting(1).await;
-    // The lag is told once the bound is reached and nothing more is fetched.
+    // The lag shows once the bound is reached and nothing more is fetched.
     let mut most = 0;
     test_support::until("the bound to be reached", async || {
         let vitals = member.pulse().read();
@@ -85,7 +85,7 @@ async fn a_partition_uses_what_the_others_leave() {
             Ok(Outcome::Sent)
         }
     });
-    // A tenth of the bound would be 4. As long as it is not known to be slow it may take nearly all.
+    // A tenth of the bound would be 4. Until it is known to be slow it may take nearly all.
     test_support::until("more than an equal share", async || {
         (member.pulse().read().open >= 19).then_some(())
     })
@@ -95,8 +95,8 @@ async fn a_partition_uses_what_the_others_leave() {
     member.stop().await;
 }
 
-/// Wherever a wait for the slow one began again with each record that it finished, the other would
-/// get its turn only at the end.
+/// If each finished record of the slow partition restarted the wait for it, the other would get its
+/// turn only at the end.
 #[tokio::test]
 async fn a_slow_partition_that_moves_on_holds_up_no_other() {
     let mut stage = Stage::new(2).await;
@@ -203,7 +203,7 @@ async fn a_partition_that_was_paused_when_it_went_is_read_on_when_it_comes_back(
     };
     let gate = Gate::closed();
     let member = start(&gate);
-    // It gets to the end of the one only because it has paused the others.
+    // It finishes one partition only because it has paused the others.
     member.until_outcomes(200).await;
 
     let never = Gate::closed();

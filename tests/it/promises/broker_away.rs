@@ -71,7 +71,7 @@ async fn an_account_that_may_not_use_its_group_is_told_what_to_do() {
         waits_for.iter().any(|reason| reason.contains("may not use the group")).then_some(())
     })
     .await;
-    // It is let in as soon as it may.
+    // It joins as soon as it is allowed to.
     member.until_outcomes(1).await;
     until("readiness to be well again", async || {
         member.pulse().read().waits_for.is_empty().then_some(())

@@ -1,5 +1,5 @@
-//! Behaviour section 8.2: a claim that another record holds is in flight, not done: it is waited
-//! for, and only then the second copy is a duplicate.
+//! Behaviour section 8.2: a claim that another record holds is in flight, not done. The second copy
+//! waits for it, and only then is a duplicate.
 
 use crm_event_processors::engine::{Failure, Outcome};
 

@@ -1,7 +1,7 @@
 //! The engine's promises (behaviour section 8), one module each, against real brokers.
 //!
-//! Most run a [`stage::Scripted`] consumer, whose work does what the test says, in a real engine;
-//! those that need the whole way of a change run the daemon itself, as a process that can be killed.
+//! Most run a [`stage::Scripted`] consumer in a real engine; the test scripts its work. Those that
+//! need a change's whole way run the daemon as a process that can be killed.
 
 mod beginnings;
 mod bounded_memory;

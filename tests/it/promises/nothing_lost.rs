@@ -1,5 +1,5 @@
-//! Behaviour sections 8.1 and 8.2: killed between any two steps, nothing is lost, and only what was
-//! in flight is repeated, with the same event id.
+//! Behaviour sections 8.1 and 8.2: after a kill between any two steps nothing is lost. Only work in
+//! flight is repeated, with the same event id.
 
 use std::sync::{Arc, Mutex};
 
@@ -38,7 +38,7 @@ async fn killed_after_the_claim_the_record_knows_its_claim_and_what_passed_it_is
     world.fake.define("calc_currency_for_source", move |arguments| {
         let id = arguments.get("p_source_id").and_then(Value::as_str).unwrap_or_default();
         let mut refused = refuse.lock().expect("not poisoned");
-        // The next one to come is the victim.
+        // The first purchase to come is the victim.
         if refused.get_or_insert_with(|| id.to_owned()) == id {
             return Reply::error(503, "PGRST002", "no schema cache");
         }
@@ -130,7 +130,7 @@ async fn a_static_member_killed_while_it_gives_partitions_up_leaves_none_without
         world.purchase().await;
     }
     world.fake.until(|log| !log.posts.is_empty()).await;
-    // The first is now to give half of them up, and keeps them as long as it waits for Inngest.
+    // The first member must now give up half of them, but keeps them while it waits for Inngest.
     let (_two, log) = world
         .environment
         .clone()
@@ -141,7 +141,7 @@ async fn a_static_member_killed_while_it_gives_partitions_up_leaves_none_without
     one.kill();
     world.fake.heal(Endpoint::Post);
 
-    // The broker gives it back the half that it was to keep, and tells nobody of the other half.
+    // The broker returns the half that it was to keep, and mentions the other half to nobody.
     let _one = world.start();
     for _ in 0..PARTITIONS {
         let id = world.purchase().await;

@@ -1,5 +1,5 @@
-//! Behaviour section 8.4: a dependency that is away is waited for; a record that is at fault is set
-//! aside, whole, and only then committed.
+//! Behaviour section 8.4: a dependency that is away is waited for. A record at fault becomes a dead
+//! letter, whole, and only then is committed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ async fn a_dependency_that_is_away_is_waited_for_and_nothing_is_set_aside() {
     stage.settings.retry.poison_after = Duration::ZERO;
     stage.send(&[(0, "a", "1"), (0, "b", "2"), (0, "a", "3")]).await;
     let dependency = stage.breakers.get("dependency");
-    // Away until a record has failed more often than would do for poison, were others answered.
+    // It stays away until a record has failed often enough to be poison, if others were answered.
     let script = Arc::clone(&dependency);
     let member = stage.start(move |call| {
         let dependency = Arc::clone(&script);
@@ -136,7 +136,7 @@ async fn a_flood_of_dead_letters_is_held_and_goes_on_when_one_of_it_passes() {
         waits_for.iter().any(named).then_some(())
     })
     .await;
-    // Tried again and again in vain, none of them is set aside.
+    // They are retried in vain, and none becomes a dead letter.
     let held = |seen: &Seen| seen.retries.iter().filter(|r| r.2 == "dead_letters_held").count();
     member.until("some that were tried", |seen| held(seen) > 20).await;
     mended.store(true, Ordering::Relaxed);

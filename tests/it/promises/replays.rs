@@ -1,5 +1,5 @@
-//! Behaviour section 8.2: a change that this group has finished is recognised however late it comes
-//! again, without any claim; and no true change is taken for one.
+//! Behaviour section 8.2: a finished change is recognised without any claim, however late it comes
+//! again. No true change is taken for a replay.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -88,7 +88,7 @@ fn whatever_ends_first_every_finished_change_is_known_and_no_true_change_is_take
     }
 }
 
-/// The purchases of a recording, debits apart: those wait for an original that is not there.
+/// The purchases of a recording without debits, since their originals would be missing.
 fn purchases(name: &str) -> Vec<Recorded> {
     let debit = |record: &Recorded| {
         let value = record.value.as_deref().unwrap_or_default();
@@ -99,7 +99,7 @@ fn purchases(name: &str) -> Vec<Recorded> {
         .collect()
 }
 
-/// Where each copy's original stands, by index.
+/// The index of each copy's original.
 fn copies(records: &[Recorded]) -> Vec<(usize, usize)> {
     let mut first = HashMap::new();
     let mut copies = Vec::new();
@@ -140,7 +140,7 @@ async fn copies_that_come_after_a_restart_and_without_claims_send_nothing() {
         .filter(|(original, _)| *original < copy)
         .map(|(_, copy)| &records[*copy])
         .collect();
-    // Only the last stretch before the copies: the rest says the same and takes its time.
+    // Only the last stretch before the copies, to save time: the rest proves the same.
     let originals = &originals[originals.len().saturating_sub(400)..];
     assert!(!again.is_empty() && !originals.is_empty());
 

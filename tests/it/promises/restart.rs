@@ -20,7 +20,7 @@ async fn what_lies_above_the_committable_offset_is_not_repeated_and_its_metadata
     let records: Vec<(i32, &str, &str)> = keys.iter().map(|key| (0, &**key, "work")).collect();
     stage.send(&records).await;
 
-    // Every other record waits: the worst that a map of completed offsets can be asked to hold.
+    // Every other record waits: the worst case for a map of completed offsets.
     let member = stage.start(async |call| match call.offset % 2 {
         0 => Err(Failure::Wait { until: Instant::now() + NEVER, reason: "told_to" }),
         _ => Ok(Outcome::Sent),

@@ -1,4 +1,4 @@
-//! What the promises are played on: a topic, a group, and a consumer whose work the test scripts.
+//! The promises' surroundings: a topic, a group, and a consumer whose work the test scripts.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -34,10 +34,10 @@ use test_support::kafka::{committed, create_topic, produce};
 use test_support::services::kafka;
 use test_support::{PATIENCE, unique};
 
-/// Bytes that the work of a value which begins with `keeps` keeps.
+/// Bytes that work keeps if its value begins with `keeps`.
 pub(super) const KEPT: usize = 10_000;
 
-/// A time that no test lives to see.
+/// Longer than any test lasts.
 pub(super) const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// One call of a script.
@@ -137,7 +137,7 @@ impl Scripted {
     }
 }
 
-/// A door that work stops at until the test opens it.
+/// A door where work waits until the test opens it.
 #[derive(Clone)]
 pub(super) struct Gate {
     open: watch::Sender<bool>,
@@ -160,7 +160,7 @@ impl Gate {
         open.wait_for(|open| *open).await.expect("the gate outlives its visitors");
     }
 
-    /// Waits until so many have come to the gate.
+    /// Waits until this many have come to the gate.
     pub(super) async fn until_waiting(&self, visitors: usize) {
         let mut waiting = self.waiting.subscribe();
         let all = waiting.wait_for(|waiting| *waiting >= visitors);
@@ -176,7 +176,7 @@ pub(super) async fn with_client_retries<T>(what: &str, future: impl Future<Outpu
     }
 }
 
-/// Claims in memory, which say nothing to what would mark one done, while told to.
+/// Claims in memory that, on request, do not answer when a claim is to be marked done.
 #[derive(Clone)]
 pub(super) struct Silent {
     claims: Arc<MemoryStore>,
@@ -189,7 +189,7 @@ impl Silent {
         self.silent.send_replace(silent);
     }
 
-    /// Waits until so many would have been marked.
+    /// Waits until this many would have been marked.
     pub(super) async fn until_asked(&self, times: usize) {
         let mut asked = self.asked.subscribe();
         let all = asked.wait_for(|asked| *asked >= times);
@@ -218,7 +218,7 @@ impl Store for Silent {
     }
 }
 
-/// What an engine told its observer.
+/// What an engine reported to its observer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     /// Outcomes in order, by topic, partition and offset.
@@ -268,12 +268,12 @@ impl Observer for Watch {
     }
 }
 
-/// A topic with its group, and what engines on it are told. Tests change what they need.
+/// A topic with its group, and the settings of engines on it. Tests change what they need.
 pub(super) struct Stage {
     pub(super) kafka: config::Kafka,
     pub(super) settings: Settings,
     pub(super) topic: String,
-    /// Whether each value is worked on under a claim of its name.
+    /// Whether work on each value holds a claim of its name.
     pub(super) claiming: bool,
     pub(super) store: Silent,
     pub(super) breakers: Arc<Breakers>,
@@ -284,7 +284,7 @@ pub(super) const BACKOFF: Backoff =
     Backoff { base: Duration::from_millis(10), max: Duration::from_millis(50) };
 
 impl Stage {
-    /// A topic of so many partitions on the shared Kafka, and a dead letter topic.
+    /// A topic with this many partitions on the shared Kafka, and a dead letter topic.
     pub(super) async fn new(partitions: i32) -> Self {
         let stage = Self::bare(kafka());
         create_topic(kafka(), &stage.topic, partitions).await;
@@ -292,7 +292,7 @@ impl Stage {
         stage
     }
 
-    /// Names on the cluster at `bootstrap`; no topic is made.
+    /// Names on the cluster at `bootstrap`; creates no topic.
     pub(super) fn bare(bootstrap: &str) -> Self {
         let topic = unique("stage");
         let store = Silent {
@@ -447,7 +447,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Waits until what was seen satisfies a condition, and answers what was seen.
+    /// Waits until what was seen satisfies a condition, and returns it.
     pub(super) async fn until(&self, what: &str, mut seen: impl FnMut(&Seen) -> bool) -> Seen {
         let mut watch = self.watch.0.subscribe();
         let reached = with_client_retries(what, watch.wait_for(|now| seen(now))).await;
@@ -463,7 +463,7 @@ impl Member {
         self.watch.0.borrow().clone()
     }
 
-    /// Waits until so many waits were given up, because of a stop or a revoke.
+    /// Waits until this many waits were given up, because of a stop or a revoke.
     pub(super) async fn until_given_up(&self, count: usize) {
         let mut given_up = self.consumer.given_up.subscribe();
         let reached =
@@ -480,7 +480,7 @@ impl Member {
         self.stop.cancel();
     }
 
-    /// Drops it midway.
+    /// Aborts it midway.
     pub(super) fn abort(&self) {
         self.task.abort();
     }

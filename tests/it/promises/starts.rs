@@ -115,7 +115,7 @@ async fn a_position_that_retention_passes_while_it_runs_is_found_again_and_the_l
         }
     });
     gate.until_waiting(1).await;
-    // Full for longer than its patience it pauses, which throws away what was fetched ahead.
+    // Full for too long, the partition is paused, which drops what was fetched ahead.
     let full = Instant::now();
     until("the partition to be paused", async || {
         (member.pulse().read().beat > full + TURNOVER * 3).then_some(())
@@ -135,7 +135,7 @@ async fn a_position_that_retention_passes_while_it_runs_is_found_again_and_the_l
 #[tokio::test]
 async fn a_topic_that_is_made_anew_while_it_is_consumed_is_read_from_its_beginning() {
     let mut stage = Stage::new(1).await;
-    // The client hears nothing of the deletion.
+    // So rarely that the client does not notice the deletion.
     stage.kafka.metadata_refresh = Duration::from_secs(3_600);
     stage.send(&[(0, "a", "old"); 9]).await;
     let member = stage.start(async |_| Ok(Outcome::Sent));
@@ -158,7 +158,7 @@ async fn a_topic_that_is_made_anew_while_it_is_consumed_is_read_from_its_beginni
     member.stop().await;
 }
 
-/// Commits for the group, which nobody is in, as a daemon did that saw the log otherwise.
+/// Commits for the group while it has no member, like a daemon that saw another log.
 async fn commit(stage: &Stage, offset: i64, metadata: String) {
     let (topic, group) = (stage.topic.clone(), stage.settings.group.clone());
     let committed = tokio::task::spawn_blocking(move || {
@@ -199,7 +199,7 @@ async fn a_log_that_was_cut_back_goes_on_at_the_first_record_not_older_than_the_
 async fn offsets_that_a_tool_translated_mark_nothing_as_done() {
     let stage = Stage::new(1).await;
     stage.send(&[(0, "a", "1"); 8]).await;
-    // Of the original's log, in which everything but the first of these was finished.
+    // These offsets are of the original's log, where all of them but the first were finished.
     let completed = OffsetMap::from_ascending(21..28);
     let text = metadata::encode(20, Log::default(), &ReplayIndex::default(), &completed);
     commit(&stage, 2, text).await;
@@ -214,7 +214,7 @@ async fn offsets_that_a_tool_translated_mark_nothing_as_done() {
 async fn a_topic_that_was_made_anew_while_nobody_looked_is_read_from_its_beginning() {
     let stage = Stage::new(1).await;
     let member = stage.start(async |_| Ok(Outcome::Sent));
-    // The id comes with the first commit after it was asked for.
+    // The first commit after the broker has answered with the topic's id names it.
     until("a commit that names its topic", async || {
         stage.send(&[(0, "a", "old")]).await;
         let (offset, text) = stage.committed().await.remove(&0)?;
@@ -237,7 +237,7 @@ async fn a_topic_that_was_made_anew_while_nobody_looked_is_read_from_its_beginni
         stage.committed().await.is_empty().then_some(())
     })
     .await;
-    // A commit that was on its way comes after that.
+    // A late commit of the old topic's offset comes after the new records.
     let count = usize::try_from(offset).expect("a small number") + 2;
     stage.send(&vec![(0, "a", "new"); count]).await;
     commit(&stage, offset, text).await;
@@ -276,7 +276,7 @@ async fn a_log_that_is_cut_back_while_it_is_consumed_goes_on_where_it_was_cut() 
         cut_back(&log, 6);
         cluster.start(1);
     });
-    // More than was cut, so that what comes next lies within the log again.
+    // More records than were cut, so that the old position lies within the log again.
     for _ in 0..8 {
         stage.send(&[(0, "a", "2")]).await;
     }

@@ -138,7 +138,7 @@ async fn what_is_done_and_only_lacks_the_word_of_its_claim_is_committed_at_a_rev
 #[tokio::test]
 async fn an_engine_that_is_dropped_midway_leaves_its_group() {
     let mut stage = Stage::new(1).await;
-    // Longer than the test waits: the second must not have to sit the first one's session out.
+    // Longer than the test: the second member must not wait for the first one's session to end.
     stage.kafka.session_timeout = Duration::from_secs(300);
     stage.send(&[(0, "a", "work")]).await;
     let gate = Gate::closed();

@@ -11,7 +11,7 @@ use test_support::kafka::{committed, create_topic, produce, read_topic};
 use test_support::services::{kafka, redis};
 use test_support::{unique, until};
 
-/// A topic of purchases, and what the daemon is told.
+/// A topic of purchases, and the daemon's settings.
 pub(super) struct World {
     pub(super) fake: Fake,
     pub(super) topic: String,
@@ -27,7 +27,7 @@ impl World {
         Self::with_partitions(1).await
     }
 
-    /// An empty topic of purchases with so many partitions, which they go to in turn.
+    /// An empty topic with this many partitions, which purchases go to in turn.
     pub(super) async fn with_partitions(partitions: i32) -> Self {
         let prefix = unique("crash");
         let topic = format!("{prefix}.purchase_ledger");
@@ -35,7 +35,7 @@ impl World {
         let options = Options { keep_data: true, ..Options::default() };
         let fake = Fake::start(options).await.expect("a fake");
         let environment = Environment::new(kafka(), redis(), fake.url(), &prefix)
-            // A static member that was killed goes on at once; another would wait for its session.
+            // After a kill a static member goes on at once; another waits for its session.
             .with("KAFKA_INSTANCE_ID", "one")
             .with("COMMIT_INTERVAL", "50ms")
             .with("BACKOFF_BASE", "10ms")
@@ -85,7 +85,7 @@ impl World {
     /// Sends the change of a completed purchase, and answers its id.
     pub(super) async fn purchase(&mut self) -> String {
         self.purchases += 1;
-        // The fake answers no rows for some, as the real function does; those make no event.
+        // For some ids the fake answers no rows, like the real function: no event.
         let id = std::iter::repeat_with(|| {
             format!("{:08x}-0000-4000-8000-{:012x}", fastrand::u32(..), self.purchases)
         })
@@ -100,7 +100,7 @@ impl World {
         id
     }
 
-    /// A change of a purchase with a time that is none.
+    /// A change of a purchase with an invalid time.
     pub(super) fn malformed(&mut self) -> Recorded {
         self.purchases += 1;
         let (key, value) = completed_purchase("malformed", self.purchases);
@@ -117,12 +117,12 @@ impl World {
         }
     }
 
-    /// How many records were set aside.
+    /// How many records became dead letters.
     pub(super) async fn letters(&self) -> usize {
         read_topic(kafka(), &format!("{}.dlq", self.prefix)).await.len()
     }
 
-    /// How often the award of a purchase was stored, and whether all of it was the same each time.
+    /// How often a purchase's award was stored. All copies must be the same.
     pub(super) fn awards(&self, id: &str) -> usize {
         let event_id = award(id);
         self.fake.inspect(|log| {
@@ -151,7 +151,7 @@ impl World {
         until(&what, async || (self.committed().await == offset).then_some(())).await;
     }
 
-    /// What stands at the claim of a purchase's award.
+    /// The value of the claim of a purchase's award.
     pub(super) async fn claim(&self, id: &str) -> Option<String> {
         let mut connection = connection().await;
         let pattern = format!("*award:purchase:{id}");

@@ -11,25 +11,25 @@ pub(crate) struct Canary {
 }
 
 impl Canary {
-    /// A random value. What stands between its halves looks different in every encoding, the
-    /// halves themselves stay as they are in text, JSON, and behind percent signs.
+    /// A random value. The text between its halves looks different in every encoding, but the
+    /// halves stay the same in text, in JSON and in percent-encoding.
     pub(crate) fn new(what: &'static str) -> Self {
         let half = || format!("{:016x}", fastrand::u64(..));
         Self { what, halves: [half(), half()] }
     }
 
-    /// A value that somebody else made, of sixteen hexadecimal digits at least.
+    /// A value made elsewhere, of sixteen hexadecimal digits at least.
     pub(crate) fn known(what: &'static str, value: &str) -> Self {
         let (first, second) = value.split_at(value.len() / 2);
         Self { what, halves: [first.to_owned(), second.to_owned()] }
     }
 
-    /// As it is set.
+    /// The value as it is set.
     pub(crate) fn value(&self) -> String {
         self.halves.join("+/")
     }
 
-    /// As it stands in a URL.
+    /// The value as it stands in a URL.
     pub(crate) fn encoded(&self) -> String {
         self.halves.join("%2B%2F")
     }
@@ -44,8 +44,8 @@ impl Canary {
         let mut forms = vec![self.uuid()];
         for half in &self.halves {
             forms.push(half.clone());
-            // Base64 looks different for each of three places that a text can begin at; the ends
-            // depend on what stands beside it.
+            // Base64 depends on which of three places a text begins at, and its ends on the
+            // neighbouring text.
             for before in 0..3 {
                 let text = BASE64.encode([&vec![0; before], half.as_bytes()].concat());
                 forms.push(text[4..text.len() - 4].to_owned());

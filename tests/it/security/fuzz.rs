@@ -49,7 +49,7 @@ const KINDS: [&str; 12] = [
     "command",
 ];
 
-/// The longest error text; it goes into a header and a line of the log.
+/// The longest error text. It goes into a header and a log line.
 const MAX_MESSAGE: usize = 1024;
 
 fn corpus() -> Vec<Recorded> {
@@ -83,7 +83,7 @@ fn corpus() -> Vec<Recorded> {
             r#"{"platform":"lazada","shop_id":7,"order_sn":"A1","order_status":"PAID"}"#,
         ),
     ];
-    // As often as the rest, so that commands are a tenth of all.
+    // Repeated, so that there is one command for every ten other records.
     for (topic, value) in commands.iter().cycle().take(records.len() / 10) {
         records.push(Recorded {
             topic: (*topic).to_owned(),
@@ -117,7 +117,7 @@ fn consumers() -> Vec<(Vec<String>, Arc<dyn AnyConsumer>)> {
     CONSUMERS.iter().map(|entry| (commands(entry), (entry.build)(&parts))).collect()
 }
 
-/// What was found, to see that the cases are worth something.
+/// Counts that show whether the cases are worth something.
 #[derive(Default)]
 struct Tally {
     outcomes: BTreeMap<&'static str, u64>,
@@ -217,7 +217,7 @@ fn check_decision(decision: &Value, tally: &mut Tally) {
     }
 }
 
-/// Asks for everything that a row can be asked for.
+/// Reads everything that a row offers.
 fn check_row(row: &Row<'_>, tally: &mut Tally) {
     let columns: Vec<String> = row.columns().map(|(name, _)| name.to_owned()).collect();
     // Looking a column up takes as long as there are columns, and no rule asks for all of them.
@@ -250,7 +250,7 @@ fn check_row(row: &Row<'_>, tally: &mut Tally) {
     for (column, value) in whole(&row.event_data()) {
         if value.get().starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
             let sent = BigDecimal::from_str(value.get()).expect("a number");
-            // What the other side makes of it.
+            // The number as the receiver will read it.
             let taken: f64 = value.get().parse().expect("a number");
             let taken = BigDecimal::from_str(&format!("{taken:?}")).expect("a finite number");
             assert_eq!(sent, taken, "{column:.40}: a double changes it");
@@ -303,7 +303,7 @@ fn check_amounts(change: &Change<'_>) {
     }
 }
 
-/// One and the same change, bare, with a schema around it and behind the wire prefix.
+/// The same change bare, with a schema around it, and behind the wire prefix.
 fn check_packaging(record: &Recorded, change: &Change<'_>) {
     let Some(value) = record.value.as_deref().filter(|value| value[0] != 0) else { return };
     let prefixed = [&b"\0\0\0\0\x07"[..], value].concat();
@@ -322,7 +322,7 @@ fn check_packaging(record: &Recorded, change: &Change<'_>) {
 
 fn is_wrapped(value: &[u8]) -> bool {
     let top: Result<BTreeMap<String, &RawValue>, _> = serde_json::from_slice(value);
-    // Names that are no text are not looked at, and a row of nothing but `null` cannot be wrapped.
+    // Names that are not text are ignored, and a row of only `null` cannot be wrapped.
     top.map_or(true, |top| top.contains_key("schema") && top.contains_key("payload"))
 }
 
@@ -396,7 +396,7 @@ async fn spoilt_records_neither_panic_nor_mean_something_else() {
         peak_memory() / 1024,
         memory / 1024,
     );
-    // Other tests run beside this one; what a length in a record could ask for is far more.
+    // Other tests run beside this one. A length in a record could demand far more.
     assert!(peak_memory() < memory + 512 * 1024, "no record makes the process large");
     if cases >= CASES {
         assert!(tally.processed > cases / 50, "enough of them are worth deciding about");
@@ -412,7 +412,7 @@ fn whatever_stands_in_a_commits_metadata_is_read_or_ignored() {
     for _ in 0..setting("FUZZ_CASES").unwrap_or(CASES) {
         let mut bytes = vec![0; rng.usize(..200)];
         rng.fill(&mut bytes);
-        // Its own beginning, so that more than the first look is taken.
+        // It begins like real metadata, so that more than the first check is reached.
         let committable = rng.i64(0..1 << 62);
         let (log, replay_index, completed) = Default::default();
         let own = metadata::encode(committable, log, &replay_index, &completed);
@@ -425,7 +425,7 @@ fn whatever_stands_in_a_commits_metadata_is_read_or_ignored() {
     }
 }
 
-/// What is read is written as something that can be read.
+/// Whatever is read can be written and read again.
 fn check_metadata(committable: i64, text: &str) {
     if let Ok(kept) = metadata::decode(committable, text) {
         let again = metadata::encode(committable, kept.log, &kept.replay_index, &kept.completed);

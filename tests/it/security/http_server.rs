@@ -1,4 +1,4 @@
-//! An HTTP server that behaves as it is told, well or badly.
+//! An HTTP server with scripted behaviour, good or bad.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +31,7 @@ pub(crate) struct HttpServer {
 }
 
 impl HttpServer {
-    /// A server that answers each request, whose head and number from 0 it is given, and closes.
+    /// A server that answers each request and closes. `answer` gets its head and number from 0.
     pub(crate) async fn start(
         answer: impl Fn(&str, usize) -> Answer + Send + Sync + 'static,
     ) -> Self {

@@ -1,5 +1,5 @@
-//! Peers that send too much, too slowly or without end: to the health endpoints, and as answers of
-//! the services that the daemon asks.
+//! Peers that send too much, too slowly or without end: clients of the health endpoints, and
+//! services that answer the daemon.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -18,7 +18,7 @@ use test_support::kafka::{committed, create_topic, produce, read_topic};
 use test_support::mock::Mock;
 use test_support::{services, unique, until};
 
-/// A daemon with nothing to do, for whoever wants to talk to it.
+/// A daemon with nothing to do, which anyone can talk to.
 async fn idle(health: &Health) -> (Mock, Daemon) {
     let broker = Mock::start();
     let environment =
@@ -66,7 +66,7 @@ async fn the_health_endpoints_take_short_requests_and_nothing_else() {
             let refused = answer.is_empty() || answer.starts_with("HTTP/1.1 4");
             assert!(refused, "{what}: {answer:.100}");
         }
-        // A body is not waited for, and not read.
+        // The daemon neither waits for a body nor reads it.
         let head = "GET /livez HTTP/1.1\r\nContent-Length: 9999999999\r\n\r\n";
         let answer = told(format!("{head}{long}").as_bytes());
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 200"), "{answer:.100}");
@@ -118,7 +118,7 @@ const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 const GZIP: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n";
 const FAILED: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\n\r\n";
 
-/// An answer that would fill the memory of whoever reads all of it.
+/// An answer that would fill the memory of a client that reads all of it.
 fn too_much(number: usize) -> Answer {
     let more = b" ".repeat(1 << 16);
     match number % 7 {
@@ -132,7 +132,7 @@ fn too_much(number: usize) -> Answer {
     }
 }
 
-/// Sixteen MiB of zeros, as a server would send them that was not asked to compress.
+/// Sixteen MiB of zeros, from a server that compresses without being asked to.
 fn gzip_of_nothing() -> Vec<u8> {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     gzip.write_all(&vec![0; 16 << 20]).expect("memory takes it");
@@ -203,7 +203,7 @@ async fn a_cached_value_that_is_too_large_is_not_read() {
     cache.set(&key, "{\"a\":\"ü\"}", life).await;
     assert_eq!(cache.get(&key).await.as_deref(), Some("{\"a\":\"ü\"}"));
     for (bytes, read) in [(64 << 10, true), ((64 << 10) + 1, false), (16 << 20, false)] {
-        // Made there, so that it need not be sent.
+        // Created inside Redis, so that it need not be sent.
         let _: usize = other.setrange(&key, bytes - 1, "x").await.expect("Redis answers");
         assert_eq!(cache.get(&key).await.is_some(), read, "{bytes} bytes");
     }

@@ -1,4 +1,4 @@
-//! TLS, accounts, secrets that stay secret, and peers that mean no good.
+//! TLS, accounts, secrets that stay secret, and malicious peers.
 
 mod canary;
 mod fuzz;
@@ -13,8 +13,8 @@ use std::sync::OnceLock;
 
 use test_support::services;
 
-/// A Kafka and a Redis that speak TLS and ask for an account, and plainly too, for the test's own
-/// look at them. Shared, and ends with this process.
+/// A Kafka and a Redis that speak TLS and require an account, and also speak plainly, for the
+/// test's own checks. Shared; ends with this process.
 pub(crate) struct Secure(BTreeMap<String, String>);
 
 impl Secure {
@@ -56,7 +56,7 @@ impl Secure {
         self.get("TEST_PASSWORD")
     }
 
-    /// The file of the authority that nobody else knows.
+    /// The file of the authority that no system trusts.
     pub(crate) fn ca(&self) -> &str {
         self.get("TEST_CA")
     }

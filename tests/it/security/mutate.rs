@@ -1,10 +1,10 @@
-//! Records spoilt at random, by bytes and by their JSON, each way from a number that repeats it.
+//! Records spoilt at random, in their bytes and JSON. The same number spoils in the same way.
 
 use std::ops::Range;
 
 use fastrand::Rng;
 
-/// What may stand where something else stood.
+/// Values that may replace others.
 const VALUES: &[&str] = &[
     "null",
     "true",
@@ -63,7 +63,7 @@ const VALUES: &[&str] = &[
     "\"[\\\"18446744073709551615\\\",\\\"0\\\"]\"",
 ];
 
-/// What a name may become: those that decide what a record is.
+/// Names that may replace others: they decide what a record is.
 const NAMES: &[&str] = &[
     "op",
     "before",
@@ -98,7 +98,7 @@ const NAMES: &[&str] = &[
     "a\\nb",
 ];
 
-/// What may stand before a record: wire prefixes and the first bytes of compressed data.
+/// Bytes that may come before a record: wire prefixes and beginnings of compressed data.
 const PREFIXES: &[&[u8]] = &[
     b"\0\0\0\0\x01",
     b"\0\xff\xff\xff\xff\0",
@@ -110,7 +110,7 @@ const PREFIXES: &[&[u8]] = &[
     b" \n\t",
 ];
 
-/// Spoils `bytes` in one way; `other` is what a piece may be taken from.
+/// Spoils `bytes` in one way; pieces may come from `other`.
 pub(super) fn spoil(bytes: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
     match rng.u8(..16) {
         0 => {
@@ -159,7 +159,7 @@ fn spoil_json(bytes: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
             rng.choice(found.iter()).map_or_else(Vec::new, |range| from[range.clone()].to_vec())
         }
         3 => number(&bytes[token.clone()], rng),
-        // A member twice, or gone.
+        // A member is doubled or removed.
         4 if is_name => {
             let end = member_end(bytes, &token);
             let member = bytes[token.start..end].to_vec();
@@ -190,7 +190,7 @@ fn number(token: &[u8], rng: &mut Rng) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Rarely so deep that recursion would not survive it.
+/// Rarely so deep that recursion would overflow.
 fn nested(rng: &mut Rng) -> Vec<u8> {
     let depth = if rng.u8(..) == 0 { 50_000 } else { rng.usize(..200) };
     let (open, close) = if rng.bool() { ("[", "]") } else { ("{\"a\":", "}") };

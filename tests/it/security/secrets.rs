@@ -1,5 +1,5 @@
-//! No secret and nothing of a record is ever shown: not in logs at their loudest, errors, metrics,
-//! readiness, nor by `check`, whatever the servers answer.
+//! No secret and nothing of a record is ever shown, whatever the servers answer: not in logs at
+//! their loudest, errors, metrics or readiness, nor by `check`.
 
 use std::process::Output;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use test_support::http::Health;
 use test_support::kafka::{create_topic, produce, read_topic};
 use test_support::{unique, until, until_within};
 
-/// Everything that can be logged, of the daemon and of what it is built from.
+/// Everything that the daemon and its libraries can log.
 const LOUDEST: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,librdkafka=trace,rdkafka=trace,\
                        reqwest=trace,rustls=trace,redis=trace,tokio=trace";
 
@@ -57,7 +57,7 @@ impl Secrets {
         [kafka, redis, cache, supabase, inngest, key_password, keystore, proxy]
     }
 
-    /// A configuration that holds all of them; nobody listens where it points to.
+    /// A configuration that holds all of them. Nobody listens at its addresses.
     fn environment(&self) -> Environment {
         let nobody = "127.0.0.1:9";
         let redis = |secret: &Canary| format!("rediss://me:{}@{nobody}/0", secret.encoded());
@@ -102,7 +102,7 @@ fn check_and_a_start_that_fails_show_no_secret() {
         assert!(output.status.success(), "{output:?}");
         secrets.none_in_output("check", &output);
     }
-    // Each secret where it makes its setting wrong.
+    // Each secret in a form that makes its setting invalid.
     let broken = |secret: &Canary| format!("{}\u{7}", secret.value());
     let userinfo = |secret: &Canary| format!("https://me:{}@host", secret.value());
     for (variable, value) in [
@@ -132,7 +132,7 @@ fn check_and_a_start_that_fails_show_no_secret() {
     }
 }
 
-/// What a server that repeats the request may answer: everything that it knows of the key.
+/// An answer that repeats everything the server knows of the key.
 fn repeating(request: &str, number: usize) -> Answer {
     let key = request
         .lines()
@@ -180,7 +180,7 @@ async fn a_server_that_repeats_the_key_has_it_taken_out_of_every_error() {
     for _ in 0..20 {
         let error = supabase.rpc("f", &json!({})).await.expect_err("it never answers well");
         secrets.none_in("an error of Supabase", &format!("{error} {error:?}"));
-        // A success without sense is success enough for it.
+        // A broadcast counts any success, even without a sensible answer.
         if let Err(error) = supabase.broadcast(&json!({})).await {
             secrets.none_in("an error of Supabase", &format!("{error} {error:?}"));
         }
@@ -220,7 +220,7 @@ async fn a_server_that_repeats_the_key_has_it_taken_out_of_every_error() {
     secrets.none_in("the client of Inngest", &format!("{inngest:?} {config:?}"));
 }
 
-/// Somebody's data, as records hold it.
+/// A person's data, as records hold it.
 struct Person {
     user: Canary,
     email: Canary,

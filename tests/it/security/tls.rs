@@ -44,7 +44,7 @@ impl Drop for Https {
     }
 }
 
-/// A topic of orders with one that is well and one that is none, and who waits for them.
+/// A topic with a valid order and an invalid one, and their consumer.
 struct Orders {
     services: &'static Secure,
     fake: Fake,
@@ -98,7 +98,7 @@ impl Orders {
         committed.get(&0).map(|(next, _)| *next)
     }
 
-    /// Lets a daemon run until both records are done, and looks at what became of them.
+    /// Runs a daemon until both records are finished, and checks their outcomes.
     async fn delivered(&self, environment: &Environment) {
         let daemon = environment.start();
         until("both records to be committed", async || {
@@ -118,7 +118,7 @@ impl Orders {
         assert_eq!(kind.and_then(|kind| kind.value), Some(&b"invalid_json"[..]));
     }
 
-    /// How many claims of this group are kept.
+    /// How many claims this group has.
     async fn claims(&self) -> usize {
         let client = redis::Client::open(self.services.redis()).expect("an address");
         let mut connection =
@@ -128,8 +128,8 @@ impl Orders {
         keys.len()
     }
 
-    /// A daemon that cannot reach what it needs: it says why in one line of its log and in
-    /// readiness, takes that for an outage, and ends nothing.
+    /// A daemon that cannot reach what it needs says why in one log line and in readiness, treats
+    /// it as an outage, and keeps running.
     async fn refused(&self, environment: &Environment, told: &[&str]) {
         let health = Health::free();
         let environment = environment.clone().with("HTTP_LISTEN", health.listen());
@@ -179,7 +179,7 @@ async fn a_broker_that_cannot_be_trusted_or_joined_is_an_outage_that_tells_what_
     let account = "KAFKA_API_KEY and KAFKA_API_SECRET";
     let wrong = secured.clone().with("KAFKA_API_SECRET", &unique("wrong"));
     orders.refused(&wrong, &["kafka: ", "Invalid username or password", account]).await;
-    // Without the private authority the system's are trusted, which do not know this one.
+    // Without the private authority only the system's are trusted.
     let unknown = orders.with_account(orders.environment(services.kafka_tls(), services.redis()));
     orders.refused(&unknown, &["kafka: ", "certificate verify failed", "SSL_CERT_FILE"]).await;
     let plain = orders.environment(services.kafka_tls(), services.redis());
@@ -233,7 +233,7 @@ async fn supabase_and_inngest_are_trusted_by_the_same_file() {
         .with("BACKOFF_MAX", "100ms");
     for (environment, told) in [
         (environment.clone(), "SSL_CERT_FILE must name the authority"),
-        // Its page is no answer, but it was read.
+        // The page is not a valid answer, but it was read.
         (
             environment.with("SSL_CERT_FILE", services.ca()),
             "answered 200 with something that is not",

@@ -21,7 +21,7 @@ const PARTITIONS: i32 = 6;
 const TABLES: [&str; 2] = ["purchase_ledger", "wallet_ledger"];
 const HOUR_MS: i64 = 60 * 60 * 1000;
 
-/// What the database was asked, and a gate that one member's evaluations wait behind.
+/// Requests to the database, and a gate that one member's evaluations wait at.
 #[derive(Default)]
 pub(crate) struct Seen {
     evaluated: Mutex<BTreeMap<String, usize>>,
@@ -31,8 +31,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Notes what `fake` is asked from now on. Evaluations are answered by `answer`, of a user
-    /// and a merchant.
+    /// Records `fake`'s requests from now on. `answer` answers evaluations by user and merchant.
     pub(crate) fn of(
         fake: &Fake,
         answer: impl Fn(&str, &str) -> Value + Send + Sync + 'static,
@@ -79,7 +78,7 @@ impl Seen {
     }
 }
 
-/// A daemon's surroundings, with topics of their own.
+/// A daemon's surroundings, with their own topics.
 struct Scene {
     brokers: &'static str,
     prefix: String,
@@ -93,7 +92,7 @@ fn text<'a>(arguments: &'a serde_json::Map<String, Value>, name: &str) -> &'a st
 }
 
 impl Scene {
-    /// Evaluations are answered by `answer`, of a user and a merchant.
+    /// `answer` answers evaluations by user and merchant.
     async fn new(answer: impl Fn(&str, &str) -> Value + Send + Sync + 'static) -> Self {
         let options = Options { keep_data: true, ..Options::default() };
         let fake = Fake::start(options).await.expect("a fake");
@@ -146,8 +145,8 @@ impl Scene {
         kafka::produce(self.brokers, records).await;
     }
 
-    /// Adds a trigger of a user's of its own at the end of every partition, and returns when all of
-    /// these were evaluated: everything before them has been taken by then.
+    /// Adds a marker trigger of its own user at the end of every partition, and returns once all
+    /// were evaluated. Everything before them has been taken by then.
     async fn taken(&self) {
         let run = unique("marker");
         let markers: Vec<String> =
@@ -175,7 +174,7 @@ impl Scene {
         }
     }
 
-    /// Does in Redis what another process would do.
+    /// Performs an operation in Redis, as another process would.
     async fn elsewhere(&self, op: Op) -> Answer {
         let connection = connect(self.redis.url()).expect("a URL");
         let store = RedisStore::new(connection, Duration::from_secs(300));
@@ -316,7 +315,7 @@ async fn a_crash_during_an_evaluation_is_no_duplicate_and_does_not_wait_for_the_
 async fn after_a_crash_behind_an_accepted_upgrade_the_repeat_lets_it_settle() {
     const SETTLE: Duration = Duration::from_secs(5);
     let scene = Scene::new(upgrade).await.with_topics().await;
-    // Accepted, but the daemon does not learn it.
+    // The event is accepted, but the daemon does not learn it.
     scene.fake.fail(Endpoint::Post, Fault::HandledThenReset, Lasting::UntilHealed);
     let daemon = scene.environment("5s").start();
     scene.trigger("purchase_ledger", 0, "upgraded").await;
@@ -355,8 +354,8 @@ pub(crate) fn members_of_the_load() -> BTreeSet<String> {
         .collect()
 }
 
-/// Checks that every member was evaluated and acted on as [`tier_status`] answers, and nobody else.
-/// Answers the number of evaluations.
+/// Checks that exactly these members were evaluated and acted on as [`tier_status`] answers.
+/// Returns the number of evaluations.
 pub(crate) fn verify(members: &BTreeSet<String>, seen: &Seen, log: &Log) -> usize {
     let expected = |action: &dyn Fn(&Value) -> bool| -> BTreeSet<&String> {
         let of = |member: &&String| {

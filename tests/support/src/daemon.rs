@@ -1,4 +1,4 @@
-//! The daemon as a process of its own, so that it can be killed as a machine kills it.
+//! The daemon as a process of its own, so that a test can kill it the way a machine would.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use super::{PATIENCE, Signal, send_signal, until};
 
-/// The real daemon. Cargo builds it for the tests of its package and puts it above them.
+/// The real daemon. Cargo builds it for this package's tests, in the folder above them.
 ///
 /// # Panics
-/// When this is no such test.
+/// When the caller is not such a test.
 #[must_use]
 pub fn program() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a file");
@@ -25,7 +25,7 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// A daemon's environment: nothing of the test's own but what is named.
+/// A daemon's environment: only named variables, nothing of the test's own.
 #[derive(Debug, Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
@@ -108,7 +108,7 @@ impl Environment {
         self.command(program()).args(arguments).output().expect("the daemon runs")
     }
 
-    /// How `program`, the daemon or one built like it, is started in this environment.
+    /// The command that starts `program`, the daemon or a similar one, in this environment.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env_clear().envs(&self.0).stdin(Stdio::null());
@@ -146,7 +146,7 @@ impl Log {
         self.lines.lock().expect("not poisoned").clone()
     }
 
-    /// All of it, of a daemon that has ended.
+    /// The whole log of a daemon that has ended.
     pub fn whole(self) -> String {
         self.reader.join().expect("the log is read");
         self.lines.lock().expect("not poisoned").join("\n")
@@ -162,7 +162,7 @@ impl Daemon {
         self.0.id()
     }
 
-    /// Ends it without any warning, and waits until it is gone.
+    /// Kills it, and waits until it is gone.
     pub fn kill(mut self) {
         self.end().expect("the daemon is killed");
     }
@@ -209,7 +209,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Gone already, when the test ended it.
+        // Fails if the test has ended it already.
         self.end().ok();
     }
 }

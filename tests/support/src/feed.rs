@@ -1,4 +1,4 @@
-//! Recordings fed into real topics, and waiting until a group has done with them.
+//! Feeds recordings into real topics, and waits until a group has finished them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use rdkafka::producer::FutureRecord;
 
 use super::{kafka, until_within};
 
-/// A busy machine and a build without optimisation may take their time; only a failure takes this
-/// long.
+/// Long, because a busy machine with an unoptimised build takes its time. Only a failure waits to
+/// the end.
 const BACKLOG_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Tables whose topics a daemon may ask for.

@@ -10,8 +10,8 @@ use super::until;
 /// The health endpoints of one daemon.
 pub struct Health {
     address: String,
-    /// The same port of UDP, which no daemon wants: who holds it has the port to itself, also
-    /// before its daemon listens and among other test programs.
+    /// The same port of UDP, which no daemon uses. It reserves the number against other test
+    /// programs, also before the daemon listens.
     _reserved: UdpSocket,
 }
 
@@ -43,7 +43,7 @@ impl Health {
         Some((status, answer.text().await.expect("a body")))
     }
 
-    /// Status and what each consumer is up to, by its name.
+    /// The status, and each consumer's state by its name.
     pub async fn readiness(&self) -> Option<(u16, BTreeMap<String, Value>)> {
         let (status, body) = self.get("/readyz").await?;
         let line = |line| {
@@ -53,7 +53,7 @@ impl Health {
         Some((status, body.lines().map(line).collect()))
     }
 
-    /// What `/metrics` tells, asked until it tells something.
+    /// `/metrics`, queried until it answers.
     pub async fn metrics(&self) -> Metrics {
         let text = until("metrics", async || self.get("/metrics").await).await.1;
         Metrics(text)
@@ -64,7 +64,7 @@ impl Health {
 pub struct Metrics(String);
 
 impl Metrics {
-    /// Whether it tells of `name` at all.
+    /// Whether it has `name` at all.
     pub fn tells_of(&self, name: &str) -> bool {
         let sample = format!("# TYPE {name} ");
         self.0.lines().any(|line| line.starts_with(&sample))

@@ -1,4 +1,4 @@
-//! What tests do with a Kafka besides running the daemon on it. All of it panics on an error: a test has no plan B.
+//! What tests do with a Kafka besides running the daemon on it. Everything panics on an error.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ pub fn client(brokers: &str) -> ClientConfig {
     config
 }
 
-/// Makes a topic and returns when each of its partitions has a leader.
+/// Creates a topic, and returns once each of its partitions has a leader.
 pub async fn create_topic(brokers: &str, name: &str, partitions: i32) {
     ask_for_topic(brokers, name, partitions).await.expect("the topic is created");
     until_led(brokers, name, partitions).await;
@@ -54,7 +54,7 @@ async fn ask_for_topic(brokers: &str, name: &str, partitions: i32) -> Result<(),
     results.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code))
 }
 
-/// Waits until there is such a topic and each of its partitions has a leader.
+/// Waits until the topic exists and each of its partitions has a leader.
 pub async fn until_led(brokers: &str, name: &str, partitions: i32) {
     until("leaders of a new topic", async || {
         let (brokers, name) = (brokers.to_owned(), name.to_owned());
@@ -69,7 +69,7 @@ pub async fn until_led(brokers: &str, name: &str, partitions: i32) {
     .await;
 }
 
-/// Sends the records in order, all at once, and waits for every acknowledgement; answers their (partition, offset).
+/// Sends the records in order, all at once. Once acknowledged, returns their (partition, offset).
 pub async fn produce<'a>(
     brokers: &str,
     records: impl IntoIterator<Item = FutureRecord<'a, [u8], [u8]>>,
@@ -129,11 +129,11 @@ pub async fn read_topic(brokers: &str, topic: &str) -> Vec<OwnedMessage> {
             );
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(record)) => records.push(record.detach()),
-                // The end is an error without the topic's name; gaps in the offsets make it the only reliable sign.
+                // Offsets have gaps, so only this error marks the end. It does not name the topic.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open.remove(&partition);
                 }
-                // A broker that a test has stopped; its partitions are read from another.
+                // A test has stopped this broker; the partitions are read from another.
                 Some(Err(KafkaError::MessageConsumption(
                     RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown,
                 ))) => {}
@@ -208,7 +208,7 @@ pub async fn ends(brokers: &str, topic: &str) -> BTreeMap<i32, i64> {
     .expect("the ends are read")
 }
 
-/// Partitions of the topic that have a leader; none when there is no such topic.
+/// Partitions of the topic that have a leader; none if the topic does not exist.
 fn led_partitions(consumer: &BaseConsumer, topic: &str) -> BTreeSet<i32> {
     let metadata =
         consumer.fetch_metadata(Some(topic), PATIENCE).expect("the broker answers with metadata");

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 pub use rustix::process::Signal;
 
-/// Longest that a test waits for anything; only a failure takes this long.
+/// The longest that a test waits for anything. Only a failure takes this long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A name that no other test, process or run uses: for topics, groups and Redis keys.
@@ -23,17 +23,17 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}-{:016x}", fastrand::u64(..))
 }
 
-/// Sends a signal to a process, by a call: not every machine has a program that does.
+/// Sends a signal to a process. Uses a system call, since not every machine has a program for it.
 ///
 /// # Errors
-/// Where there is no such process, or it is not ours to signal.
+/// When there is no such process, or it is not ours to signal.
 pub fn send_signal(pid: u32, signal: Signal) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no process id"))?;
     Ok(rustix::process::kill_process(pid, signal)?)
 }
 
-/// Asks `probe` until it answers `Some`, for at most [`PATIENCE`].
+/// Calls `probe` until it returns `Some`, for at most [`PATIENCE`].
 ///
 /// # Panics
 /// At the deadline, naming `what` was waited for.

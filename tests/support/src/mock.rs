@@ -9,8 +9,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 type Task =
     Box<dyn FnOnce(&MockCluster<'static, rdkafka::producer::DefaultProducerContext>) + Send>;
 
-/// A cluster of one broker, on a thread of its own: it must not leave the one that made it.
-/// Ends when dropped. A group's first join takes three seconds there.
+/// A cluster of one broker, on a thread of its own, because it must stay on the thread that made
+/// it. Ends when dropped. There a group's first join takes three seconds.
 pub struct Mock {
     tasks: mpsc::Sender<Task>,
     bootstrap: String,
@@ -37,17 +37,17 @@ impl Mock {
         self.run(move |cluster| cluster.create_topic(&name, partitions, 1).expect("a topic"));
     }
 
-    /// Its broker goes: connections end, new ones are refused.
+    /// Stops its broker: connections end, new ones are refused.
     pub fn down(&self) {
         self.run(|cluster| cluster.broker_down(1).expect("the broker goes"));
     }
 
-    /// Its broker comes back with all that it had.
+    /// Starts its broker again with all its data.
     pub fn up(&self) {
         self.run(|cluster| cluster.broker_up(1).expect("the broker comes back"));
     }
 
-    /// A partition has no leader, or its broker is one again.
+    /// Takes a partition's leader away, or gives it back.
     pub fn lead(&self, topic: &str, partition: i32, led: bool) {
         let (topic, leader) = (topic.to_owned(), led.then_some(1));
         self.run(move |cluster| {
@@ -55,7 +55,7 @@ impl Mock {
         });
     }
 
-    /// The next requests of one kind, whoever sends them, are answered with this error.
+    /// Answers the next requests of one kind, whoever sends them, with this error.
     pub fn refuse(&self, api: RDKafkaApiKey, error: RDKafkaRespErr, times: usize) {
         self.run(move |cluster| cluster.request_errors(api, &vec![error; times]));
     }

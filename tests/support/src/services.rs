@@ -44,8 +44,8 @@ pub fn redis() -> &'static str {
 /// URL of the shared PostgreSQL, as its superuser: `TEST_POSTGRES`, else one of our own. Blocks
 /// while it starts.
 ///
-/// Tests make databases of their own. What belongs to the server and not to a database (roles,
-/// replication slots) is there once: a server that is given must be without those of `config/`.
+/// Tests make databases of their own. Roles and replication slots belong to the server and exist
+/// once: a given server must not have those of `config/` yet.
 pub fn postgres() -> &'static str {
     static POSTGRES: Shared<String> = Shared::new();
     shared::<String>(&POSTGRES, "postgres", "TEST_POSTGRES", || match postgres_door() {

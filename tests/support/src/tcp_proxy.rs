@@ -1,4 +1,4 @@
-//! A way to a server that can go silent, or lead elsewhere.
+//! A proxy to a server. It can go silent, or lead elsewhere.
 
 use std::sync::{Arc, Mutex};
 
@@ -31,7 +31,7 @@ impl TcpProxy {
                     tokio::select! {
                         // Either side may go at any time.
                         _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        // Held open, and nothing passes any more.
+                        // The connection is held open, but passes nothing.
                         _ = silenced.changed() => std::future::pending().await,
                     }
                 });
@@ -45,7 +45,7 @@ impl TcpProxy {
         &self.address
     }
 
-    /// Connections that are there stay open, but nothing passes through them any more.
+    /// Open connections stay open, but nothing passes through them any more.
     pub fn silence(&self) {
         self.silence.send_replace(());
     }

@@ -11,11 +11,11 @@ pub(super) type Cents = i64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Merchant {
     Now,
-    /// An hour later: after the test.
+    /// An hour later, so after the test.
     Hour,
     /// On another day at nine.
     Day,
-    /// A minute later: while the test runs.
+    /// A minute later, so during the test.
     Minute,
 }
 
@@ -30,7 +30,7 @@ impl Merchant {
         self != Self::Now
     }
 
-    /// Itself, and what it earns.
+    /// The merchant's rows: itself, and what its purchases earn.
     pub(super) fn insert(self) -> String {
         let id = self.id();
         let settings = match self {
@@ -65,7 +65,7 @@ pub(super) enum Style {
     OneSession,
     /// Each in a session of its own, at once.
     Sessions,
-    /// Each in a session of its own; they begin in the play's order and commit in the opposite one.
+    /// Each in a session of its own, begun in the play's order and committed in reverse.
     Overlapping,
 }
 
@@ -80,7 +80,7 @@ pub(super) enum Op {
     /// The purchase is made, with this status.
     Buy(&'static str),
     Turn(&'static str),
-    /// A change of the purchase that means nothing.
+    /// A change of the purchase without meaning.
     Edit,
     /// A debit row is made, with this status.
     Debit(usize, &'static str),
@@ -103,10 +103,10 @@ pub(super) struct Outcome {
     pub(super) left: Cents,
     /// What the debits of the latest award take.
     pub(super) taken: Cents,
-    /// Times that all of it was taken back.
+    /// How often all of it was taken back.
     pub(super) wholes: u32,
     pub(super) whole: bool,
-    /// Times that it came to count.
+    /// How often it came to count.
     pub(super) awards: u32,
     /// It counts at the end, so its award cannot have been calculated too late.
     pub(super) counts: bool,
@@ -126,16 +126,16 @@ pub(super) struct Play {
     /// Those up to `born` come before the rest, whatever the style.
     pub(super) ops: Vec<Op>,
     pub(super) born: usize,
-    /// So many at the end come after the rest.
+    /// This many at the end come after the rest.
     pub(super) tail: usize,
-    /// What is left, where it is not what the ops say by themselves.
+    /// What is left, if the ops do not say so by themselves.
     pub(super) left: Option<Cents>,
-    /// Rows (0: the purchase, else a debit counted from 1) that are set aside, and why; empty: for
-    /// whatever reason.
+    /// Rows that become dead letters (0: the purchase, else a debit counted from 1), and why;
+    /// empty: for any reason.
     pub(super) letters: Vec<(usize, &'static str)>,
 }
 
-/// What is done before the next step may be.
+/// A step's effects are complete before the next step may run.
 pub(super) enum Step {
     One(String),
     /// Sessions at once.
@@ -176,7 +176,7 @@ impl Play {
         row.checked_sub(1).map_or(&self.id, |debit| &self.debits[debit].id)
     }
 
-    /// What the ops come to, if these debits (counted from 0) are set aside.
+    /// The ops' outcome if these debits (counted from 0) become dead letters.
     pub(super) fn outcome(&self, set_aside: &BTreeSet<usize>) -> Outcome {
         let (mut status, mut found) = ("", Outcome::default());
         let mut counted = set_aside.clone();
@@ -257,7 +257,7 @@ impl Play {
         }
     }
 
-    /// Its transaction number is made of its id.
+    /// Its transaction number is derived from its id.
     fn insert(&self, id: &str, amount: Cents, status: &str, kind: &str) -> String {
         let original = if kind == "debit" { format!("'T-{}'", self.id) } else { "NULL".to_owned() };
         let (merchant, user) = (self.merchant.id(), &self.user);

@@ -1,5 +1,5 @@
-//! Where the plays are played: a database, a connector, a daemon that may be killed, and what
-//! stands behind it.
+//! The plays' surroundings: a database, a connector, a daemon that may be killed, and the services
+//! behind it.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,10 +23,10 @@ use test_support::{feed, kafka, services, unique, until};
 const TABLES: [&str; 3] = ["purchase_ledger", "referral_ledger", "mission_claims"];
 /// Plays that are played at once.
 const AT_ONCE: usize = 6;
-/// A cancel waits so long after its award.
+/// How long after its award a cancel waits.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Which requests a trip is among.
+/// The kind of request that a trip waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Redis,
@@ -46,12 +46,12 @@ pub(super) struct Stage {
     redis: services::Redis,
     to_redis: Tripwire,
     to_http: Tripwire,
-    /// Connections for sessions at once.
+    /// Idle connections for parallel sessions.
     idle: Mutex<Vec<Vec<Client>>>,
 }
 
 impl Stage {
-    /// Starts all of it; topics have so many partitions.
+    /// Starts everything; topics have `partitions` partitions.
     pub(super) async fn start(partitions: i32) -> Self {
         let (brokers, prefix) = (services::kafka(), unique("refunds"));
         let (redis, database) = (services::Redis::own(), another().await);
@@ -69,7 +69,7 @@ impl Stage {
         let environment = Environment::new(brokers, &redis_url, &http_url, &prefix)
             .with("CDC_TOPIC_PREFIX", &format!("{prefix}.public"))
             .with("KAFKA_METADATA_REFRESH", "1s")
-            // A killed one's partitions are free at once.
+            // The partitions of a killed daemon are free at once.
             .with("KAFKA_INSTANCE_ID", &prefix)
             .with("INNGEST_CANCEL_SETTLE", &format!("{}s", SETTLE.as_secs()))
             .with("CURRENCY_ORIGINAL_PATIENCE", "2s")
@@ -121,7 +121,7 @@ impl Stage {
         }
     }
 
-    /// Runs a daemon until it comes to a request, and kills it there; false when it has none left.
+    /// Runs a daemon and kills it at this request; false if it finishes without one.
     pub(super) async fn crash_at(&mut self, way: Way, trip: Trip) -> bool {
         self.run_daemon();
         let wire = if way == Way::Redis { &self.to_redis } else { &self.to_http };
@@ -145,7 +145,7 @@ impl Stage {
         assert_eq!(&answer, b"+OK\r\n");
     }
 
-    /// Waits until no cancel would come too soon for its award if Redis knew nothing any more.
+    /// Waits until no cancel could come too soon for its award, even if Redis forgot everything.
     pub(super) async fn settled_awards(&self) {
         until("the awards to settle", async || {
             let last = self.fake.inspect(|log| log.events.last().map(|event| event.at));
@@ -219,8 +219,8 @@ impl Stage {
         self.workflows.handled(events).await
     }
 
-    /// Waits until all that is committed by now lies in Kafka: a code that nobody ever gets comes
-    /// after it.
+    /// Waits until all that is committed so far is in Kafka. A code that nobody gets comes after it
+    /// as a marker.
     pub(super) async fn streamed(&self) {
         let code = format!("{:016x}", fastrand::u64(..));
         self.sql(&format!(

@@ -42,8 +42,8 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     orders(last).into_iter().flat_map(insert).collect()
 }
 
-/// Every order, once for each table of shares. What else there is to choose differs from play to
-/// play and from `act` to act, so that the acts together have every pair of it.
+/// Every order, once for each table of shares. The other choices vary from play to play and from
+/// `act` to act, so that the acts together cover every pair of them.
 pub(super) fn permutations(act: u64, merchants: &[Merchant]) -> Vec<Play> {
     let mut plays = Vec::new();
     for (shares, amount, debits) in SHARES {
@@ -62,14 +62,14 @@ pub(super) fn permutations(act: u64, merchants: &[Merchant]) -> Vec<Play> {
     plays
 }
 
-/// Half of them: the other half where the act's number is odd instead of even.
+/// Half of the plays: for an odd `act` the other half.
 pub(super) fn every_other(act: u64, merchants: &[Merchant]) -> Vec<Play> {
     let plays = permutations(act, merchants).into_iter().enumerate();
     let half = plays.filter(|(number, _)| *number as u64 % 2 == act % 2);
     half.map(|(_, play)| play).collect()
 }
 
-/// In `order` the highest number stands for the whole where there are more numbers than debits.
+/// If `order` has more numbers than there are debits, the highest stands for the whole.
 fn permutation(
     name: String,
     amount: Cents,
@@ -184,20 +184,20 @@ const LIVES: [(&str, &[Cents], &[Op]); 15] = [
     ),
 ];
 
-/// A debit right after its purchase counts once more, which may be handled before that and then
-/// counts for the award before: the rows alone do not tell. Behaviour section 3 says so.
+/// A debit comes right after its purchase counts once more. If it is handled first, it counts for
+/// the award before: the rows alone do not tell (behaviour section 3).
 const RACE: &str = "a debit, again, and a debit";
 
-/// Those lives that end the same whatever is handled first, at each of these merchants.
+/// Lives that end the same in any order of handling, at each of these merchants.
 pub(super) fn steady_lives(merchants: &[Merchant]) -> Vec<Play> {
     let mut plays = lives(merchants);
     plays.retain(|play| !play.name.starts_with(RACE));
     plays
 }
 
-/// Those lives of which Redis may forget all. A purchase that was taken back while its award slept
-/// leaves no trace in the wallet: when it counts once more and only its present state is known, its
-/// award takes the same id again, which Inngest drops. Behaviour section 3 says so.
+/// Lives of which Redis may forget everything. A purchase taken back while its award slept leaves
+/// no trace in the wallet. If it counts once more and only its present state is known, its award
+/// takes the same id again, which Inngest drops (behaviour section 3).
 pub(super) fn forgettable_lives(merchants: &[Merchant], whole_before: bool) -> Vec<Play> {
     let mut plays = lives(merchants);
     let sleeps = |play: &Play| play.merchant != Merchant::Now;
@@ -210,7 +210,7 @@ pub(super) fn lives(merchants: &[Merchant]) -> Vec<Play> {
     LIVES.iter().flat_map(|(name, debits, ops)| special(name, debits, ops, merchants)).collect()
 }
 
-/// A row of another kind that a debit could be taken for one of: same number, made at another time.
+/// A row that a debit could wrongly match: same number, created at another time.
 const TWIN: &str = "INSERT INTO purchase_ledger (merchant_id, user_id, transaction_number, transaction_date, \
     total_amount, final_amount, status, created_at) \
     VALUES ('{merchant}', NULL, 'T-{id}', now(), 40, 40, 'completed', ";

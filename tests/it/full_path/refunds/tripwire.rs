@@ -1,4 +1,4 @@
-//! A way to a server that stops at a chosen request: before the server sees it, or before its answer comes back.
+//! A proxy that stops at a chosen request: before the server gets it, or before its answer returns.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,16 +12,16 @@ use tokio::task::AbortHandle;
 pub(super) struct Trip {
     /// What the request contains.
     pub(super) text: &'static str,
-    /// The how many-th that does, from 1.
+    /// Which of these requests it is, counted from 1.
     pub(super) nth: u32,
-    /// Whether the server gets it.
+    /// Whether the server gets this request.
     pub(super) handled: bool,
 }
 
 /// What the connections share.
 struct Wire {
     armed: Mutex<Option<Trip>>,
-    /// Once it has stopped nothing passes, until it is armed again.
+    /// Once stopped, nothing passes until it is armed again.
     stopped: watch::Sender<bool>,
 }
 

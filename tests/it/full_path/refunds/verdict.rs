@@ -1,4 +1,4 @@
-//! What came of the plays: balances in the wallet, shares in the events, and dead letters, play by
+//! The plays' results: balances in the wallet, shares in the events, and dead letters, play by
 //! play.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::play::{Cents, Op, Play};
 use super::stage::Stage;
 
-/// How far off per cents of six places may be when four of them are added up.
+/// The rounding error of four percentages of six places.
 const ROUNDED: f64 = 0.000_004;
 
 /// One event id with its data; copies were compared.
@@ -34,10 +34,10 @@ pub(super) struct Act {
     pub(super) emptied: bool,
 }
 
-/// Compares all plays with what came of them.
+/// Compares all plays with their results.
 ///
 /// # Panics
-/// With everything that is wrong.
+/// If anything is wrong, with all of it.
 pub(super) async fn judge(stage: &Stage, acts: &[Act]) {
     let forgotten = acts.iter().filter(|act| act.emptied).flat_map(|act| &act.plays);
     let forgotten: BTreeSet<&str> = forgotten.map(|play| &*play.id).collect();
@@ -138,7 +138,7 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// Those of its rows; answers how many dead letters there may be of them.
+    /// Notes the dead letters of this play's rows, and returns how many it may have.
     fn letters(&mut self, letters: &[(String, String)]) -> usize {
         let mut found = 0;
         for row in 0..=self.play.debits.len() {
@@ -168,7 +168,7 @@ impl Case<'_> {
         let set_aside: BTreeSet<_> =
             self.letters.iter().filter_map(|row| row.checked_sub(1)).collect();
         let outcome = self.play.outcome(&set_aside);
-        // What does not count any more when its award is calculated earns nothing.
+        // A purchase that no longer counts when its award is calculated earns nothing.
         let never = !outcome.counts && self.sent.awards.is_empty();
         let left = if never {
             0
@@ -176,7 +176,7 @@ impl Case<'_> {
         {
             outcome.left
         } else {
-            // A debit that is set aside takes nothing yet, and others leave it its room.
+            // A debit that is a dead letter takes nothing yet, and others leave room for it.
             #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
             let taken = (self.play.amount as f64 * self.percent() / 100.0).round() as Cents;
             self.play.amount - taken
@@ -195,7 +195,7 @@ impl Case<'_> {
         self.sent.reverses.iter().map(percent).sum::<f64>() + 0.0
     }
 
-    /// What the events take, whatever a wallet would make of it.
+    /// Checks the events' shares, whatever a wallet would make of them.
     fn shares(&mut self) {
         let sum = self.percent();
         let outcome = self.play.outcome(&BTreeSet::new());

@@ -1,4 +1,4 @@
-//! Services in containers, by testcontainers, where a Docker engine of this machine answers.
+//! Services in containers, by testcontainers, if a Docker engine of this machine answers.
 //!
 //! The images are those of `docker-compose.yml`. Containers share a network, so that Kafka Connect finds the others by
 //! name, and are reached from here at 127.0.0.1.
@@ -28,21 +28,21 @@ const REDIS: (&str, &str) = ("redis", "7.4.11-alpine");
 const POSTGRES: (&str, &str) = ("postgres", "15.19-bookworm");
 const CONNECT: (&str, &str) = ("quay.io/debezium/connect", "3.6.3.Final");
 
-/// The label by which containers are found, with [`RUN`] as its value: one that is empty would be left out.
+/// The label that marks our containers, with [`RUN`] as its value: an empty one would be left out.
 const LABEL: &str = "crm-event-processors.tests";
 
-/// This process's network, and how its containers' names begin.
+/// The name of this process's network, and the prefix of its containers' names.
 static RUN: LazyLock<String> = LazyLock::new(|| unique("crm-event-processors-tests"));
 
-/// Lives as long as the client of testcontainers, which is one for the process.
+/// Lives as long as the client of testcontainers, which exists once in a process.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 });
 
-/// How Kafka Connect's container finds the broker.
+/// The port on which Kafka Connect's container reaches the broker.
 const INSIDE_PORT: u16 = 9094;
 
-/// Whether an engine answers: the command alone is none.
+/// Whether an engine answers: the command may exist without one.
 pub(super) fn engine_answers() -> bool {
     static ANSWERS: OnceLock<bool> = OnceLock::new();
     *ANSWERS.get_or_init(|| {
@@ -116,7 +116,7 @@ pub(super) fn postgres() -> String {
     url
 }
 
-/// Beside Kafka and PostgreSQL in containers of their own.
+/// Kafka and PostgreSQL run in containers of their own beside it.
 pub(super) fn connect() -> Connect {
     let port = free_port();
     let url = format!("http://127.0.0.1:{port}");
@@ -168,7 +168,7 @@ fn start(
         let container = request.start().await.unwrap_or_else(|error| {
             panic!("the engine answers, but {service} does not start in a container: {error}")
         });
-        // Dropped, it would be removed.
+        // Dropping it would remove the container.
         std::mem::forget(container);
         until(&format!("{service} in its container"), answers).await;
     });
@@ -195,7 +195,7 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-/// Runs to the end, also where a runtime is running already.
+/// Runs a task to its end, also inside a runtime.
 fn block_on<T: Send>(task: impl AsyncFnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(|| RUNTIME.block_on(task())).join())
         .unwrap_or_else(|panic| resume_unwind(panic))

@@ -10,12 +10,12 @@ use tokio_postgres::config::Host;
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../services");
 
-/// Starts a service; answers what `up` exports as `variable`.
+/// Starts a service, and returns what `up` exports as `variable`.
 pub(super) fn shared(service: &str, variable: &str) -> Result<String, String> {
     exported(up(&[service])?, variable)
 }
 
-/// Starts Kafka Connect on a Kafka that runs.
+/// Starts Kafka Connect on a running Kafka.
 pub(super) fn connect(kafka: &str) -> Result<String, String> {
     exported(script("up", &until_we_exit(&["connect"]), &[("TEST_KAFKA", kafka)])?, "TEST_CONNECT")
 }
@@ -42,7 +42,7 @@ fn until_we_exit(arguments: &[&str]) -> Vec<String> {
     ["--until-parent-exits".to_owned(), own_process].into_iter().chain(arguments).collect()
 }
 
-/// Runs `up` or `down` with these arguments; answers as [`up`].
+/// Runs `up` or `down` with these arguments; returns the same as [`up`].
 pub fn script(
     name: &str,
     arguments: &[impl AsRef<std::ffi::OsStr>],
@@ -71,7 +71,7 @@ pub fn script(
 struct Run(String);
 
 impl Run {
-    /// Starts services; answers the run, and the address that is exported as `variable`.
+    /// Starts services. Returns the run, and the address that is exported as `variable`.
     fn start(arguments: &[&str], variable: &str) -> (Self, String) {
         let mut exports = up(arguments).expect("`tests/services/up` starts services of our own");
         let mut take = |name| exports.remove(name).expect("`up` exports what it started");
@@ -135,8 +135,8 @@ impl Redis {
     }
 }
 
-/// A Kafka cluster for one test that stops and kills its brokers: of three, topics have three copies, of which two must
-/// be in step. Ends when dropped.
+/// A Kafka cluster for one test that stops and kills its brokers. With three brokers, topics have
+/// three copies, and two must be in sync. Ends when dropped.
 ///
 /// Its methods block for seconds.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts so many brokers, numbered from 1, on ports of their own and empty.
+    /// Starts this many brokers, numbered from 1, empty and on ports of their own.
     pub fn own(brokers: u8) -> Self {
         let (run, bootstrap) =
             Run::start(&["--brokers", &brokers.to_string(), "kafka"], "TEST_KAFKA");
@@ -168,12 +168,12 @@ impl Cluster {
         self.run.down(&["--kill", &format!("kafka-{broker}")]);
     }
 
-    /// Stops a broker, which hands what it leads to the others first.
+    /// Stops a broker, which hands its partitions over first.
     pub fn stop(&self, broker: u8) {
         self.run.down(&[&format!("kafka-{broker}")]);
     }
 
-    /// Starts a broker again, with what it had; does nothing when it runs.
+    /// Starts a broker again with its data. Does nothing if it runs.
     pub fn start(&self, broker: u8) {
         self.run.up(&format!("kafka-{broker}"));
     }

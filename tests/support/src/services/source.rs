@@ -11,10 +11,9 @@ pub(super) enum ServiceSource {
     Native,
 }
 
-/// The source of one service. `given` is its address in the environment; `native_run` tells that
-/// the environment comes from `tests/services/up`: what that did not start is started beside it in
-/// the same way, so that one run is not half in containers. The engine is asked only where its
-/// answer counts.
+/// The source of one service. `given` is its address in the environment. With `native_run` the
+/// environment comes from `tests/services/up`: a service missing there is started natively too, so
+/// that one run is not half in containers. The engine is asked only if its answer matters.
 pub(super) fn service_source(
     given: Option<String>,
     native_run: bool,
@@ -27,8 +26,8 @@ pub(super) fn service_source(
     }
 }
 
-/// Kafka Connect's source: in a container it would not reach a broker or a database of this
-/// machine, so it is in one only where both are.
+/// Kafka Connect's source. In a container it could not reach a broker or a database of this
+/// machine, so it runs in one only if both do.
 pub(super) fn connect_source(
     own: ServiceSource,
     kafka: &ServiceSource,
