@@ -10,7 +10,7 @@ pub(super) enum Kind {
     Text,
     Uuid,
     Decimal(Form),
-    /// With the unit of a number where a schema tells it. A column without time zone counts as UTC.
+    /// With the unit of a number if a schema names it. A column without time zone counts as UTC.
     Timestamp(Option<Unit>),
     Date,
     Integer,
@@ -26,8 +26,8 @@ pub(super) enum Kind {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Table {
     name: &'static str,
-    /// The primary key: what a delete tells the truth about under REPLICA IDENTITY DEFAULT, whatever
-    /// `message.key.columns` puts into the record's key.
+    /// The primary key. Under REPLICA IDENTITY DEFAULT only these columns of a delete are real,
+    /// whatever `message.key.columns` puts into the record's key.
     pub(super) primary_key: &'static [&'static str],
     columns: &'static [(&'static str, Kind)],
 }

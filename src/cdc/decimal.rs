@@ -1,4 +1,4 @@
-//! Exact decimals out of every form that a connector writes them in (behaviour section 2).
+//! Reads exact decimals from every form in which a connector writes them (behaviour section 2).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -8,39 +8,39 @@ use serde::Deserialize;
 
 use super::text::Text;
 
-/// In which form a column's numbers can come. A JSON number can come in any column.
+/// The form in which a column's numbers come. A JSON number can come in any column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// `numeric(p,s)` whose scale the configuration tells.
+    /// `numeric(p,s)` whose scale is configured.
     Configured,
     /// `numeric(p,s)` of this scale: decimal text or base64.
     Scale(u32),
-    /// `numeric(p,s)` of this scale whose schema says bytes: a string is base64, whatever its look.
+    /// `numeric(p,s)` of this scale whose schema says bytes: a string is always base64.
     Base64(u32),
     /// `numeric`: decimal text or `{scale, value}`, never bare base64.
     Unconstrained,
-    /// The schema says string, or the column is none of numbers: decimal text.
+    /// Decimal text: the schema says string, or the column is not numeric.
     Text,
 }
 
-/// How text is to be read that could be either: `1500` is a number, and base64 of another.
+/// How to read text that is both a decimal and base64: `1500` is a number, and base64 of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
     Decimal,
     Base64,
 }
 
-/// Why a column's JSON is no number.
+/// Why a column's JSON is not a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// `NaN`, `Infinity` or `-Infinity`: values of a `numeric` that no rule can use.
     NotFinite(&'static str),
-    /// In no form that its type can have.
+    /// Not in a form that its type allows.
     Unknown,
 }
 
-/// PostgreSQL's own limits are 131,072 digits before and 16,383 after the point. More is no number
-/// of a database, and printing `1e999999999` would take the process down.
+/// PostgreSQL allows 131,072 digits before the point and 16,383 after it. More cannot come from a
+/// database, and printing `1e999999999` would take the process down.
 const MAX_TEXT: usize = 150_000;
 const MAX_BYTES: usize = 65_536;
 const MAX_SCALE: i64 = 131_072;
@@ -52,9 +52,8 @@ struct Scaled<'a> {
     value: Text<'a>,
 }
 
-/// Reads a column's JSON. `either` is asked about text that could be a decimal or base64; nearly
-/// none can. The scale is never negative: a zero of scale -3 would print as `0000`, which is no
-/// JSON.
+/// Reads a column's JSON. `either` decides about text that could be a decimal or base64, which is
+/// rare. The scale is never negative: a zero of scale -3 would print as `0000`, which is not JSON.
 pub(super) fn decode(
     json: &str,
     form: Form,
@@ -72,7 +71,7 @@ fn read(json: &str, form: Form, either: impl Fn() -> Reading) -> Result<BigDecim
                 Form::Base64(scale) => from_base64(&text, scale.into()),
                 Form::Scale(scale) => match (look(&text), not_finite(&text)) {
                     (Look::Decimal, _) => from_text(&text),
-                    // No `numeric(p,s)` holds an infinity, whose text is base64, too.
+                    // `Infinity` is base64 as well, and no `numeric(p,s)` holds an infinity.
                     (Look::Base64, Some(_)) if either() == Reading::Base64 => {
                         from_base64(&text, scale.into())
                     }
@@ -101,11 +100,11 @@ fn read(json: &str, form: Form, either: impl Fn() -> Reading) -> Result<BigDecim
 /// What text of a `numeric(p,s)` looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// A decimal, and no base64: it has a point or a minus, or a length that base64 never has.
+    /// A decimal that cannot be base64: it has a point, a minus, or a length that base64 never has.
     Decimal,
     /// A decimal whose digits (and exponent) are base64 as well.
     Either,
-    /// Neither a decimal nor, perhaps, a number at all.
+    /// Not a decimal: base64, or not a number at all.
     Base64,
 }
 
@@ -117,7 +116,7 @@ fn look(text: &str) -> Look {
     }
 }
 
-/// By its name in SQL; Debezium's string mode has names of its own.
+/// The value's name in SQL. Debezium's string mode has names of its own.
 fn not_finite(text: &str) -> Option<&'static str> {
     match text {
         "NaN" | "NAN" => Some("NaN"),
@@ -127,8 +126,8 @@ fn not_finite(text: &str) -> Option<&'static str> {
     }
 }
 
-/// How a row's numerics are written, as far as this one of them tells. Text that could be either
-/// does not tell, and JSON numbers come in every mode.
+/// How a row's numerics are written, judged by one of them. `None` for text that could be either,
+/// and for JSON numbers, which come in every mode.
 pub(super) fn form_of(json: &str) -> Option<Reading> {
     match json.as_bytes().first()? {
         b'{' => Some(Reading::Base64),

@@ -15,14 +15,14 @@ use super::{
     Change, Decoded, Nothing, Op, Options, Record, Remark, Remarks, SourceId, Tombstones, wire,
 };
 
-/// All that Debezium puts beside the rows of an envelope.
+/// Every member that Debezium writes in an envelope.
 const ENVELOPE: &[&str] =
     &["before", "after", "source", "op", "ts_ms", "ts_us", "ts_ns", "transaction", "message"];
 
 /// Decodes a record of a change topic.
 ///
 /// # Errors
-/// The record is no change in any form of behaviour section 2; the error says what it is instead.
+/// The record is not a change in any form of behaviour section 2; the error says what it is.
 pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>, DecodeError> {
     let parts = Parts { record, options, key: key(record) };
     let Some(bytes) = wire::value(record)? else { return parts.tombstone() };
@@ -48,7 +48,7 @@ pub fn decode<'a>(record: &Record<'a>, options: &Options) -> Result<Decoded<'a>,
     if is_envelope(&top) { parts.envelope(&top, schema) } else { parts.flattened(top, schema) }
 }
 
-/// The columns of a record's key, whatever its value is; none where it is no object.
+/// The columns of a record's key, whatever its value holds. Empty if the key is not an object.
 #[must_use]
 pub fn decode_key<'a>(record: &Record<'a>, options: &Options) -> Row<'a> {
     let Ok((columns, schema)) = key(record) else { return Row::default() };
@@ -61,8 +61,8 @@ fn table_of(topic: &str) -> &str {
     topic.rsplit_once('.').map_or(topic, |(_, last)| last)
 }
 
-/// The table of a change. Where the change names none that a rule knows but the topic does, it is a
-/// partition that was routed to its parent's topic.
+/// The table of a change. The topic's table wins if a rule knows it but not the table that the
+/// change names: that one is a partition, routed to its parent's topic.
 fn table<'a>(told: Option<Cow<'a, str>>, topic: &'a str) -> Cow<'a, str> {
     let of_topic = table_of(topic);
     let is_known = |table: &str| Table::named(table).is_some();
@@ -72,8 +72,8 @@ fn table<'a>(told: Option<Cow<'a, str>>, topic: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// The record's key: its columns, and its schema where it brings one. No key is no column; the fields
-/// by which Debezium tells the tables of one topic apart are none either.
+/// The columns of the record's key, and its schema if it has one. A null key has no columns. The
+/// fields that Debezium adds to tell the tables of one topic apart are not columns.
 fn key<'a>(record: &Record<'a>) -> Result<(Columns<'a>, Option<&'a RawValue>), DecodeError> {
     let malformed = DecodeError::Malformed { place: "key", expected: "a JSON object" };
     let Some(bytes) = record.key else { return Ok((Columns::default(), None)) };
@@ -97,8 +97,8 @@ fn is_object(raw: &RawValue) -> bool {
     raw.get().starts_with('{')
 }
 
-/// Schema and payload of `{schema, payload}`. A row that happens to have two such columns holds no
-/// objects in them.
+/// Schema and payload of `{schema, payload}`. A row with two such columns is not mistaken for it:
+/// its columns hold no objects.
 fn wrapped<'a>(top: &Columns<'a>) -> Option<(&'a RawValue, &'a RawValue)> {
     let (schema, payload) = (top.get("schema")?, top.get("payload")?);
     let sound = |raw: &RawValue| is_object(raw) || raw.get() == "null";
@@ -115,9 +115,9 @@ fn is_marked(top: &Columns<'_>) -> bool {
     })
 }
 
-/// A flattened row may have columns named `op`, `after` or `source` of its own. What gives an envelope
-/// away is its `source` object, whatever else was added to it; one written without it has no member that
-/// Debezium does not know.
+/// A flattened row may have columns of its own named `op`, `after` or `source`. A `source` object
+/// marks an envelope, whatever else was added to it. An envelope without `source` has only members
+/// that Debezium knows.
 fn is_envelope(top: &Columns<'_>) -> bool {
     let row_or_null = |name| top.get(name).is_none_or(|raw| is_object(raw) || raw.get() == "null");
     let images = || top.has("before") || top.has("after");
@@ -143,8 +143,8 @@ struct Parts<'r, 'a> {
 }
 
 impl<'a> Parts<'_, 'a> {
-    /// Heartbeats and transaction markers have topics of their own, whose names are configurable; so
-    /// they are known by their members.
+    /// Heartbeats and transaction markers are recognised by their members, since the names of their
+    /// topics are configurable.
     fn sign_of_life(&self, top: &Columns<'a>) -> Option<Nothing> {
         let key_has = |name| self.key.as_ref().is_ok_and(|(key, _)| key.has(name));
         let heartbeat = top.0.len() == 1
@@ -165,7 +165,7 @@ impl<'a> Parts<'_, 'a> {
         self.record.headers.iter().find(|header| header.name == name)?.value
     }
 
-    /// No value at all: nothing, or the delete of the key, as configured. Without a key it names no row.
+    /// A null value: nothing, or a delete of the key, as configured. Without a key it names no row.
     fn tombstone(self) -> Result<Decoded<'a>, DecodeError> {
         let names_row = self.key.as_ref().map_or(true, |(key, _)| !key.0.is_empty());
         match self.options.tombstones {
@@ -174,7 +174,7 @@ impl<'a> Parts<'_, 'a> {
         }
     }
 
-    /// The four bytes `null`: what a delete becomes when ExtractNewRecordState has taken the row away.
+    /// The value is the four bytes `null`, which ExtractNewRecordState writes for a delete.
     fn deleted_key(self) -> Result<Decoded<'a>, DecodeError> {
         self.change(Op::Delete, Source::default(), Ok(None), None, None, None)
     }
@@ -205,13 +205,14 @@ impl<'a> Parts<'_, 'a> {
                 expected: "the row, which a create, update or read must have",
             });
         }
-        // `before` and `after` have one and the same type.
+        // One schema is enough: `before` and `after` have the same type.
         let schema = schema.map(|raw| Schema::new(raw, Some("after")));
         self.change(op, source, milliseconds(top.get("ts_ms")), row("before")?, after, schema)
     }
 
-    /// ExtractNewRecordState or `after.state.only`: the row, and members beginning with `__` if the
-    /// connector adds any. Without them only the key tells a row from any other JSON.
+    /// A row as ExtractNewRecordState or `after.state.only` writes it, with members beginning with
+    /// `__` if the connector adds any. Without them only the key distinguishes a row from other
+    /// JSON.
     fn flattened(
         self,
         top: Columns<'a>,
@@ -240,7 +241,7 @@ impl<'a> Parts<'_, 'a> {
             Some("t") => return Ok(Decoded::Nothing(Nothing::Truncate)),
             Some("u") => Op::Update,
             None if source.is_snapshot() => Op::Read,
-            // What happened is not told: an update without `before` is the most careful reading.
+            // The operation is unknown: an update without `before` is the most careful reading.
             None => Op::Update,
             Some(_) => return Err(DecodeError::UnknownOp),
         };
@@ -259,8 +260,8 @@ impl<'a> Parts<'_, 'a> {
         Ok(decoded)
     }
 
-    /// Whether it is the row that the key names: it has the key's columns, or those of the primary key
-    /// where others were added to it.
+    /// Whether the row has the columns of the record's key, or at least those of the primary key,
+    /// since the connector may add others to the key.
     fn is_row_of_key(&self, top: &Columns<'_>) -> bool {
         let Ok((key, _)) = &self.key else { return false };
         let same = |name: &str, raw: &RawValue| {
@@ -335,7 +336,7 @@ impl<'a> Parts<'_, 'a> {
     }
 }
 
-/// The first of these times in milliseconds that is one.
+/// The first of these times in milliseconds that is valid.
 fn first_time(times: [Option<i64>; 3]) -> Result<Timestamp, DecodeError> {
     let mut times = times.into_iter().flatten();
     times.find_map(|ms| Timestamp::from_millisecond(ms).ok()).ok_or(DecodeError::Malformed {
@@ -344,8 +345,8 @@ fn first_time(times: [Option<i64>; 3]) -> Result<Timestamp, DecodeError> {
     })
 }
 
-/// The key of a record whose own is none, or cannot be read for this reason: the primary key's columns
-/// of its row.
+/// The key of a record that has none, or whose key is unreadable for the reason `unread`: the
+/// primary key's columns of its row.
 fn key_of_row<'a>(
     op: Op,
     unread: Option<DecodeError>,
@@ -368,9 +369,9 @@ fn milliseconds(raw: Option<&RawValue>) -> Result<Option<i64>, Unknown> {
     }
 }
 
-/// Under REPLICA IDENTITY DEFAULT a `before` holds the key, and for all other columns null, defaults
-/// or zeros that were never in the row (behaviour section 2). An empty text in a uuid column gives that
-/// away, and so does a row in which nothing but the key says anything. Then only the key stays.
+/// Under REPLICA IDENTITY DEFAULT a `before` holds the key, and in all other columns nulls,
+/// defaults or zeros that were never in the row (behaviour section 2). Two signs reveal this: an
+/// empty text in a uuid column, or no value outside the key. Then only the key is kept.
 fn take_out_invented(before: &mut Row<'_>, key: &Row<'_>) -> bool {
     let primary_key = before.types.primary_key();
     let real = |name: &str| key.columns.has(name) || primary_key.contains(&name);

@@ -1,4 +1,4 @@
-//! Forms that the recordings do not hold.
+//! Forms that do not occur in the recordings.
 
 use serde_json::json;
 

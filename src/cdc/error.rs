@@ -30,13 +30,13 @@ impl fmt::Display for Part {
     }
 }
 
-/// A record that is no change and no command. It is the record's fault, never an outage.
+/// A record that is neither a change nor a command. It is the record's fault, never an outage.
 ///
 /// Messages name places and types but never contents: rows hold personal data.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// Behind the wire prefix lies Avro.
+    /// The payload after the wire prefix is Avro.
     #[error("{part} is Avro (schema id {schema_id}), which is not read here: set {} on the connector", .part.setting())]
     Avro {
         /// Key or value.
@@ -44,7 +44,7 @@ pub enum DecodeError {
         /// The schema registry's id from the wire prefix.
         schema_id: u32,
     },
-    /// Behind the wire prefix lies Protobuf.
+    /// The payload after the wire prefix is Protobuf.
     #[error("{part} is Protobuf (schema id {schema_id}), which is not read here: set {} on the connector", .part.setting())]
     Protobuf {
         /// Key or value.
@@ -52,7 +52,7 @@ pub enum DecodeError {
         /// The schema registry's id from the wire prefix.
         schema_id: u32,
     },
-    /// The bytes are no text.
+    /// The bytes are not UTF-8 text.
     #[error("{part} is not UTF-8 at byte {at}: set {} on the connector", .part.setting())]
     Utf8 {
         /// Key or value.
@@ -60,7 +60,7 @@ pub enum DecodeError {
         /// Offset of the first bad byte.
         at: usize,
     },
-    /// The text is no JSON, or has something behind it, or is cut off.
+    /// The text is not JSON, is cut off, or has something after the JSON.
     #[error("{part} is not valid JSON at line {line}, column {column}: {problem}")]
     Json {
         /// Key or value.
@@ -89,7 +89,7 @@ pub enum DecodeError {
     /// A delete without `before` whose key cannot be read names no row.
     #[error("key of a delete cannot be read, so the deleted row is not known: {0}")]
     DeleteWithoutKey(Box<DecodeError>),
-    /// The row does not have a column that a rule needs. That is not NULL.
+    /// The row lacks a column that a rule needs. A missing column is not NULL.
     #[error(
         "column {table}.{column} is not there: check the connector's column filters and the table's migrations"
     )]
@@ -109,7 +109,7 @@ pub enum DecodeError {
         /// What it should have been.
         expected: &'static str,
     },
-    /// A `numeric` that a rule needs holds a value that is no number.
+    /// A `numeric` that a rule needs holds a value that is not a number.
     #[error("column {table}.{column} is {value}, which no rule can use: correct the row")]
     NotFinite {
         /// Table, as far as it is known.
@@ -119,7 +119,7 @@ pub enum DecodeError {
         /// `NaN`, `Infinity` or `-Infinity`.
         value: &'static str,
     },
-    /// A dead letter that was produced to its topic again without the value that it lacks.
+    /// A dead letter whose value was left out for its size was produced to its topic again.
     #[error(
         "value was left out of this dead letter for its size: produce the record that lies at dlq.topic, dlq.partition and dlq.offset"
     )]

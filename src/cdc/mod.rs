@@ -1,7 +1,7 @@
 //! Decoding: from the bytes of a Kafka record to a [`Change`], a command, or [`Nothing`]. Pure.
 //!
-//! Debezium and the Connect worker around it write one and the same change in many ways, and nobody
-//! tells which one is coming (behaviour section 2). A record goes through these steps:
+//! Debezium and its Connect worker can write the same change in many ways, and a record does not
+//! say which (behaviour section 2). A record goes through these steps:
 //!
 //! 1. `wire`: the Confluent wire prefix, UTF-8, JSON; Avro and Protobuf are named and refused;
 //! 2. `envelope`: which form it is (bare envelope, `{schema, payload}`, flattened row) and its parts;
@@ -81,7 +81,7 @@ pub enum Decoded<'a> {
 /// Why a sound record holds no change (behaviour section 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Nothing {
-    /// A null value that is no delete: lets compaction forget the key; the delete came before it.
+    /// A null value that lets compaction forget the key. The delete itself came before it.
     Tombstone,
     /// `op: t`, the whole table was emptied.
     Truncate,
@@ -138,40 +138,40 @@ impl Op {
 pub struct Change<'a> {
     /// What happened.
     pub op: Op,
-    /// Table without its schema: as the change names it, else the last part of the topic. That, too,
-    /// where the change names none that a rule knows but the topic does: a partition's.
+    /// Table without its schema: as the change names it, else the last part of the topic. The topic
+    /// also wins if a rule knows its table but not the one that the change names, a partition.
     pub table: Cow<'a, str>,
     /// The row was read by a snapshot (also an incremental one), not captured from the log.
     pub snapshot: bool,
-    /// It may have been read by a snapshot: a flattened row that tells neither its operation nor
-    /// whether it was. `op` is then an update, and `SNAPSHOT_POLICY` applies to it all the same.
+    /// A flattened row that a snapshot may have read: neither its operation nor a snapshot is
+    /// named. `op` is then an update, and `SNAPSHOT_POLICY` applies to it all the same.
     pub maybe_snapshot: bool,
-    /// The columns of the record's key. Where it has none that can be read, the primary key's columns
-    /// of the row; empty when the table is not known either.
+    /// The columns of the record's key. Without a readable key, the primary key's columns of the
+    /// row; empty if the table is not known either.
     pub key: Row<'a>,
     /// The row before, without what Debezium invented (see `before_invented`). `None` when the
     /// record does not hold it: inserts, snapshots, and updates under REPLICA IDENTITY DEFAULT.
     pub before: Option<Row<'a>>,
     /// The row after; `None` exactly for deletes.
     pub after: Option<Row<'a>>,
-    /// Columns of `before` were made up (REPLICA IDENTITY DEFAULT) and taken out: what is left is the key.
+    /// Columns of `before` were invented (REPLICA IDENTITY DEFAULT) and removed: the key is left.
     pub before_invented: bool,
-    /// Where it lies in the database's log, when the record tells (behaviour section 2).
+    /// Its place in the database's log, if the record names one (behaviour section 2).
     pub position: Option<Position>,
     /// When its transaction was committed, to the millisecond: `source.ts_ms`, else `__ts_ms`, else
     /// the record's timestamp (behaviour section 3).
     pub commit_time: Timestamp,
     /// Which log the position belongs to.
     pub source: SourceId<'a>,
-    /// One half of a change of the primary key (delete of the old, creation of the new): neither a
-    /// deletion nor a new row.
+    /// Half of a change of the primary key: the delete of the old key or the create of the new one.
+    /// The row itself was neither deleted nor created.
     pub key_change: bool,
     /// What is unusual about it, for counting and warning.
     pub remarks: Remarks,
 }
 
 impl Change<'_> {
-    /// Notes something unusual, which does not keep it from being handled.
+    /// Notes something unusual. The change is handled all the same.
     pub fn remark(&self, remark: Remark) {
         self.remarks.add(remark);
     }

@@ -1,17 +1,17 @@
-//! What decoding has to be told, because the records do not say it.
+//! Settings of decoding: what the records do not say.
 
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The scale of a `numeric(p,s)` column that is named nowhere else (behaviour section 2).
+/// The scale of a `numeric(p,s)` column if nothing else names one (behaviour section 2).
 const DEFAULT_SCALE: u32 = 2;
 /// Largest scale that can be configured.
 const MAX_SCALE: u32 = 38;
 
-/// What decoding needs to be told. Cheap to clone.
+/// The settings of decoding. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Scale of a `numeric(p,s)` column in base64 when neither a schema nor `scales` tells it.
+    /// Scale of a `numeric(p,s)` column in base64 if neither a schema nor `scales` names one.
     pub default_scale: u32,
     /// Scales of single columns.
     pub scales: Scales,
@@ -32,11 +32,11 @@ impl Default for Options {
     }
 }
 
-/// How the connector writes decimals: `decimal.handling.mode`. It decides about text that could be
-/// either; what can be read in one way only is read so in every mode.
+/// How the connector writes decimals: `decimal.handling.mode`. It decides only about text that
+/// could be a decimal or base64.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DecimalMode {
-    /// As each row tells.
+    /// Judged by the other numerics of each row.
     #[default]
     Auto,
     /// Base64 of the unscaled value.
@@ -61,7 +61,7 @@ impl FromStr for DecimalMode {
     }
 }
 
-/// What a null value on a topic of changes means.
+/// What a null value on a change topic means.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Tombstones {
     /// Nothing: the delete came before it.
@@ -95,7 +95,7 @@ struct Scale {
 }
 
 impl Scales {
-    /// The scale of a column, where it is named.
+    /// The scale of a column, if the list names it.
     #[must_use]
     pub fn of(&self, table: &str, column: &str) -> Option<u32> {
         let named = |scale: &&Scale| *scale.table == *table && *scale.column == *column;

@@ -2,9 +2,9 @@
 
 /// Log position of a change. A replay repeats all four exactly.
 ///
-/// Transactions arrive by commit: `first` orders them, `lsn` orders the changes within one. Neither
-/// order is total, equal positions occur (COPY, key changes), and `lsn` alone goes down between
-/// interleaved transactions; so there is no `Ord` here.
+/// Transactions arrive in the order of their commits: `first` orders them, `lsn` orders the changes
+/// within one. There is no `Ord` here because neither order is total: equal positions occur (COPY,
+/// key changes), and `lsn` alone goes down between interleaved transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Position {
     /// LSN of the last commit before this transaction; unknown until the connector has one stored.
@@ -17,8 +17,8 @@ pub struct Position {
     pub commit_us: i64,
 }
 
-/// Reads `source.sequence`: a JSON array of two LSNs in a string, the first of them perhaps null. `None`
-/// where it is something else.
+/// Reads `source.sequence`: a string with a JSON array of two LSNs. The first may be null. `None`
+/// for anything else.
 pub(super) fn sequence(text: &str) -> Option<(Option<u64>, Option<u64>)> {
     let [first, lsn]: [Option<&str>; 2] = serde_json::from_str(text).ok()?;
     let number =

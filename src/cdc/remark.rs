@@ -1,4 +1,4 @@
-//! What is unusual about a change without keeping it from being handled.
+//! Unusual things about a change that is handled all the same.
 
 use std::cell::Cell;
 
@@ -9,10 +9,10 @@ use std::cell::Cell;
 pub enum Remark {
     /// A half of a changed primary key.
     KeyChange,
-    /// `sequence`, `lsn`, `txId` or the commit time is in a form that is not known, so the change has
-    /// no log position.
+    /// `sequence`, `lsn`, `txId` or the commit time is in an unknown form, so the change has no log
+    /// position.
     UnknownPosition,
-    /// A flattened row tells neither its operation nor whether a snapshot read it.
+    /// A flattened row names neither its operation nor whether a snapshot read it.
     UnknownOperation,
     /// A status that no rule knows.
     UnknownStatus,
@@ -107,7 +107,7 @@ impl Remarks {
         self.0.get() == 0
     }
 
-    /// Those that were made.
+    /// The remarks that were added.
     pub fn iter(&self) -> impl Iterator<Item = Remark> {
         let made = self.0.get();
         Remark::ALL.into_iter().filter(move |remark| made & (1 << *remark as u8) != 0)

@@ -65,7 +65,7 @@ impl Row<'_> {
         })
     }
 
-    /// A decoded value. A value that cannot be decoded (`NaN`, `infinity`) stands as it came.
+    /// A decoded value, or the value as it came if it cannot be decoded (`NaN`, `infinity`).
     fn value(&self, column: &str, purpose: For) -> Option<String> {
         match self.types.kind(column)? {
             Kind::Decimal(_) => {
@@ -97,8 +97,8 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// A number that Inngest's doubles would change (beyond 2^53, more than 15 significant digits, too
-/// small for any but 0) becomes a string (behaviour section 5).
+/// Writes a number as a string if Inngest's doubles would change it: beyond 2^53, more than 15
+/// significant digits, or so small that 0 would be left (behaviour section 5).
 fn number(text: String) -> String {
     let kept = decimal::from_text(&text).is_some_and(|number| {
         let exact_integers = BigDecimal::from(1_u64 << 53);

@@ -24,9 +24,9 @@ pub enum Field<T> {
     /// The row does not have the column: another table layout, or an invented value that was taken
     /// out.
     Missing,
-    /// SQL NULL (or a NULL that the converter replaced by the column's default never gets here).
+    /// SQL NULL. A NULL that the converter replaced by the column's default does not show up here.
     Null,
-    /// An unchanged value stored out of line: unknown, never a value.
+    /// An unchanged value stored out of line, so it is not known.
     Unavailable,
     /// A value.
     Value(T),
@@ -138,8 +138,8 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// As [`Row::text`], of a column that a rule cannot do without: one that is not there is not
-    /// NULL (behaviour section 2).
+    /// As [`Row::text`], for a column that a rule needs: a missing column is not NULL (behaviour
+    /// section 2).
     ///
     /// # Errors
     /// As [`Row::text`]; or the row does not have the column.
@@ -161,7 +161,7 @@ impl<'a> Row<'a> {
         Ok(self.text(column)?.map(word))
     }
 
-    /// The text of a column that holds one and is not empty.
+    /// The text of a column, if there is one that is not empty.
     ///
     /// # Errors
     /// As [`Row::text`].
@@ -169,7 +169,7 @@ impl<'a> Row<'a> {
         Ok(self.text(column)?.value().filter(|text| !text.is_empty()).map(Into::into))
     }
 
-    /// As [`Row::filled`], of a column that a rule cannot do without.
+    /// As [`Row::filled`], for a column that a rule needs.
     ///
     /// # Errors
     /// As [`Row::needed`].
@@ -260,9 +260,9 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// How decimals of this row are written that could be decimal text or base64: as the
-    /// connector's mode says, else as the first of the other numerics that tells. No positive
-    /// number's base64 begins with a digit, so where none tells it is decimal text.
+    /// How to read this row's text that could be a decimal or base64. The connector's mode decides,
+    /// else the first other numeric that is unambiguous. Else it is decimal text, since base64 of a
+    /// positive number never begins with a digit.
     fn reading(&self, column: &str) -> Reading {
         let others = || {
             self.columns()
@@ -286,14 +286,14 @@ impl<'a> Row<'a> {
     }
 }
 
-/// A word without surrounding space and in lower case; borrowed where it is so already.
+/// A word in lower case without surrounding space. Borrowed if it is so already.
 #[must_use]
 pub fn word(text: Cow<'_, str>) -> Cow<'_, str> {
     let plain = text.trim().len() == text.len() && !text.bytes().any(|b| b.is_ascii_uppercase());
     if plain && text.is_ascii() { text } else { Cow::Owned(text.trim().to_lowercase()) }
 }
 
-/// A name that the record chose, as part of a message: one line, no longer than PostgreSQL's are.
+/// A name from the record, made safe for a message: one line, no longer than a PostgreSQL name.
 fn identifier(name: &str) -> String {
     name.chars().take(63).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
@@ -325,7 +325,7 @@ impl<'a> Columns<'a> {
         self.0.iter().find(|(column, _)| column == name).map(|(_, raw)| *raw)
     }
 
-    /// Those of these names.
+    /// The columns of these names.
     pub(super) fn only(&self, names: &[&str]) -> Self {
         let named = self.0.iter().filter(|(name, _)| names.contains(&name.as_ref()));
         Self(named.cloned().collect())

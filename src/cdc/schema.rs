@@ -1,4 +1,4 @@
-//! Column types: of the schema that came with the record (`schemas.enable=true`), else of the catalogue.
+//! Column types: from the record's own schema (`schemas.enable=true`), else from the catalogue.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -30,7 +30,7 @@ impl<'a> Types<'a> {
         Self { table, name, schema: None, default_scale, scales, decimal_mode }
     }
 
-    /// The same with what came with a record.
+    /// The same types, with the schema that came with a record.
     pub(super) fn with(&self, schema: Option<Arc<Schema<'a>>>) -> Self {
         Self { schema, ..self.clone() }
     }
@@ -47,8 +47,8 @@ impl<'a> Types<'a> {
         self.table.map_or(&[], |table| table.primary_key)
     }
 
-    /// The schema's type wins; where it says less than the catalogue (a numeric written as text is
-    /// only a string there), the catalogue fills in.
+    /// The schema's type wins. The catalogue fills in where the schema says less: a numeric written
+    /// as text is only a string there.
     pub(super) fn kind(&self, column: &str) -> Option<Kind> {
         let listed = self.table.and_then(|table| table.kind(column));
         match self.schema.as_ref().and_then(|schema| schema.kind(column)) {
@@ -67,8 +67,8 @@ impl<'a> Types<'a> {
         }
     }
 
-    /// What the schema says wins; then the scale that is configured for the column, which says that it
-    /// is a `numeric(p,s)` whatever the catalogue takes it for.
+    /// The schema wins, then the scale configured for the column. A configured scale makes the
+    /// column a `numeric(p,s)`, whatever the catalogue says.
     pub(super) fn decimal_form(&self, column: &str) -> Form {
         let configured = || self.scales.of(&self.name, column);
         match self.kind(column) {
@@ -149,7 +149,7 @@ impl<'a> Schema<'a> {
             .map(|(_, told)| *told)
     }
 
-    /// A schema that is none tells nothing, and the catalogue stands.
+    /// A malformed schema says nothing, so the catalogue decides.
     fn parse(&self) -> Vec<(String, Told)> {
         let fields = |raw: &'a RawValue| -> Vec<Node<'a>> {
             serde_json::from_str::<Node<'a>>(raw.get())

@@ -1,4 +1,4 @@
-//! Where a change says that it comes from: `source` of an envelope, or its members in a flattened row.
+//! The origin of a change: `source` of an envelope, or its members in a flattened row.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 use super::position::{self, Position};
 use super::row::Columns;
 
-/// What a change says about where it comes from. No member is needed, and one in a form that is not
-/// known keeps no change from being handled.
+/// The origin that a change names. No member is required, and a member in an unknown form does not
+/// keep the change from being handled.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Source<'a> {
@@ -40,7 +40,7 @@ pub(super) struct Source<'a> {
     form: Form,
 }
 
-/// Which form of a record it is from.
+/// The form of the record that this was read from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Form {
     /// One that names no place in the log.
@@ -62,7 +62,7 @@ pub(super) enum Member<'a> {
     Other,
 }
 
-/// A place in the log that is told in a form that is not known.
+/// A place in the log in an unknown form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Unknown;
 
@@ -86,7 +86,7 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// A member that is there and null is told in no known form: the connector was asked for it.
+    /// A member that is null counts as an unknown form: the connector was asked to add it.
     fn added(raw: Option<&'a RawValue>) -> Self {
         match raw {
             None => Self::Absent,
@@ -111,8 +111,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Reads the members that `add.fields` adds. Only `source.*` fields place a change in the log: the
-    /// plain `__ts_ms` is when the connector handled it.
+    /// Reads the members that `add.fields` adds. Only `source.*` fields place a change in the log:
+    /// the plain `__ts_ms` is the time at which the connector handled it.
     pub(super) fn of_flattened(added: &Columns<'a>) -> Self {
         let text = |names: [&str; 2]| {
             let raw = names.iter().find_map(|name| added.get(name));
@@ -134,10 +134,10 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The position, where it is told in a form that is known.
+    /// The position, if it is in a known form.
     ///
     /// # Errors
-    /// Something of it is told in another form.
+    /// A part of it is in an unknown form.
     pub(super) fn position(&self) -> Result<Option<Position>, Unknown> {
         let place = self.place()?;
         let absent = |member: &Member<'_>| matches!(member, Member::Absent);
@@ -146,10 +146,10 @@ impl<'a> Source<'a> {
             _ if !named => Err(Unknown),
             Form::Unknown => Err(Unknown),
             Form::None => Ok(None),
-            // An envelope tells a place in the log, but of a row that a snapshot read.
+            // An envelope has a place in the log, unless a snapshot read the row.
             Form::Envelope if place.is_none() && !self.is_snapshot() => Err(Unknown),
             Form::Envelope => Ok(place),
-            // It counts only with all three (behaviour section 2).
+            // A position counts only with all three members (behaviour section 2).
             Form::Flattened => Ok(place
                 .filter(|_| ![&self.sequence, &self.ts_us, &self.tx_id].into_iter().any(absent))),
         }

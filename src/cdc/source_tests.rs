@@ -1,11 +1,11 @@
-//! Places in the log, tables and databases as changes tell them, well and badly.
+//! Log positions, tables and databases as changes name them, in good and bad forms.
 
 use serde_json::{Value, json};
 
 use super::super::testing::{KEY, change, record, remarks};
 use super::super::{Decoded, Op, Options, Record, Remark, decode};
 
-/// What is no number, or none that a member of `source` can be.
+/// Values that are not a number, or not one that a member of `source` can be.
 fn odd_numbers() -> Vec<Value> {
     vec![
         json!("7"),
@@ -74,7 +74,7 @@ fn a_place_in_the_log_that_cannot_be_read_is_unknown_and_the_change_is_handled()
         let change = change(&text);
         assert_eq!((change.op, change.position), (Op::Update, None), "{text}");
         assert_eq!(remarks(&change), [Remark::UnknownPosition], "{text}");
-        // One of the two tells when it was, whichever cannot be read.
+        // Either of the two times is enough when the other cannot be read.
         assert_eq!(change.commit_time.as_millisecond(), 1_700_000_000_123, "{text}");
     }
     let text = json!({"op": "u", "after": {"id": "a"}, "source": source}).to_string();
@@ -124,7 +124,7 @@ fn a_flattened_place_in_the_log_that_cannot_be_read_is_unknown_too() {
             "{text}"
         );
     }
-    // Nor is a time beside it that cannot be read, where no other is there.
+    // An unreadable `__ts_ms` is unknown too if there is no other time.
     let change = change(r#"{"id":"a","__op":"c","__ts_ms":"soon"}"#);
     assert_eq!(remarks(&change), [Remark::UnknownPosition]);
     assert_eq!(change.commit_time.as_millisecond(), 1_700_000_000_000);

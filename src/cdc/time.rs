@@ -14,14 +14,14 @@ pub(super) enum Unit {
 /// PostgreSQL's `infinity` as its driver hands it on, in whatever unit.
 const INFINITY: i64 = 9_223_372_036_825_200_000;
 
-/// Reads a column's JSON; `None` when it is no time. `infinity` and years that cannot be represented become
-/// the latest or earliest time.
+/// Reads a column's JSON; `None` if it is not a time. `infinity` and years that cannot be
+/// represented become the latest or earliest time.
 pub(super) fn timestamp(json: &str, unit: Option<Unit>) -> Option<Timestamp> {
     if json.starts_with('"') { iso(inner(json)?) } else { epoch(whole(json)?, unit) }
 }
 
-/// Reads a column's JSON: days since 1970 or an ISO date, perhaps with a `Z` (isostring mode). Dates that
-/// cannot be told become the latest or earliest one.
+/// Reads a column's JSON: days since 1970 or an ISO date, perhaps with a `Z` (isostring mode).
+/// Dates that cannot be represented become the latest or earliest one.
 pub(super) fn date(json: &str) -> Option<civil::Date> {
     if json.starts_with('"') {
         let text = inner(json)?;
@@ -37,7 +37,7 @@ pub(super) fn date(json: &str) -> Option<civil::Date> {
     Some(span.and_then(|days| civil::date(1970, 1, 1).checked_add(days).ok()).unwrap_or(end))
 }
 
-/// A whole number; what 64 bits do not hold is as far as they go.
+/// A whole number. One beyond 64 bits becomes the largest or smallest that they hold.
 fn whole(json: &str) -> Option<i64> {
     json.parse().ok().or_else(|| {
         let digits = json.strip_prefix('-').unwrap_or(json);
@@ -46,7 +46,7 @@ fn whole(json: &str) -> Option<i64> {
     })
 }
 
-/// Times and dates need no escapes, so a string that has some is none.
+/// Times and dates need no escapes, so a string with escapes is not one of them.
 fn inner(json: &str) -> Option<&str> {
     json.strip_prefix('"')?.strip_suffix('"')
 }
@@ -55,7 +55,7 @@ fn iso(text: &str) -> Option<Timestamp> {
     if let Ok(time) = text.parse() {
         return Some(time);
     }
-    // Without a zone (or with a bare date) it is what PostgreSQL calls a timestamp: UTC here.
+    // Text without a zone, or a bare date, is what PostgreSQL calls a timestamp: UTC here.
     let local = text.parse::<civil::DateTime>().ok();
     if let Some(time) = local.and_then(|local| Offset::UTC.to_timestamp(local).ok()) {
         return Some(time);
@@ -71,8 +71,8 @@ enum End {
     Earliest,
 }
 
-/// Which end of time a well-formed date lies at that cannot be reckoned with: `infinity`, a year of
-/// more than four digits, the last day of 9999, a year before 1 (with a minus or `BC`).
+/// The end of time for a well-formed date that cannot be represented: `infinity`, a year of more
+/// than four digits, the last day of 9999, a year before 1 (with a minus or `BC`).
 fn beyond(text: &str) -> Option<End> {
     let (text, before_christ) = match text.strip_suffix(" BC") {
         Some(text) => (text, true),
@@ -88,7 +88,7 @@ fn beyond(text: &str) -> Option<End> {
     }
     let (year, rest) = date.split_once('-')?;
     let sound = year.len() >= 4 && year.bytes().all(|byte| byte.is_ascii_digit());
-    // Any other year is in the calendar: what cannot be read of it is no date.
+    // Any other year is in the calendar, so text that cannot be read is not a date.
     let outside =
         minus || before_christ || year.len() > 4 || year == "9999" && rest.starts_with("12-3");
     if !(sound && outside && is_rest_of_time(rest)) {
@@ -97,15 +97,15 @@ fn beyond(text: &str) -> Option<End> {
     Some(if minus || before_christ { End::Earliest } else { End::Latest })
 }
 
-/// Month and day, then perhaps a time with a fraction and a zone. A leap year stands in for years that
-/// cannot be reckoned with, and its summer for days at the calendar's ends.
+/// Month and day, then perhaps a time with a fraction and a zone. The leap year 2000 stands in for
+/// years that cannot be represented.
 fn is_rest_of_time(rest: &str) -> bool {
     let time = format!("2000-{rest}");
     time.parse::<Timestamp>().is_ok() || time.parse::<civil::DateTime>().is_ok()
 }
 
-/// Without a unit the magnitude tells: up to the year 5138 no number of milliseconds reaches 10^14,
-/// and microseconds and nanoseconds lie below only within days of 1970.
+/// Without a unit the magnitude decides. Milliseconds do not reach 10^14 before the year 5138.
+/// Microseconds below 10^14 and nanoseconds below 10^17 lie within 1,158 days of 1970.
 fn epoch(number: i64, unit: Option<Unit>) -> Option<Timestamp> {
     if number >= INFINITY {
         return Some(Timestamp::MAX);

@@ -1,5 +1,5 @@
-//! What stands for a value that the database did not write again: an unchanged one, stored out of line
-//! (behaviour section 2). Debezium gives it in the form of the column's type.
+//! The placeholder for a value that the database did not write again: an unchanged one, stored out
+//! of line (behaviour section 2). Debezium writes it in the form of the column's type.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -22,18 +22,18 @@ const HEX_TEXT: &str = "5f5f646562657a69756d5f756e617661696c61626c655f76616c7565
 /// Points that stand for geometries and geographies, as the members `wkb` of their objects.
 const WKB: [&str; 2] =
     ["AQEAACDmEAAAAAAA/IPXl8EAAAD8g9eXwQ==", "AQEAACDmEAAADCHn/f9/ZkAYQs77/39WQA=="];
-/// Both coordinates of the point that stands for a point.
+/// Both coordinates of the placeholder for a point.
 const POINT: f64 = -99_999_999.0;
 
-/// Whether a column's JSON is the placeholder. `kind` is asked only about what looks like it.
+/// Whether a column's JSON is the placeholder. `kind` is called only if it looks like one.
 pub(super) fn is_placeholder(json: &str, kind: impl FnOnce() -> Option<Kind>) -> bool {
-    // No form is shorter; most values are.
+    // Most values are shorter than every form of the placeholder.
     if json.len() < PLACEHOLDER.len() {
         return false;
     }
     match json.as_bytes()[0] {
         b'"' if json == QUOTED => true,
-        // A text column may really hold one of these; columns of bytes, and of unknown type, cannot.
+        // A text column may really hold such text. Columns of bytes or of unknown type cannot.
         b'"' => is_encoded(json) && !matches!(kind(), Some(Kind::Text | Kind::Uuid)),
         b'[' => {
             [TEXT_ARRAY, UUID_ARRAY, BYTES_ARRAY].iter().any(|form| is_spaced(json, form))

@@ -42,8 +42,8 @@ fn looks_like_json(body: &[u8]) -> bool {
     body.starts_with(b"{") || body == b"null"
 }
 
-/// Protobuf has the path of the message type behind the prefix (nearly always the single byte 0), then
-/// fields one after the other up to the exact end. Avro that begins with a 0 fails that by its next bytes.
+/// Protobuf has the path of the message type after the prefix (nearly always the single byte 0),
+/// then fields up to the exact end. Avro that begins with a 0 fails this check in its next bytes.
 fn is_protobuf(body: &[u8]) -> bool {
     let Some((0, mut rest)) = body.split_first().map(|(first, rest)| (*first, rest)) else {
         return false;
@@ -97,13 +97,13 @@ fn syntax(error: &serde_json::Error, part: Part) -> DecodeError {
     DecodeError::Json { part, problem, line: error.line(), column: error.column() }
 }
 
-/// The header that names what of a record its dead letter lacks.
+/// This header names the parts of a record that were left out of its dead letter.
 const LEFT_OUT: &str = "dlq.left_out";
 
 /// The value's bytes; `None` is a tombstone.
 ///
 /// # Errors
-/// It is missing because it was left out of a dead letter: nobody can tell what the record was.
+/// It was left out of a dead letter, so nobody can tell what the record was.
 pub(super) fn value<'a>(record: &Record<'a>) -> Result<Option<&'a [u8]>, DecodeError> {
     let left_out = || record.headers.iter().any(|header| header.name == LEFT_OUT);
     if record.value.is_none() && left_out() {

@@ -16,7 +16,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 pub(super) const UNTRUSTED: &str =
     "SSL_CERT_FILE must name the authority of its certificate if the system does not know it";
 
-/// The longest text of a server that goes into a message, in characters.
+/// The longest text of a server in a message, in characters.
 const MAX_TEXT: usize = 240;
 
 /// Time-outs of the HTTP clients.
@@ -67,7 +67,7 @@ pub enum SetupError {
 
 /// Makes ring the process's TLS provider, once.
 pub(super) fn install_tls() {
-    // Err means that the process has a provider already, which is all that is needed.
+    // Err means that the process already has a provider, which is enough.
     drop(rustls::crypto::ring::default_provider().install_default());
 }
 
@@ -80,7 +80,7 @@ pub(super) fn client(
     install_tls();
     let mut builder = Client::builder()
         .user_agent(concat!("crm-event-processors/", env!("CARGO_PKG_VERSION")))
-        // An empty Inngest key is redirected to a page that answers 200: nothing would be sent.
+        // Inngest redirects an empty key to a page that answers 200, though nothing was sent.
         .redirect(Policy::none())
         .connect_timeout(config.connect_timeout)
         .timeout(config.timeout)

@@ -1,4 +1,4 @@
-//! Keys taken out of what a server answers: some repeat the request in their errors, key included.
+//! Removes keys from what a server answers: some repeat the request in their errors, key included.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::http;
 
-/// A shorter key is a dev server's, and would take half of every message with it.
+/// A shorter key is a dev server's, and removing it would garble every message.
 const SHORTEST: usize = 8;
 
 /// A key in every form in which it may come back.

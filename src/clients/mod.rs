@@ -1,7 +1,7 @@
 //! Clients of the services that this daemon talks to: Inngest and Supabase over HTTP, and Redis.
 //!
-//! What goes wrong is classified as behaviour section 8.4 asks: an outage is retried for as long as
-//! it takes, a refusal that is about the record is not. No client ever prints a key or a payload.
+//! Failures are classified as behaviour section 8.4 asks: an outage is retried for as long as it
+//! takes, a refusal of the record is not. No client ever prints a key or a payload.
 
 mod http;
 pub mod inngest;

@@ -18,7 +18,7 @@ const MAX_MEMBERS: usize = 10_000;
 /// A connection to the server at `url` (`redis://` or `rediss://`), made when it is first used.
 ///
 /// # Errors
-/// When `url` is no Redis URL.
+/// When `url` is not a Redis URL.
 pub fn connect(url: &str) -> redis::RedisResult<Connection> {
     super::http::install_tls();
     Ok(Connection::new(redis::Client::open(url)?))
@@ -45,14 +45,14 @@ pub fn describe(error: &RedisError) -> String {
 }
 
 /// The cache that this daemon shares with the rest of the CRM (`CRM_CACHE_REDIS_URL`). A cache that
-/// is away is no outage: it just has nothing.
+/// is away is not an outage: it counts as empty.
 #[derive(Clone)]
 pub struct Cache {
     backend: Option<(Connection, Arc<Breaker>)>,
 }
 
 impl Cache {
-    /// A cache on a server; `breaker` keeps a server that is away from being asked each time.
+    /// A cache on a server. While the server is away, `breaker` keeps requests from it.
     #[must_use]
     pub fn new(connection: Connection, breaker: Arc<Breaker>) -> Self {
         Self { backend: Some((connection, breaker)) }
@@ -64,9 +64,9 @@ impl Cache {
         Self { backend: None }
     }
 
-    /// The text at `key`. One that is longer than any of ours is none.
+    /// The text at `key`. Text longer than any of ours counts as absent.
     pub async fn get(&self, key: &str) -> Option<String> {
-        // One byte more than the longest, and never all of what somebody else may have put there.
+        // One byte more than our longest text: somebody else may have put anything there.
         let range = (0, isize::try_from(MAX_TEXT).unwrap_or(isize::MAX));
         let text: Vec<u8> = self
             .ask(async |mut connection| connection.getrange(key, range.0, range.1).await)
@@ -100,11 +100,11 @@ impl Cache {
         .unwrap_or_default()
     }
 
-    /// Puts a set of `members`, of which there must be one at least, at `key`, for `lifetime`.
+    /// Puts a set of `members`, at least one, at `key` for `lifetime`.
     pub async fn set_members(&self, key: &str, members: &[&str], lifetime: Duration) {
         let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);
         let mut pipeline = redis::pipe();
-        // In one transaction, so that no set ever stands there without an end.
+        // In one transaction, so that the set never lacks an expiry.
         pipeline.atomic().del(key).sadd(key, members).expire(key, seconds);
         self.ask(async |mut connection| pipeline.query_async::<()>(&mut connection).await).await;
     }

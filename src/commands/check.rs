@@ -15,7 +15,7 @@ pub struct Args {
 }
 
 /// Prints the effective values with their sources, the warnings, then the verdict. Secrets were
-/// redacted when the configuration was loaded. Answers whether it is good; if not, the exit status
+/// redacted when the configuration was loaded. Returns whether it is good; if not, the exit status
 /// is 64.
 ///
 /// # Errors
@@ -56,8 +56,8 @@ struct Report<'a> {
     problems: &'a [Problem],
 }
 
-/// One line a setting, a blank line between sections: path, value, source, and for what is not set
-/// the variable that would set it.
+/// One line a setting, a blank line between sections: path, value, source, and for an unset one the
+/// variable that would set it.
 fn table(values: &[Effective], out: &mut impl Write) -> io::Result<()> {
     let path_width = values.iter().map(|value| value.path.len()).max().unwrap_or(0);
     let value_width = values

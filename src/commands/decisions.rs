@@ -1,4 +1,4 @@
-//! What the consumers say to `explain`: their own rules, with clients that are never asked.
+//! The consumers' decisions for `explain`: their own rules, with clients that are never asked.
 
 use std::io::{self, BufWriter};
 use std::path::Path;
@@ -13,8 +13,8 @@ use crate::consumers::entry;
 use crate::consumers::registry::{self, CONSUMERS, DECLARED};
 use crate::kafka::Kafka;
 
-/// Explains with the consumers' own rules, all of them whatever `CONSUMERS` says. Nothing but the
-/// reading needs a service, so nothing but that needs a setting.
+/// Explains with the rules of all consumers, whatever `CONSUMERS` says. Only reading needs a
+/// service, so only reading needs settings.
 ///
 /// # Errors
 /// As [`explain::run`], and when the configuration cannot work.

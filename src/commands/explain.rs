@@ -54,11 +54,11 @@ pub enum Subject<'a> {
     Error(DecodeError),
 }
 
-/// What the consumers say: for each that takes the record's topic its name and
+/// What the consumers say: the name of each that takes the record's topic, with its
 /// `{decision, reason, lane, claim, plan}`.
 pub type Decide<'d> = dyn Fn(&Record<'_>, &Subject<'_>) -> Map<String, Value> + 'd;
 
-/// What `explain` has to be told by the rest of the program.
+/// What `explain` needs from the rest of the program.
 pub struct Context<'c> {
     /// How to decode.
     pub options: Options,
@@ -77,7 +77,7 @@ pub struct Context<'c> {
 /// record that cannot be decoded is explained, not an error.
 pub fn run(args: &Args, context: &Context<'_>, out: &mut dyn Write) -> anyhow::Result<()> {
     match explain_all(args, context, out) {
-        // Whoever closed the pipe (`| head`) has seen enough.
+        // A reader that closed the pipe (`| head`) has seen enough.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         done => done,
     }

@@ -22,7 +22,7 @@ pub struct Args {
     pub shadow: bool,
 }
 
-/// Says until SIGTERM or SIGINT what [`run`] would do. Reaches nothing but Kafka.
+/// Logs what [`run`] would do, until SIGTERM or SIGINT. Connects to nothing but Kafka.
 ///
 /// # Errors
 /// When it cannot start or cannot go on.
@@ -61,7 +61,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     }
 }
 
-/// A word for each SIGTERM and SIGINT.
+/// A message for each SIGTERM and SIGINT.
 fn signals() -> mpsc::Receiver<()> {
     let (sender, signals) = mpsc::channel(2);
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {

@@ -8,15 +8,15 @@ use super::{ORDERS, REDEMPTIONS};
 use crate::fakes::redemption_result;
 use crate::recording::Recorded;
 
-/// Partitions that the commands are spread over, as those of a topic by key.
+/// Partitions that the commands are spread over by key, as on a topic.
 const PARTITIONS: u32 = 6;
-/// Redemptions of a round, repeats apart.
+/// Redemptions of a round, without repeats.
 const REDEEMED: u32 = 32;
 /// Orders of a round.
 const ORDERED: u32 = 12;
 /// What an order goes through.
 const STATUSES: [&str; 4] = ["UNPAID", "READY_TO_SHIP", "SHIPPED", "COMPLETED"];
-/// When all of it was asked for: in seconds since 1970, as marketplaces write it.
+/// The time of all commands, in seconds since 1970 as marketplaces write it.
 const ASKED_AT: u64 = 1_795_405_012;
 
 /// The commands of round `round`, from 0, in their order.
@@ -39,7 +39,7 @@ pub(super) fn redemptions(round: u32, expectation: &mut Expectation) -> Vec<Reco
     for number in (0..REDEEMED).chain(repeats) {
         let (user, mut command) = command(number);
         let mut data = command.clone();
-        // Every third says how many; the others mean one.
+        // Every third names a quantity. The others mean one.
         let quantity = number % 3 + 1;
         data["quantity"] = quantity.into();
         if quantity > 1 {
@@ -78,7 +78,7 @@ pub(super) fn orders(round: u32, expectation: &mut Expectation) -> Vec<Recorded>
             }
             let key = format!("shop-{shop_id}");
             let record = record(ORDERS, shop, key, &order);
-            // Every second status is told twice, as marketplaces do.
+            // Every second status comes twice, since marketplaces repeat themselves.
             if (at as u32 + number).is_multiple_of(2) {
                 records.push(record.clone());
             }
@@ -101,7 +101,7 @@ pub(super) fn orders(round: u32, expectation: &mut Expectation) -> Vec<Recorded>
     records
 }
 
-/// One of each kind that is no command.
+/// One malformed command of each kind.
 pub(super) fn malformed() -> [Recorded; 2] {
     let redemption = json!({"event_id": "malformed", "user_id": "u", "reward_id": "r",
         "merchant_id": "m", "quantity": 0});

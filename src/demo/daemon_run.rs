@@ -1,4 +1,4 @@
-//! One life of the daemon: it is stopped in peace, or torn down.
+//! One run of the daemon, ended by a clean stop or torn down.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::dedup::MemoryStore;
 /// How long a client of the broker may take to go.
 const TEAR_DOWN: Duration = Duration::from_secs(5);
 
-/// The real daemon, in a runtime of its own, so that it can be torn down without a goodbye.
+/// The real daemon, in a runtime of its own, so that it can be torn down without a clean stop.
 pub(super) struct DaemonRun {
     runtime: Option<Runtime>,
     signals: mpsc::Sender<()>,
@@ -47,7 +47,7 @@ impl DaemonRun {
         Ok(Self { runtime: Some(runtime), signals, ended })
     }
 
-    /// Ends only when the daemon does by itself.
+    /// Resolves only if the daemon ends by itself.
     pub(super) async fn failed(&mut self) -> DemoError {
         match (&mut self.ended).await {
             Ok(Err(error)) => error.into(),
@@ -64,8 +64,8 @@ impl DaemonRun {
         Ok(())
     }
 
-    /// Nothing of it goes on: tasks end where they stand, nothing is finished or committed. Waits
-    /// until its threads are gone, as a dead process is before the next is started.
+    /// Tasks end where they stand; nothing is finished or committed. Waits until the threads are
+    /// gone, as those of a dead process are before the next is started.
     pub(super) async fn tear_down(mut self) -> Result<(), DemoError> {
         if let Some(runtime) = self.runtime.take() {
             let gone = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(TEAR_DOWN));

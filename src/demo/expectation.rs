@@ -27,23 +27,23 @@ pub struct Expectation {
     pub award: BTreeSet<String>,
     /// Sources that must be cancelled: type and id.
     pub cancelled_must: BTreeSet<(String, String)>,
-    /// Sources that may be.
+    /// Sources that may be cancelled.
     pub cancelled_may: BTreeSet<(String, String)>,
     /// What must be taken back.
     pub reverse: Vec<Reverse>,
-    /// Ids of reverses that are allowed besides.
+    /// Ids of reverses that are also allowed.
     pub reverse_may: BTreeSet<String>,
     /// Rows whose records end in the dead letter topic.
     pub dead_letter_rows: BTreeSet<String>,
     /// What may advance missions: event type and row.
     pub mission: BTreeSet<(String, String)>,
-    /// Whose those rows are.
+    /// The owners of those rows.
     #[serde(skip)]
     pub tenants: BTreeMap<String, Owner>,
     /// Members to evaluate, `user|merchant`.
     pub tier_members: BTreeSet<String>,
-    /// The number of the last record, counted from 0 as they are fed, that calls for a member's
-    /// evaluation.
+    /// By member: the number of the last record that calls for its evaluation, from 0 in the order
+    /// of feeding.
     #[serde(skip)]
     pub last_triggers: BTreeMap<String, usize>,
     /// Codes that were redeemed.
@@ -59,10 +59,10 @@ pub struct Expectation {
     pub order_histories: Vec<Vec<String>>,
 }
 
-/// Whose a row is.
+/// The owner of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// The customer; of a referral the inviter.
+    /// The customer; for a referral, the inviter.
     pub user_id: String,
     /// The merchant.
     pub merchant_id: String,
@@ -101,7 +101,7 @@ pub struct Received {
     pub dead_letters: Vec<Letter>,
     /// Evaluations of members, `user|merchant`, that Supabase answered.
     pub evaluated: BTreeMap<String, Evaluations>,
-    /// The tiers that Supabase was told to give to members at once, copies included.
+    /// The tiers that Supabase was asked to give to members at once, copies included.
     pub applied: BTreeMap<String, Vec<Value>>,
 }
 
@@ -128,7 +128,7 @@ pub struct Event {
 /// A record in the dead letter topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
-    /// Who set it aside.
+    /// The consumer that set it aside.
     pub consumer: String,
     /// The row's id, or the whole key where that holds none.
     pub row: String,
@@ -152,7 +152,7 @@ pub struct Allowed {
     pub unreadable: BTreeSet<(&'static str, String)>,
 }
 
-/// What is not as expected, one line each; and what is, counted.
+/// Unexpected results, one line each, and counts of the expected ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Differences {
     /// Expected and not there.
@@ -206,7 +206,7 @@ impl Differences {
 }
 
 impl Expectation {
-    /// Expects both.
+    /// Expects what `other` expects as well.
     pub fn add(&mut self, other: Self) {
         self.award.extend(other.award);
         self.cancelled_must.extend(other.cancelled_must);
@@ -283,7 +283,7 @@ fn judge_letters<'a>(
     differences.compare(&letters, &must, &BTreeSet::new(), allowed.repeats);
 }
 
-/// The data of events of these names, by id; an event without one stands under its name.
+/// The data of events with these names, by id. An event without an id is listed under its name.
 fn by_id<'a>(seen: &'a Received, names: &[&str]) -> BTreeMap<String, Vec<&'a Value>> {
     let mut found: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
     for event in seen.events.iter().filter(|event| names.contains(&event.name.as_str())) {

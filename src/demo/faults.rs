@@ -12,8 +12,8 @@ use crate::recording::Recorded;
 pub const OUTAGE: Duration = Duration::from_secs(3);
 /// How many awards Inngest refuses in [`Fault::InngestPartial`].
 const REFUSED: usize = 3;
-/// What Inngest says of an event that it never takes. Words that do not name the event would only
-/// make it suspect, which the demo is too short to be sure of.
+/// Inngest's error for an event that it never takes. A text that does not name the event would only
+/// make it suspect, and the demo is too short to settle that.
 const REFUSAL: &str = "event name is reserved for internal use: inngest/demo";
 
 /// Something that goes wrong.
@@ -78,13 +78,13 @@ impl Fault {
     /// Settings without which the fault could not be seen.
     pub(super) fn settings(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            // An event that is refused must have company to be partial.
+            // A refusal is partial only if the request holds other events.
             Self::InngestPartial => &[("INNGEST_BATCH_WAIT", "200ms")],
             _ => &[],
         }
     }
 
-    /// When it strikes, counted in records of `all`: before the record of this number is fed.
+    /// When it strikes: before the record of this number, out of `all`, is fed.
     pub(super) fn moment(self, all: usize, random: f64) -> usize {
         match self {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

@@ -1,4 +1,4 @@
-//! What Supabase's fake was asked about members, and when in the course of the feeding.
+//! What Supabase's fake was asked about members, and how much had been fed by then.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,8 +45,8 @@ impl Members {
         members
     }
 
-    /// So many records are being fed or were: said before the broker gets the last of them, so that
-    /// no evaluation because of it comes before.
+    /// Sets how many records are fed. Called before the broker gets the last of them, so that the
+    /// evaluation it causes cannot come first.
     pub(super) fn fed(&self, records: usize) {
         self.lock().fed = records;
     }

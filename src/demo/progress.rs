@@ -1,4 +1,4 @@
-//! What a run of the demo is told, what it tells while it goes on, and what can go wrong.
+//! The options of a demo run, its progress and its errors.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::engine::{Origin, Outcome};
 use crate::fakes::Endpoint;
 use crate::fakes::broker::BrokerError;
 
-/// What a run of the demo is told.
+/// The options of a demo run.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// What is fed.
@@ -20,7 +20,7 @@ pub struct Options {
     pub latency: Vec<(Endpoint, Duration)>,
     /// What goes wrong; default nothing.
     pub fault: Option<Fault>,
-    /// The user's environment, of which a few settings count.
+    /// The user's environment. Only a few settings of it count.
     pub environment: Environment,
 }
 
@@ -60,7 +60,7 @@ pub enum Progress {
         /// For what.
         reason: String,
     },
-    /// Nothing more will be told.
+    /// No more progress follows.
     Over,
 }
 

@@ -2,9 +2,9 @@
 //!
 //! One round is the whole small set, with commands made beside it (`commands`): the lives of
 //! purchases (`tests/fixtures/life`, REPLICA IDENTITY FULL) with a connector that was killed and
-//! restarted (`J_restart_replay`) woven in. Round 0 is fed byte by byte as it was recorded.
-//! Further rounds are the same lives under fresh ids, further on in the log: more records than were
-//! recorded, with a truth that is known all the same. (The recording of 50,000 records is not
+//! restarted (`J_restart_replay`) woven in. Round 0 is fed byte by byte as it was recorded. Further
+//! rounds are the same lives under fresh ids, further on in the log. That gives more records than
+//! were recorded, and the expected result is still known. (The recording of 50,000 records is not
 //! shipped: it would make up most of the program.)
 
 use std::borrow::Cow;
@@ -56,7 +56,7 @@ pub struct Bundled {
 pub struct Round {
     /// The records, in the order in which they are fed.
     pub records: Vec<Recorded>,
-    /// The purchase table as it is when all is over.
+    /// The purchase table at the end of the round.
     pub purchases: Vec<Map<String, Value>>,
     /// Merchants that occur.
     pub merchants: BTreeSet<String>,
@@ -144,7 +144,7 @@ fn merchant(record: &Recorded) -> Option<String> {
     (!id.is_empty()).then(|| id.to_owned())
 }
 
-/// The id of a row, and whose it is.
+/// The id of a row, and its owner.
 fn tenant(record: &Recorded) -> Option<(String, Owner)> {
     let row = row(record)?;
     let text = |column: &str| row.get(column)?.as_str().map(str::to_owned);
@@ -175,7 +175,7 @@ fn again(record: &Recorded, round: u32) -> Result<Recorded, serde_json::Error> {
     Ok(record)
 }
 
-/// Gives every UUID of a text its counterpart of this round: another one, and always the same.
+/// Replaces every UUID of a text by its counterpart of this round, always the same one.
 fn fresh(text: &str, round: u32) -> Cow<'_, str> {
     const LENGTH: usize = 36;
     if round == 0 {

@@ -12,7 +12,7 @@ use super::stage::Stage;
 use super::watch::Tally;
 use crate::fakes::{Endpoint, Fake, Stored};
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Report {
     /// Records fed.
@@ -33,8 +33,8 @@ pub struct Report {
 /// other is interrupted.
 ///
 /// # Errors
-/// When something cannot be started or the daemon ends by itself. A wrong result is no error but a
-/// finding.
+/// When something cannot be started or the daemon ends by itself. A wrong result is not an error
+/// but a finding.
 pub async fn run(
     options: &Options,
     progress: mpsc::UnboundedSender<Progress>,
@@ -88,7 +88,7 @@ pub async fn run(
     })
 }
 
-/// Tells of every event that the fake stores, until `over`.
+/// Reports every event that the fake stores, until `over`.
 async fn follow(
     fake: Arc<Fake>,
     progress: mpsc::UnboundedSender<Progress>,

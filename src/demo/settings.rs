@@ -24,8 +24,8 @@ const CHOSEN: [(&str, &str); 12] = [
     ("BACKOFF_MAX", "1s"),
 ];
 
-/// What a user may set, besides the consumers' bounds: what changes how fast things go, never where to
-/// or what is right.
+/// What a user may set, besides the consumers' bounds. These settings change the speed, never the
+/// services or what is right.
 const USERS: [&str; 15] = [
     "KAFKA_GROUP_PROTOCOL",
     "DEDUP_WINDOW",
@@ -44,7 +44,7 @@ const USERS: [&str; 15] = [
     "LOG_FORMAT",
 ];
 
-/// What the screen tells itself, better.
+/// Hides logs of what the screen shows better itself.
 const LOG_LEVEL: &str = "warn,librdkafka=error,crm_event_processors::engine::dispatch::task=off,\
                          crm_event_processors::consumers::merchants=error";
 
@@ -78,7 +78,7 @@ pub(super) fn settings(
             environment.insert(name.to_owned(), value.clone());
         }
     }
-    // A file in the working directory has no say: this one does not exist.
+    // A file in the working directory must not count: this path does not exist.
     registry::load(&environment, Path::new("")).settings.map(|settings| *settings)
 }
 

@@ -27,7 +27,7 @@ use crate::recording::Recorded;
 
 /// Partitions of every topic, as many as the recordings have.
 const PARTITIONS: i32 = 6;
-/// Fed records without an outcome. The broker forgets what it can no longer hold, so that it is fed
+/// The most fed records without an outcome. The broker drops what it cannot hold, so it is fed only
 /// as it drains.
 const MOST_OPEN: usize = 1_000;
 /// How long the last records may take.
@@ -43,7 +43,7 @@ pub(super) struct Stage {
     claims: Arc<MemoryStore>,
     watch: Arc<Watch>,
     settings: Settings,
-    /// None only while one is replaced by the next.
+    /// `None` only while one daemon is replaced by the next.
     daemon: Option<DaemonRun>,
     progress: mpsc::UnboundedSender<Progress>,
     shipped: Bundled,
@@ -156,7 +156,7 @@ impl Stage {
         }
     }
 
-    /// Feeds what `options` ask for and waits until it is handled; whether it was interrupted.
+    /// Feeds what `options` ask for until it is handled. Returns whether it was interrupted.
     pub(super) async fn play(
         &mut self,
         options: &Options,
@@ -224,7 +224,7 @@ impl Stage {
         let watch = Arc::clone(&self.watch);
         let drained = async {
             tokio::select! {
-                // Too late for the last ones: the judgement names them.
+                // The judgement names the records that were not handled in time.
                 _ = tokio::time::timeout(FINISH_WITHIN, watch.at_most(0)) => false,
                 () = stop.cancelled(), if !options.feed.keep_running => true,
             }
@@ -232,7 +232,7 @@ impl Stage {
         self.while_alive(drained).await
     }
 
-    /// Tells the fake what a round brings, and what to expect of it; the records to feed.
+    /// Adds a round to the fake and to the expectation. Returns the records to feed.
     fn announce(&mut self, round: Round, fault: Option<Fault>) -> Vec<Recorded> {
         let Round { mut records, purchases, merchants, expectation } = round;
         if let Some(fault) = fault {

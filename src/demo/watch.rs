@@ -12,7 +12,7 @@ use crate::engine::{Observed, Observer, Origin, Outcome};
 /// What happened to one consumer's records.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tally {
-    /// Outcomes, those of records that came again after a kill included.
+    /// Outcomes, including those of records that came again after a kill.
     pub records: u64,
     /// Sent and accepted.
     pub sent: u64,
@@ -26,7 +26,7 @@ pub struct Tally {
     pub dead_letters: BTreeMap<&'static str, u64>,
     /// Waits and repeated attempts, by reason.
     pub waits: BTreeMap<String, u64>,
-    /// From the moment a record was handed to the broker to the acceptance of its event, of every
+    /// The time from handing a record to the broker to the acceptance of its event, for every
     /// record that led to one.
     pub latencies: Vec<Duration>,
 }
@@ -48,12 +48,12 @@ struct State {
     open: HashMap<Place, Instant>,
     /// Finished before the feeder learned where they were stored.
     early: HashMap<Place, (Instant, bool)>,
-    /// Handed to the producer, and where they are stored is not known yet.
+    /// Handed to the producer, but it is not known yet where they are stored.
     unplaced: usize,
 }
 
 impl Watch {
-    /// Tells `told` what happens.
+    /// Reports what happens to `progress`.
     #[must_use]
     pub fn new(progress: mpsc::UnboundedSender<Progress>) -> Self {
         Self { state: Mutex::default(), changed: Notify::new(), progress }
@@ -64,7 +64,7 @@ impl Watch {
         self.lock().unplaced += 1;
     }
 
-    /// It is stored, and `consumers` will be given it.
+    /// A record is stored, and `consumers` will get it.
     pub(super) fn placed(
         &self,
         at: Instant,

@@ -1,9 +1,9 @@
 //! An embedded Kafka: librdkafka's mock cluster with what the demo and the tests need around it.
 //!
-//! It speaks the real protocol on a loopback port, so that the daemon's real clients talk to it.
-//! What it is not: it keeps only [`PARTITION_BYTES`] of a partition and silently drops what is
-//! older, so feed it as it drains; it knows no ACLs, no static membership, and no admin requests:
-//! topics, the dead letter topic too, are made with [`Broker::create_topic`].
+//! It speaks the real protocol on a loopback port, so that the daemon's real clients talk to it. It
+//! keeps only [`PARTITION_BYTES`] of a partition and silently drops older records, so feed it as it
+//! drains. It knows no ACLs, no static membership and no admin requests: make every topic, the dead
+//! letter topic too, with [`Broker::create_topic`].
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -106,8 +106,8 @@ impl Broker {
     }
 
     /// Hands a recorded record to the producer: key, value, headers and timestamp as they were, in
-    /// the partition that it came from. Records of one partition keep the order of these calls.
-    /// The future answers where it was stored.
+    /// the partition that it came from. Records of one partition keep the order of these calls. The
+    /// future resolves to where it was stored.
     ///
     /// # Errors
     /// When the producer's queue is full or the topic lacks the partition.
@@ -157,8 +157,8 @@ impl Broker {
         Ok(records)
     }
 
-    /// How far the records of each partition of `topic` reach beyond what `group` has committed:
-    /// 0 where all is committed. Blocks.
+    /// How far each partition of `topic` reaches beyond the committed offset of `group`: 0 if all
+    /// is committed. Blocks.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -214,7 +214,7 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> KafkaResult<Vec<i32>> {
 
 /// Owns the cluster until nobody can give commands any more.
 fn serve(orders: &mpsc::Receiver<Command>, up: &mpsc::Sender<KafkaResult<String>>) {
-    // The asker of any of these answers may have gone.
+    // The receiver of any of these answers may have gone.
     let owner = match owner() {
         Ok(owner) => owner,
         Err(error) => return drop(up.send(Err(error))),

@@ -76,13 +76,13 @@ impl Fault {
 /// For how many requests a fault lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lasting {
-    /// The next so many requests.
+    /// This many of the next requests.
     Next(u32),
     /// Until [`super::Fake::heal`].
     UntilHealed,
 }
 
-/// What Inngest makes of one event that was marked with [`super::Fake::poison`].
+/// How Inngest treats one event that was marked with [`super::Fake::poison`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Poison {
     /// A 400 with this text, which stops the request at this event.

@@ -275,7 +275,7 @@ impl<'de> Visitor<'de> for &mut Intake<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut events: A) -> Result<(), A::Error> {
         while let Some(event) = events.next_element::<&RawValue>()? {
             if !self.event(event) {
-                // What follows is not read: how the error looks does not matter, `stop` holds it.
+                // This error only ends the reading; `stop` holds the real one.
                 return Err(serde::de::Error::custom("stopped"));
             }
         }

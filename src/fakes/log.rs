@@ -42,7 +42,7 @@ pub struct Post {
     pub at: Duration,
 }
 
-/// One event that Inngest stored, each copy of it.
+/// One event that Inngest stored. Each copy is an entry of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     /// Its name.
@@ -51,7 +51,7 @@ pub struct Stored {
     pub id: Option<Box<str>>,
     /// The server's own id: the same for the same seed and index.
     pub internal_id: u128,
-    /// When it is to happen, in milliseconds, where its sender says so.
+    /// Its `ts` in milliseconds, if the sender set one.
     pub ts: Option<i64>,
     /// Which POST it came with, counted from 0.
     pub post: u32,
@@ -69,7 +69,7 @@ pub struct Log {
     pub posts: Vec<Post>,
     /// Every stored event.
     pub events: Vec<Stored>,
-    /// The names of the functions called and tables read, with how often.
+    /// How often each function was called and each table read, by name.
     pub calls: std::collections::BTreeMap<String, u64>,
     /// The body of every broadcast that was taken.
     pub broadcasts: Vec<serde_json::Value>,

@@ -1,7 +1,7 @@
 //! Doubles of the services, in this process, for the demo and the tests: Inngest and Supabase in
 //! one HTTP server, and beside it Kafka ([`broker`]).
 //!
-//! It behaves as the real services were seen to, also where that is odd, and fails on demand:
+//! It behaves as the real services were seen to, oddities included, and fails on demand:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -149,7 +149,7 @@ impl Fake {
         self.shared.plan(endpoint, |plan| plan.add(fault, lasting));
     }
 
-    /// As [`Fake::fail`], for the calls of one function alone; goes before what all calls meet.
+    /// As [`Fake::fail`], for one function only. Its faults come before those of all calls.
     pub fn fail_function(&self, function: &str, fault: Fault, lasting: Lasting) {
         self.shared.functions().entry(function.to_owned()).or_default().add(fault, lasting);
     }
@@ -197,7 +197,7 @@ impl Fake {
         self.shared.database.drop_function(function);
     }
 
-    /// Replaces a table's rows. Columns are known by the first row.
+    /// Replaces a table's rows. The first row defines the columns.
     pub fn fill(&self, table: &str, rows: Vec<Map<String, Value>>) {
         self.shared.database.fill(table, rows);
     }
@@ -217,9 +217,8 @@ impl Fake {
         self.shared.database.cut_at(max_rows);
     }
 
-    /// Has functions and tables answered by `backend` from now on: what [`Fake::define`],
-    /// [`Fake::fill`] and [`Fake::compute`] put there is not asked any more. The first backend
-    /// stays.
+    /// Lets `backend` answer functions and tables from now on. Those of [`Fake::define`],
+    /// [`Fake::fill`] and [`Fake::compute`] are not asked any more. The first backend stays.
     pub fn delegate(&self, backend: impl Backend + 'static) {
         self.shared.database.delegate(backend);
     }
@@ -420,8 +419,8 @@ struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
-    /// Answers after the latency, or meets the next fault. `unhandled` learns the status (0 for
-    /// none) of a request that is not handled: then `handle` never runs.
+    /// Answers after the latency, or meets the next fault. If the request is not handled, `handle`
+    /// never runs and `unhandled` gets the status (0 for none).
     async fn answer(
         &self,
         bytes: usize,

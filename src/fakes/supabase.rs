@@ -43,8 +43,8 @@ impl Reply {
         Self { status: 200, kind: "application/json; charset=utf-8", body, range: None }
     }
 
-    /// `count` rows that begin at `offset`, as JSON text, and how many there are of them where that
-    /// was asked for.
+    /// `count` rows from `offset` on, as JSON text, with the number of all rows if that was asked
+    /// for.
     #[must_use]
     pub fn page_of_rows(body: String, count: usize, offset: usize, total: Option<usize>) -> Self {
         rows::page_reply(body, count, offset, total).unwrap_or_else(|error| error)
@@ -257,8 +257,8 @@ pub(super) fn turn_away(headers: &HeaderMap, key: Option<&str>) -> Option<Reply>
         .then(|| Reply::error(401, "42501", "permission denied"))
 }
 
-/// What `calc_currency_for_source` answers here: decided by the source's id alone, so that whoever
-/// knows the id knows the rows. One source in ten earns nothing, one in four a ticket as well.
+/// What `calc_currency_for_source` answers here. It depends on the source's id alone, so that the
+/// rows can be predicted. One source in ten earns nothing, one in four a ticket as well.
 #[must_use]
 pub fn currency_rows(source_id: &str) -> Vec<Value> {
     let hash = stable_hash(source_id.as_bytes());
@@ -282,8 +282,8 @@ pub fn currency_rows(source_id: &str) -> Vec<Value> {
     rows
 }
 
-/// What `redeem_reward_with_points` answers here: decided by the event's id alone, so that a repeat
-/// is answered as the first call was. One redemption in five is refused, in both forms that there
+/// What `redeem_reward_with_points` answers here. It depends on the event's id alone, so that a
+/// repeat gets the first answer again. One redemption in five is refused, in both forms that there
 /// are.
 #[must_use]
 pub fn redemption_result(event_id: &str) -> Value {
@@ -307,8 +307,8 @@ pub fn redemption_result(event_id: &str) -> Value {
     }
 }
 
-/// The missions that are active here for a merchant and an event type: decided by the two alone,
-/// up to three of them, and none for one pair in four.
+/// The missions that are active here for a merchant and an event type: up to three, and none for
+/// one pair in four. They depend on these two alone.
 #[must_use]
 pub fn active_missions(merchant_id: &str, event_type: &str) -> Vec<String> {
     let hash = stable_hash(format!("{merchant_id}:{event_type}").as_bytes());
@@ -335,9 +335,9 @@ pub(super) fn mission_conditions(query: &[(String, String)]) -> Vec<Row> {
     active_missions(merchant_id, event_type).into_iter().map(row).collect()
 }
 
-/// What `evaluate_user_tier_status` answers here: decided by the member alone, so that whoever
-/// knows the member knows the answer. Of ten members two get a scheduled upgrade, one an upgrade
-/// at once, one a downgrade, one an entry tier; the others stay where they are.
+/// What `evaluate_user_tier_status` answers here. It depends on the member alone, so that it can be
+/// predicted. Of ten members two get a scheduled upgrade, one an upgrade at once, one a downgrade,
+/// one an entry tier; the others stay where they are.
 #[must_use]
 pub fn tier_status(user_id: &str, merchant_id: &str) -> Value {
     let hash = stable_hash(format!("{user_id}:{merchant_id}").as_bytes());

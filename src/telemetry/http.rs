@@ -1,7 +1,7 @@
 //! The health endpoints: `/livez`, `/readyz`, `/metrics`.
 //!
-//! Whoever can reach the port can ask, so what one may cost is bounded: one request a connection,
-//! which must be over in time; so many connections; so many bytes of headers. No body is read.
+//! Anybody who reaches the port can ask, so the cost is bounded: one request a connection, and
+//! limits on its duration, on connections and on bytes of headers. No body is read.
 
 use std::fmt::Write as _;
 use std::io;
@@ -38,14 +38,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of a request line with its headers.
 const MAX_HEADERS: usize = 16 << 10;
 
-/// What the endpoints tell of.
+/// What the endpoints report on.
 #[derive(Clone)]
 pub struct Health {
     /// Each consumer's name and signs of life.
     pub consumers: Arc<[(&'static str, Arc<Pulse>)]>,
     /// The dependencies.
     pub breakers: Arc<Breakers>,
-    /// After what time without progress a consumer counts as stalled.
+    /// The time without progress after which a consumer counts as stalled.
     pub stall_timeout: Duration,
     /// Where metrics are rendered.
     pub metrics: PrometheusHandle,
@@ -105,7 +105,7 @@ pub async fn serve(listen: SocketAddr, health: Health) -> io::Result<()> {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of file descriptors, mostly: others may come free.
+                // Usually the process is out of file descriptors, and some may be freed meanwhile.
                 tracing::debug!(%error, "connection not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -123,8 +123,8 @@ pub async fn serve(listen: SocketAddr, health: Health) -> io::Result<()> {
     }
 }
 
-/// 200 while nothing is stalled: what waits for a dependency is named, and restarting for it would
-/// only loop.
+/// 200 while nothing is stalled. A wait for a dependency is only named, since a restart for it
+/// would loop.
 async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     let now = Instant::now();
     let mut stalled = false;

@@ -13,7 +13,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::config::{Log, LogFormat};
 
-/// Targets whose chatter below a warning helps nobody who did not ask for them by name.
+/// Targets whose logs below a warning are shown only if asked for by name.
 const QUIET: [&str; 7] =
     ["h2", "hyper", "hyper_util", "librdkafka", "rdkafka", "reqwest", "rustls"];
 
@@ -28,7 +28,7 @@ pub fn init(log: &Log) -> Result<(), TryInitError> {
     subscriber(log, terminal, ansi, io::stderr).try_init()
 }
 
-/// A panic as a line of the log. What it was formatted with may be a row's.
+/// Logs a panic. Its formatted text is left out, as it may quote a row.
 fn report_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let backtrace = Backtrace::capture();
@@ -39,12 +39,12 @@ fn report_panic(panic: &PanicHookInfo<'_>) {
     tracing::error!(location, what = shown(panic.payload()), backtrace, "panicked");
 }
 
-/// A panic's text as far as it stands in the program's own source.
+/// A panic's text if it is a literal of the program's own source.
 fn shown(payload: &dyn Any) -> &'static str {
     payload.downcast_ref::<&'static str>().copied().unwrap_or("(text not shown: it may quote data)")
 }
 
-/// What [`init`] installs, with where it writes to taken from outside.
+/// What [`init`] installs, writing to `writer`.
 fn subscriber<W>(
     log: &Log,
     terminal: bool,
@@ -70,7 +70,7 @@ where
     }
 }
 
-/// The level as configured, with libraries' chatter held back unless they are named in it.
+/// The configured level. Libraries stay quiet unless it names them.
 fn filter(level: &str) -> EnvFilter {
     let mut directives = level.to_owned();
     let chatty = level
@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    /// What comes out when `log` is set so and `events` happen.
+    /// The output of `events` with these settings of the log.
     fn written(level: &str, format: LogFormat, terminal: bool, events: impl FnOnce()) -> String {
         let buffer = Arc::new(Mutex::new(Vec::new()));
         let log = Log { level: level.to_owned(), format };

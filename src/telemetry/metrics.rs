@@ -23,8 +23,8 @@ const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 5_000
 
 /// How often samples are put into their buckets. Until then each of them is kept.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// For how long a gauge that is not set any more is still shown, so that a partition that was given
-/// up does not keep its last lag for ever. Every scrape sets those that there are.
+/// How long a gauge is shown after it was last set. A partition that was given up must not keep its
+/// last lag for ever. Every scrape sets the current gauges.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// Installs the process's recorder. Must be called inside a tokio runtime, which keeps it up.
@@ -48,7 +48,7 @@ fn builder(forgotten: Duration) -> Result<PrometheusBuilder, BuildError> {
     Ok(builder)
 }
 
-/// Puts samples into their buckets for ever: whether anybody scrapes or not, memory stays bounded.
+/// Puts samples into their buckets regularly, so that memory stays bounded even if nobody scrapes.
 async fn keep_up(handle: PrometheusHandle, period: Duration) {
     let mut next = tokio::time::interval(period);
     loop {
@@ -69,7 +69,7 @@ fn describe() {
     }
 }
 
-/// Sets the gauges that are read off the consumers and breakers when somebody asks.
+/// Sets the gauges that each scrape reads from the consumers and breakers.
 pub fn gauges<'a>(consumers: impl Iterator<Item = (&'a str, Vitals)>, breakers: &Breakers) {
     for (consumer, vitals) in consumers {
         let name = consumer.to_owned();

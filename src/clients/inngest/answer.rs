@@ -27,31 +27,31 @@ pub(super) enum BatchOutcome {
     Stopped { accepted: usize, cause: Cause, message: String },
     /// 413: the request is too large, whatever is in it.
     TooLarge { message: String },
-    /// The events may or may not have been taken, or the server takes none at present: the same
-    /// request again.
+    /// The outcome is unknown, or the server takes nothing at present. The same request goes out
+    /// again.
     Retry { evidence: Evidence, retry_after: Option<Duration>, message: String },
 }
 
 /// What a failure says about the events of the request that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Evidence {
-    /// A whole answer that is about this very request: a 500, an odd 400.
+    /// A complete answer about this very request: a 500, an odd 400.
     Answered,
-    /// No whole answer came. Only once others are accepted meanwhile may it be the events' doing.
+    /// No complete answer came. The events may be the cause only if others are accepted meanwhile.
     Silent,
-    /// Somebody else's answer, a gateway's page or status, or an answer in another shape: nothing
-    /// against them, though they may have been taken.
+    /// An answer that may not be Inngest's: a gateway's page or status, or another shape. It says
+    /// nothing against the events, but they may have been taken.
     Unclear,
-    /// Nothing: everybody would have been refused, or the request never got there.
+    /// Says nothing: every request would have been refused, or this one never arrived.
     Nothing,
 }
 
 /// Why a 400 stopped where it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The text says that it is the event.
+    /// The error text blames the event.
     Event,
-    /// The server's own failure is possible.
+    /// It may be the server's own failure.
     Unsure,
     /// The request holds more events than the server takes.
     TooMany,
@@ -114,8 +114,8 @@ fn about_everybody(status: u16) -> bool {
     matches!(status, 300..=399 | 401..=406 | 409 | 412 | 429)
 }
 
-/// Statuses of whatever stands in between or has too much to do, in whose words ever; and 200, of a
-/// server that takes nothing that it names: a deploy half done.
+/// Statuses of a gateway or of an overloaded server, whatever the body says. Also a 200 that does
+/// not name every event: a deploy half done.
 fn about_the_way(status: u16) -> bool {
     matches!(status, 200 | 408 | 502 | 503 | 504 | 520..=524)
 }
@@ -142,7 +142,7 @@ fn cause(text: &str) -> Cause {
     }
 }
 
-/// Inngest's answer. It comes as text/plain, so the type is not looked at.
+/// Inngest's answer. Its content type is ignored, since Inngest sends text/plain.
 #[derive(Debug, Deserialize)]
 struct Reply {
     #[serde(default)]
@@ -188,7 +188,7 @@ struct Ids {
     given: bool,
     /// How many are there.
     total: usize,
-    /// How many, from the first on, are not empty: these events were stored.
+    /// How many are not empty before the first empty one: these events were stored.
     named: usize,
 }
 

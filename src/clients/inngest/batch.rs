@@ -13,15 +13,15 @@ use crate::room::Charge;
 /// One caller's events on their way: those from `next` on are not accepted yet.
 #[derive(Debug)]
 pub(super) struct Submission {
-    /// The events that are not accepted yet; possibly, before them, some that are.
+    /// The events that are not accepted yet, possibly preceded by accepted ones.
     json: Bytes,
-    /// Where `json` begins in what the caller handed over.
+    /// Where `json` begins in the bytes that the caller handed over.
     base: usize,
     ends: SmallVec<[u32; 4]>,
     next: usize,
     /// Requests in which some of them were accepted.
     served: u32,
-    /// What its bytes take of the room, until it ends.
+    /// Holds the room for its bytes until it ends.
     _charge: Charge,
     reply: Reply,
     pub(super) arrived: Instant,
@@ -51,12 +51,12 @@ impl Submission {
         self.end(self.ends.len()) - self.start()
     }
 
-    /// Where the first event that is not accepted begins, as the caller handed it over.
+    /// Where the first event that is not accepted begins, in the caller's bytes.
     fn start(&self) -> usize {
         self.next.checked_sub(1).map_or(0, |previous| self.ends[previous] as usize + 1)
     }
 
-    /// Where the first `count` events end, as the caller handed them over.
+    /// Where the first `count` events end, in the caller's bytes.
     fn end(&self, count: usize) -> usize {
         count.checked_sub(1).map_or(0, |last| self.ends[last] as usize)
     }
@@ -142,15 +142,15 @@ pub(super) struct Batch {
     pub(super) attempts: u32,
     /// How often it failed with an answer that may be about its events.
     pub(super) answers: u32,
-    /// How often it failed with others accepted in between; the first answer counts too.
+    /// How often it failed while others were accepted. The first answered failure counts too.
     pub(super) counted_failures: u32,
     /// How many batches had been accepted when it was first sent, then when it last failed.
     pub(super) accepted_before: Option<u64>,
     /// Whether some of it may have been taken, although no answer said so.
     maybe_taken: bool,
-    /// Whether it ever had no whole answer.
+    /// Whether an attempt ever ended without a complete answer.
     pub(super) met_silence: bool,
-    /// Whether it is a part of a batch that failed: its size says nothing of what a request takes.
+    /// Whether it is part of a failed batch: its size says nothing about the server's limit.
     pub(super) is_part: bool,
     /// Not to be sent before this.
     pub(super) due: Instant,
@@ -180,7 +180,7 @@ impl Batch {
         for Part { submission, take } in &mut parts {
             let length = submission.slice(*take).len();
             at += 1;
-            // The bytes are in the body now: a second copy would double what is in flight.
+            // Shares the body's bytes: a second copy would double the memory in flight.
             if *take == submission.events() {
                 submission.base = submission.start();
                 submission.json = body.slice(at..at + length);
@@ -200,7 +200,7 @@ impl Batch {
             maybe_taken: false,
             met_silence: false,
             is_part: false,
-            // What waited longest goes first; a batch of nobody is never sent.
+            // The longest wait goes first. An empty batch is never sent.
             due: due.unwrap_or_else(Instant::now),
         }
     }
@@ -210,7 +210,6 @@ impl Batch {
         Self { is_part: true, ..Self::new(parts) }
     }
 
-    /// The request's body.
     pub(super) fn body(&self) -> Bytes {
         self.body.clone()
     }
@@ -241,8 +240,8 @@ impl Batch {
         self.parts.iter().flat_map(|part| part.submission.each(part.take))
     }
 
-    /// Counts a failure against it, where that says anything: `accepted` batches were accepted so
-    /// far.
+    /// Counts a failure if its evidence says anything about the batch. `accepted` batches were
+    /// accepted so far.
     pub(super) fn failed(&mut self, evidence: Evidence, accepted: u64) {
         self.maybe_taken |= evidence != Evidence::Nothing;
         self.met_silence |= evidence == Evidence::Silent;
@@ -259,9 +258,9 @@ impl Batch {
         self.accepted_before = Some(accepted);
     }
 
-    /// The batch without those whose caller has gone: their events would come late, when somebody
-    /// else has sent them. What may have been taken stays as it is, for a repeat of it is known by
-    /// its bytes. `None` when nobody is left.
+    /// The batch without callers that have gone: their events would come late, after somebody else
+    /// has sent them. A batch that may have been taken stays as it is, since a repeat is known by
+    /// its bytes. `None` if nobody is left.
     pub(super) fn without_abandoned(mut self) -> Option<Self> {
         let gone = |part: &Part| part.submission.is_abandoned();
         if self.is_abandoned() {
@@ -281,8 +280,8 @@ impl Batch {
         self.parts.iter().all(|part| part.submission.is_abandoned())
     }
 
-    /// Hands every event on after an answer at time `at`. A [`BatchOutcome::Retry`] is the batch itself
-    /// again.
+    /// Passes every event on after an answer at time `at`. A [`BatchOutcome::Retry`] leaves the
+    /// batch itself.
     pub(super) fn settle(self, outcome: BatchOutcome, at: Timestamp) -> Leftover {
         let alone = self.events == 1;
         let mut left = Leftover::default();
@@ -316,8 +315,8 @@ impl Batch {
         left
     }
 
-    /// Takes apart a batch that keeps failing while others are accepted: two halves, or, when it
-    /// has one caller, an outage of that caller's own, who counts its attempts.
+    /// Takes apart a batch that keeps failing while others are accepted. A shared batch becomes two
+    /// halves. A single caller gets an outage of its own, and counts its attempts.
     pub(super) fn take_apart(self, message: String) -> Vec<Self> {
         if self.is_shared() {
             return halves(self.parts);
@@ -355,8 +354,8 @@ fn refuse(parts: Vec<Part>, certain: bool, message: String) {
     }
 }
 
-/// Two batches of half the callers each, or one of half the events of a single caller, whose rest
-/// follows when that is accepted.
+/// Two batches of half the callers each. A single caller gets one batch of half its events, and the
+/// rest follows when that is accepted.
 fn halves(mut parts: Vec<Part>) -> Vec<Batch> {
     if parts.len() == 1 {
         for part in &mut parts {

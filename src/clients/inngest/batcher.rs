@@ -22,13 +22,13 @@ use crate::metric_names;
 use crate::outage::{Backoff, Breaker, Leave};
 
 const SEED: HeaderName = HeaderName::from_static("x-inngest-event-id-seed");
-/// 5,000 ids take 150 kB; what is far beyond that is no answer of Inngest's.
+/// 5,000 ids take 150 kB. An answer far beyond that is not Inngest's.
 const MAX_ANSWER_BYTES: usize = 4 << 20;
 /// How often a batch fails, with others accepted in between, before it is taken apart.
 const MAX_COUNTED_FAILURES: u32 = 3;
-/// How often it fails without any other to compare with before it is halved all the same, so that
-/// one bad event at a quiet time does not hold its neighbours for ever. In a true outage this
-/// happens rarely: the breaker lets through few requests.
+/// How often it fails with no other to compare with before it is halved all the same. Otherwise one
+/// bad event at a quiet time would hold up its neighbours for ever. In a true outage this happens
+/// rarely, since the breaker lets through few requests.
 const ATTEMPTS_BEFORE_SPLIT: u32 = 6;
 /// Submissions taken over at a time.
 const INTAKE: usize = 1024;
@@ -225,8 +225,8 @@ async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, BatchOutco
         BatchOutcome::Retry { retry_after, message, .. } => {
             leave.failed(Instant::now().into_std(), *retry_after, message);
         }
-        // Alone and refused without a clear reason, the server may be the one that is unwell. With
-        // others around it nobody can tell yet, and the leave is given back unused.
+        // One event refused without a clear reason may mean that the server is unwell. In a larger
+        // batch that is not clear yet, and the leave is given back unused.
         BatchOutcome::Stopped { accepted: 0, cause: Cause::Unsure, message } => {
             if batch.events() == 1 {
                 leave.failed(Instant::now().into_std(), None, message);
@@ -236,8 +236,8 @@ async fn post(wire: &Wire, batch: Batch, leave: Leave<'_>) -> (Batch, BatchOutco
         BatchOutcome::Stopped { accepted: accepted @ 1.., .. } => {
             leave.succeeded_for(batch.callers(*accepted));
         }
-        // Decided before Inngest's queue is asked: that may be down all the same, and who waits for
-        // it must not look like the only one that fails.
+        // Inngest refuses these before it asks its queue, which may be down all the same. Callers
+        // that wait for the queue must not look like the only ones that fail.
         BatchOutcome::Stopped { accepted: 0, .. } | BatchOutcome::TooLarge { .. } => {
             leave.turned_down()
         }
@@ -284,8 +284,8 @@ async fn exchange(wire: &Wire, batch: &Batch) -> BatchOutcome {
     }
 }
 
-/// Evidence who answered where it may not have been Inngest. The address alone: the path holds the
-/// key.
+/// Names the address in the message if the answer may not be Inngest's. Only the address: the path
+/// holds the key.
 fn named(mut outcome: BatchOutcome, wire: &Wire) -> BatchOutcome {
     if let BatchOutcome::Retry {
         evidence: Evidence::Unclear | Evidence::Nothing, message, ..

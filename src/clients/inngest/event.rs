@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 /// The longest name that Inngest takes, in characters.
 const MAX_NAME_CHARS: usize = 256;
-/// Inngest refuses names that begin so, in any case of letters.
+/// Inngest refuses names with this prefix, in upper or lower case.
 const RESERVED_PREFIX: &str = "inngest/";
 
 /// An event that Inngest would refuse whatever the circumstances.
@@ -57,7 +57,7 @@ impl Events {
         Self::one_at(name, id, None, data)
     }
 
-    /// A send of one event, whose run starts at `ts` where that lies ahead.
+    /// A send of one event. Its run starts at `ts` if that is in the future.
     ///
     /// # Errors
     /// As [`Events::one`].
@@ -140,13 +140,13 @@ impl Events {
         Ok(data_start)
     }
 
-    /// Room for so many bytes.
+    /// Reserves room for this many bytes.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         Self { json: Vec::with_capacity(bytes), ends: SmallVec::new() }
     }
 
-    /// Takes away all but the first `count` events.
+    /// Keeps only the first `count` events.
     pub fn truncate(&mut self, count: usize) {
         self.ends.truncate(count);
         self.json.truncate(self.ends.last().map_or(0, |end| *end as usize));
@@ -159,8 +159,8 @@ impl Events {
         (first..self.len()).map(size).max().unwrap_or(0)
     }
 
-    /// Where the events from number `from` on and before number `to` lie, and where each of them ends
-    /// there.
+    /// The bytes of the events from number `from` to before number `to`, and where each event ends
+    /// within them.
     pub(super) fn share(&self, from: usize, to: usize) -> (Range<usize>, SmallVec<[u32; 4]>) {
         let start = self.start(from);
         let ends: SmallVec<[u32; 4]> = self.ends[from..to]
@@ -199,7 +199,7 @@ impl Events {
         self.largest_from(0)
     }
 
-    /// Their names, in order: to look at, since they are read from what is written.
+    /// Their names, in order. Only for display: they are parsed from the JSON.
     pub(crate) fn names(&self) -> Vec<String> {
         #[derive(serde::Deserialize)]
         struct Named {

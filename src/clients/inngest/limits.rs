@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::batch::{Batch, Limits, Submission};
 
-/// The limits of requests, as the server was last found to take them.
+/// The request limits that the server was last found to accept.
 #[derive(Debug)]
 pub(super) struct Sizes {
     configured: Limits,
@@ -17,7 +17,7 @@ pub(super) struct Sizes {
     calm: u32,
 }
 
-/// So many batches are accepted before larger ones are tried again.
+/// How many batches are accepted before larger ones are tried again.
 const CALM: u32 = 32;
 
 impl Sizes {
@@ -29,8 +29,8 @@ impl Sizes {
         self.now
     }
 
-    /// A batch of several events was too large. Its parts, which may be so too because of one event
-    /// alone, say nothing of the size that the server takes.
+    /// A batch of several events was too large. Parts do not count: one large event alone may make
+    /// them too large, which says nothing about the server's limit.
     pub(super) fn too_large(&mut self, batch: &Batch) {
         if batch.is_part {
             return;
@@ -41,8 +41,8 @@ impl Sizes {
         tracing::warn!(bytes, "inngest takes smaller requests than configured");
     }
 
-    /// A batch was accepted: after a while larger ones are tried again, since whatever stood in
-    /// between may have gone.
+    /// A batch was accepted. After a while larger ones are tried again, since the limit may have
+    /// gone.
     pub(super) fn accepted(&mut self) {
         if self.now.bytes >= self.configured.bytes {
             return;
@@ -55,8 +55,8 @@ impl Sizes {
     }
 }
 
-/// Events that were found to fail alone, known by their bytes: where they come again they go alone,
-/// and take no neighbours through being halved with them.
+/// Events that were found to fail alone, known by their bytes. When they come again they go alone,
+/// so that no neighbours are halved with them.
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
     hasher: RandomState,
@@ -65,7 +65,7 @@ pub(super) struct Suspects {
 
 /// How long a suspect is remembered: longer than any pause between two attempts.
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// So many at most.
+/// The most suspects that are remembered.
 const MOST: usize = 1024;
 
 impl Suspects {
@@ -79,12 +79,12 @@ impl Suspects {
         }
     }
 
-    /// Whether any of these events is one.
+    /// Whether any of these events is a suspect.
     pub(super) fn has(&self, submission: &Submission, now: Instant) -> bool {
         let is = |event: &[u8]| {
             self.until.get(&self.hasher.hash_one(event)).is_some_and(|until| *until > now)
         };
-        // Mostly there is none, and nothing is hashed.
+        // Usually there are no suspects, and nothing is hashed.
         !self.until.is_empty() && submission.each(submission.events()).any(is)
     }
 }

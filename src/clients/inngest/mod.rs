@@ -7,19 +7,19 @@
 //! - A request of unknown outcome (time-out, reset, 5xx, a 200 that does not name every event) is
 //!   repeated for as long as it takes, with the same bytes and the same seed, so that Inngest gives
 //!   the events the same ids and starts no second run.
-//! - After a partial 400 what was accepted is done, the event where it stopped is tried alone, and
-//!   the rest goes on.
+//! - After a partial 400 the accepted events are done, the event where it stopped is tried alone,
+//!   and the rest goes on.
 //! - A batch that keeps failing with answers, or in any way while others are accepted, is halved
-//!   until the caller at fault is alone, after a settle time where no answer came, since halves
-//!   come under other ids; when others were accepted meanwhile, that caller gets an
+//!   until the caller at fault is alone. If no answer came, a settle time passes first, since
+//!   halves come under other ids. If others were accepted meanwhile, that caller gets a
 //!   [`SendError::Outage`] to count, and goes alone when it comes again. A gateway's answer (502,
 //!   503, 504, 408), a rate limit and an answer in another shape never take a batch apart.
 //!
-//! What the caller of a pending `send` should know: an outage is not an error but a longer wait.
-//! While the breaker handed to [`Inngest::start`] is away, a pending `send` *waits* and is not in
-//! flight; select it against [`Breaker::until_away`] to give up or to count the wait. `send` may be
-//! dropped at any time: its events are left out of requests that are not sent yet, and a request
-//! whose callers have all gone is not repeated. Dropped while its request is on the wire, the
+//! For the caller of a pending `send` an outage is not an error but a longer wait. While the
+//! breaker handed to [`Inngest::start`] is away, a pending `send` *waits* and is not in flight;
+//! select it against [`Breaker::until_away`] to give up or to count the wait. `send` may be dropped
+//! at any time: its events are left out of requests that are not sent yet, and a request whose
+//! callers have all gone is not repeated. If it is dropped while its request is on the wire, the
 //! outcome is unknown, as after a crash.
 
 mod answer;
@@ -65,7 +65,7 @@ pub struct InngestConfig {
     pub event_key: SecretString,
     /// `INNGEST_ENV`, a branch environment.
     pub environment: Option<String>,
-    /// How long an event waits at most for company while a request could be sent. Default 3 ms.
+    /// How long an event waits at most for others while a request could be sent. Default 3 ms.
     pub max_wait: Duration,
     /// Events of a request, at most. Default 5,000, Inngest's own limit.
     pub max_events: usize,
@@ -74,16 +74,15 @@ pub struct InngestConfig {
     /// Bytes of an event, at most; a larger one is refused without asking. Default 3 MiB, the most
     /// that Inngest takes on any plan.
     pub max_event_bytes: usize,
-    /// Bytes of events that are written and not accepted yet, at most, unless one send alone has
-    /// more: for those who ask with [`Inngest::room`]. Default 16 MiB.
+    /// Bytes of written events that are not accepted yet, at most, unless one send alone has more.
+    /// Only callers that ask with [`Inngest::room`] are held to it. Default 16 MiB.
     pub max_written_bytes: usize,
     /// Requests under way at a time. Default 4.
     pub requests: usize,
     /// Pause before a request is repeated. Default 100 ms to 30 s.
     pub backoff: Backoff,
-    /// How long a batch that was answered by silence, and is taken apart, waits first: what of it
-    /// was taken all the same must have settled before it comes again under other ids. Default 30
-    /// s.
+    /// How long the parts wait when a batch that got no answer is taken apart. Events that were
+    /// taken all the same must settle before they come again under other ids. Default 30 s.
     pub settle: Duration,
     /// Time-outs.
     pub http: HttpConfig,
@@ -113,11 +112,11 @@ impl InngestConfig {
 /// Events were accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
-    /// When the answer for the last of them came: not before they were taken in, so that a settle
-    /// time counted from here is long enough (behaviour section 3).
+    /// When the answer for the last of them came. Inngest had taken them by then, so a settle time
+    /// counted from here is long enough (behaviour section 3).
     pub at: jiff::Timestamp,
-    /// Requests in which some of them were accepted: what Inngest did for this caller, and no sign
-    /// that it did anything for others.
+    /// Requests in which some of them were accepted. They show what Inngest did for this caller,
+    /// and nothing about others.
     pub served: u32,
 }
 
@@ -129,8 +128,8 @@ pub enum SendError {
     Refused {
         /// What it said.
         message: String,
-        /// Whether it is the event's fault beyond doubt. If not, the server's own failure is
-        /// possible: the engine counts attempts.
+        /// Whether the event is at fault beyond doubt. If not, the server itself may have failed,
+        /// and the engine counts attempts.
         certain: bool,
         /// As [`Accepted::served`].
         served: u32,
@@ -205,17 +204,16 @@ impl Inngest {
     }
 
     /// Sends events in their order, within one request unless they exceed a whole one. Resolves
-    /// when all of them were accepted; no events are accepted at once.
+    /// when all of them were accepted, at once if there are none.
     ///
     /// # Errors
-    /// When Inngest refuses one of them; the rest of them is then not sent. An outage is waited out
-    /// (see the module's documentation), so there is no error for it but the one that is the
-    /// events' own.
+    /// When Inngest refuses one of them; the rest is then not sent. An outage is waited out (see
+    /// the module's documentation) and is an error only if it is the events' own.
     pub async fn send(&self, events: Events) -> Result<Accepted, SendError> {
         self.submit(events).await
     }
 
-    /// As [`Inngest::send`], but hands the events over before what is answered is awaited.
+    /// As [`Inngest::send`], but hands the events over at once, before the future is awaited.
     pub fn submit(
         &self,
         events: Events,
@@ -229,8 +227,8 @@ impl Inngest {
         }
     }
 
-    /// Waits until so few events are written and not accepted that more may be: whoever writes many
-    /// does so then, and keeps what they are made of until then.
+    /// Waits for room for more written events that are not accepted yet. A caller with many events
+    /// writes them only then, and keeps their source until then.
     pub async fn room(&self) -> Turn<'_> {
         self.room.enter().await
     }
@@ -241,7 +239,7 @@ impl Inngest {
         self.room.held()
     }
 
-    /// Looks whether an event of so many bytes may be sent.
+    /// Checks whether an event of this many bytes may be sent.
     ///
     /// # Errors
     /// When it is over the limit.
@@ -269,8 +267,8 @@ impl Inngest {
         Ok(Some(outcome))
     }
 
-    /// Hands over the events of many callers: those of caller number `n` end before event number
-    /// `ends[n]`, and each has some. Each is answered for itself.
+    /// Hands over the events of many callers. Those of caller number `n` end before event number
+    /// `ends[n]`, and every caller has at least one. Each caller gets its own answer.
     pub fn submit_all(&self, events: Events, ends: &[usize]) -> Replies {
         let (replies, places) = Replies::new(ends.len());
         let now = Instant::now();
@@ -280,7 +278,7 @@ impl Inngest {
         for ((bytes, ends), reply) in shares.into_iter().zip(places) {
             let charge = self.room.charge(bytes.len());
             let submission = Submission::new(json.slice(bytes), ends, charge, reply, now);
-            // What is not taken is answered as closed.
+            // The caller of a submission that is not taken gets the answer `Closed`.
             drop(self.submissions.send(submission));
         }
         replies

@@ -47,7 +47,7 @@ impl Queue {
         self.bytes += submission.bytes() + 1;
     }
 
-    /// When the one that waits longest came.
+    /// When the submission that waits longest came.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.waiting.front().map(|submission| submission.arrived)
     }

@@ -1,4 +1,4 @@
-//! Where callers hear what became of their events: alone, or many of them in one place.
+//! Tells callers what became of their events: each alone, or many in one place.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -68,8 +68,8 @@ struct Many {
     gone: Box<[AtomicBool]>,
 }
 
-/// The answers to many callers, each for itself, as they come. Dropped, or abandoned one by one, they
-/// are callers that have gone.
+/// The answers to many callers, one each, as they come. A caller has gone once this is dropped or
+/// the caller abandoned.
 #[derive(Debug)]
 pub struct Replies {
     many: Arc<Many>,
@@ -77,7 +77,7 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// For so many callers, and their places.
+    /// Replies for `count` callers, with a place for each.
     pub(super) fn new(count: usize) -> (Self, impl Iterator<Item = Reply>) {
         let many = Arc::new(Many {
             answers: Mutex::new(Vec::with_capacity(count)),
@@ -99,13 +99,13 @@ impl Replies {
                 return Some(answers);
             }
             self.many.answered.notified().await;
-            // Mostly one request answers many of them.
+            // One request usually answers many callers: let all of them come in.
             tokio::task::yield_now().await;
         }
         None
     }
 
-    /// Those that have come, without waiting.
+    /// The answers that have come, without waiting.
     pub fn ready(&mut self) -> Vec<(usize, Outcome)> {
         let mut answers = self.many.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let answers = std::mem::take(&mut *answers);

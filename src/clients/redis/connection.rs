@@ -1,4 +1,4 @@
-//! One connection to a server, shared, and replaced as soon as it may be of no more use.
+//! One shared connection to a server, replaced as soon as it may be useless.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,15 +15,15 @@ use redis::{
 /// How long a connection or an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An attempt to connect, under way or over. Everybody who asks meanwhile shares it, so that one
-/// server that is away costs one time-out.
+/// An attempt to connect, pending or done. All requests share it, so that a server that is away
+/// costs one time-out.
 type Attempt = Shared<BoxFuture<'static, RedisResult<MultiplexedConnection>>>;
 
 /// A connection to one server, made when it is first used; clones share it. A request tries once
-/// and reports: how long to go on is for the breaker to say.
+/// and reports. The breaker decides how long to go on.
 ///
-/// The redis crate's own manager is not used: it keeps an attempt that failed at AUTH for ever, and
-/// a connection that went silent or leads to a server that became a replica too.
+/// The redis crate's own manager is not used. It keeps for ever an attempt that failed at AUTH, a
+/// silent connection, and one to a server that became a replica.
 #[derive(Clone)]
 pub struct Connection {
     client: Client,
@@ -35,10 +35,10 @@ impl Connection {
         Self { client, current: Arc::default() }
     }
 
-    /// The attempt that everybody shares now; a new one where there is none.
+    /// The shared attempt, or a new one if there is none.
     fn attempt(&self) -> Attempt {
         let mut current = self.lock();
-        // One that all who waited for it have left stands still, while its time runs out.
+        // Nobody drives an attempt that all its waiters have left, yet its time-out runs on.
         let left = |attempt: &mut Attempt| {
             attempt.peek().is_none() && attempt.strong_count().is_some_and(|count| count < 2)
         };
@@ -75,8 +75,8 @@ async fn made(client: Client) -> RedisResult<MultiplexedConnection> {
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// Whether a connection is better replaced after this error: it broke, it was silent for too long,
-/// what came makes no sense, or it leads to a server where it may do nothing.
+/// Whether to replace the connection after this error: it broke, was silent for too long, sent
+/// nonsense, or leads to a server where it may do nothing.
 fn ends_it(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => true,

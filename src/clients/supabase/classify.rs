@@ -17,7 +17,7 @@ pub enum Fault {
 ///
 /// The code decides before the status, since 500 covers both kinds, and PostgREST answers 400 to
 /// every SQLSTATE that it does not know. Only a status that says "too much", "nobody there" or "not
-/// you" is believed whatever the code. What is not known to be about the record is not its fault.
+/// you" is believed whatever the code. An error is the record's fault only if it is known to be.
 #[must_use]
 pub fn classify(status: u16, code: Option<&str>, message: &str) -> Fault {
     if is_of_the_way(status) {
@@ -28,11 +28,11 @@ pub fn classify(status: u16, code: Option<&str>, message: &str) -> Fault {
     }
     match (code, status) {
         (Some(code), _) => by_code(code),
-        // A gateway's, about the size of this very request.
+        // A gateway refused the size of this very request.
         (None, 413 | 414) => Fault::Record,
         (None, 408) => Fault::Transient,
-        // PostgREST always names a code: without one the request never got there, which says
-        // nothing about the record, whatever a gateway or a proxy calls it.
+        // PostgREST always names a code. Without one the request never got there, so the answer
+        // says nothing about the record, whatever a gateway or a proxy calls it.
         (None, _) => Fault::Setup,
     }
 }
@@ -42,20 +42,20 @@ fn is_of_the_way(status: u16) -> bool {
     matches!(status, 429 | 502 | 503 | 504 | 520..=524 | 544)
 }
 
-/// Whether an outage's answer may be the doing of the record that asked: an error that the database
-/// met while it worked for it, and not one of its connections, its room or its restart.
+/// Whether the record that asked may have caused this outage: the database failed while it worked
+/// for the record, and not on its connections, its resources or a restart.
 pub(super) fn may_be_the_records(status: u16, code: Option<&str>) -> bool {
     status >= 500 && !is_of_the_way(status) && code.is_some_and(|code| !is_unwell(code))
 }
 
-/// No connection, no room, a restart: what everybody meets.
+/// No connection, no room, a restart: these affect everybody.
 fn is_unwell(code: &str) -> bool {
     matches!(code, "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003")
         || ["53", "08", "57P0"].iter().any(|prefix| code.starts_with(prefix))
 }
 
-/// The role that the key names is not there: 22023 like a wrong argument, and a 400 like one from
-/// an older PostgREST.
+/// The key's role does not exist. The code 22023 also stands for a wrong argument, and an older
+/// PostgREST answers 400.
 pub(super) fn lacks_role(code: Option<&str>, message: &str) -> bool {
     code == Some("22023") && message.starts_with("role \"") && message.ends_with("does not exist")
 }
@@ -74,15 +74,14 @@ fn by_code(code: &str) -> Fault {
     Fault::Setup
 }
 
-/// Whether an error answer says that the service has too much to do: what an adaptive bound
-/// shrinks on (behaviour section 1). A time-out says so too, but is no answer.
+/// Whether an error answer says that the service is overloaded, so that an adaptive bound shrinks
+/// (behaviour section 1). A time-out says so too, but it is not an answer.
 #[must_use]
 pub fn is_overload(status: u16, code: Option<&str>) -> bool {
     matches!(status, 429 | 503 | 504) || code == Some("57014")
 }
 
-/// Whether an error answer may come from an address that is not PostgREST's, or not the right one:
-/// its message names it.
+/// Whether an error answer may come from a wrong address. Its message then names the address.
 pub(super) fn is_about_the_address(code: Option<&str>) -> bool {
     matches!(code, None | Some("PGRST101" | "PGRST106" | "PGRST117" | "PGRST125"))
 }

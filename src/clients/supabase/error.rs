@@ -5,16 +5,17 @@ use std::time::Duration;
 use super::classify::{self, Fault};
 use crate::clients::http::one_line;
 
-/// What a failed call is to the record that made it.
+/// What a failed call means for the record that made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallFault {
-    /// Not the record's: retry for as long as it takes, not before `retry_after` where it is known
-    /// (the server's `Retry-After`, or the time until the open breaker lets a request through).
+    /// Not the record's fault: retry for as long as it takes, but not before `retry_after` if it is
+    /// known (the server's `Retry-After`, or the time until the open breaker lets a request
+    /// through).
     Outage {
         /// How long to wait at least.
         retry_after: Option<Duration>,
     },
-    /// The record's: retrying changes nothing.
+    /// The record's fault: retrying changes nothing.
     Record,
 }
 
@@ -30,10 +31,10 @@ pub struct CallError {
     pub code: Option<String>,
     /// How long the request took; `None` when none was sent.
     pub latency: Option<Duration>,
-    /// Whether this may be the record's doing after all, should it go on while others are answered:
-    /// a time-out of a request that was sent, a 5xx with a code. A connection that is refused or
-    /// breaks, what a gateway says, a rate limit, a refused key or an answer in another shape never
-    /// is (behaviour section 8.4).
+    /// Whether the record may be the cause after all, if this goes on while others are answered: a
+    /// time-out of a request that was sent, a 5xx with a code. A refused or broken connection, a
+    /// gateway's answer, a rate limit, a refused key or an answer in another shape never counts
+    /// (behaviour section 8.4).
     pub telling: bool,
     kind: &'static str,
     message: String,
@@ -120,7 +121,7 @@ impl CallError {
         Self::outage("supabase_too_large", message)
     }
 
-    /// An answer with an error status, of whoever is at `address`.
+    /// An answer with an error status from the server at `address`.
     pub(super) fn answer(
         what: &str,
         address: &str,
@@ -163,7 +164,7 @@ impl CallError {
     }
 }
 
-/// PostgREST's error body, or as much of it as a gateway's answer has in common with it.
+/// PostgREST's error body, or what a gateway's answer has in common with it.
 #[derive(Default)]
 struct ErrorBody {
     code: Option<String>,
@@ -183,8 +184,8 @@ impl ErrorBody {
             return Self::default();
         };
         let message = message.as_ref().and_then(|message| message.as_str());
-        // The gateways have `code` too, as a number or a word, and not with a message: only
-        // PostgREST's is classified by.
+        // Gateways send a `code` too, as a number or a word and without a message. Only PostgREST's
+        // codes are classified.
         let code = code.as_ref().and_then(|code| code.as_str()).filter(|code| {
             let is_of_a_state = |b: u8| b.is_ascii_digit() || b.is_ascii_uppercase();
             let state = code.len() == 5 && code.bytes().all(is_of_a_state) && *code != "ERROR";

@@ -3,11 +3,11 @@
 //! One request per call and no retries of its own: the engine retries, so that a wait never holds a
 //! permit (behaviour section 3). A call that fails is an outage or the record's fault, decided by
 //! the answer's `code` ([`classify`]). Each function and each table has its own breaker, since a
-//! function can be missing while the rest is well; while that is open, calls fail at once and say
-//! when to come back.
+//! function can be missing while the rest is well. While a breaker is open, calls fail at once and
+//! say when to come back.
 //!
-//! Dropping a call does not stop the function: it still commits. So does one that timed out. That
-//! is why every function called here must take a repeat.
+//! Dropping a call does not stop the function: it still commits. So does one that timed out.
+//! Every function called here must therefore tolerate a repeat.
 
 pub mod classify;
 mod error;
@@ -78,7 +78,7 @@ impl Answer {
         &self.body
     }
 
-    /// The breaker of what was asked.
+    /// The breaker of the function or table that was asked.
     #[must_use]
     pub fn breaker(&self) -> &Arc<Breaker> {
         &self.breaker
@@ -87,8 +87,8 @@ impl Answer {
     /// Decodes the answer. `Box<serde_json::value::RawValue>` keeps it as it came.
     ///
     /// # Errors
-    /// When it has another shape than expected: an outage of kind `supabase_answer`, since a
-    /// function that answers otherwise than agreed is a deploy that is half done.
+    /// When it has another shape than expected: an outage of kind `supabase_answer`, since such a
+    /// function is a deploy that is half done.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, CallError> {
         serde_json::from_slice(&self.body).map_err(|_| self.unexpected())
     }
@@ -154,8 +154,8 @@ impl Supabase {
         answered.map(|((), answer)| answer)
     }
 
-    /// As [`Supabase::rpc`], and decodes the answer: one that cannot be decoded is an outage of
-    /// this function, which its breaker is told.
+    /// As [`Supabase::rpc`], and decodes the answer. If that fails, it is an outage of this
+    /// function, reported to its breaker.
     ///
     /// # Errors
     /// As [`Supabase::rpc`], and what `decode` says.
@@ -175,8 +175,8 @@ impl Supabase {
     }
 
     /// Reads rows of a table or view: an array. `query` is PostgREST's, such as
-    /// `[("id", "eq.5"), ("select", "a,b")]`; values are encoded here. The server answers with the
-    /// first thousand rows, and does not say so: what may be more is read by [`Supabase::page_as`].
+    /// `[("id", "eq.5"), ("select", "a,b")]`; values are encoded here. The server cuts after the
+    /// first thousand rows without saying so. Use [`Supabase::page_as`] if there may be more.
     ///
     /// # Errors
     /// An outage or the record's fault, see [`CallError`].
@@ -184,8 +184,8 @@ impl Supabase {
         self.select_as(table, query, |_| Ok(())).await.map(|((), answer)| answer)
     }
 
-    /// As [`Supabase::select`], and decodes the answer: one that cannot be decoded is an outage of
-    /// this table, which its breaker is told.
+    /// As [`Supabase::select`], and decodes the answer. If that fails, it is an outage of this
+    /// table, reported to its breaker.
     ///
     /// # Errors
     /// As [`Supabase::select`], and what `decode` says.
@@ -227,8 +227,8 @@ impl Supabase {
         self.call(&format!("supabase/{table}"), what, request, decode).await
     }
 
-    /// Tells the listeners of realtime topics: one request, without a breaker, since nothing waits
-    /// for it to come back. `messages` is what the endpoint takes,
+    /// Broadcasts to the listeners of realtime topics. One request without a breaker, since nothing
+    /// waits for its return. `messages` has the endpoint's form,
     /// `{"messages": [{"topic", "event", "payload"}]}`.
     ///
     /// # Errors
@@ -271,8 +271,8 @@ impl Supabase {
         })?;
         let outcome = self.exchange(&what, request).await;
         let latency = start.elapsed();
-        // Decoded before anybody is told that it went well: a function that answers in another
-        // shape is away for everybody who asks it.
+        // Decoded before success is reported: a function that answers in another shape is away for
+        // all its callers.
         let outcome = outcome.and_then(|(body, total)| {
             let breaker = Arc::clone(&breaker);
             let answer = Answer { body, what: what.into(), breaker, latency, total };
@@ -319,7 +319,7 @@ impl Supabase {
                 let body = self.shared.redaction.redact(body);
                 Err(CallError::answer(what, address, status, &body, wait))
             }
-            // The status tells enough where the rest of an error cannot be had.
+            // The status is enough if the body of an error cannot be read.
             Err(_) if !success => Err(CallError::answer(what, address, status, b"", wait)),
             Ok(body) if body.is_empty() && status == 204 => Ok((Bytes::from_static(b"null"), None)),
             Ok(body) if is_json(&body) => Ok((body, total)),
@@ -349,7 +349,7 @@ fn is_json(body: &[u8]) -> bool {
     serde_json::from_slice::<&serde_json::value::RawValue>(body).is_ok()
 }
 
-/// New keys are no JWTs: as a bearer token they are refused, so they go into `apikey` alone.
+/// New keys are not JWTs. As bearer tokens they are refused, so they go into `apikey` alone.
 fn key_headers(key: &SecretString) -> Result<HeaderMap, SetupError> {
     let fault = SetupError::Key { service: SERVICE, setting: "SUPABASE_SERVICE_ROLE_KEY" };
     let key = key.expose_secret().trim();

@@ -15,7 +15,7 @@ use crate::demo::{self, DemoError, Feed, Options, Progress};
 use crate::fakes::Endpoint;
 use crate::telemetry::logs;
 
-/// Records a second where nothing is said: slow enough to be watched.
+/// Default rate in records a second: slow enough to be watched.
 const WATCHABLE: f64 = 75.0;
 
 /// What the demo is told.
@@ -48,7 +48,7 @@ enum Rate {
 }
 
 impl Args {
-    /// What the run is told.
+    /// The options of the run.
     fn options(&self) -> Options {
         let unsaid = if self.records.is_some() { Rate::Max } else { Rate::PerSecond(WATCHABLE) };
         let rate = match self.rate.unwrap_or(unsaid) {
@@ -68,14 +68,14 @@ impl Args {
     }
 }
 
-/// Runs the demo and shows it on standard output; whether what arrived is right. CTRL-C ends it: a
-/// demo that keeps running is judged then, any other is not; a second CTRL-C ends it at once.
+/// Runs the demo and shows it on standard output. Returns whether what arrived is right. CTRL-C
+/// ends it; only a demo that keeps running is judged then. A second CTRL-C ends it at once.
 ///
 /// # Errors
 /// When something cannot be started or the daemon ends by itself.
 pub async fn demo(args: &Args) -> Result<bool, DemoError> {
     let options = args.options();
-    // Logs are for standard error; a second subscriber cannot be there in this program.
+    // Logs go to standard error. This fails only for a second subscriber, and there is none.
     logs::init(&demo::log_settings(&options.environment)?).ok();
     let colours = io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

@@ -24,7 +24,6 @@ const RED: &str = "31";
 const BOLD: &str = "1";
 const DIM: &str = "2";
 
-/// The screen.
 pub(super) struct Screen<W> {
     out: W,
     colours: bool,

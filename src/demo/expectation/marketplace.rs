@@ -29,7 +29,7 @@ pub(super) fn check(
         first.entry(id).or_insert(at);
     }
     for history in &expectation.order_histories {
-        // Those that did not arrive are missing above.
+        // Events that did not arrive are reported as missing above.
         let there: Vec<&String> = history.iter().filter(|id| first.contains_key(&***id)).collect();
         for pair in there.windows(2).filter(|pair| first[&**pair[0]] > first[&**pair[1]]) {
             differences.different.push(format!("{}: came before what came before it", pair[1]));

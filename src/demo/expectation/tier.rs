@@ -1,5 +1,5 @@
 //! Tier's share of the judgement (behaviour section 4): every member is evaluated after its last
-//! change, and what the evaluation recommends is done. How often lies with the consumer, since it
+//! change, and what the evaluation recommends is done. How often is up to the consumer, since it
 //! may evaluate several changes at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -96,7 +96,7 @@ fn judge_member(
     }
 }
 
-/// Whether a cancel comes right before each upgrade, and none comes last: it would stop the
+/// Whether a cancel comes right before each upgrade, and none comes last, where it would stop the
 /// upgrade.
 fn in_order(sent: &[&Event]) -> bool {
     let begins = sent.first().is_some_and(|event| event.name == CANCELLED);
@@ -105,8 +105,8 @@ fn in_order(sent: &[&Event]) -> bool {
     begins && ends && upgrades.all(|pair| pair[0].name == CANCELLED)
 }
 
-/// For each record, the member that it calls to evaluate, if any. What a connector repeats calls
-/// for nothing: it was evaluated the first time.
+/// For each record, the member that it calls to evaluate, if any. A record that the connector
+/// repeats calls for nothing, since the first one did.
 pub(in crate::demo) fn triggers(records: &[Recorded]) -> Vec<Option<String>> {
     let mut known = HashSet::new();
     let triggers = records.iter().map(|record| {
@@ -119,7 +119,7 @@ pub(in crate::demo) fn triggers(records: &[Recorded]) -> Vec<Option<String>> {
     triggers.collect()
 }
 
-/// Behaviour section 4, for changes with whole `before` or none, snapshots apart.
+/// Behaviour section 4, for changes with whole `before` or none, without snapshots.
 fn calls(topic: &str, change: &Value) -> bool {
     let (op, before, row) = (&change["op"], &change["before"], &change["after"]);
     let live = *op == "c" || *op == "u";

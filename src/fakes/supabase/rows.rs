@@ -27,7 +27,7 @@ pub(super) fn select(
 ) -> Result<Reply, Reply> {
     let query = Query::parse(table, rows, query)?;
     let mut found: Vec<&Row> = rows.iter().filter(|row| query.takes(row)).collect();
-    // Stable: what is equal stays as it came, as a table that nobody changes would have it.
+    // Stable: equal rows keep their order, as in a table that nobody changes.
     found.sort_by(|one, other| query.compare(one, other));
     let total = found.len();
     let page = found.into_iter().skip(query.offset).take(query.limit.min(most));
@@ -43,7 +43,7 @@ pub(super) fn select(
 /// PostgREST's answer with some rows of `total`, where that was asked for.
 ///
 /// # Errors
-/// Where there is nothing at `offset`, which PostgREST can tell only when it counts.
+/// When there is nothing at `offset`. PostgREST notices this only when it counts.
 pub(super) fn page_reply(
     body: String,
     count: usize,
@@ -142,7 +142,7 @@ impl<'a> Order<'a> {
         for part in parts {
             match part {
                 "asc" => order.descending = false,
-                // As PostgreSQL has it where nothing else is said.
+                // PostgreSQL's default: nulls come first in descending order.
                 "desc" => (order.descending, order.nulls_first) = (true, true),
                 "nullsfirst" => order.nulls_first = true,
                 "nullslast" => order.nulls_first = false,
@@ -167,7 +167,7 @@ impl<'a> Order<'a> {
     }
 }
 
-/// How a value stands to another, written as in a query: numbers as numbers, the rest as text.
+/// Compares a value with one written as in a query: numbers as numbers, the rest as text.
 fn compare(value: &Value, other: &str) -> Ordering {
     match (value.as_f64(), other.parse::<f64>()) {
         (Some(value), Ok(other)) => value.total_cmp(&other),
@@ -208,7 +208,7 @@ impl<'a> Filter<'a> {
         self.says(value) == Some(true)
     }
 
-    /// What SQL says: nothing where a null is compared.
+    /// As in SQL: `None` if a null is compared.
     fn says(&self, value: &Value) -> Option<bool> {
         match self {
             Self::Not(filter) => filter.says(value).map(|says| !says),
