@@ -129,11 +129,11 @@ pub struct RowChange {
 }
 
 impl RowChange {
-    /// A name for the change that is the same for each repeat (behaviour section 9, "Repeats,
-    /// names, repair"). `None` if nothing in the record gives one: then only its offset is unique.
+    /// Names the change, and each repeat of it the same (behaviour section 9, "Repeats, names,
+    /// repair"). The commit time stands in where the record has neither a transaction nor a position.
     #[must_use]
-    pub fn idempotency_key(&self) -> Option<String> {
-        let Self { relationship, operation, created_xid, place, .. } = self;
+    pub fn idempotency_key(&self) -> String {
+        let Self { relationship, operation, created_xid, place, committed, .. } = self;
         let Relationship { namespace, object_id, relation, .. } = relationship;
         // A row is written and marked once, but one that is changed in place is so any number of times.
         let xid = created_xid.filter(|_| *operation != Operation::Update);
@@ -141,10 +141,10 @@ impl RowChange {
             (Some(xid), _) => xid.to_string(),
             (None, Some((lsn, Some(tx_id)))) => format!("{lsn}/{tx_id}"),
             (None, Some((lsn, None))) => lsn.to_string(),
-            (None, None) => return None,
+            (None, None) => format!("@{}", committed.as_millisecond()),
         };
         let (subject, operation) = (relationship.subject(), operation.as_str());
-        Some(format!("{namespace}:{object_id}:{relation}:{subject}:{version}:{operation}"))
+        format!("{namespace}:{object_id}:{relation}:{subject}:{version}:{operation}")
     }
 }
 
