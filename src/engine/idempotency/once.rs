@@ -79,14 +79,13 @@ impl Context {
                     ended = Box::pin(work()) => ended,
                     () = renewal.lost() => Err(claim_held()),
                 };
-                let accepted = match (ended, renewal.granted()) {
-                    (Ok(accepted), _) => accepted.into(),
-                    (Err(failure), Some(granted)) => {
-                        self.remember(name, Memo::Claimed(granted));
-                        return Err(failure);
-                    }
-                    (Err(failure), None) => {
-                        self.memo().retain(|(known, _)| known != name);
+                let accepted = match ended {
+                    Ok(accepted) => accepted.into(),
+                    Err(failure) => {
+                        match renewal.granted() {
+                            Some(granted) => self.remember(name, Memo::Claimed(granted)),
+                            None => self.memo().retain(|(known, _)| known != name),
+                        }
                         return Err(failure);
                     }
                 };
