@@ -47,7 +47,7 @@ pub const PIPELINE: &str = "crm_claims_pipeline_operations";
 /// Awards whose merchant has set a time zone that is not known, so that UTC was taken.
 pub const UNKNOWN_ZONES: &str = "crm_unknown_time_zones_total";
 
-/// Changes of relationships that were acted on, by operation and the resource's type: the first
+/// Changes of relationships and schemas that were acted on, by action, operation and type: the first
 /// hundred types, and `other`.
 pub const KESSEL_EVENTS: &str = "kessel_events_processed_total";
 
@@ -75,7 +75,10 @@ pub const ALL: [(&str, &str); 20] = [
     (BATCH, "Events a request to Inngest."),
     (UNKNOWN_ZONES, "Awards whose merchant's time zone is not known."),
     (PIPELINE, "Operations a pipeline to the claims' Redis."),
-    (KESSEL_EVENTS, "Changes of relationships that were acted on, by operation and type."),
+    (
+        KESSEL_EVENTS,
+        "Changes of relationships and schemas that were acted on, by action, operation and type.",
+    ),
 ];
 
 /// Notes one request to a dependency.

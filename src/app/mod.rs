@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::RunError;
 pub use self::parts::{Stores, unasked};
-use crate::config::{DedupOutage, Settings, Spec};
-use crate::consumers::entry::{AnyConsumer, Entry};
+use crate::clients::SetupError;
+use crate::config::{Beginning, DedupOutage, Settings, Spec};
+use crate::consumers::entry::{AnyConsumer, Dependencies, Entry};
 use crate::dedup::{Claims, OnOutage};
 use crate::engine::dispatch::backpressure::Bounds;
 use crate::engine::dispatch::permits::Limits;
@@ -46,11 +47,38 @@ pub struct App {
     consumers: Vec<Enabled>,
 }
 
-/// A consumer that runs.
+/// A consumer that runs, or a branch of one.
 struct Enabled {
     spec: &'static Spec,
+    /// Its name in metrics and logs.
+    name: &'static str,
+    group: String,
+    /// Where its group begins, if it says so itself.
+    start: Option<Beginning>,
     consumer: Arc<dyn AnyConsumer>,
     pulse: Arc<Pulse>,
+}
+
+impl Enabled {
+    /// A consumer of an entry, then its branches.
+    fn of(entry: &Entry, parts: &Dependencies<'_>) -> Result<Vec<Self>, SetupError> {
+        let spec = entry.spec;
+        let group = parts.settings.kafka.group_of(spec.name);
+        let consumer = (entry.build)(parts)?;
+        let pulse = Arc::default();
+        let main =
+            Self { spec, name: spec.name, group: group.clone(), start: None, consumer, pulse };
+        let branches = (entry.branches)(parts)?.into_iter().map(|branch| Self {
+            spec,
+            // As many as there are in the configuration, for as long as the process lives.
+            name: format!("{}-{}", spec.name, branch.name).leak(),
+            group: format!("{group}-{}", branch.name),
+            start: branch.start,
+            consumer: branch.consumer,
+            pulse: Arc::default(),
+        });
+        Ok(std::iter::once(main).chain(branches).collect())
+    }
 }
 
 impl App {
@@ -82,12 +110,10 @@ impl App {
         let dead_letters = Arc::new(DeadLetters::new(&kafka, &settings.kafka.dlq_topic));
         let parts = parts::dependencies(&settings, &breakers, stores.cache)?;
         let enabled = registry.iter().filter(|entry| settings.consumers.contains(&entry.spec));
-        let consumers = enabled.map(|Entry { spec, build }| Enabled {
-            spec,
-            consumer: build(&parts),
-            pulse: Arc::default(),
-        });
-        let consumers = consumers.collect();
+        let mut consumers = Vec::new();
+        for entry in enabled {
+            consumers.extend(Enabled::of(entry, &parts)?);
+        }
         Ok(Self { settings, breakers, claims, kafka, dead_letters, observer, consumers })
     }
 
@@ -101,7 +127,7 @@ impl App {
     #[must_use]
     pub fn pulses(&self) -> Vec<(&'static str, Arc<Pulse>)> {
         let pulses = self.consumers.iter();
-        pulses.map(|enabled| (enabled.spec.name, Arc::clone(&enabled.pulse))).collect()
+        pulses.map(|enabled| (enabled.name, Arc::clone(&enabled.pulse))).collect()
     }
 
     /// Runs until the first word on `signals`, then finishes what is in flight; a second word, or
@@ -121,7 +147,7 @@ impl App {
         let mut running = JoinSet::new();
         for enabled in &self.consumers {
             let engine = self.engine(enabled);
-            tracing::info!(consumer = enabled.spec.name,
+            tracing::info!(consumer = enabled.name,
                 topics = ?engine.settings.subscription.topics, "consumer started");
             running.spawn(Arc::clone(&enabled.consumer).run(engine, stop.clone()));
         }
@@ -138,7 +164,7 @@ impl App {
         let mut running = JoinSet::new();
         for enabled in &self.consumers {
             let engine = self.engine(enabled);
-            tracing::info!(consumer = enabled.spec.name,
+            tracing::info!(consumer = enabled.name,
                 topics = ?engine.settings.subscription.topics,
                 "consumer started as a shadow: it decides and does nothing");
             running.spawn(Arc::clone(&enabled.consumer).shadow(engine, stop.clone()));
@@ -199,9 +225,7 @@ impl App {
         if vitals.is_empty() || !vitals.iter().all(|vitals| vitals.held.all) {
             return None;
         }
-        let kafka = &self.settings.kafka;
-        let names = self.consumers.iter().map(|enabled| enabled.spec.name);
-        let groups: Vec<_> = names.map(|name| kafka.group_of(name)).collect();
+        let groups: Vec<_> = self.consumers.iter().map(|it| it.group.as_str()).collect();
         let example = vitals.iter().find_map(|vitals| vitals.held.topics.keys().next());
         Some(RunError::NothingToRead {
             groups: groups.join(", "),
@@ -211,7 +235,7 @@ impl App {
 
     fn stalled(&self) -> Option<RunError> {
         let (now, timeout) = (Instant::now(), self.settings.engine.stall_timeout);
-        let mut vitals = self.consumers.iter().map(|it| (it.spec.name, it.pulse.read()));
+        let mut vitals = self.consumers.iter().map(|it| (it.name, it.pulse.read()));
         let (consumer, vitals) = vitals.find(|(_, vitals)| vitals.stalled(now, timeout))?;
         let hangs = vitals.hangs(now, timeout).map(|AtWork { origin, .. }| {
             let Origin { topic, partition, offset } = origin;
@@ -235,9 +259,9 @@ fn flatten(ended: Result<Result<(), EngineError>, tokio::task::JoinError>) -> Re
 impl App {
     /// Everything that a consumer needs to run but itself.
     fn engine(&self, enabled: &Enabled) -> Engine<()> {
-        let Settings { kafka, engine, cdc, .. } = &self.settings;
+        let Settings { engine, cdc, .. } = &self.settings;
         let spec = enabled.spec;
-        let group = kafka.group_of(spec.name);
+        let group = enabled.group.clone();
         let own = self.settings.consumer(spec);
         // One bound for the process, shared out equally.
         let shares = self.consumers.len().max(1);
@@ -245,13 +269,14 @@ impl App {
             consumer: Arc::new(()),
             settings: engine::Settings {
                 subscription: Subscription {
-                    consumer: spec.name,
+                    consumer: enabled.name,
                     topics: self.settings.topics_of(spec),
                     command_topics: self.settings.command_topics_of(spec),
                 },
                 limits: Limits { min: own.concurrency.min, max: own.concurrency.max },
                 claim_prefix: format!("{}{group}:", self.settings.redis.key_prefix),
                 group,
+                start: enabled.start,
                 properties: own.kafka_properties,
                 decode: cdc.clone(),
                 replay_recognition: self.settings.dedup.replay_recognition,

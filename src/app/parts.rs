@@ -83,7 +83,7 @@ pub(super) fn dependencies<'s>(
     cache: Cache,
 ) -> Result<Dependencies<'s>, SetupError> {
     let (calls, sender) = (calls(settings, breakers)?, sender(settings, breakers)?);
-    Ok(Dependencies { settings, calls, sender, cache })
+    Ok(Dependencies { settings, calls, sender, cache, breakers: Arc::clone(breakers) })
 }
 
 /// Bytes of the bound that events have, of all consumers: they are written and on their way.

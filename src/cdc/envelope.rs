@@ -314,6 +314,7 @@ impl<'a> Parts<'_, 'a> {
         let mut before = before.map(|columns| Row::new(columns, types.with(schema.clone())));
         let before_invented = before.as_mut().is_some_and(|before| take_out_invented(before, &key));
         Ok(Decoded::Change(Change {
+            at: (self.record.partition, self.record.offset),
             op,
             snapshot,
             after: after.map(|columns| Row::new(columns, types.with(schema))),

@@ -136,6 +136,8 @@ impl Op {
 /// One decoded change of one row.
 #[derive(Debug, Clone)]
 pub struct Change<'a> {
+    /// Partition and offset of its record.
+    pub at: (i32, i64),
     /// What happened.
     pub op: Op,
     /// Table without its schema: as the change names it, else the last part of the topic. The topic

@@ -64,6 +64,12 @@ impl Cache {
         Self { backend: None }
     }
 
+    /// The server behind it, for whoever must know that a request went through.
+    #[must_use]
+    pub fn server(&self) -> Option<(Connection, Arc<Breaker>)> {
+        self.backend.clone()
+    }
+
     /// The text at `key`. Text longer than any of ours counts as absent.
     pub async fn get(&self, key: &str) -> Option<String> {
         // One byte more than our longest text: somebody else may have put anything there.

@@ -24,10 +24,16 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
     let parts = app::unasked(&settings)?;
-    let consumers = CONSUMERS
-        .iter()
-        .map(|entry| (entry.spec, settings.topics_of(entry.spec), (entry.build)(&parts)));
-    let consumers: Vec<_> = consumers.collect();
+    let mut consumers = Vec::new();
+    for entry in &CONSUMERS {
+        let topics = settings.topics_of(entry.spec);
+        let name = entry.spec.name;
+        for branch in (entry.branches)(&parts)? {
+            let name = format!("{name}-{}", branch.name);
+            consumers.push((name, topics.clone(), branch.consumer));
+        }
+        consumers.push((name.to_owned(), topics, (entry.build)(&parts)?));
+    }
     let command_topics: Vec<String> =
         CONSUMERS.iter().flat_map(|entry| settings.command_topics_of(entry.spec)).collect();
     let decide = |record: &Record<'_>, subject: &Subject<'_>| {
@@ -36,14 +42,14 @@ pub fn explain(args: &explain::Args, environment: &Environment) -> anyhow::Resul
             .iter()
             .filter(|(_, topics, _)| topics.iter().any(|topic| topic == record.topic));
         takers
-            .filter_map(|(spec, _, consumer)| {
+            .filter_map(|(name, _, consumer)| {
                 let decision = match subject {
                     Subject::Change(change) => consumer.explain_change(change, now),
                     Subject::Command(_) => consumer.explain_command(record),
                     Subject::Nothing(nothing) => entry::skip(nothing.as_str()),
                     Subject::Error(_) => return None,
                 };
-                Some((spec.name.to_owned(), decision))
+                Some((name.clone(), decision))
             })
             .collect()
     };

@@ -1,5 +1,6 @@
 //! Base addresses of web services. People often paste them with a path too many.
 
+use secrecy::SecretString;
 use url::Url;
 
 /// The services that lie behind a project's address.
@@ -50,6 +51,27 @@ pub(super) fn inngest(text: &str) -> Result<String, String> {
         return Err("must end before /e: it and the key of INNGEST_EVENT_KEY are added".to_owned());
     }
     Ok(url)
+}
+
+/// Address of a PostgreSQL. It is not repeated in messages: it may hold a password.
+pub(super) fn postgres(text: &str) -> Result<SecretString, String> {
+    let wrong = "is not the address of a PostgreSQL (postgres://user:password@host:5432/database)";
+    let url = Url::parse(text).map_err(|_| wrong.to_owned())?;
+    if !matches!(url.scheme(), "postgres" | "postgresql") || url.host_str().is_none() {
+        return Err(wrong.to_owned());
+    }
+    Ok(text.into())
+}
+
+/// Address of an OpenSearch or Elasticsearch, which may hold user and password.
+pub(super) fn search(text: &str) -> Result<SecretString, String> {
+    let wrong = "is not the address of a search server (https://user:password@host:9200)";
+    let url = Url::parse(text).map_err(|_| wrong.to_owned())?;
+    let plain = url.query().is_none() && url.fragment().is_none();
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() || !plain {
+        return Err(wrong.to_owned());
+    }
+    Ok(text.trim_end_matches('/').into())
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use super::problem::{Problem, Source};
 use super::properties::Properties;
 use super::redact;
 use super::settings::{
-    Clients, Consumer, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka, KafkaCredentials, Log,
-    Redis, ReplayRecognition, Settings, Snapshot, Supabase,
+    Clients, Consumer, Dedup, Engine, GroupProtocol, Http, Inngest, Kafka, KafkaCredentials,
+    Kessel, Log, Redis, ReplayRecognition, Settings, Snapshot, Supabase,
 };
-use super::spec::{Commands, Declared, Family, Service, Spec};
+use super::spec::{Commands, Declared, Family, Need, Service, Spec};
 use super::value;
 use super::variables::Kind;
 use crate::cdc;
@@ -65,12 +65,18 @@ pub(super) fn build(declared: &Declared, values: &BTreeMap<&'static str, Value>)
         of_consumers: declared
             .specs
             .iter()
-            .map(|spec| (spec.name, reader.consumer(spec)))
+            .map(|spec| (spec.name, reader.consumer(spec, consumers.contains(spec))))
             .collect(),
         http: Http { listen: reader.optional("http.listen", value::listen) },
         clients: Clients {
             connect_timeout: reader.read("clients.connect_timeout", value::positive_duration),
             request_timeout: reader.read("clients.request_timeout", value::positive_duration),
+        },
+        kessel: Kessel {
+            database_url: reader.optional("kessel.database_url", address::postgres),
+            search_url: reader.optional("kessel.search_url", address::search),
+            webhook_secrets: reader.read("kessel.webhook_secrets", value::webhook_secrets),
+            dead_rows: reader.read("kessel.dead_rows", value::positive_duration),
         },
         log: Log {
             level: reader.read("log.level", value::log_level),
@@ -390,7 +396,7 @@ impl Reader<'_> {
         self.read(path, Properties::parse)
     }
 
-    fn consumer(&mut self, spec: &Spec) -> Consumer {
+    fn consumer(&mut self, spec: &Spec, enabled: bool) -> Consumer {
         let path = |key: &str| format!("{}.{key}", spec.name);
         let concurrency = self.read(&path("concurrency"), str::parse);
         let kafka_properties = self.properties(&path("kafka_properties"));
@@ -400,8 +406,18 @@ impl Reader<'_> {
             if self.optional(&path, |text| setting.check(text)).is_some() {
                 own.insert(setting.key(), self.values[&*path].text.clone());
             }
+            for need in setting.needs(&self.values[&*path].text) {
+                self.need(&need, enabled);
+            }
         }
         Consumer { concurrency, kafka_properties, own }
+    }
+
+    fn need(&mut self, need: &Need, enabled: bool) {
+        let unset = need.paths.iter().all(|path| self.values[path].text.is_empty());
+        if let (true, true, Some(path)) = (enabled, unset, need.paths.first()) {
+            self.missing(path, &format!("needed by {}", need.by));
+        }
     }
 
     /// Whether none of these settings has a problem. Only then does comparing them make sense.

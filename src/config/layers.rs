@@ -168,6 +168,12 @@ fn flatten(path: String, value: Merged, declared: &Declared, flat: &mut Flat) {
                 flatten(format!("{path}.{key}"), value, declared, flat);
             }
         }
+        ValueKind::Array(items)
+            if items.iter().any(|item| matches!(item.kind, ValueKind::Table(_))) =>
+        {
+            let tables: Vec<_> = items.into_iter().map(json).collect();
+            flat.insert(path, (serde_json::Value::Array(tables).to_string(), origin));
+        }
         ValueKind::Array(items) => {
             let items: Vec<_> = items.into_iter().map(text).collect();
             flat.insert(path, (items.join(","), origin));
@@ -175,6 +181,21 @@ fn flatten(path: String, value: Merged, declared: &Declared, flat: &mut Flat) {
         _ => {
             flat.insert(path, (text(value), origin));
         }
+    }
+}
+
+/// A list of tables is kept as JSON, for whoever declares it to read.
+fn json(value: Merged) -> serde_json::Value {
+    match value.kind {
+        ValueKind::Table(table) => {
+            table.into_iter().map(|(key, value)| (key, json(value))).collect()
+        }
+        ValueKind::Array(items) => items.into_iter().map(json).collect(),
+        ValueKind::Boolean(flag) => flag.into(),
+        ValueKind::I64(number) => number.into(),
+        ValueKind::Float(number) => number.into(),
+        ValueKind::Nil => serde_json::Value::Null,
+        _ => text(value).into(),
     }
 }
 

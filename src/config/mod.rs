@@ -30,7 +30,7 @@ pub use bound::Bound;
 pub use problem::{Problem, Problems, Source};
 pub use properties::Properties;
 pub use settings::*;
-pub use spec::{AnySetting, Commands, Declared, Family, Service, Setting, Spec};
+pub use spec::{AnySetting, Commands, Declared, Family, Need, Service, Setting, Spec};
 pub use start_at::{Beginning, OffsetReset, StartAt};
 
 /// The file that is read when `CRM_CONFIG` names none; it need not exist.

@@ -15,6 +15,7 @@ pub(super) fn shown(variable: &Variable, text: &str) -> String {
             Properties::parse(text).map_or_else(|_| length(text), |parsed| parsed.to_string())
         }
         Kind::Plain => plain(text),
+        Kind::Tables => tables(text).unwrap_or_else(|| plain(text)),
     }
 }
 
@@ -22,8 +23,20 @@ pub(super) fn shown(variable: &Variable, text: &str) -> String {
 pub(super) fn quoted(variable: &Variable, text: &str) -> Option<String> {
     match variable.kind {
         Kind::Plain => Some(format!("\"{}\"", plain(text).escape_debug())),
-        Kind::Secret | Kind::SecretUrl | Kind::Properties => None,
+        Kind::Secret | Kind::SecretUrl | Kind::Properties | Kind::Tables => None,
     }
+}
+
+/// What each table of a list is called. Its other values may be anything.
+fn tables(text: &str) -> Option<String> {
+    let tables: Vec<serde_json::Map<String, serde_json::Value>> =
+        serde_json::from_str(text).ok()?;
+    let name = |table: &serde_json::Map<String, serde_json::Value>| {
+        let named = table.get("name").or(table.get("action"))?;
+        named.as_str().map(str::to_owned)
+    };
+    let names = tables.iter().map(|table| name(table).unwrap_or_else(|| "?".to_owned()));
+    Some(names.collect::<Vec<_>>().join(", "))
 }
 
 fn length(text: &str) -> String {

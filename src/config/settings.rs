@@ -3,6 +3,7 @@
 //! Defaults stand in `config/default.toml`, environment names in [`super::variables`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub http: Http,
     /// Time-outs of requests to Inngest and Supabase.
     pub clients: Clients,
+    /// What the actions of Kessel's consumers need.
+    pub kessel: Kessel,
     /// Logs.
     pub log: Log,
 }
@@ -55,7 +58,7 @@ impl Settings {
 }
 
 /// Settings of one consumer.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Consumer {
     /// Requests to Supabase at a time (`<NAME>_CONCURRENCY`; behaviour section 1).
     pub concurrency: Bound,
@@ -64,6 +67,14 @@ pub struct Consumer {
     pub kafka_properties: Properties,
     /// The texts of its own settings, by their keys; see [`Settings::of`].
     pub(super) own: BTreeMap<&'static str, String>,
+}
+
+impl fmt::Debug for Consumer {
+    /// Without the texts of its own settings, which may hold anything.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { concurrency, kafka_properties, own } = self;
+        write!(f, "Consumer({concurrency:?}, {kafka_properties:?}, {:?})", own.keys())
+    }
 }
 
 /// The broker and the consumer groups.
@@ -317,6 +328,20 @@ pub struct Clients {
     pub connect_timeout: Duration,
     /// For a whole request (`CLIENT_REQUEST_TIMEOUT`, default 30 s).
     pub request_timeout: Duration,
+}
+
+/// What the actions of Kessel's consumers need (behaviour section 9).
+#[derive(Debug, Clone)]
+pub struct Kessel {
+    /// The PostgreSQL of replica and audit (`KESSEL_DATABASE_URL`).
+    pub database_url: Option<SecretString>,
+    /// The OpenSearch or Elasticsearch of the index (`KESSEL_SEARCH_URL`).
+    pub search_url: Option<SecretString>,
+    /// What webhooks are signed with, and for the action of which name; `None` for every action
+    /// (`KESSEL_WEBHOOK_SECRETS`).
+    pub webhook_secrets: Vec<(Option<String>, SecretString)>,
+    /// How long dead rows are kept in the index (`KESSEL_DEAD_ROWS`, default 7 days).
+    pub dead_rows: Duration,
 }
 
 /// Logs.

@@ -92,6 +92,21 @@ pub trait AnySetting: Sync + std::fmt::Debug {
     /// # Errors
     /// Why the text cannot be read.
     fn check(&self, text: &str) -> Result<(), String>;
+
+    /// Other settings that must be set where it has this text.
+    fn needs(&self, text: &str) -> Vec<Need> {
+        let _ = text;
+        Vec::new()
+    }
+}
+
+/// A setting that must be set because of what another one says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// The paths of which one must be set.
+    pub paths: &'static [&'static str],
+    /// What needs it, for people.
+    pub by: String,
 }
 
 impl<T> AnySetting for Setting<T>

@@ -19,6 +19,25 @@ pub enum Beginning {
     At(Timestamp),
 }
 
+impl Beginning {
+    fn of(text: &str) -> Option<Self> {
+        Some(match text {
+            word if word.eq_ignore_ascii_case("earliest") => Self::Earliest,
+            word if word.eq_ignore_ascii_case("latest") => Self::Latest,
+            time => Self::At(time.parse().ok()?),
+        })
+    }
+}
+
+impl FromStr for Beginning {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "is none of earliest, latest and a time (2026-11-29T00:00:00Z)".to_owned();
+        Self::of(text).ok_or_else(wrong)
+    }
+}
+
 /// Where a group begins with topics in which it has committed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OffsetReset {
@@ -77,11 +96,7 @@ impl FromStr for StartAt {
             let number = index + 1;
             let wrong = || format!("has an entry (number {number}) that is not {FORM}");
             let (topic, place) = entry.split_once('=').ok_or_else(wrong)?;
-            let beginning = match place.trim() {
-                word if word.eq_ignore_ascii_case("earliest") => Beginning::Earliest,
-                word if word.eq_ignore_ascii_case("latest") => Beginning::Latest,
-                time => Beginning::At(time.parse().map_err(|_| wrong())?),
-            };
+            let beginning = Beginning::of(place.trim()).ok_or_else(wrong)?;
             if matches!(beginning, Beginning::At(time) if time > Timestamp::now()) {
                 return Err(format!(
                     "has an entry (number {number}) whose time lies ahead: latest begins with \

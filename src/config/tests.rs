@@ -65,6 +65,10 @@ fn example(path: &str) -> &'static str {
         "auto_offset_reset" => "latest",
         "start_at" => "crm.public.referral_ledger=latest,reward_redemptions=2026-01-02T03:04:05Z",
         "properties" | "kafka_properties" => "fetch.wait.max.ms=51",
+        "actions" => r#"[{"action": "log", "name": "lines"}]"#,
+        "database_url" => "postgres://me@other/kessel",
+        "search_url" => "https://other:9200",
+        "webhook_secrets" => "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
         "url" if path == "redis.url" => "redis://other:6379",
         "cache_url" => "rediss://cache:6379",
         "ca_file" => concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
@@ -88,9 +92,10 @@ fn example(path: &str) -> &'static str {
         "backoff_max" | "cancel_settle" | "original_patience" => "31s",
         "taken_back_statuses" => "void",
         "window" => "310s",
-        "session_timeout" | "max_age" | "refund_memory" | "shutdown_grace" | "stall_timeout"
-        | "drain_deadline" | "poison_after" | "backoff_base" | "commit_interval"
-        | "metadata_refresh" | "batch_wait" | "connect_timeout" | "request_timeout" => "29s",
+        "dead_rows" | "session_timeout" | "max_age" | "refund_memory" | "shutdown_grace"
+        | "stall_timeout" | "drain_deadline" | "poison_after" | "backoff_base"
+        | "commit_interval" | "metadata_refresh" | "batch_wait" | "connect_timeout"
+        | "request_timeout" => "29s",
         _ => "another",
     }
 }
@@ -431,6 +436,10 @@ fn a_secret_in_any_place_for_secrets_is_never_shown_whether_good_or_bad() {
             format!("fetch.wait.max.ms={SECRET}"),
             format!("sasl.password={SECRET}"),
             SECRET.to_owned(),
+        ],
+        Kind::Tables => vec![
+            format!(r#"[{{"action": "log", "url": "https://a.example/{SECRET}"}}]"#),
+            format!(r#"[{{"action": "log", "filter": {{"relation": "{SECRET}"}}}}]"#),
         ],
         Kind::Plain => vec![
             format!("https://me:{SECRET}@a.example"),

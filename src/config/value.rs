@@ -41,6 +41,30 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// What webhooks are signed with: `whsec_...`, or `action=whsec_...` for one action, comma separated.
+/// The text is not repeated: it is secret.
+pub(super) fn webhook_secrets(text: &str) -> Result<Vec<(Option<String>, SecretString)>, String> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let secret = |(index, entry): (usize, &str)| {
+        let (action, secret) = match entry.split_once('=') {
+            Some((action, secret)) if secret.starts_with("whsec_") => (Some(action.trim()), secret),
+            _ => (None, entry),
+        };
+        let key = secret.strip_prefix("whsec_").and_then(|key| {
+            base64::Engine::decode(&base64::engine::general_purpose::STANDARD, key).ok()
+        });
+        // Standard Webhooks 1.0 ask for 24 to 64 bytes.
+        if !key.is_some_and(|key| (24..=64).contains(&key.len())) {
+            return Err(format!(
+                "has an entry (number {}) that is not whsec_ and the base64 of 24 to 64 bytes",
+                index + 1
+            ));
+        }
+        Ok((action.map(str::to_owned), SecretString::from(secret)))
+    };
+    entries.enumerate().map(secret).collect()
+}
+
 /// A [`positive_duration`] of at most an hour, the most that librdkafka takes.
 pub(super) fn client_duration(text: &str) -> Result<Duration, String> {
     let duration = positive_duration(text)?;

@@ -30,6 +30,8 @@ pub enum Kind {
     SecretUrl,
     /// librdkafka properties: those that cannot be secrets.
     Properties,
+    /// A list of tables: the name of each.
+    Tables,
 }
 
 /// Names the file that is read in place of `config/local.toml`.
@@ -159,6 +161,22 @@ pub(super) static BEFORE_CONSUMERS: &[Variable] = &[
 
 /// The settings that `check` shows after those of the consumers.
 pub(super) static AFTER_CONSUMERS: &[Variable] = &[
+    secret_url(
+        "kessel.database_url",
+        &["KESSEL_DATABASE_URL"],
+        "the PostgreSQL of replica and audit, postgres://user:password@host/database",
+    ),
+    secret_url(
+        "kessel.search_url",
+        &["KESSEL_SEARCH_URL"],
+        "the OpenSearch or Elasticsearch of the index, https://user:password@host:9200",
+    ),
+    secret(
+        "kessel.webhook_secrets",
+        &["KESSEL_WEBHOOK_SECRETS"],
+        "what webhooks are signed with, whsec_... or action=whsec_..., comma separated",
+    ),
+    plain("kessel.dead_rows", &["KESSEL_DEAD_ROWS"], "a duration such as 7d"),
     plain("http.listen", &["HTTP_LISTEN", "PORT"], "address:port or a port"),
     plain("clients.connect_timeout", &["CLIENT_CONNECT_TIMEOUT"], "a duration such as 5s"),
     plain("clients.request_timeout", &["CLIENT_REQUEST_TIMEOUT"], "a duration such as 30s"),

@@ -10,17 +10,38 @@ use tokio_util::sync::CancellationToken;
 use super::call::Calls;
 use super::sender::Sender;
 use crate::cdc::{Change, DecodeError, Record};
+use crate::clients::SetupError;
 use crate::clients::redis::Cache;
-use crate::config::{Settings, Spec};
+use crate::config::{Beginning, Settings, Spec};
 use crate::engine::{Consumer, Engine, EngineError, Route, intake};
+use crate::outage::Breakers;
 
 /// A consumer: what it declares, and how it is built.
 #[derive(Clone, Copy)]
 pub struct Entry {
     /// What it declares.
     pub spec: &'static Spec,
-    /// Builds it.
-    pub build: fn(&Dependencies<'_>) -> Arc<dyn AnyConsumer>,
+    /// Builds it, unless the settings cannot work.
+    pub build: fn(&Dependencies<'_>) -> Result<Arc<dyn AnyConsumer>, SetupError>,
+    /// Builds what it does in groups of their own; mostly [`NO_BRANCHES`].
+    pub branches: Branches,
+}
+
+/// Builds the branches of a consumer.
+pub type Branches = fn(&Dependencies<'_>) -> Result<Vec<Branch>, SetupError>;
+
+/// All that the consumer does, it does in one group.
+pub const NO_BRANCHES: Branches = |_| Ok(Vec::new());
+
+/// What a consumer does with the same records in a group of its own, so that it holds up nobody.
+pub struct Branch {
+    /// Its name, added to the consumer's in group ids, metrics and logs.
+    pub name: String,
+    /// Where its group begins with topics in which it has committed nothing; `None` where the
+    /// settings of all groups say.
+    pub start: Option<Beginning>,
+    /// What it does.
+    pub consumer: Arc<dyn AnyConsumer>,
 }
 
 /// What consumers are built from.
@@ -33,6 +54,8 @@ pub struct Dependencies<'a> {
     pub sender: Sender,
     /// The cache that is shared with the rest of the CRM.
     pub cache: Cache,
+    /// The dependencies of the process.
+    pub breakers: Arc<Breakers>,
 }
 
 /// A consumer whose type of work is hidden.

@@ -12,12 +12,14 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 
 use super::call::outcome;
-use super::entry::Entry;
+use super::entry::{Entry, NO_BRANCHES};
 use super::sender::{Sender, unwritable};
 use crate::cdc::{self, Change, DecodeError, Record};
 use crate::clients::inngest::Events;
 use crate::config::{Commands, Family, Service, Setting, Spec, value};
-use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Sends, Step, Steps};
+use crate::engine::{
+    Batched, Consumer, Context, Failure, Lane, Outcome, Route, Sends, Step, Steps,
+};
 
 const RECEIVED: &str = "marketplace/order-received";
 /// The platform of an order that names none (behaviour section 7).
@@ -46,8 +48,11 @@ pub static SPEC: Spec = Spec {
 };
 
 /// How it is built.
-pub const ENTRY: Entry =
-    Entry { spec: &SPEC, build: |parts| Arc::new(Marketplace { sender: parts.sender.clone() }) };
+pub const ENTRY: Entry = Entry {
+    spec: &SPEC,
+    build: |parts| Ok(Arc::new(Marketplace { sender: parts.sender.clone() })),
+    branches: NO_BRANCHES,
+};
 
 /// The marketplace consumer.
 pub struct Marketplace {
@@ -132,8 +137,8 @@ impl Consumer for Marketplace {
         Ok(outcome(&[cx.once(work.id(), send).await?], "nothing_to_send"))
     }
 
-    fn batched<'w>(&self, work: &'w Work) -> Option<Cow<'w, str>> {
-        Some(work.id().into())
+    fn batched<'w>(&self, work: &'w Work) -> Option<Batched<'w>> {
+        Some(Batched::claimed(work.id()))
     }
 
     async fn send_all(&self, cx: &Context, works: &[&Work]) -> Result<Box<dyn Sends>, Failure> {

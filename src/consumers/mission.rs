@@ -1,6 +1,5 @@
 //! Mission: which missions a change may advance, for Inngest to evaluate (behaviour section 5).
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
 use super::call::{Calls, outcome};
-use super::entry::Entry;
+use super::entry::{Entry, NO_BRANCHES};
 use super::lookup_cache::LookupCache;
 use super::sender::{Sender, unwritable};
 use super::snapshot;
@@ -21,8 +20,8 @@ use crate::clients::inngest::{Events, InvalidEvent};
 use crate::clients::redis::Cache;
 use crate::config::{Family, Service, Snapshot, Spec};
 use crate::engine::{
-    Consumer, Context, Failure, Lane, Once, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps,
-    Taken,
+    Batched, Consumer, Context, Failure, Lane, Once, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step,
+    Steps, Taken,
 };
 
 const EVALUATE: &str = "mission/evaluate";
@@ -57,12 +56,13 @@ pub static SPEC: Spec = Spec {
 pub const ENTRY: Entry = Entry {
     spec: &SPEC,
     build: |parts| {
-        Arc::new(Mission {
+        Ok(Arc::new(Mission {
             snapshot: parts.settings.snapshot.clone(),
             sender: parts.sender.clone(),
             missions: Missions::new(parts.calls.clone(), parts.cache.clone()),
-        })
+        }))
     },
+    branches: NO_BRANCHES,
 };
 
 /// The mission consumer.
@@ -149,9 +149,9 @@ impl Consumer for Mission {
     }
 
     /// A row of one event type whose missions are known here, unless its events are large.
-    fn batched<'w>(&self, work: &'w Work) -> Option<Cow<'w, str>> {
+    fn batched<'w>(&self, work: &'w Work) -> Option<Batched<'w>> {
         let (event_type, _) = self.known(work)?;
-        Some(work.claim(event_type).into())
+        Some(Batched::claimed(work.claim(event_type)))
     }
 
     async fn send_all(&self, cx: &Context, works: &[&Work]) -> Result<Box<dyn Sends>, Failure> {

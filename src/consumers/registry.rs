@@ -64,8 +64,8 @@ mod tests {
         let all: BTreeSet<&str> =
             CONSUMERS.iter().flat_map(|entry| entry.spec.tables).copied().collect();
         assert_eq!(all.len(), 6);
-        for Entry { spec, build } in &CONSUMERS {
-            let consumer = build(&parts);
+        for Entry { spec, build, .. } in &CONSUMERS {
+            let consumer = build(&parts).expect("built");
             for table in &all {
                 let topic = settings.kafka.topic_of(table);
                 let value = json!({"op": "c", "before": null, "after": {"id": "1"},

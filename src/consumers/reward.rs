@@ -1,6 +1,5 @@
 //! Reward: redemptions that the app requests, and codes that were redeemed (behaviour section 6).
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::broadcast::Broadcasts;
 use super::call::{Calls, outcome};
-use super::entry::Entry;
+use super::entry::{Entry, NO_BRANCHES};
 use super::sender::{Sender, unwritable};
 use super::snapshot;
 use super::words::is;
@@ -19,7 +18,8 @@ use crate::cdc::{self, Change, DecodeError, Record, Row};
 use crate::clients::inngest::Events;
 use crate::config::{Commands, Family, Service, Snapshot, Spec};
 use crate::engine::{
-    Consumer, Context, Failure, Lane, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step, Steps, Taken,
+    Batched, Consumer, Context, Failure, Lane, Outcome, Route, SNAPSHOT_SKIPPED, Sends, Step,
+    Steps, Taken,
 };
 
 const REDEEMED: &str = "reward/redeemed";
@@ -53,13 +53,14 @@ pub static SPEC: Spec = Spec {
 pub const ENTRY: Entry = Entry {
     spec: &SPEC,
     build: |parts| {
-        Arc::new(Reward {
+        Ok(Arc::new(Reward {
             snapshot: parts.settings.snapshot.clone(),
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
             broadcasts: Broadcasts::new(parts.calls.clone()),
-        })
+        }))
     },
+    branches: NO_BRANCHES,
 };
 
 /// The reward consumer.
@@ -222,9 +223,9 @@ impl Consumer for Reward {
     }
 
     /// Only codes are batched: a redemption calls a function first.
-    fn batched<'w>(&self, work: &'w Work) -> Option<Cow<'w, str>> {
+    fn batched<'w>(&self, work: &'w Work) -> Option<Batched<'w>> {
         match work {
-            Work::Code(code) => Some(code.claim().into()),
+            Work::Code(code) => Some(Batched::claimed(code.claim())),
             Work::Redeem(_) => None,
         }
     }

@@ -99,9 +99,9 @@ pub trait Consumer: Send + Sync + 'static {
         work: &Self::Work,
     ) -> impl Future<Output = Result<Outcome, Failure>> + Send;
 
-    /// The claim of work that is one send under one claim, and nothing else: such records go through
-    /// by the hundreds, with [`Consumer::send_all`].
-    fn batched<'w>(&self, work: &'w Self::Work) -> Option<Cow<'w, str>> {
+    /// How work goes through by the hundreds, with [`Consumer::send_all`]: work that is one send, and
+    /// nothing else. `None` for all other work.
+    fn batched<'w>(&self, work: &'w Self::Work) -> Option<Batched<'w>> {
         let _ = work;
         None
     }
@@ -130,6 +130,22 @@ pub trait Consumer: Send + Sync + 'static {
     fn coalesce(&self, waiting: &mut Self::Work, newer: &Self::Work) -> bool {
         let _ = (waiting, newer);
         false
+    }
+}
+
+/// Work that goes through by the hundreds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Batched<'w> {
+    /// At most once under this claim.
+    Claimed(Cow<'w, str>),
+    /// Without any: its receiver takes a repeat for what it is.
+    Repeatable,
+}
+
+impl<'w> Batched<'w> {
+    /// Under this claim.
+    pub fn claimed(claim: impl Into<Cow<'w, str>>) -> Self {
+        Self::Claimed(claim.into())
     }
 }
 

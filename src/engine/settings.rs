@@ -12,7 +12,7 @@ use super::dispatch::permits::Limits;
 use super::dispatch::retry::Policy;
 use super::vitals::Pulse;
 use crate::cdc;
-use crate::config::{Properties, ReplayRecognition};
+use crate::config::{Beginning, Properties, ReplayRecognition};
 use crate::dedup::Claims;
 use crate::kafka::{DeadLetters, Kafka};
 use crate::outage::Breakers;
@@ -45,6 +45,9 @@ pub struct Settings {
     pub limits: Limits,
     /// Its group.
     pub group: String,
+    /// Where the group begins with topics in which it has committed nothing; `None` where the cluster's
+    /// settings say.
+    pub start: Option<Beginning>,
     /// What the keys of its claims begin with. Groups have claims of their own: what one consumer
     /// has done, another may still have to do.
     pub claim_prefix: String,

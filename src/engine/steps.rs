@@ -35,7 +35,7 @@ enum Action {
     Cached(String),
     Event(&'static str, Option<String>),
     Broadcast(&'static str),
-    Act(&'static str),
+    Act(String),
 }
 
 /// A step as it is taken.
@@ -104,8 +104,8 @@ impl Step {
 
     /// An action is carried out.
     #[must_use]
-    pub fn action(name: &'static str) -> Self {
-        Action::Act(name).into()
+    pub fn action(name: impl Into<String>) -> Self {
+        Action::Act(name.into()).into()
     }
 
     /// The same, taken only in this case.
@@ -123,8 +123,8 @@ impl Step {
             (Action::Call(name), Taken::Call(taken))
             | (Action::Read(name), Taken::Read(taken))
             | (Action::Event(name, _), Taken::Event(taken))
-            | (Action::Broadcast(name), Taken::Broadcast(taken))
-            | (Action::Act(name), Taken::Action(taken)) => *name == taken,
+            | (Action::Broadcast(name), Taken::Broadcast(taken)) => *name == taken,
+            (Action::Act(name), Taken::Action(taken)) => name == taken,
             _ => false,
         }
     }

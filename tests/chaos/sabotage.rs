@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use crm_event_processors::app::{App, RunError, Stores};
 use crm_event_processors::cdc::{Change, DecodeError, Record};
+use crm_event_processors::clients::SetupError;
 use crm_event_processors::clients::inngest::{Events, Inngest, InngestConfig};
 use crm_event_processors::config::{self, Settings};
 use crm_event_processors::consumers::entry::{AnyConsumer, Dependencies};
@@ -152,17 +153,17 @@ pub(crate) async fn member(sabotage: Sabotage) -> Result<(), RunError> {
     app.run(signals).await
 }
 
-fn early(parts: &Dependencies<'_>) -> Arc<dyn AnyConsumer> {
+fn early(parts: &Dependencies<'_>) -> Result<Arc<dyn AnyConsumer>, SetupError> {
     let Settings { inngest, engine, .. } = parts.settings;
     let config = InngestConfig::new(inngest.base_url.clone(), inngest.event_key.clone());
     let backoff = Backoff { base: engine.backoff_base, max: engine.backoff_max };
     let breaker = Arc::new(Breaker::new("inngest", engine.breaker_threshold, backoff));
     let inngest = Inngest::start(&config, breaker).expect("a usable address");
-    Arc::new(Twisted { honest: honest(parts), twist: Twist::Early(inngest) })
+    Ok(Arc::new(Twisted { honest: honest(parts), twist: Twist::Early(inngest) }))
 }
 
-fn no_lanes(parts: &Dependencies<'_>) -> Arc<dyn AnyConsumer> {
-    Arc::new(Twisted { honest: honest(parts), twist: Twist::NoLanes(AtomicU64::new(0)) })
+fn no_lanes(parts: &Dependencies<'_>) -> Result<Arc<dyn AnyConsumer>, SetupError> {
+    Ok(Arc::new(Twisted { honest: honest(parts), twist: Twist::NoLanes(AtomicU64::new(0)) }))
 }
 
 fn honest(parts: &Dependencies<'_>) -> Marketplace {

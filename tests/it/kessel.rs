@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use crm_event_processors::cdc::{self, Decoded};
-use crm_event_processors::consumers::kessel::log::Line;
+use crm_event_processors::consumers::kessel::actions::log::Line;
 use crm_event_processors::consumers::kessel::row::{Reading, read};
-use crm_event_processors::engine::Origin;
 use crm_event_processors::metric_names;
 use crm_event_processors::recording::Recorded;
 use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
@@ -73,10 +72,8 @@ fn lines(records: &[Recorded]) -> BTreeSet<String> {
             let decoded = cdc::decode(record, &cdc::Options::default()).expect("a sound record");
             let Decoded::Change(change) = decoded else { return None };
             let change = read(&change, Reading::default()).expect("a sound row").ok()?;
-            let (topic, partition) = (record.topic.into(), record.partition);
-            let origin = Origin { topic, partition, offset: record.offset };
             let fresh = seen.insert(change.idempotency_key());
-            fresh.then(|| Line::new(&change, &origin).to_string())
+            fresh.then(|| Line { change: &change }.to_string())
         })
     };
     records.iter().filter_map(line).collect()

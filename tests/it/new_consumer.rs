@@ -11,7 +11,7 @@ use crm_event_processors::cdc::{Change, DecodeError};
 use crm_event_processors::clients::inngest::Events;
 use crm_event_processors::clients::redis::Cache;
 use crm_event_processors::config::{self, Family, Service, Setting, Settings, Spec};
-use crm_event_processors::consumers::entry::Entry;
+use crm_event_processors::consumers::entry::{Entry, NO_BRANCHES};
 use crm_event_processors::consumers::registry::{CONSUMERS, declared};
 use crm_event_processors::consumers::sender::Sender;
 use crm_event_processors::dedup::MemoryStore;
@@ -52,8 +52,9 @@ const ENTRY: Entry = Entry {
     spec: &SPEC,
     build: |parts| {
         let greeting = parts.settings.of(&SPEC, &GREETING);
-        Arc::new(Forms { sender: parts.sender.clone(), greeting })
+        Ok(Arc::new(Forms { sender: parts.sender.clone(), greeting }))
     },
+    branches: NO_BRANCHES,
 };
 
 const TOPICS: [&str; 4] = [

@@ -22,7 +22,7 @@ use self::reverse::Cancel;
 use self::rules::Settings;
 use self::work::Work;
 use super::call::{Calls, outcome};
-use super::entry::Entry;
+use super::entry::{Entry, NO_BRANCHES};
 use super::merchants::Merchants;
 use super::sender::Sender;
 use crate::cdc::{Change, DecodeError};
@@ -84,7 +84,7 @@ pub const ENTRY: Entry = Entry {
     spec: &SPEC,
     build: |parts| {
         let settings = parts.settings;
-        Arc::new(Currency {
+        Ok(Arc::new(Currency {
             rules: Settings {
                 snapshot: settings.snapshot.clone(),
                 taken_back: settings.of(&SPEC, &TAKEN_BACK_STATUSES),
@@ -97,8 +97,9 @@ pub const ENTRY: Entry = Entry {
             merchants: Merchants::new(parts.calls.clone(), parts.cache.clone()),
             ledger: Ledger::new(parts.calls.clone()),
             noted: Noted::default(),
-        })
+        }))
     },
+    branches: NO_BRANCHES,
 };
 
 /// The currency consumer.

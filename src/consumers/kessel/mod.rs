@@ -1,5 +1,6 @@
-//! Kessel: relationships of a SpiceDB, from the tables of its PostgreSQL store (behaviour section 9).
+//! Kessel: what happens to the relationships of a SpiceDB (behaviour section 9).
 
-pub mod log;
+pub mod acting;
+pub mod actions;
 pub mod relationships;
 pub mod row;

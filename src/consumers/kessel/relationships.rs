@@ -1,21 +1,17 @@
 //! Relationships: what happens to the rows of `relation_tuple` (behaviour section 9).
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use jiff::Timestamp;
-
-use super::log::{Console, Line};
-use super::row::{self, Reading, RowChange};
+use super::acting::{Acting, Source};
+use super::actions::configured::{self, ActionList};
+use super::actions::{Configured, Item, Parts};
+use super::row::{self, Reading};
 use crate::cdc::{Change, DecodeError};
 use crate::config::{Family, Setting, Spec, value};
-use crate::consumers::call::outcome;
-use crate::consumers::entry::Entry;
-use crate::engine::{Consumer, Context, Failure, Lane, Outcome, Route, Step, Steps, Taken};
-use crate::metric_names::KESSEL_EVENTS;
+use crate::consumers::entry::{Dependencies, Entry};
+use crate::engine::Lane;
 
 const TABLE: &str = "relation_tuple";
-const LOG: &str = "log";
 
 /// The topic of the table's changes (`RELATIONSHIPS_TOPIC`).
 static TOPIC: Setting<String> = Setting {
@@ -57,6 +53,15 @@ fn trusted(text: &str) -> Result<bool, String> {
     }
 }
 
+/// What is done about every change (`RELATIONSHIPS_ACTIONS`).
+static ACTIONS: ActionList = ActionList(Setting {
+    key: "actions",
+    variable: "RELATIONSHIPS_ACTIONS",
+    default: "log",
+    about: "the actions, by name, or a table each in a file",
+    parse: configured::of_relationships,
+});
+
 /// What it declares.
 pub static SPEC: Spec = Spec {
     name: "relationships",
@@ -67,93 +72,49 @@ pub static SPEC: Spec = Spec {
     commands: &[],
     concurrency: "5",
     needs: &[],
-    settings: &[&TOPIC, &HARD_DELETES, &SNAPSHOT],
+    settings: &[&TOPIC, &HARD_DELETES, &SNAPSHOT, &ACTIONS],
 };
 
 /// How it is built.
 pub const ENTRY: Entry = Entry {
     spec: &SPEC,
     build: |parts| {
-        let settings = parts.settings;
-        let reading = Reading {
-            hard_deletes: settings.of(&SPEC, &HARD_DELETES),
-            trust_snapshot: settings.of(&SPEC, &SNAPSHOT),
-        };
-        Arc::new(Relationships::new(reading))
+        let (rows, configured) = settings(parts);
+        let parts = Parts { spec: &SPEC, shared: parts };
+        Ok(Arc::new(Acting::shared(rows, configured, &parts)?))
+    },
+    branches: |parts| {
+        let (rows, configured) = settings(parts);
+        Acting::branches(&rows, configured, &Parts { spec: &SPEC, shared: parts })
     },
 };
 
-/// The relationships consumer.
-pub struct Relationships {
+fn settings(parts: &Dependencies<'_>) -> (Rows, Vec<Configured>) {
+    let settings = parts.settings;
+    let reading = Reading {
+        hard_deletes: settings.of(&SPEC, &HARD_DELETES),
+        trust_snapshot: settings.of(&SPEC, &SNAPSHOT),
+    };
+    (Rows { reading }, settings.of(&SPEC, &ACTIONS.0))
+}
+
+/// The changes of rows.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
     reading: Reading,
-    console: Console,
-    namespaces: Namespaces,
 }
 
-impl Relationships {
-    fn new(reading: Reading) -> Self {
-        Self { reading, console: Console::new(), namespaces: Namespaces::default() }
-    }
-
-    fn count(&self, change: &RowChange) {
-        let operation = change.operation.as_str();
-        let namespace = self.namespaces.label(&change.relationship.namespace);
-        metrics::counter!(KESSEL_EVENTS, "operation" => operation, "namespace" => namespace)
-            .increment(1);
-    }
-}
-
-/// The types that have a label of their own. A store may have any number of them, and labels must not.
-#[derive(Default)]
-struct Namespaces(Mutex<HashSet<Box<str>>>);
-
-impl Namespaces {
-    const MOST: usize = 100;
-
-    fn label(&self, namespace: &str) -> String {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() < Self::MOST {
-            known.insert(namespace.into());
-        }
-        if known.contains(namespace) { namespace.to_owned() } else { "other".to_owned() }
-    }
-}
-
-impl Consumer for Relationships {
-    type Work = RowChange;
-
-    fn route(&self, change: &Change<'_>, _: Timestamp) -> Result<Route<RowChange>, DecodeError> {
+impl Source for Rows {
+    fn read(&self, change: &Change<'_>) -> Result<Result<Item, &'static str>, DecodeError> {
         if change.table != TABLE {
-            return Ok(Route::Skip("other_table"));
+            return Ok(Err("other_table"));
         }
-        Ok(match row::read(change, self.reading)? {
-            Ok(work) => {
-                let lane = Lane::in_partition(&work.relationship);
-                Route::Process { work, lane }
-            }
-            Err(reason) => Route::Skip(reason),
-        })
+        Ok(row::read(change, self.reading)?.map(Item::Row))
     }
 
-    fn reads_key_changes(&self) -> bool {
-        true
-    }
-
-    fn steps(&self, change: &RowChange) -> Steps {
-        Steps {
-            lane: change.relationship.to_string(),
-            steps: vec![Step::claim(change.idempotency_key()), Step::action(LOG)],
-        }
-    }
-
-    async fn process(&self, cx: &Context, change: &RowChange) -> Result<Outcome, Failure> {
-        let log = || async {
-            cx.step(Taken::Action(LOG));
-            self.console.write(&Line::new(change, cx.origin()));
-            self.count(change);
-            Ok(Some(Timestamp::now()))
-        };
-        Ok(outcome(&[cx.once(&change.idempotency_key(), log).await?], "nothing_to_log"))
+    fn lane(item: &Item) -> Lane {
+        let Item::Row(change) = item;
+        Lane::in_partition(&change.relationship)
     }
 }
 
@@ -161,22 +122,27 @@ impl Consumer for Relationships {
 mod tests {
     use super::*;
     use crate::cdc::{self, Decoded};
+    use crate::consumers::kessel::row::RowChange;
     use crate::recording::Recorded;
 
-    fn explained(line: &str, reading: Reading) -> Result<Route<RowChange>, DecodeError> {
+    fn explained(
+        line: &str,
+        reading: Reading,
+    ) -> Result<Result<RowChange, &'static str>, DecodeError> {
         Recorded::from_line(line).expect("a record").lend(|record| {
             match cdc::decode(record, &cdc::Options::default()) {
-                Ok(Decoded::Change(change)) => {
-                    Relationships::new(reading).route(&change, Timestamp::UNIX_EPOCH)
-                }
+                Ok(Decoded::Change(change)) => Ok(Rows { reading }.read(&change)?.map(|item| {
+                    let Item::Row(change) = item;
+                    change
+                })),
                 other => panic!("{other:?}"),
             }
         })
     }
 
-    fn skip(route: Result<Route<RowChange>, DecodeError>) -> &'static str {
-        match route {
-            Ok(Route::Skip(reason)) => reason,
+    fn skip(read: Result<Result<RowChange, &'static str>, DecodeError>) -> &'static str {
+        match read {
+            Ok(Err(reason)) => reason,
             other => panic!("{other:?}"),
         }
     }
@@ -192,24 +158,13 @@ mod tests {
     const ROW: &str = r#"{"namespace":"document","object_id":"1","relation":"viewer","userset_namespace":"user","userset_object_id":"a","userset_relation":"..."}"#;
 
     #[test]
-    fn a_store_with_many_types_has_a_bounded_number_of_labels() {
-        let namespaces = Namespaces::default();
-        let types: Vec<String> = (0..150).map(|number| format!("type{number}")).collect();
-        let labels = || types.iter().map(|name| namespaces.label(name)).collect::<Vec<_>>();
-        let first = labels();
-        assert_eq!(first[..100], types[..100]);
-        assert!(first[100..].iter().all(|label| label == "other"));
-        assert_eq!(labels(), first, "a label stays what it is");
-    }
-
-    #[test]
     fn a_store_that_deletes_rows_is_read_as_it_says() {
         let hard = Reading { hard_deletes: true, trust_snapshot: false };
         let operation = |op: &str, before: &str, after: &str| match explained(
             &line(TABLE, op, before, after),
             hard,
         ) {
-            Ok(Route::Process { work, .. }) => work.operation.as_str(),
+            Ok(Ok(change)) => change.operation.as_str(),
             other => panic!("{other:?}"),
         };
         assert_eq!(operation("d", ROW, "null"), "DELETE");
@@ -221,7 +176,7 @@ mod tests {
             let updated =
                 updated.replace(r#"\"ts_ms\":1"#, &format!(r#"\"ts_ms\":1,\"lsn\":{lsn}"#));
             match explained(&updated, hard) {
-                Ok(Route::Process { work, .. }) => work.idempotency_key(),
+                Ok(Ok(change)) => change.idempotency_key(),
                 other => panic!("{other:?}"),
             }
         };

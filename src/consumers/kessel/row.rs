@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use crate::cdc::{Change, DecodeError, Op, Row};
 
 /// `deleted_xid` of a row that nobody has marked.
-const LIVING: i128 = 9_223_372_036_854_775_807;
+pub const LIVING: u64 = 9_223_372_036_854_775_807;
 /// The subject's relation where it has none.
 const NO_RELATION: &str = "...";
 
@@ -31,6 +31,9 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Every operation.
+    pub const ALL: [Self; 5] = [Self::Create, Self::Read, Self::Update, Self::Delete, Self::Expire];
+
     /// Its word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -108,6 +111,15 @@ impl fmt::Display for Relationship {
     }
 }
 
+/// Under which condition a relationship holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caveat {
+    /// Its name.
+    pub name: Box<str>,
+    /// What the condition is asked with, JSON; `None` where there is nothing, or the record leaves it out.
+    pub context: Option<Box<str>>,
+}
+
 /// What happened to one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowChange {
@@ -118,14 +130,18 @@ pub struct RowChange {
     /// The transaction that wrote the row, which tells rows of one relationship apart; `None` where
     /// the connector leaves transactions out.
     pub created_xid: Option<u64>,
-    /// The caveat's name. A delete does not show it.
-    pub caveat: Option<Box<str>>,
+    /// The transaction that marked it as deleted, where the record shows it.
+    pub deleted_xid: Option<u64>,
+    /// Its caveat. A delete does not show it.
+    pub caveat: Option<Caveat>,
     /// When the row expires. A delete does not show it.
     pub expires: Option<Timestamp>,
     /// When it was committed.
     pub committed: Timestamp,
     /// Its place in the log, `lsn/txid`. It tells repeats apart if there is no `created_xid`.
     pub place: Option<(u64, Option<u64>)>,
+    /// Partition and offset of its record. Without `created_xid` the offset is the row's version.
+    pub at: (i32, i64),
 }
 
 impl RowChange {
@@ -167,7 +183,7 @@ pub fn read(
 ) -> Result<Result<RowChange, &'static str>, DecodeError> {
     let image = change.after.as_ref().or(change.before.as_ref()).unwrap_or(&change.key);
     let created = xid(image, "created_xid")?;
-    let deleted = image.integer("deleted_xid")?.value();
+    let deleted = xid(image, "deleted_xid")?;
     let snapshot = change.op == Op::Read || change.snapshot;
     let operation = match (deleted, created) {
         (Some(deleted), Some(_)) => of_row_with_xids(change, deleted == LIVING, snapshot, reading),
@@ -177,15 +193,26 @@ pub fn read(
         Ok(operation) => operation,
         Err(reason) => return Ok(Err(reason)),
     };
-    let caveat = image.filled("caveat_name")?;
+    let caveat = match image.filled("caveat_name")? {
+        Some(name) => {
+            let context = image.text("caveat_context")?.value().filter(|context| context != "null");
+            Some(Caveat {
+                name: name.into(),
+                context: context.map(|context| context.as_ref().into()),
+            })
+        }
+        None => None,
+    };
     Ok(Ok(RowChange {
         operation,
         relationship: Relationship::of(image)?,
         created_xid: created,
-        caveat: caveat.map(Into::into),
+        deleted_xid: deleted.filter(|deleted| *deleted != LIVING),
+        caveat,
         expires: image.timestamp("expiration")?.value(),
         committed: change.commit_time,
         place: change.position.map(|position| (position.lsn, position.tx_id)),
+        at: change.at,
     }))
 }
 

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use self::rules::{AnswerOrRows, Member, Recommendation, Upgrade};
 use super::call::{Calls, settled};
-use super::entry::Entry;
+use super::entry::{Entry, NO_BRANCHES};
 use super::sender::{Sender, unwritable};
 use crate::cdc::{Change, DecodeError};
 use crate::clients::inngest::{Events, InvalidEvent};
@@ -42,13 +42,14 @@ pub static SPEC: Spec = Spec {
 pub const ENTRY: Entry = Entry {
     spec: &SPEC,
     build: |parts| {
-        Arc::new(Tier {
+        Ok(Arc::new(Tier {
             snapshot: parts.settings.snapshot.clone(),
             settle: parts.settings.inngest.cancel_settle,
             calls: parts.calls.clone(),
             sender: parts.sender.clone(),
-        })
+        }))
     },
+    branches: NO_BRANCHES,
 };
 
 /// The tier consumer.

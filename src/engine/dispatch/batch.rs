@@ -23,7 +23,7 @@ use crate::engine::dispatch::retry::Failure;
 use crate::engine::dispatch::task::{Ended, Finished, TaskContext};
 use crate::engine::dispatch::work::{Context, Memo};
 use crate::engine::idempotency::once::claim_held;
-use crate::engine::{Consumer, Outcome, Taken};
+use crate::engine::{Batched, Consumer, Outcome, Taken};
 
 /// Jobs of a batch at most.
 const MOST: usize = 512;
@@ -91,8 +91,8 @@ impl<W> Job<W> {
 struct Member<W> {
     lane: LaneId,
     job: Box<Job<W>>,
-    /// Its claim's key in the store.
-    key: Arc<str>,
+    /// Its claim's key in the store, if it goes under one.
+    key: Option<Arc<str>>,
     /// When its claim was last granted.
     granted: Option<Instant>,
 }
@@ -147,7 +147,7 @@ impl<C: Consumer> TaskContext<C> {
     ) {
         let left = batch.jobs.len();
         let jobs = batch.jobs.into_iter();
-        let member = |(lane, job)| Some(Member { lane, job, key: Arc::default(), granted: None });
+        let member = |(lane, job)| Some(Member { lane, job, key: None, granted: None });
         let members = jobs.map(member).collect();
         let mut open = Open { task, members, left, ended: SmallVec::with_capacity(left) };
         let ended = AssertUnwindSafe(self.work_on_all(&cx, &mut open, &kill)).catch_unwind().await;
@@ -172,7 +172,7 @@ impl<C: Consumer> TaskContext<C> {
         let Some(Member { lane, job, key, granted }) = open.take(at) else { return };
         // What it has claimed and not used is known when it comes again, and given back when it is
         // set aside.
-        if let (Err(_), Some(granted)) = (&result, granted) {
+        if let (Err(_), Some(granted), Some(key)) = (&result, granted, key) {
             job.cx.remember(job.cx.name_of_key(&key), Memo::Claimed(granted));
         }
         job.cx.keep_nothing();
@@ -290,10 +290,11 @@ impl<C: Consumer> TaskContext<C> {
         for at in 0..open.members.len() {
             let Some(member) = open.get_mut(at) else { continue };
             match member.job.work().and_then(|work| self.consumer.batched(work)) {
-                Some(claim) => {
+                Some(Batched::Claimed(claim)) => {
                     cx.step(Taken::Claim(&claim));
-                    member.key = cx.key(&claim);
+                    member.key = Some(cx.key(&claim));
                 }
+                Some(Batched::Repeatable) => {}
                 None => self.end(open, at, Err(Failure::Alone)),
             }
         }
@@ -303,6 +304,9 @@ impl<C: Consumer> TaskContext<C> {
         }
         let now = Instant::now();
         let (places, keys) = keys(open);
+        if keys.is_empty() {
+            return;
+        }
         let replies = match cx.claims().claim_all(keys).await {
             Ok(Some(replies)) => replies,
             // It goes on without: nothing was granted.
@@ -333,6 +337,9 @@ impl<C: Consumer> TaskContext<C> {
     ) -> Vec<usize> {
         let now = Instant::now();
         let (places, keys) = keys(open);
+        if keys.is_empty() {
+            return Vec::new();
+        }
         let replies = tokio::select! {
             biased;
             replies = cx.claims().claim_all(keys) => replies,
@@ -362,7 +369,7 @@ impl<C: Consumer> TaskContext<C> {
         let done = |(at, sent): &(usize, Sent)| {
             let accepted_ms = sent.as_ref().ok()?.map_or(0, Timestamp::as_millisecond);
             let member = open.get_mut(*at)?;
-            Some((Arc::clone(&member.key), accepted_ms, member.granted))
+            Some((member.key.clone()?, accepted_ms, member.granted))
         };
         let done: Vec<(Arc<str>, i64, Option<Instant>)> = sent.iter().filter_map(done).collect();
         if !done.is_empty() {
@@ -381,7 +388,10 @@ impl<C: Consumer> TaskContext<C> {
     }
 }
 
-/// The places of those that are open, and their claims with those who ask.
+/// The places of those that are open and go under claims, and these with those who ask.
 fn keys<W>(open: &Open<W>) -> (Vec<usize>, Vec<KeyAndAsker>) {
-    open.iter().map(|(at, member)| (at, (member.key.clone(), member.job.cx.asker()))).unzip()
+    let claimed = open
+        .iter()
+        .filter_map(|(at, member)| Some((at, (member.key.clone()?, member.job.cx.asker()))));
+    claimed.unzip()
 }

@@ -48,6 +48,15 @@ pub enum Failure {
         /// One line for people.
         message: String,
     },
+    /// The record was refused for what it is. Whoever takes it may change its mind so many times.
+    Refused {
+        /// A stable label.
+        kind: &'static str,
+        /// One line for people.
+        message: String,
+        /// How often it is tried again.
+        retries: u32,
+    },
     /// Something that the record names is not there, and may be on its way.
     NotYet {
         /// A stable label.
@@ -79,6 +88,8 @@ pub struct Attempts {
     pub first_at: Option<Instant>,
     /// When something that it names was first found missing.
     missing_since: Option<Instant>,
+    /// How often it was refused.
+    refusals: u32,
     /// How often it was given up although its partition stays.
     given_up: u32,
     /// It no longer goes with others.
@@ -180,6 +191,15 @@ impl Policy {
             Failure::Poison { kind, message } => {
                 attempts.count(now);
                 Next::DeadLetter { kind, message }
+            }
+            Failure::Refused { kind, message, retries } => {
+                let failures = attempts.count(now);
+                attempts.refusals = attempts.refusals.saturating_add(1);
+                if attempts.refusals > retries {
+                    return Next::DeadLetter { kind, message };
+                }
+                let at = now + self.backoff.delay(failures - 1, random);
+                Next::Retry { at, waits_for: None, reason: kind.into() }
             }
             Failure::Alone => {
                 attempts.alone = true;

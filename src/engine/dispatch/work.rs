@@ -328,7 +328,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`Context::with_client_retries`].
-    pub(in crate::engine) async fn unless_given_up<T>(
+    pub async fn unless_given_up<T>(
         &self,
         breaker: &Arc<Breaker>,
         request: impl Future<Output = T> + Send,

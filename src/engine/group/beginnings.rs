@@ -105,7 +105,10 @@ impl Beginner {
             kafka: engine.kafka.clone(),
             group: engine.settings.group.clone(),
             topics: topics
-                .map(|topic| (topic.clone(), engine.kafka.beginning_of(&topic)))
+                .map(|topic| {
+                    let start = engine.settings.start;
+                    (topic.clone(), start.or_else(|| engine.kafka.beginning_of(&topic)))
+                })
                 .collect(),
             read,
             sights: Arc::clone(sights),

@@ -323,6 +323,7 @@ impl Stage {
                     topics: Vec::new(),
                     command_topics: Vec::new(),
                 },
+                start: None,
                 limits: Limits { min: 5, max: 5 },
                 group: topic.clone(),
                 claim_prefix: String::new(),

@@ -114,7 +114,7 @@ fn consumers() -> Vec<(Vec<String>, Arc<dyn AnyConsumer>)> {
     let settings = loaded.settings.expect("settings");
     let parts = app::unasked(&settings).expect("clients");
     let commands = |entry: &Entry| settings.command_topics_of(entry.spec);
-    CONSUMERS.iter().map(|entry| (commands(entry), (entry.build)(&parts))).collect()
+    CONSUMERS.iter().map(|entry| (commands(entry), (entry.build)(&parts).expect("built"))).collect()
 }
 
 /// Counts that show whether the cases are worth something.

@@ -81,6 +81,7 @@ fn engine(bootstrap: String) -> Engine<Idle> {
                 topics: vec![TOPIC.to_owned()],
                 command_topics: Vec::new(),
             },
+            start: None,
             limits: Limits { min: 1, max: 1 },
             group: "g".to_owned(),
             claim_prefix: String::new(),
