@@ -95,7 +95,13 @@ impl<C: Consumer> AnyConsumer for C {
         engine: Engine<()>,
         stop: CancellationToken,
     ) -> BoxFuture<'static, Result<(), EngineError>> {
-        Box::pin(engine.with(self).run(stop))
+        Box::pin(async move {
+            let beside = Arc::clone(&self);
+            tokio::select! {
+                ended = engine.with(self).run(stop) => ended,
+                () = beside.beside() => Ok(()),
+            }
+        })
     }
 
     fn shadow(

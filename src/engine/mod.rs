@@ -125,6 +125,11 @@ pub trait Consumer: Send + Sync + 'static {
         "nothing_to_send"
     }
 
+    /// What goes on beside the records for as long as the consumer runs. It never ends.
+    fn beside(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// Whether `waiting`, work of the same lane that has not begun, takes in `newer`, which then
     /// completes together with it.
     fn coalesce(&self, waiting: &mut Self::Work, newer: &Self::Work) -> bool {

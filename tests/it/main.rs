@@ -19,6 +19,7 @@ mod full_path;
 mod hanging;
 mod inngest;
 mod kessel;
+mod kessel_actions;
 mod life;
 mod load;
 mod new_consumer;

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::cdc::{Change, DecodeError, Op, Row};
 
@@ -54,7 +55,7 @@ impl Operation {
 }
 
 /// A relationship: a subject stands in a relation to a resource.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Relationship {
     /// Type of the resource.
     pub namespace: Box<str>,
@@ -145,6 +146,22 @@ pub struct RowChange {
 }
 
 impl RowChange {
+    /// Stands in [`Self::at`] where no record says what happened: an expiration's time has come.
+    pub const NO_RECORD: (i32, i64) = (-1, -1);
+
+    /// Whether its row lives, and will expire.
+    #[must_use]
+    pub fn will_expire(&self) -> bool {
+        self.operation.lives() && self.expires.is_some()
+    }
+
+    /// Whether it ends a row that has an expiration.
+    #[must_use]
+    pub fn ends_what_expires(&self) -> bool {
+        let ends = !self.operation.lives();
+        ends && (self.expires.is_some() || self.operation == Operation::Expire)
+    }
+
     /// Names the change, and each repeat of it the same (behaviour section 9, "Repeats, names,
     /// repair"). The commit time stands in where the record has neither a transaction nor a position.
     #[must_use]
@@ -193,6 +210,13 @@ pub fn read(
         Ok(operation) => operation,
         Err(reason) => return Ok(Err(reason)),
     };
+    let expires = image.timestamp("expiration")?.value();
+    // It was over before it was marked.
+    let expired = expires.is_some_and(|expires| expires <= change.commit_time) && !snapshot;
+    let operation = match operation {
+        Operation::Delete if expired => Operation::Expire,
+        operation => operation,
+    };
     let caveat = match image.filled("caveat_name")? {
         Some(name) => {
             let context = image.text("caveat_context")?.value().filter(|context| context != "null");
@@ -209,7 +233,7 @@ pub fn read(
         created_xid: created,
         deleted_xid: deleted.filter(|deleted| *deleted != LIVING),
         caveat,
-        expires: image.timestamp("expiration")?.value(),
+        expires,
         committed: change.commit_time,
         place: change.position.map(|position| (position.lsn, position.tx_id)),
         at: change.at,

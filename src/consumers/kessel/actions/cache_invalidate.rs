@@ -21,6 +21,7 @@ pub static KIND: Kind = Kind {
     group: Group::Consumers,
     repeats: Repeats::Harmless,
     reads: true,
+    expires: true,
     schemas: false,
     needs: &[&["redis.cache_url", "redis.url"]],
     check: |given| {

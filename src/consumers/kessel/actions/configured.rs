@@ -229,6 +229,7 @@ mod tests {
             group: Group::Consumers,
             repeats: Repeats::Claimed,
             reads: false,
+            expires: true,
             schemas: false,
             needs: &[],
             check: |_| Ok(()),

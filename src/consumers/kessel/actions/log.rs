@@ -18,6 +18,7 @@ pub static KIND: Kind = Kind {
     group: Group::Consumers,
     repeats: Repeats::Claimed,
     reads: true,
+    expires: true,
     schemas: true,
     needs: &[],
     check: |given| options::<Options>(given).map(drop),
@@ -153,7 +154,10 @@ impl fmt::Display for Line<'_> {
         if let Some(expires) = expires {
             write!(f, "  expires {expires:.0}")?;
         }
-        write!(f, "  {}/{}  {committed:.3}", at.0, at.1)
+        match *at {
+            RowChange::NO_RECORD => write!(f, "  -  {committed:.3}"),
+            (partition, offset) => write!(f, "  {partition}/{offset}  {committed:.3}"),
+        }
     }
 }
 

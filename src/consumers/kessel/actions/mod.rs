@@ -53,6 +53,8 @@ pub struct Kind {
     pub repeats: Repeats,
     /// Whether it takes what a snapshot has read where its filter does not name READ.
     pub reads: bool,
+    /// Whether it acts when a row's time has come. Who does not hides what has expired.
+    pub expires: bool,
     /// Whether changes of the schema are given to it too.
     pub schemas: bool,
     /// The settings that it cannot do without, each by the paths of which one must be set.

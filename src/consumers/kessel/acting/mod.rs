@@ -3,24 +3,28 @@
 //! The actions of one group share its offsets. Each that keeps state or calls out has a group, and so an
 //! [`Acting`], of its own.
 
+mod batch;
+mod expirations;
+mod expire;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::future::BoxFuture;
 use jiff::Timestamp;
 
-use super::actions::{Action, Applied, Configured, Group, Item, Parts, Repeats};
+use self::batch::{Applying, apply_all};
+use self::expirations::Expirations;
+use super::actions::{Action, Configured, Group, Item, Parts, Repeats};
+use super::row::RowChange;
 use crate::cdc::{Change, DecodeError};
 use crate::clients::SetupError;
 use crate::consumers::call::outcome;
 use crate::consumers::entry::Branch;
 use crate::engine::dispatch::permits::Urgency;
 use crate::engine::{
-    Batched, Consumer, Context, Failure, Lane, Once, Outcome, Route, Sends, Sent, SentOfMany, Step,
-    Steps, Taken,
+    Batched, Consumer, Context, Failure, Lane, Once, Outcome, Route, Sends, Step, Steps, Taken,
 };
 use crate::metric_names::KESSEL_EVENTS;
-use crate::outage::Breaker;
 
 /// Reads changes of one kind.
 pub trait Source: Clone + Send + Sync + 'static {
@@ -39,6 +43,8 @@ pub struct Acting<S> {
     source: S,
     /// Those that take repeats first: where one of them fails, the others have not begun.
     actions: Vec<Running>,
+    /// `None` where no action asks for them, or Redis is not set.
+    expirations: Option<Expirations>,
     namespaces: Namespaces,
 }
 
@@ -59,7 +65,8 @@ impl<S: Source> Acting<S> {
         parts: &Parts<'_>,
     ) -> Result<Self, SetupError> {
         let shared = configured.into_iter().filter(|it| it.kind.group == Group::Consumers);
-        Self::new(source, shared.collect(), parts)
+        let group = parts.shared.settings.kafka.group_of(parts.spec.name);
+        Self::new(source, shared.collect(), parts, &group)
     }
 
     /// Runs each of the others in a group of its own.
@@ -71,23 +78,33 @@ impl<S: Source> Acting<S> {
         configured: Vec<Configured>,
         parts: &Parts<'_>,
     ) -> Result<Vec<Branch>, SetupError> {
+        let group = parts.shared.settings.kafka.group_of(parts.spec.name);
         let own = configured.into_iter().filter(|it| it.kind.group != Group::Consumers);
         own.map(|configured| {
             let (name, start) = (configured.name.clone(), configured.start);
-            let consumer = Arc::new(Self::new(source.clone(), vec![configured], parts)?);
+            let group = format!("{group}-{name}");
+            let consumer = Self::new(source.clone(), vec![configured], parts, &group)?;
+            let consumer = Arc::new(consumer);
             Ok(Branch { name, start, consumer })
         })
         .collect()
     }
 
-    fn new(source: S, configured: Vec<Configured>, parts: &Parts<'_>) -> Result<Self, SetupError> {
+    fn new(
+        source: S,
+        configured: Vec<Configured>,
+        parts: &Parts<'_>,
+        group: &str,
+    ) -> Result<Self, SetupError> {
         let running = configured.into_iter().map(|configured| {
             let action = (configured.kind.build)(&configured, parts)?;
             Ok(Running { configured, action })
         });
         let mut actions = running.collect::<Result<Vec<_>, SetupError>>()?;
         actions.sort_by_key(|running| running.configured.kind.repeats);
-        Ok(Self { source, actions, namespaces: Namespaces::default() })
+        let expire = actions.iter().any(|running| running.configured.kind.expires);
+        let expirations = if expire { expire::expirations(parts.shared, group) } else { None };
+        Ok(Self { source, actions, expirations, namespaces: Namespaces::default() })
     }
 
     fn takers<'a>(&'a self, item: &'a Item) -> impl Iterator<Item = &'a Running> {
@@ -98,6 +115,27 @@ impl<S: Source> Acting<S> {
     fn repeats(&self, item: &Item) -> Repeats {
         let repeats = self.takers(item).map(|running| running.configured.kind.repeats);
         repeats.max().unwrap_or(Repeats::Harmless)
+    }
+
+    /// Where the end of a row is noted, if `item` ends one that expires.
+    fn ended_in<'a>(&'a self, item: &'a Item) -> Option<(&'a Expirations, &'a RowChange)> {
+        let Item::Row(change) = item;
+        let expirations = self.expirations.as_ref()?;
+        change.ends_what_expires().then_some((expirations, change))
+    }
+
+    /// Has every action carry out one change that takes it, and notes when its row expires or that it has
+    /// ended.
+    async fn carry_out(&self, cx: &Context, item: &Item) -> Result<(), Failure> {
+        let Item::Row(change) = item;
+        if let Some(expirations) = self.expirations.as_ref().filter(|_| change.will_expire()) {
+            expirations.schedule(&[change], Timestamp::now()).await?;
+        }
+        self.act(cx, item).await?;
+        match self.ended_in(item) {
+            Some((expirations, change)) => expirations.end(change, Timestamp::now()).await,
+            None => Ok(()),
+        }
     }
 
     /// Has every action carry out one change that takes it.
@@ -197,17 +235,29 @@ impl<S: Source> Consumer for Acting<S> {
         Steps { lane: item.about(), steps: claim.into_iter().chain(actions).collect() }
     }
 
+    async fn beside(&self) {
+        self.expire().await;
+    }
+
     async fn process(&self, cx: &Context, item: &Item) -> Result<Outcome, Failure> {
+        if let Some((expirations, change)) = self.ended_in(item)
+            && expirations.has_ended(change).await?
+        {
+            return Ok(Outcome::Duplicate);
+        }
         if self.repeats(item) == Repeats::Harmless {
-            self.act(cx, item).await?;
+            self.carry_out(cx, item).await?;
             return Ok(Outcome::Sent);
         }
-        let act = || async { self.act(cx, item).await.map(|()| Some(Timestamp::now())) };
+        let act = || async { self.carry_out(cx, item).await.map(|()| Some(Timestamp::now())) };
         let once: Once = cx.once(&item.idempotency_key(), act).await?;
         Ok(outcome(&[once], "nothing_to_do"))
     }
 
     fn batched<'w>(&self, item: &'w Item) -> Option<Batched<'w>> {
+        if self.ended_in(item).is_some() {
+            return None;
+        }
         match self.repeats(item) {
             Repeats::Harmless => Some(Batched::Repeatable),
             Repeats::Claimed => Some(Batched::claimed(item.idempotency_key())),
@@ -216,82 +266,15 @@ impl<S: Source> Consumer for Acting<S> {
     }
 
     async fn send_all(&self, cx: &Context, items: &[&Item]) -> Result<Box<dyn Sends>, Failure> {
-        let mut parts = Vec::with_capacity(self.actions.len());
-        for running in &self.actions {
-            let taken = items.iter().enumerate();
-            let (places, taken): (Vec<usize>, Vec<&Item>) =
-                taken.filter(|(_, item)| running.configured.takes(item)).unzip();
-            if taken.is_empty() {
-                continue;
-            }
+        let mut parts = Vec::from_iter(self.schedule(items));
+        for (running, part) in self.begin(items) {
             cx.step(Taken::Action(&running.configured.name));
-            taken.iter().for_each(|item| self.count(item, running));
-            parts.push((places, running.action.apply(&taken)));
+            parts.push(part);
         }
         let breaker = self.actions.iter().find_map(|running| running.action.breaker().cloned());
-        let count = items.len();
-        Ok(Box::new(Applying { all: Box::pin(apply_all(parts, count)), over: false, breaker }))
+        let all = Box::pin(apply_all(parts, items.len()));
+        Ok(Box::new(Applying { all, over: false, breaker }))
     }
-}
-
-/// Has one action after another carry out its changes. Once one has failed, the others do not begin, and
-/// what they were to carry out goes alone next: who refuses a change can be told from who is away then.
-async fn apply_all(
-    parts: Vec<(Vec<usize>, BoxFuture<'static, Vec<Applied>>)>,
-    count: usize,
-) -> SentOfMany {
-    let now = Timestamp::now();
-    let mut all: Vec<Sent> = (0..count).map(|_| Ok(Some(now))).collect();
-    let mut failed = false;
-    for (places, applied) in parts {
-        let applied = match failed {
-            true => places.iter().map(|_| Err(Failure::Alone)).collect(),
-            false => applied.await,
-        };
-        for (place, applied) in places.into_iter().zip(applied) {
-            let Err(failure) = applied else { continue };
-            failed = true;
-            if let Some(sent @ Ok(_)) = all.get_mut(place) {
-                *sent = Err(match failure {
-                    Failure::Refused { .. } | Failure::Poison { .. } => Failure::Alone,
-                    failure => failure,
-                });
-            }
-        }
-    }
-    all.into_iter().enumerate().collect()
-}
-
-/// A batch under way.
-struct Applying {
-    all: BoxFuture<'static, SentOfMany>,
-    over: bool,
-    breaker: Option<Arc<Breaker>>,
-}
-
-impl Sends for Applying {
-    fn next<'s>(
-        &'s mut self,
-        cx: &'s Context,
-    ) -> BoxFuture<'s, Result<Option<SentOfMany>, Failure>> {
-        Box::pin(async move {
-            if self.over {
-                return Ok(None);
-            }
-            let sent = match &self.breaker {
-                Some(breaker) => cx.unless_given_up(breaker, &mut self.all).await?,
-                None => (&mut self.all).await,
-            };
-            self.over = true;
-            Ok(Some(sent))
-        })
-    }
-
-    fn ready(&mut self) -> SentOfMany {
-        Vec::new()
-    }
-
-    fn abandon(&mut self, _: usize) {}
 }
 
 #[cfg(test)]

@@ -1,0 +1,206 @@
+//! Kessel's actions on a real Kafka and a real Redis (behaviour section 9, "Actions").
+
+use std::collections::BTreeMap;
+
+use jiff::{Timestamp, ToSpan as _};
+use rdkafka::producer::FutureRecord;
+use redis::AsyncCommands as _;
+use serde_json::{Value, json};
+use test_support::daemon::{Daemon, Environment, Log};
+use test_support::{feed, kafka, services, unique, until};
+
+const LIVING: &str = "9223372036854775807";
+
+/// A topic of rows, and Redis keys, of one test.
+struct Scene {
+    name: String,
+    topic: String,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let name = unique("kessel-actions");
+        let topic = format!("{name}.relation_tuple");
+        kafka::create_topic(services::kafka(), &topic, 3).await;
+        Self { name, topic }
+    }
+
+    fn environment(&self, actions: &Value) -> Environment {
+        Environment::default()
+            .with("KAFKA_BOOTSTRAP_SERVERS", services::kafka())
+            .with("KAFKA_AUTO_OFFSET_RESET", "earliest")
+            .with("REDIS_URL", services::redis())
+            .with("REDIS_KEY_PREFIX", &format!("{}:", self.name))
+            .with("CONSUMER_GROUP", &self.name)
+            .with("DLQ_TOPIC", &format!("{}.dlq", self.name))
+            .with("CONSUMERS", "relationships")
+            .with("RELATIONSHIPS_TOPIC", &self.topic)
+            .with("RELATIONSHIPS_ACTIONS", &actions.to_string())
+            .with("LOG_LEVEL", "warn")
+    }
+
+    /// The default actions of these tests: a line, and an epoch for each type.
+    fn start(&self) -> (Daemon, Log) {
+        let epoch = format!("{}:epoch:{{namespace}}", self.name);
+        let key = format!("{}:authz:{{resource}}", self.name);
+        let actions = json!([{"action": "log"},
+            {"action": "cache_invalidate", "epoch": epoch, "key": key}]);
+        self.environment(&actions).start_reading_output()
+    }
+
+    async fn write(&self, values: &[Value]) {
+        let texts: Vec<String> = values.iter().map(Value::to_string).collect();
+        let records = texts
+            .iter()
+            .map(|text| FutureRecord::to(&self.topic).partition(0).payload(text.as_bytes()));
+        kafka::produce(services::kafka(), records).await;
+    }
+
+    async fn epoch(&self, namespace: &str) -> Option<u64> {
+        let key = format!("{}:epoch:{namespace}", self.name);
+        redis().await.get(key).await.expect("an answer")
+    }
+
+    async fn caught_up(&self) {
+        feed::caught_up(services::kafka(), &self.name, &self.topic).await;
+    }
+}
+
+async fn redis() -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(services::redis()).expect("a URL");
+    client.get_multiplexed_async_connection().await.expect("a connection")
+}
+
+/// A row as the connector shows it.
+struct Row {
+    object: &'static str,
+    xid: u64,
+    expires: Option<Timestamp>,
+}
+
+impl Row {
+    fn columns(&self, deleted: &str) -> Value {
+        json!({"namespace": "document", "object_id": self.object, "relation": "viewer",
+            "userset_namespace": "user", "userset_object_id": "ann", "userset_relation": "...",
+            "caveat_name": null, "caveat_context": null, "created_xid": self.xid.to_string(),
+            "deleted_xid": deleted, "expiration": self.expires.map(|at| at.to_string())})
+    }
+
+    fn change(&self, op: &str, deleted: &str) -> Value {
+        let now = Timestamp::now().as_millisecond();
+        let source = json!({"table": "relation_tuple", "ts_ms": now, "txId": self.xid,
+            "lsn": now, "sequence": format!("[\"{now}\",\"{now}\"]"), "snapshot": "false"});
+        let row = self.columns(deleted);
+        let (before, after) = if op == "d" { (row, Value::Null) } else { (Value::Null, row) };
+        json!({"op": op, "before": before, "after": after, "source": source, "ts_ms": now})
+    }
+
+    fn created(&self) -> Value {
+        self.change("c", LIVING)
+    }
+
+    fn marked(&self) -> Value {
+        self.change("u", "999999")
+    }
+
+    fn collected(&self) -> Value {
+        let mut gone = Self { expires: None, ..*self }.change("d", LIVING);
+        gone["before"]["expiration"] = Value::Null;
+        gone
+    }
+}
+
+/// How often each operation was logged for an object.
+fn operations(lines: &[String], object: &str) -> BTreeMap<String, usize> {
+    let resource = format!("document:{object} ");
+    let mut all = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.contains(&resource)) {
+        let operation = line.split_whitespace().next().unwrap_or_default();
+        *all.entry(operation.to_owned()).or_default() += 1;
+    }
+    all
+}
+
+fn counts<const N: usize>(all: [(&str, usize); N]) -> BTreeMap<String, usize> {
+    all.into_iter().map(|(operation, count)| (operation.to_owned(), count)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_go_and_epochs_move_on_with_every_change() {
+    let scene = Scene::new().await;
+    let mut redis = redis().await;
+    let entry = format!("{}:authz:document:kept", scene.name);
+    let gone = format!("{}:authz:document:changed", scene.name);
+    let _: () = redis.mset(&[(&entry, "1"), (&gone, "1")]).await.expect("written");
+    let (daemon, _log) = scene.start();
+    scene.write(&[Row { object: "changed", xid: 7, expires: None }.created()]).await;
+    until("the epoch moves on", async || scene.epoch("document").await).await;
+    scene.caught_up().await;
+    assert!(daemon.stop().success(), "a clean stop");
+    assert_eq!(redis.get::<_, Option<u64>>(&entry).await.expect("an answer"), Some(1));
+    assert_eq!(redis.get::<_, Option<u64>>(&gone).await.expect("an answer"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expiration_is_acted_on_once_though_instances_are_killed_before_its_time() {
+    let scene = Scene::new().await;
+    let row = Row { object: "soon", xid: 11, expires: Some(Timestamp::now() + 8.seconds()) };
+    let (killed, log) = scene.start();
+    scene.write(&[row.created()]).await;
+    scene.caught_up().await;
+    killed.kill();
+    let mut lines: Vec<String> = log.whole().lines().map(str::to_owned).collect();
+    let before = scene.epoch("document").await;
+    let runs = [scene.start(), scene.start()];
+    until("the epoch moves on", async || (scene.epoch("document").await > before).then_some(()))
+        .await;
+    // Its marking and its collection come later, and are no second end.
+    scene.write(&[row.marked(), row.collected()]).await;
+    scene.caught_up().await;
+    for (daemon, log) in runs {
+        assert!(daemon.stop().success(), "a clean stop");
+        lines.extend(log.whole().lines().map(str::to_owned));
+    }
+    assert_eq!(operations(&lines, "soon"), counts([("CREATE", 1), ("EXPIRE", 1)]), "{lines:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_was_deleted_before_its_time_does_not_expire_in_whatever_order_that_comes() {
+    let scene = Scene::new().await;
+    let soon = Some(Timestamp::now() + 3.seconds());
+    let in_order = Row { object: "in-order", xid: 21, expires: soon };
+    let reversed = Row { object: "reversed", xid: 22, expires: soon };
+    // Expires after both: once it has, they would have.
+    let witness = Row { object: "witness", xid: 23, expires: soon.map(|at| at + 1.second()) };
+    let (daemon, log) = scene.start();
+    scene.write(&[in_order.created(), in_order.marked()]).await;
+    scene.write(&[reversed.marked(), reversed.created(), witness.created()]).await;
+    log.until("EXPIRE").await;
+    assert!(daemon.stop().success(), "a clean stop");
+    let lines: Vec<String> = log.whole().lines().map(str::to_owned).collect();
+    assert_eq!(operations(&lines, "witness"), counts([("CREATE", 1), ("EXPIRE", 1)]), "{lines:#?}");
+    for object in ["in-order", "reversed"] {
+        let expected = counts([("CREATE", 1), ("DELETE", 1)]);
+        assert_eq!(operations(&lines, object), expected, "{lines:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_had_expired_before_it_was_marked_has_expired() {
+    let scene = Scene::new().await;
+    let (daemon, log) = scene.start();
+    let past = Some(Timestamp::now() - 1.second());
+    let born = Row { object: "born-expired", xid: 31, expires: past };
+    scene.write(&[born.created()]).await;
+    log.until("EXPIRE").await;
+    scene.write(&[born.marked(), born.collected()]).await;
+    // Its creation was never seen.
+    let unseen = Row { object: "unseen", xid: 32, expires: past };
+    scene.write(&[unseen.marked(), unseen.collected()]).await;
+    scene.caught_up().await;
+    assert!(daemon.stop().success(), "a clean stop");
+    let lines: Vec<String> = log.whole().lines().map(str::to_owned).collect();
+    let expected = counts([("CREATE", 1), ("EXPIRE", 1)]);
+    assert_eq!(operations(&lines, "born-expired"), expected, "{lines:#?}");
+    assert_eq!(operations(&lines, "unseen"), counts([("EXPIRE", 1)]), "{lines:#?}");
+}
