@@ -8,5 +8,6 @@ pub mod inngest;
 mod key_redaction;
 pub mod redis;
 pub mod supabase;
+pub mod webhook;
 
 pub use http::{HttpConfig, SetupError};

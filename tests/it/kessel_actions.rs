@@ -1,8 +1,15 @@
 //! Kessel's actions on a real Kafka and a real Redis (behaviour section 9, "Actions").
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use base64::Engine as _;
 use jiff::{Timestamp, ToSpan as _};
+use rdkafka::message::{Headers as _, Message as _};
 use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
@@ -203,4 +210,110 @@ async fn a_row_that_had_expired_before_it_was_marked_has_expired() {
     let expected = counts([("CREATE", 1), ("EXPIRE", 1)]);
     assert_eq!(operations(&lines, "born-expired"), expected, "{lines:#?}");
     assert_eq!(operations(&lines, "unseen"), counts([("EXPIRE", 1)]), "{lines:#?}");
+}
+
+/// A receiver of webhooks: what it answers, and what it took.
+#[derive(Clone, Default)]
+struct Receiver {
+    refuses: Arc<AtomicBool>,
+    taken: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl Receiver {
+    async fn start(&self) -> String {
+        async fn receive(
+            State(me): State<Receiver>,
+            headers: HeaderMap,
+            body: axum::body::Bytes,
+        ) -> StatusCode {
+            if me.refuses.load(Ordering::Relaxed) {
+                return StatusCode::SERVICE_UNAVAILABLE;
+            }
+            let verifier = standardwebhooks::Webhook::new(&secret()).expect("a secret");
+            if verifier.verify(&body, &headers).is_err() {
+                return StatusCode::UNAUTHORIZED;
+            }
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
+            if body["resource"]["id"] == "refused" {
+                return StatusCode::UNPROCESSABLE_ENTITY;
+            }
+            let id = headers["webhook-id"].to_str().expect("text").to_owned();
+            me.taken.lock().expect("a lock").push((id, body));
+            StatusCode::NO_CONTENT
+        }
+        let app = Router::new().fallback(receive).with_state(self.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move { axum::serve(listener, app).await.expect("served") });
+        format!("http://{address}/hooks")
+    }
+
+    fn taken(&self) -> Vec<(String, Value)> {
+        self.taken.lock().expect("a lock").clone()
+    }
+}
+
+fn secret() -> String {
+    format!("whsec_{}", base64::engine::general_purpose::STANDARD.encode([7; 32]))
+}
+
+fn hooks(scene: &Scene, url: &str) -> Environment {
+    let webhook = json!({"action": "webhook", "name": "hooks", "url": url, "start": "earliest",
+        "allow_addresses": ["127.0.0.0/8"], "retries": 1});
+    let actions = json!([{"action": "log"}, webhook]);
+    scene
+        .environment(&actions)
+        .with("KESSEL_WEBHOOK_SECRETS", &secret())
+        .with("BACKOFF_BASE", "50ms")
+        .with("BACKOFF_MAX", "200ms")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_away_holds_up_no_other_action_and_misses_nothing() {
+    let scene = Scene::new().await;
+    let receiver = Receiver::default();
+    let url = receiver.start().await;
+    receiver.refuses.store(true, Ordering::Relaxed);
+    let objects = ["one", "two", "three", "four", "five", "six"];
+    let rows = objects.iter().zip(100..).map(|(object, xid)| Row { object, xid, expires: None });
+    let rows: Vec<Value> = rows.map(|row| row.created()).collect();
+    let (killed, log) = hooks(&scene, &url).start_reading_output();
+    scene.write(&rows).await;
+    // The group of `log` goes on by itself.
+    scene.caught_up().await;
+    killed.kill();
+    let logged = log.whole();
+    assert!(objects.iter().all(|object| logged.contains(&format!("document:{object} "))));
+    assert_eq!(receiver.taken(), []);
+    let (daemon, _log) = hooks(&scene, &url).start_reading_output();
+    receiver.refuses.store(false, Ordering::Relaxed);
+    let group = format!("{}-hooks", scene.name);
+    feed::caught_up(services::kafka(), &group, &scene.topic).await;
+    assert!(daemon.stop().success(), "a clean stop");
+    let taken = receiver.taken();
+    let ids: BTreeSet<&String> = taken.iter().map(|(id, _)| id).collect();
+    assert_eq!((taken.len(), ids.len()), (objects.len(), objects.len()), "each once: {taken:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_the_receiver_refuses_is_a_dead_letter_that_names_the_action() {
+    let scene = Scene::new().await;
+    let receiver = Receiver::default();
+    let url = receiver.start().await;
+    let (daemon, _log) = hooks(&scene, &url).start_reading_output();
+    let row = |object, xid| Row { object, xid, expires: None }.created();
+    scene.write(&[row("refused", 1), row("taken", 2)]).await;
+    let group = format!("{}-hooks", scene.name);
+    feed::caught_up(services::kafka(), &group, &scene.topic).await;
+    assert!(daemon.stop().success(), "a clean stop");
+    assert_eq!(receiver.taken().len(), 1);
+    let letters = kafka::read_topic(services::kafka(), &format!("{}.dlq", scene.name)).await;
+    assert_eq!(letters.len(), 1);
+    let headers = letters[0].headers().expect("headers");
+    let header = |name| {
+        let header = headers.iter().find(|header| header.key == name);
+        String::from_utf8_lossy(header.and_then(|header| header.value).expect(name)).into_owned()
+    };
+    let message = header("dlq.error.message");
+    assert!(message.contains("action hooks: the receiver answered 422"), "{message}");
 }

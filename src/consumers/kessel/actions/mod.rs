@@ -10,6 +10,7 @@ mod filter;
 pub mod item;
 pub mod log;
 mod template;
+pub mod webhook;
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use crate::engine::Failure;
 use crate::outage::Breaker;
 
 /// Every kind of action.
-pub static KINDS: [&Kind; 2] = [&log::KIND, &cache_invalidate::KIND];
+pub static KINDS: [&Kind; 3] = [&log::KIND, &cache_invalidate::KIND, &webhook::KIND];
 
 /// What became of one change: whatever takes it has it, or why not.
 pub type Applied = Result<(), Failure>;

@@ -1,0 +1,87 @@
+//! What an answer to a webhook says.
+
+use std::time::Duration;
+
+use reqwest::header::HeaderValue;
+
+use crate::clients::http;
+
+/// Why a webhook was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PostError {
+    /// It was never sent: it is too large.
+    #[error("the body has {bytes} bytes, of {most} that max_bytes allows")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// What is allowed.
+        most: usize,
+    },
+    /// The receiver refused this one.
+    #[error("{0}")]
+    Refused(String),
+    /// The receiver takes none, and will not until somebody changes something.
+    #[error("{0}")]
+    Held(String),
+    /// The receiver takes none at present.
+    #[error("{message}")]
+    Away {
+        /// What it said.
+        message: String,
+        /// How long it asked to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The receiver failed, or did not answer: this one may be the reason.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Judges an answer that is no success.
+pub(super) fn judge(
+    status: u16,
+    body: &[u8],
+    retry_after: Option<Duration>,
+    location: Option<&HeaderValue>,
+) -> PostError {
+    let text = http::one_line(&String::from_utf8_lossy(body));
+    let said = if text.is_empty() { String::new() } else { format!(": {text}") };
+    let held = |advice: &str| PostError::Held(format!("the receiver answered {status}: {advice}"));
+    match status {
+        300..=399 => held(&format!(
+            "redirects are not followed, set url to where it is now{}",
+            host(location)
+        )),
+        401 | 403 | 407 => held("check the secrets and headers of the webhook"),
+        404 | 405 => held("check the url of the webhook"),
+        410 => held("it wants no more webhooks, remove the action or change its url"),
+        429 | 502..=504 => {
+            let message = format!("the receiver answered {status}{said}");
+            PostError::Away { message, retry_after }
+        }
+        // Whoever asks for a pause is unwell, whatever the status.
+        _ if retry_after.is_some() => {
+            let message = format!("the receiver answered {status}{said}");
+            PostError::Away { message, retry_after }
+        }
+        408 | 425 | 500.. => PostError::Failed(format!("the receiver answered {status}{said}")),
+        _ => PostError::Refused(format!("the receiver answered {status}{said}")),
+    }
+}
+
+/// The host that a redirect leads to. The rest may hold a key.
+fn host(location: Option<&HeaderValue>) -> String {
+    let url = location.and_then(|value| reqwest::Url::parse(value.to_str().ok()?).ok());
+    let host = url.and_then(|url| url.host_str().map(str::to_owned));
+    host.map_or(String::new(), |host| format!(" (host {host})"))
+}
+
+/// Why there is no answer.
+pub(super) fn of_transport(error: reqwest::Error) -> PostError {
+    let connect = error.is_connect();
+    let message = http::describe(error);
+    if connect {
+        // Nothing was sent, so it says nothing about what was to be sent.
+        return PostError::Away { message, retry_after: None };
+    }
+    PostError::Failed(message)
+}
