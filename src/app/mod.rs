@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::error::RunError;
 pub use self::parts::{Stores, unasked};
 use crate::clients::SetupError;
-use crate::config::{Beginning, DedupOutage, Settings, Spec};
+use crate::config::{Beginning, DedupOutage, ReplayRecognition, Settings, Spec};
 use crate::consumers::entry::{AnyConsumer, Dependencies, Entry};
 use crate::dedup::{Claims, OnOutage};
 use crate::engine::dispatch::backpressure::Bounds;
@@ -55,6 +55,7 @@ struct Enabled {
     group: String,
     /// Where its group begins, if it says so itself.
     start: Option<Beginning>,
+    takes_replays: bool,
     consumer: Arc<dyn AnyConsumer>,
     pulse: Arc<Pulse>,
 }
@@ -66,14 +67,22 @@ impl Enabled {
         let group = parts.settings.kafka.group_of(spec.name);
         let consumer = (entry.build)(parts)?;
         let pulse = Arc::default();
-        let main =
-            Self { spec, name: spec.name, group: group.clone(), start: None, consumer, pulse };
+        let main = Self {
+            spec,
+            name: spec.name,
+            group: group.clone(),
+            start: None,
+            takes_replays: false,
+            consumer,
+            pulse,
+        };
         let branches = (entry.branches)(parts)?.into_iter().map(|branch| Self {
             spec,
             // As many as there are in the configuration, for as long as the process lives.
             name: format!("{}-{}", spec.name, branch.name).leak(),
             group: format!("{group}-{}", branch.name),
             start: branch.start,
+            takes_replays: branch.takes_replays,
             consumer: branch.consumer,
             pulse: Arc::default(),
         });
@@ -279,7 +288,10 @@ impl App {
                 start: enabled.start,
                 properties: own.kafka_properties,
                 decode: cdc.clone(),
-                replay_recognition: self.settings.dedup.replay_recognition,
+                replay_recognition: match enabled.takes_replays {
+                    true => ReplayRecognition::Off,
+                    false => self.settings.dedup.replay_recognition,
+                },
                 bounds: Bounds {
                     records: (engine.buffer_records / shares).max(1),
                     bytes: (engine.buffer_bytes - parts::written_bytes(engine)) / shares,

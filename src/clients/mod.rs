@@ -6,7 +6,9 @@
 mod http;
 pub mod inngest;
 mod key_redaction;
+pub mod postgres;
 pub mod redis;
+pub mod search;
 pub mod supabase;
 pub mod webhook;
 

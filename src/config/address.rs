@@ -60,7 +60,10 @@ pub(super) fn postgres(text: &str) -> Result<SecretString, String> {
     if !matches!(url.scheme(), "postgres" | "postgresql") || url.host_str().is_none() {
         return Err(wrong.to_owned());
     }
-    Ok(text.into())
+    match text.parse::<tokio_postgres::Config>() {
+        Ok(_) => Ok(text.into()),
+        Err(_) => Err(format!("{wrong} with parameters that are known, such as sslmode=require")),
+    }
 }
 
 /// Address of an OpenSearch or Elasticsearch, which may hold user and password.

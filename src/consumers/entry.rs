@@ -40,6 +40,9 @@ pub struct Branch {
     /// Where its group begins with topics in which it has committed nothing; `None` where the
     /// settings of all groups say.
     pub start: Option<Beginning>,
+    /// It keeps state, and takes what is read again as it comes: to leave out those changes that are
+    /// recognised as replays, and no others, would leave it with an older state.
+    pub takes_replays: bool,
     /// What it does.
     pub consumer: Arc<dyn AnyConsumer>,
 }

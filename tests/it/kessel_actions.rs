@@ -43,6 +43,7 @@ impl Scene {
             .with("CONSUMERS", "relationships")
             .with("RELATIONSHIPS_TOPIC", &self.topic)
             .with("RELATIONSHIPS_ACTIONS", &actions.to_string())
+            .with("KAFKA_SESSION_TIMEOUT", "6s")
             .with("LOG_LEVEL", "warn")
     }
 

@@ -1,8 +1,10 @@
 # Sourced by `up`: brings what a service needs and nothing that is there already.
-# Sets jars, java and postgres_bin where the service uses them.
+# Sets kafka_jars, opensearch_jars, java and postgres_bin where the service uses them.
 
 cache="${CRM_TEST_SERVICES_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/crm-event-processors-services}"
 jars=
+kafka_jars=
+opensearch_jars=
 java=java
 postgres_bin=
 
@@ -35,15 +37,16 @@ install_java() {
     ((${version:-0} >= 17)) || die "java is ${version:-unknown}, Kafka needs 17 or later: set JAVA_HOME"
 }
 
+# install_jars POM: copies what it lists into a directory of its own, `jars`.
 install_jars() {
-    local pom="$here/pom.xml"
+    local pom="$here/$1"
     jars="$cache/jars-$(sha256sum "$pom" | cut -c1-16)"
     mkdir -p "$cache"
     (
         flock 9 # of several runs one copies
         [[ -d $jars ]] && exit
         command -v mvn >/dev/null || package maven
-        say 'copying the jars of pom.xml'
+        say "copying the jars of $1"
         rm -rf "$jars.part"
         output="$(mvn -q -B -f "$pom" dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$jars.part" 2>&1)" || {
             tail -n 20 >&2 <<<"$output"
@@ -68,7 +71,13 @@ install_for() {
     case "$1" in
     kafka | connect)
         install_java
-        install_jars
+        install_jars pom.xml
+        kafka_jars="$jars"
+        ;;
+    opensearch)
+        install_java
+        install_jars opensearch.xml
+        opensearch_jars="$jars"
         ;;
     redis) command -v redis-server >/dev/null || package redis-server ;;
     postgres)
@@ -79,6 +88,6 @@ install_for() {
         fi
         [[ -n $postgres_bin ]] || die 'no PostgreSQL 15 or later: install one'
         ;;
-    *) die "unknown service $1: kafka, redis, postgres or connect" ;;
+    *) die "unknown service $1: kafka, redis, postgres, connect or opensearch" ;;
     esac
 }

@@ -55,6 +55,19 @@ pub fn postgres() -> &'static str {
     })
 }
 
+/// Address of the shared OpenSearch: `TEST_OPENSEARCH`, else one of our own. Blocks while it starts.
+///
+/// Tests use indexes of their own.
+pub fn opensearch() -> &'static str {
+    static OPENSEARCH: Shared<String> = Shared::new();
+    shared::<String>(&OPENSEARCH, "opensearch", "TEST_OPENSEARCH", || {
+        match env::var("TEST_OPENSEARCH") {
+            Ok(address) => Ok(address),
+            Err(_) => native::shared("opensearch", "TEST_OPENSEARCH"),
+        }
+    })
+}
+
 /// The shared Kafka Connect with Debezium, on the shared Kafka.
 pub struct Connect {
     /// Base URL of its REST interface.

@@ -82,10 +82,11 @@ impl<S: Source> Acting<S> {
         let own = configured.into_iter().filter(|it| it.kind.group != Group::Consumers);
         own.map(|configured| {
             let (name, start) = (configured.name.clone(), configured.start);
+            let takes_replays = configured.kind.keeps_state;
             let group = format!("{group}-{name}");
             let consumer = Self::new(source.clone(), vec![configured], parts, &group)?;
             let consumer = Arc::new(consumer);
-            Ok(Branch { name, start, consumer })
+            Ok(Branch { name, start, takes_replays, consumer })
         })
         .collect()
     }
@@ -236,7 +237,8 @@ impl<S: Source> Consumer for Acting<S> {
     }
 
     async fn beside(&self) {
-        self.expire().await;
+        let upkeep = self.actions.iter().filter_map(|running| running.action.upkeep());
+        futures::future::join(self.expire(), futures::future::join_all(upkeep)).await;
     }
 
     async fn process(&self, cx: &Context, item: &Item) -> Result<Outcome, Failure> {

@@ -20,6 +20,7 @@ pub static KIND: Kind = Kind {
     name: "cache_invalidate",
     group: Group::Consumers,
     repeats: Repeats::Harmless,
+    keeps_state: false,
     reads: true,
     expires: true,
     schemas: false,

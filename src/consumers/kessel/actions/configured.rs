@@ -228,6 +228,7 @@ mod tests {
             name: "quiet",
             group: Group::Consumers,
             repeats: Repeats::Claimed,
+            keeps_state: false,
             reads: false,
             expires: true,
             schemas: false,

@@ -17,6 +17,7 @@ pub static KIND: Kind = Kind {
     name: "log",
     group: Group::Consumers,
     repeats: Repeats::Claimed,
+    keeps_state: false,
     reads: true,
     expires: true,
     schemas: true,

@@ -4,11 +4,15 @@
 //! A further action is a file in this folder and a line in [`KINDS`]. The file holds its [`Kind`], its
 //! options, and an [`Action`].
 
+pub mod audit;
 pub mod cache_invalidate;
 pub mod configured;
 mod filter;
 pub mod item;
 pub mod log;
+pub mod replica;
+pub mod search_index;
+mod tables;
 mod template;
 pub mod webhook;
 
@@ -29,7 +33,14 @@ use crate::engine::Failure;
 use crate::outage::Breaker;
 
 /// Every kind of action.
-pub static KINDS: [&Kind; 3] = [&log::KIND, &cache_invalidate::KIND, &webhook::KIND];
+pub static KINDS: [&Kind; 6] = [
+    &log::KIND,
+    &cache_invalidate::KIND,
+    &webhook::KIND,
+    &audit::KIND,
+    &replica::KIND,
+    &search_index::KIND,
+];
 
 /// What became of one change: whatever takes it has it, or why not.
 pub type Applied = Result<(), Failure>;
@@ -42,6 +53,11 @@ pub trait Action: Send + Sync + 'static {
 
     /// Who is asked, for whoever waits while that is away. `None` for what cannot be away.
     fn breaker(&self) -> Option<&Arc<Breaker>>;
+
+    /// What it does from time to time for as long as the consumer runs. It never ends.
+    fn upkeep(&self) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
 }
 
 /// A kind of action, as it declares itself.
@@ -52,6 +68,8 @@ pub struct Kind {
     pub group: Group,
     /// How often a change may reach it.
     pub repeats: Repeats,
+    /// Whether it keeps what lives, and so must take every record in its order.
+    pub keeps_state: bool,
     /// Whether it takes what a snapshot has read where its filter does not name READ.
     pub reads: bool,
     /// Whether it acts when a row's time has come. Who does not hides what has expired.

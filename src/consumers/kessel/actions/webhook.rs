@@ -27,6 +27,7 @@ pub static KIND: Kind = Kind {
     name: "webhook",
     group: Group::Own(None),
     repeats: Repeats::Alone,
+    keeps_state: false,
     reads: false,
     expires: true,
     schemas: true,

@@ -1,0 +1,188 @@
+//! An OpenSearch or Elasticsearch: requests, and what its answers mean.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::{Client, Method, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::http::{self, HttpConfig, SetupError};
+use crate::outage::Breaker;
+
+/// The most that is read of an answer: one to 5,000 changes that all failed has some 2 MiB.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// A search server. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Search {
+    client: Client,
+    base: Url,
+    breaker: Arc<Breaker>,
+}
+
+/// Why a request was not answered as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The server is away, or takes nothing at present; or somebody must change something first.
+    #[error("{message}")]
+    Away {
+        /// What it said.
+        message: String,
+        /// How long it asked to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The request is larger than the server takes.
+    #[error("the search server takes no request of that size")]
+    TooLarge,
+    /// The server refuses what it was given.
+    #[error("{message}")]
+    Refused {
+        /// What it said.
+        message: String,
+        /// The type of its error.
+        kind: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: Cause,
+}
+
+/// An error, of a request or of one item.
+#[derive(Debug, Deserialize)]
+pub struct Cause {
+    /// Its type.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// What was wrong.
+    #[serde(default)]
+    pub reason: String,
+}
+
+impl Search {
+    /// The server at `url`, which may hold user and password; `breaker` stands for it.
+    ///
+    /// # Errors
+    /// When the address cannot be used.
+    pub fn new(
+        url: &SecretString,
+        breaker: Arc<Breaker>,
+        config: &HttpConfig,
+    ) -> Result<Self, SetupError> {
+        let wrong = SetupError::Address { service: "the index", setting: "KESSEL_SEARCH_URL" };
+        let base = Url::parse(url.expose_secret()).map_err(|_| wrong)?;
+        let client = http::client("the index", config, &base)?;
+        Ok(Self { client, base, breaker })
+    }
+
+    /// The breaker that stands for it.
+    #[must_use]
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.breaker
+    }
+
+    /// Sends a request. `query` follows the path as it stands.
+    ///
+    /// # Errors
+    /// Why it was not answered as it should be.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: impl Into<reqwest::Body>,
+    ) -> Result<Bytes, Fault> {
+        let Ok(leave) = self.breaker.admit(Instant::now()) else {
+            let message = "the search server is away".to_owned();
+            return Err(Fault::Away { message, retry_after: None });
+        };
+        let answered = self.answer(method, path, content_type, body.into()).await;
+        match &answered {
+            Ok(_) => leave.succeeded(),
+            Err(Fault::Away { message, retry_after }) => {
+                leave.failed(Instant::now(), *retry_after, message);
+            }
+            Err(_) => leave.turned_down(),
+        }
+        answered
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: reqwest::Body,
+    ) -> Result<Bytes, Fault> {
+        let away = |message| Fault::Away { message, retry_after: None };
+        let mut url = self.base.clone();
+        let user = url.username().to_owned();
+        let password = url.password().map(str::to_owned);
+        // They go into a header: an address is shown in errors.
+        let cleared = url.set_username("").is_ok() && url.set_password(None).is_ok();
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let whole = format!("{}/{path}", url.path().trim_end_matches('/'));
+        url.set_path(&whole);
+        url.set_query((!query.is_empty()).then_some(query));
+        let mut request = self
+            .client
+            .request(method, url)
+            .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
+            .body(body);
+        if cleared && !user.is_empty() {
+            request = request.basic_auth(user, password);
+        }
+        let sent = request.send().await;
+        let response =
+            sent.map_err(|error| away(format!("the search server: {}", http::describe(error))))?;
+        let status = response.status().as_u16();
+        let retry_after = http::retry_after(response.headers(), jiff::Timestamp::now());
+        let body = match http::read(response, MAX_ANSWER).await {
+            Ok(body) => body,
+            Err(_) => return Err(away("the search server's answer broke off".to_owned())),
+        };
+        judge(status, body, retry_after)
+    }
+}
+
+/// Judges an answer.
+fn judge(status: u16, body: Bytes, retry_after: Option<Duration>) -> Result<Bytes, Fault> {
+    if (200..300).contains(&status) {
+        return Ok(body);
+    }
+    let cause = serde_json::from_slice::<Refusal>(&body).ok().map(|refusal| refusal.error);
+    let said = cause.as_ref().map_or(String::new(), |cause| {
+        format!(": {}: {}", cause.kind, http::one_line(&cause.reason))
+    });
+    let message = format!("the search server answered {status}{said}");
+    let away = |advice: &str| Fault::Away { message: format!("{message}{advice}"), retry_after };
+    Err(match (status, cause) {
+        (413, _) => Fault::TooLarge,
+        (401 | 403, _) => away(": check user, password and rights in KESSEL_SEARCH_URL"),
+        (400 | 404, Some(cause)) => Fault::Refused { message, kind: cause.kind },
+        _ => away(""),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_whether_to_wait_to_split_or_to_set_aside() {
+        let refused = Bytes::from_static(br#"{"error":{"type":"x","reason":"y"},"status":400}"#);
+        let verdict = |status, body: &Bytes| judge(status, body.clone(), None);
+        assert!(matches!(verdict(400, &refused), Err(Fault::Refused { kind, .. }) if kind == "x"));
+        // A page of something in between says nothing about what was sent.
+        let page = Bytes::from_static(b"<html>");
+        for status in [301, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
+            assert!(matches!(verdict(status, &page), Err(Fault::Away { .. })), "{status}");
+        }
+        assert_eq!(verdict(413, &page), Err(Fault::TooLarge));
+        assert_eq!(verdict(201, &page), Ok(page.clone()));
+    }
+}
