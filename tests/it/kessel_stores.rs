@@ -7,6 +7,7 @@ use crm_event_processors::consumers::kessel::row::{Reading, read};
 use crm_event_processors::recording::Recorded;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
+use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use test_support::daemon::Environment;
@@ -138,8 +139,43 @@ impl Scene {
             .with("RELATIONSHIPS_SNAPSHOT", "trust")
             .with("RELATIONSHIPS_ACTIONS", &actions.to_string())
             .with("KESSEL_DATABASE_URL", &self.database)
+            .with("KESSEL_SEARCH_URL", services::opensearch())
             .with("KAFKA_SESSION_TIMEOUT", "6s")
             .with("LOG_LEVEL", "warn")
+    }
+
+    /// The action with an index of its own.
+    fn index(&self) -> Value {
+        json!({"action": "search_index", "index": self.name.replace('_', "-"),
+            "alias": format!("{}-live", self.name.replace('_', "-"))})
+    }
+
+    async fn search(&self, index: &str, query: &Value) -> Value {
+        let base = format!("{}/{index}", services::opensearch());
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let client = Client::builder().no_proxy().build().expect("a client");
+        client.post(format!("{base}/_refresh")).send().await.expect("an answer");
+        let body = json!({"size": 5_000, "query": query}).to_string();
+        let request = client.post(format!("{base}/_search")).body(body);
+        let request = request.header("content-type", "application/json");
+        let text = request.send().await.expect("an answer").text().await.expect("text");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// The rows of the index that live and had not expired at a time.
+    async fn indexed(&self, at: &str) -> BTreeSet<(String, i64)> {
+        let mut query = json!({"bool": {"filter": [{"term": {"alive": true}}]}});
+        if !at.is_empty() {
+            query["bool"]["must_not"] = json!([{"range": {"expiration": {"lte": at}}}]);
+        }
+        let found = self.search(&self.name.replace('_', "-"), &query).await;
+        let hits = found["hits"]["hits"].as_array().expect("hits");
+        let row = |hit: &Value| {
+            let text = |field: &str| hit["_source"][field].as_str().expect(field).to_owned();
+            let name = format!("{}#{}@{}", text("resource"), text("relation"), text("subject"));
+            (name, hit["_source"]["created_xid"].as_i64().unwrap_or(0))
+        };
+        hits.iter().map(row).collect()
     }
 
     async fn caught_up(&self, action: &str) {
@@ -171,11 +207,11 @@ async fn count(client: &tokio_postgres::Client, what: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_replica_ends_with_what_lives_and_the_audit_with_each_change_once() {
+async fn replica_and_index_end_with_what_lives_and_the_audit_with_each_change_once() {
     for recording in ENDS {
         let records = recording.records();
         let scene = Scene::with(&records).await;
-        let actions = json!([{"action": "replica"}, {"action": "audit"}]);
+        let actions = json!([{"action": "replica"}, {"action": "audit"}, scene.index()]);
         let killed = scene.environment(&actions).start();
         let client = connected(&scene.database).await;
         until("some rows", async || {
@@ -190,13 +226,16 @@ async fn the_replica_ends_with_what_lives_and_the_audit_with_each_change_once() 
         let daemon = scene.environment(&actions).start();
         scene.caught_up("replica").await;
         scene.produce(&records).await;
-        scene.caught_up("replica").await;
-        scene.caught_up("audit").await;
+        for action in ["replica", "audit", "search_index"] {
+            scene.caught_up(action).await;
+        }
         assert!(daemon.stop().success(), "a clean stop");
         let at = if recording.xids { "" } else { END };
         assert_eq!(in_replica(&client, at).await, recording.living(), "{}", recording.file);
         let audited = count(&client, "kessel_audit").await;
         assert_eq!(audited, recording.changes(&records) as i64, "{}", recording.file);
+        let indexed = scene.indexed(at).await;
+        assert_eq!(indexed, recording.living(), "{} in the index", recording.file);
     }
 }
 
@@ -237,17 +276,19 @@ async fn a_row_ends_the_same_in_whatever_order_its_changes_come_even_in_one_batc
     // Every partition from its end: deletions before creations, in the batches of a backlog.
     records.reverse();
     let scene = Scene::with(&records).await;
-    let daemon = scene
-        .environment(&json!([{"action": "replica"}]))
-        .with("REPLAY_RECOGNITION", "off")
-        .start();
+    let daemon = scene.environment(&json!([{"action": "replica"}, scene.index()])).start();
     scene.caught_up("replica").await;
+    scene.caught_up("search_index").await;
     assert!(daemon.stop().success(), "a clean stop");
     let client = connected(&scene.database).await;
     assert_eq!(in_replica(&client, "").await, recording.living());
+    let alias = format!("{}-live", scene.name.replace('_', "-"));
+    let found = scene.search(&alias, &json!({"match_all": {}})).await;
     let view = count(&client, "kessel_relationships").await;
     let at = jiff::Timestamp::now().to_string();
     let relationships: BTreeSet<String> =
         in_replica(&client, &at).await.into_iter().map(|(name, _)| name).collect();
     assert_eq!(view, relationships.len() as i64, "a line each");
+    let alive = in_replica(&client, &at).await.len();
+    assert_eq!(found["hits"]["total"]["value"], alive, "the alias hides what has expired");
 }

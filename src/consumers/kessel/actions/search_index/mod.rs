@@ -290,3 +290,6 @@ fn definition(alias: &str, write_alias: &str) -> Value {
         "aliases": {alias: {"filter": living}, write_alias: {"is_write_index": true}},
     })
 }
+
+#[cfg(test)]
+mod tests;
