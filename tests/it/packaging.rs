@@ -4,6 +4,7 @@
 mod compose;
 mod connectors;
 mod docs;
+mod kessel;
 mod messages;
 mod render;
 

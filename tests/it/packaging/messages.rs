@@ -11,12 +11,13 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_crm-event-processors");
 const LATER: [&str; 6] = ["reconcile", "doctor", "dlq replay", "dlq list", "dlq show", "autoscale"];
 
 /// Files that speak to users.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "README.md",
     "docs/operations.md",
     "docs/architecture.md",
     "docs/contributing.md",
     "config/default.toml",
+    "config/kessel.toml",
     "render.yaml",
     "docker-compose.yml",
     "Dockerfile",
