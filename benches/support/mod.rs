@@ -1,8 +1,9 @@
 //! What the benchmarks with real services share: filling a topic, and running a daemon over it.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use crm_event_processors::app::{App, RunError, Stores};
@@ -10,6 +11,7 @@ use crm_event_processors::clients::redis::{Cache, connect};
 use crm_event_processors::config::{Environment, Settings};
 use crm_event_processors::consumers::registry::{self, CONSUMERS};
 use crm_event_processors::dedup::{MemoryStore, RedisStore, Store};
+use crm_event_processors::engine::{Observed, Observer, Outcome};
 use crm_event_processors::fakes::Fake;
 use crm_event_processors::telemetry::metrics::Recorder;
 use rdkafka::ClientConfig;
@@ -24,6 +26,27 @@ use tokio::task::JoinHandle;
 pub(crate) mod sink;
 
 use self::sink::Sink;
+
+/// Counts the records of one consumer that have ended.
+#[derive(Default)]
+struct Outcomes {
+    consumer: &'static str,
+    first: OnceLock<Instant>,
+    count: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Observer for Outcomes {
+    fn observe(&self, consumer: &'static str, observed: &Observed<'_>) {
+        if let (Observed::Outcome { outcome, .. }, true) = (observed, consumer == self.consumer) {
+            self.first.get_or_init(Instant::now);
+            self.count.fetch_add(1, Ordering::Relaxed);
+            if *outcome != Outcome::Sent {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
 
 /// The services that `tests/services/up` started.
 pub(crate) struct Services {
@@ -125,6 +148,32 @@ impl Services {
         let (count, took) = sink.result();
         ensure!(count == events, "each event once: {events}, not {count}");
         Ok(events as f64 / took.as_secs_f64())
+    }
+
+    /// Runs a daemon until the consumer of this name has seen so many records to their ends, and returns how
+    /// many in a second.
+    #[allow(dead_code, reason = "each benchmark has its own")]
+    pub(crate) async fn run_to_outcomes(
+        &self,
+        consumer: &'static str,
+        records: usize,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<f64> {
+        let settings = self.settings(variables)?;
+        let outcomes = Arc::new(Outcomes { consumer, ..Outcomes::default() });
+        let observer = Arc::clone(&outcomes);
+        let app = App::build(settings, &CONSUMERS, Stores::redis, Arc::new(observer))?;
+        let (stop, signals) = mpsc::channel(1);
+        let running = Running { stop, ended: tokio::spawn(app.run(signals)) };
+        while outcomes.count.load(Ordering::Relaxed) < records {
+            ensure!(!running.ended.is_finished(), "the daemon ended");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let took = outcomes.first.get().map(Instant::elapsed).unwrap_or_default();
+        running.stop().await?;
+        let failed = outcomes.failed.load(Ordering::Relaxed);
+        ensure!(failed == 0, "{failed} records were not acted on");
+        Ok(records as f64 / took.as_secs_f64())
     }
 
     fn start(

@@ -86,7 +86,8 @@ impl Enabled {
             consumer: branch.consumer,
             pulse: Arc::default(),
         });
-        Ok(std::iter::once(main).chain(branches).collect())
+        let all = std::iter::once(main).chain(branches);
+        Ok(all.filter(|enabled| enabled.consumer.has_work()).collect())
     }
 }
 

@@ -69,6 +69,9 @@ pub trait AnyConsumer: Send + Sync {
     /// What it would do about a command, as `explain` prints it.
     fn explain_command(&self, record: &Record<'_>) -> Value;
 
+    /// Whether there is anything that it may ever do.
+    fn has_work(&self) -> bool;
+
     /// Runs it in `engine`.
     fn run(
         self: Arc<Self>,
@@ -91,6 +94,10 @@ impl<C: Consumer> AnyConsumer for C {
 
     fn explain_command(&self, record: &Record<'_>) -> Value {
         decision(self, self.route_command(record))
+    }
+
+    fn has_work(&self) -> bool {
+        Consumer::has_work(self)
     }
 
     fn run(

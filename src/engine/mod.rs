@@ -125,6 +125,11 @@ pub trait Consumer: Send + Sync + 'static {
         "nothing_to_send"
     }
 
+    /// Whether there is anything that it may ever do. Who has nothing to do reads nothing.
+    fn has_work(&self) -> bool {
+        true
+    }
+
     /// What goes on beside the records for as long as the consumer runs. It never ends.
     fn beside(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()

@@ -236,6 +236,11 @@ impl<S: Source> Consumer for Acting<S> {
         Steps { lane: item.about(), steps: claim.into_iter().chain(actions).collect() }
     }
 
+    /// Where every action has a group of its own, the consumer's has none.
+    fn has_work(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
     async fn beside(&self) {
         let upkeep = self.actions.iter().filter_map(|running| running.action.upkeep());
         futures::future::join(self.expire(), futures::future::join_all(upkeep)).await;
