@@ -1,7 +1,7 @@
 //! Kessel's actions on a real Kafka and a real Redis (behaviour section 9, "Actions").
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -14,6 +14,8 @@ use rdkafka::producer::FutureRecord;
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
 use test_support::daemon::{Daemon, Environment, Log};
+use test_support::http::Health;
+use test_support::tcp_proxy::TcpProxy;
 use test_support::{feed, kafka, services, unique, until};
 
 const LIVING: &str = "9223372036854775807";
@@ -96,8 +98,11 @@ impl Row {
 
     fn change(&self, op: &str, deleted: &str) -> Value {
         let now = Timestamp::now().as_millisecond();
+        // No two changes of a log have the same place.
+        static LSN: AtomicU64 = AtomicU64::new(1);
+        let lsn = LSN.fetch_add(1, Ordering::Relaxed);
         let source = json!({"table": "relation_tuple", "ts_ms": now, "txId": self.xid,
-            "lsn": now, "sequence": format!("[\"{now}\",\"{now}\"]"), "snapshot": "false"});
+            "lsn": lsn, "sequence": format!("[\"{lsn}\",\"{lsn}\"]"), "snapshot": "false"});
         let row = self.columns(deleted);
         let (before, after) = if op == "d" { (row, Value::Null) } else { (Value::Null, row) };
         json!({"op": op, "before": before, "after": after, "source": source, "ts_ms": now})
@@ -317,4 +322,80 @@ async fn a_change_that_the_receiver_refuses_is_a_dead_letter_that_names_the_acti
     };
     let message = header("dlq.error.message");
     assert!(message.contains("action hooks: the receiver answered 422"), "{message}");
+}
+
+/// A server that hangs up on everybody.
+async fn hangs_up() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_that_are_away_hold_up_no_webhook_and_miss_nothing() {
+    let scene = Scene::new().await;
+    let receiver = Receiver::default();
+    let url = receiver.start().await;
+    let nowhere = hangs_up().await;
+    let of_index = services::opensearch().strip_prefix("http://").expect("an address");
+    let (database, index) = (TcpProxy::to(&nowhere).await, TcpProxy::to(&nowhere).await);
+    let mut real = url::Url::parse(services::postgres()).expect("a URL");
+    let of_database = format!("127.0.0.1:{}", real.port().expect("a port"));
+    let port = database.address().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    real.set_port(port).expect("a port");
+    let name = scene.name.replace('-', "_");
+    let actions = json!([
+        {"action": "webhook", "name": "hooks", "url": url, "start": "earliest",
+            "allow_addresses": ["127.0.0.0/8"]},
+        {"action": "replica", "table": rows_of(&name),
+            "view": format!("{}_view", rows_of(&name))},
+        {"action": "search_index", "index": scene.name, "alias": format!("{}-live", scene.name)}]);
+    let health = Health::free();
+    let daemon = scene
+        .environment(&actions)
+        .with("KESSEL_WEBHOOK_SECRETS", &secret())
+        .with("KESSEL_DATABASE_URL", real.as_str())
+        .with("KESSEL_SEARCH_URL", &format!("http://{}", index.address()))
+        .with("HTTP_LISTEN", health.listen())
+        .with("BACKOFF_BASE", "50ms")
+        .with("BACKOFF_MAX", "500ms")
+        .start();
+    let row = |number: u64| Row { object: "doc", xid: number, expires: None }.created();
+    scene.write(&(0..600).map(row).collect::<Vec<_>>()).await;
+    let group = |action: &str| format!("{}-{action}", scene.name);
+    feed::caught_up(services::kafka(), &group("hooks"), &scene.topic).await;
+    assert_eq!(receiver.taken().len(), 600, "webhooks went on");
+    let readiness = until("both are away", async || {
+        let (_, readiness) = health.readiness().await?;
+        let text = serde_json::to_string(&readiness).expect("JSON");
+        (text.contains("kessel/postgres") && text.contains("kessel/search")).then_some(text)
+    });
+    readiness.await;
+    database.lead_to(&of_database);
+    index.lead_to(of_index);
+    feed::caught_up(services::kafka(), &group("replica"), &scene.topic).await;
+    feed::caught_up(services::kafka(), &group("search_index"), &scene.topic).await;
+    assert!(daemon.stop().success(), "a clean stop");
+    let letters = format!("{}.dlq", scene.name);
+    assert!(kafka::read_topic(services::kafka(), &letters).await.is_empty(), "nothing set aside");
+    let (client, connection) =
+        tokio_postgres::connect(services::postgres(), tokio_postgres::NoTls).await.expect("there");
+    tokio::spawn(connection);
+    let table = rows_of(&name);
+    let count = client.query_one(&format!("select count(*) from {table}"), &[]).await;
+    assert_eq!(count.expect("a count").get::<_, i64>(0), 600);
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let base = format!("{}/{}", services::opensearch(), scene.name);
+    http.post(format!("{base}/_refresh")).send().await.expect("an answer");
+    let found = http.get(format!("{base}/_count")).send().await.expect("an answer");
+    let found: Value = serde_json::from_slice(&found.bytes().await.expect("bytes")).expect("JSON");
+    assert_eq!(found["count"], 600, "{found}");
+}
+
+/// A table of this test's own, short enough for a name.
+fn rows_of(name: &str) -> String {
+    let (_, own) = name.rsplit_once('_').expect("a unique end");
+    format!("rows_{own}")
 }
