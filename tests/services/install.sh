@@ -1,5 +1,5 @@
 # Sourced by `up`: brings what a service needs and nothing that is there already.
-# Sets kafka_jars, opensearch_jars, java and postgres_bin where the service uses them.
+# Sets kafka_jars, opensearch_jars, java, postgres_bin and spicedb where the service uses them.
 
 cache="${CRM_TEST_SERVICES_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/crm-event-processors-services}"
 jars=
@@ -7,6 +7,8 @@ kafka_jars=
 opensearch_jars=
 java=java
 postgres_bin=
+readonly spicedb_version=1.56.2
+readonly spicedb="$cache/spicedb-$spicedb_version"
 
 # package NAME: installs it, or says that somebody must.
 package() {
@@ -67,6 +69,30 @@ find_postgres() {
     return 0
 }
 
+# spicedb_is_not_to_be_had: why; nothing where it is there or can be built.
+spicedb_is_not_to_be_had() {
+    if [[ ! -x $spicedb ]] && ! command -v go >/dev/null; then
+        echo 'Go is missing, which builds it'
+    fi
+}
+
+# Its makers give it away as a container or an archive, which a machine may have no way to; its sources come as any Go
+# module does.
+install_spicedb() {
+    (
+        flock 9 # of several runs one builds
+        [[ -x $spicedb ]] && exit
+        say "building spicedb $spicedb_version, which takes some minutes"
+        output="$(CGO_ENABLED=0 GOBIN="$spicedb.part" go install -trimpath -ldflags='-s -w' \
+            "github.com/authzed/spicedb/cmd/spicedb@v$spicedb_version" 2>&1)" || {
+            tail -n 20 >&2 <<<"$output"
+            die 'Go could not build spicedb: see above'
+        }
+        mv "$spicedb.part/spicedb" "$spicedb"
+        rmdir "$spicedb.part"
+    ) 9>"$spicedb.lock"
+}
+
 install_for() {
     case "$1" in
     kafka | connect)
@@ -88,6 +114,11 @@ install_for() {
         fi
         [[ -n $postgres_bin ]] || die 'no PostgreSQL 15 or later: install one'
         ;;
-    *) die "unknown service $1: kafka, redis, postgres, connect or opensearch" ;;
+    spicedb)
+        command -v psql >/dev/null || package postgresql-client
+        mkdir -p "$cache"
+        install_spicedb
+        ;;
+    *) die "unknown service $1: kafka, redis, postgres, connect, opensearch or spicedb" ;;
     esac
 }
