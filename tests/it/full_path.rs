@@ -2,7 +2,7 @@
 //! fake of Inngest. The fake of Supabase runs the daemon's calls on that PostgreSQL. Tables,
 //! functions, publication, roles and connector are those of `config/`.
 
-mod connector;
+pub(crate) mod connector;
 mod database;
 mod expected;
 mod kessel;

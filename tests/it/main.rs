@@ -20,6 +20,7 @@ mod hanging;
 mod inngest;
 mod kessel;
 mod kessel_actions;
+mod kessel_real;
 mod kessel_stores;
 mod life;
 mod load;

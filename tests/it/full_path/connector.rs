@@ -4,13 +4,31 @@ use reqwest::Client;
 use serde_json::{Value, json};
 
 use super::database::Database;
-use test_support::services::{Connect, connect};
+use test_support::services::connect;
 use test_support::until;
 
 /// A running connector.
-pub(super) struct Connector {
+pub(crate) struct Connector {
     url: String,
     http: Client,
+}
+
+/// Where a connector finds its database, and as whom it logs in.
+pub(crate) struct Login<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) port: u16,
+    pub(crate) name: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) password: &'a str,
+}
+
+impl<'a> Login<'a> {
+    /// The connector's role in a database of the shared PostgreSQL.
+    fn of(database: &'a Database) -> Self {
+        let (host, port) = &connect().database;
+        let (name, password) = (&database.name, &database.debezium_password);
+        Self { host, port: *port, name, user: "debezium", password }
+    }
 }
 
 impl Connector {
@@ -26,7 +44,7 @@ impl Connector {
         settings: &[(&str, &str)],
     ) -> Self {
         let written = include_str!("../../../config/debezium/connector.json");
-        Self::start_as(written, database, prefix, settings).await
+        Self::start_as(written, &Login::of(database), prefix, settings).await
     }
 
     /// The connector of a SpiceDB's store.
@@ -35,24 +53,32 @@ impl Connector {
         prefix: &str,
         settings: &[(&str, &str)],
     ) -> Self {
+        Self::start_kessel_as(&Login::of(database), prefix, settings).await
+    }
+
+    /// As [`Self::start_kessel`], of a store anywhere.
+    pub(crate) async fn start_kessel_as(
+        login: &Login<'_>,
+        prefix: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let written = include_str!("../../../config/debezium/kessel.json");
         let written = written.replace("SPICEDB_DATABASE_", "CDC_DATABASE_");
-        Self::start_as(&written, database, prefix, settings).await
+        Self::start_as(&written, login, prefix, settings).await
     }
 
     async fn start_as(
         written: &str,
-        database: &Database,
+        login: &Login<'_>,
         prefix: &str,
         settings: &[(&str, &str)],
     ) -> Self {
-        let Connect { url, database: (host, port) } = connect();
         let config = [
-            ("HOST", host.as_str()),
-            ("PORT", &port.to_string()),
-            ("NAME", &database.name),
-            ("USER", "debezium"),
-            ("PASSWORD", &database.debezium_password),
+            ("HOST", login.host),
+            ("PORT", &login.port.to_string()),
+            ("NAME", login.name),
+            ("USER", login.user),
+            ("PASSWORD", login.password),
         ]
         .into_iter()
         .fold(written.to_owned(), |config, (what, value)| {
@@ -67,7 +93,7 @@ impl Connector {
 
         drop(rustls::crypto::ring::default_provider().install_default());
         let http = Client::builder().no_proxy().build().expect("a client");
-        let connector = Self { url: format!("{url}/connectors/{prefix}"), http };
+        let connector = Self { url: format!("{}/connectors/{prefix}", connect().url), http };
         let put = connector.http.put(format!("{}/config", connector.url)).json(&config);
         let answer = put.send().await.expect("Connect answers");
         let (status, body) = (answer.status(), answer.text().await.expect("a body"));
@@ -84,7 +110,7 @@ impl Connector {
     }
 
     /// Removes it. Its slot stays.
-    pub(super) async fn remove(self) {
+    pub(crate) async fn remove(self) {
         let answer = self.http.delete(&self.url).send().await.expect("Connect answers");
         assert!(answer.status().is_success(), "the connector is removed: {}", answer.status());
     }

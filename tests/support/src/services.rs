@@ -61,11 +61,39 @@ pub fn postgres() -> &'static str {
 pub fn opensearch() -> &'static str {
     static OPENSEARCH: Shared<String> = Shared::new();
     shared::<String>(&OPENSEARCH, "opensearch", "TEST_OPENSEARCH", || {
-        match env::var("TEST_OPENSEARCH") {
-            Ok(address) => Ok(address),
-            Err(_) => native::shared("opensearch", "TEST_OPENSEARCH"),
+        match set("TEST_OPENSEARCH") {
+            Some(address) => Ok(address),
+            None => native::shared("opensearch", "TEST_OPENSEARCH"),
         }
     })
+}
+
+/// A SpiceDB, the store behind Kessel, with a PostgreSQL as its own.
+pub struct Spicedb {
+    /// Base URL of its HTTP interface.
+    pub url: String,
+    /// What its callers show as a bearer token.
+    pub key: String,
+    /// URL of its database, as the superuser.
+    pub database: String,
+}
+
+/// The shared SpiceDB: `TEST_SPICEDB` with `TEST_SPICEDB_KEY` and `TEST_SPICEDB_DATABASE`, else one
+/// of our own on the shared PostgreSQL. Blocks while it starts, for minutes where it must be built.
+///
+/// `None` where Go is missing, which builds it: then standard error says so, and the test looks at
+/// nothing. Tests use object types of their own: there is one schema, and writing it replaces all.
+pub fn spicedb() -> Option<&'static Spicedb> {
+    static SPICEDB: Shared<Option<Spicedb>> = Shared::new();
+    let found = shared(&SPICEDB, "spicedb", "TEST_SPICEDB", || match set("TEST_SPICEDB") {
+        Some(url) => {
+            let needed = |name| set(name).ok_or_else(|| format!("{name} is not set"));
+            let (key, database) = (needed("TEST_SPICEDB_KEY")?, needed("TEST_SPICEDB_DATABASE")?);
+            Ok(Some(Spicedb { url, key, database }))
+        }
+        None => native::spicedb(),
+    });
+    found.as_ref()
 }
 
 /// The shared Kafka Connect with Debezium, on the shared Kafka.
@@ -104,8 +132,11 @@ fn postgres_door() -> ServiceSource {
     door_of("TEST_POSTGRES")
 }
 
+fn set(variable: &str) -> Option<String> {
+    env::var(variable).ok().filter(|value| !value.is_empty())
+}
+
 fn door_of(variable: &str) -> ServiceSource {
-    let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
     service_source(set(variable), set("TEST_SERVICES").is_some(), docker::engine_answers)
 }
 

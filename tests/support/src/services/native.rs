@@ -2,11 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
 };
 
 use tokio_postgres::config::Host;
+
+use super::Spicedb;
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../services");
 
@@ -18,6 +21,23 @@ pub(super) fn shared(service: &str, variable: &str) -> Result<String, String> {
 /// Starts Kafka Connect on a running Kafka.
 pub(super) fn connect(kafka: &str) -> Result<String, String> {
     exported(script("up", &until_we_exit(&["connect"]), &[("TEST_KAFKA", kafka)])?, "TEST_CONNECT")
+}
+
+/// Starts a SpiceDB on the shared PostgreSQL; `None` where there can be none, and says so.
+pub(super) fn spicedb() -> Result<Option<Spicedb>, String> {
+    let postgres = [("TEST_POSTGRES", super::postgres())];
+    let mut exports = script("up", &until_we_exit(&["spicedb"]), &postgres)?;
+    if let Some(reason) = exports.remove("TEST_SPICEDB_LEFT_OUT") {
+        // Past the test's captured output, which nobody sees of a test that passes.
+        writeln!(io::stderr(), "tests on a real SpiceDB look at nothing: {reason}").ok();
+        return Ok(None);
+    }
+    let mut take = |name| exports.remove(name).ok_or_else(|| format!("no {name} in its output"));
+    Ok(Some(Spicedb {
+        url: take("TEST_SPICEDB")?,
+        key: take("TEST_SPICEDB_KEY")?,
+        database: take("TEST_SPICEDB_DATABASE")?,
+    }))
 }
 
 /// Where a PostgreSQL URL leads to.
