@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use jiff::{Timestamp, ToSpan as _};
+use redis::AsyncCommands as _;
 use serde_json::{Value, json};
 use test_support::daemon::{Daemon, Environment, Log};
 use test_support::services::Spicedb;
@@ -84,6 +86,59 @@ impl Scene {
 
     async fn delete(&self, relationship: &str) {
         self.update("OPERATION_DELETE", relationship).await;
+    }
+
+    /// Writes a relationship that expires.
+    async fn write_until(&self, relationship: &str, expires: Timestamp) {
+        let mut relationship = self.body(&Relationship::of(relationship), "relation");
+        relationship["optionalExpiresAt"] = expires.to_string().into();
+        let update = json!({"operation": "OPERATION_CREATE", "relationship": relationship});
+        asked(self.spicedb, "/v1/relationships/write", &json!({"updates": [update]})).await;
+    }
+
+    /// What every store says about a document: lines of the view, entries of the audit by their action, and
+    /// documents of the alias.
+    async fn stored(&self, document: &str) -> Stored {
+        let (id, client) = (self.id(document), connected(services::postgres()).await);
+        let view = format!("select count(*) from {}_view where object_id = $1", self.name);
+        let living: i64 = client.query_one(&view, &[&id]).await.map_or(-1, |row| row.get(0));
+        let audit = format!(
+            "select action from {}_audit where resource = 'document:' || $1 order by \"timestamp\"",
+            self.name
+        );
+        let audited = client.query(&audit, &[&id]).await.unwrap_or_default();
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let index = self.name.replace('_', "-");
+        let base = services::opensearch();
+        http.post(format!("{base}/{index}/_refresh")).send().await.expect("an answer");
+        let query = json!({"query": {"term": {"object_id": id}}});
+        let request = http.post(format!("{base}/{index}-live/_count")).json(&query);
+        let found: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+        Stored {
+            living,
+            audited: audited.iter().map(|row| row.get(0)).collect(),
+            indexed: found["count"].as_i64().unwrap_or(-1),
+        }
+    }
+
+    async fn until_stored(&self, document: &str, living: i64, audited: &[&str]) {
+        let expected = Stored {
+            living,
+            audited: audited.iter().map(|it| (*it).into()).collect(),
+            indexed: living,
+        };
+        until_within(PATIENCE, &format!("{expected:?}"), async || {
+            (self.stored(document).await == expected).then_some(())
+        })
+        .await;
+    }
+
+    async fn epoch(&self) -> u64 {
+        let client = redis::Client::open(services::redis()).expect("a URL");
+        let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
+        let epoch: Option<u64> =
+            redis.get(format!("{}:document", self.name)).await.expect("an answer");
+        epoch.unwrap_or(0)
     }
 
     async fn update(&self, operation: &str, relationship: &str) {
@@ -182,6 +237,14 @@ impl Scene {
     }
 }
 
+/// What the stores say about a document.
+#[derive(Debug, PartialEq, Eq)]
+struct Stored {
+    living: i64,
+    audited: Vec<String>,
+    indexed: i64,
+}
+
 fn topic(prefix: &str) -> String {
     format!("{prefix}.public.relation_tuple")
 }
@@ -269,5 +332,40 @@ async fn what_a_real_spicedb_is_told_is_logged_and_its_collections_are_not() {
     scene.write(viewers).await;
     let again = format!("CREATE {viewers}");
     scene.told(&log, &[&deleted[..], &[&again]].concat()).await;
+    scene.end(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_real_spicedb_is_told_reaches_every_store_and_leaves_it_again() {
+    let Some(scene) = Scene::start().await else { return };
+    let (name, index) = (&scene.name, scene.name.replace('_', "-"));
+    let actions = json!([
+        {"action": "cache_invalidate", "epoch": format!("{name}:{{namespace}}")},
+        {"action": "replica", "table": format!("{name}_rows"), "view": format!("{name}_view")},
+        {"action": "audit", "table": format!("{name}_audit")},
+        {"action": "search_index", "index": index, "alias": format!("{index}-live")}]);
+    let daemon = scene
+        .environment(Some(&actions))
+        .with("REDIS_URL", services::redis())
+        .with("REDIS_KEY_PREFIX", &format!("{name}:"))
+        .with("KESSEL_DATABASE_URL", services::postgres())
+        .with("KESSEL_SEARCH_URL", services::opensearch())
+        .start();
+    let alice = "document:plan#viewer@user:alice";
+    scene.write(alice).await;
+    scene.until_stored("plan", 1, &["CREATE"]).await;
+    let created = scene.epoch().await;
+    assert!(created > 0, "caches were told");
+    scene.delete(alice).await;
+    scene.until_stored("plan", 0, &["CREATE", "DELETE"]).await;
+    let deleted = scene.epoch().await;
+    assert!(deleted > created, "caches were told");
+    // It is over when its time comes, whoever collects it.
+    scene.write_until("document:note#viewer@user:alice", Timestamp::now() + 5.seconds()).await;
+    scene.until_stored("note", 0, &["CREATE", "EXPIRE"]).await;
+    until_within(PATIENCE, "caches are told of both", async || {
+        (scene.epoch().await >= deleted + 2).then_some(())
+    })
+    .await;
     scene.end(daemon).await;
 }
