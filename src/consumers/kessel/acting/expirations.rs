@@ -22,8 +22,8 @@ use crate::outage::Breaker;
 pub(super) const LOOK: Duration = Duration::from_millis(250);
 /// How long an instance has for acting on rows that it took. Then another one takes them.
 const LEASE: Duration = Duration::from_secs(30);
-/// Rows that are taken at a time.
-const MOST: usize = 500;
+/// Rows that are taken at a time: as many as a slow receiver can be told of meanwhile.
+const MOST: usize = 100;
 /// A change of so long ago is read from a backlog.
 const BACKLOG: Duration = Duration::from_secs(10);
 /// A row that had expired before its creation was read from a backlog is given this long for its deletion to

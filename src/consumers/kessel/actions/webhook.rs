@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -21,6 +22,9 @@ use crate::outage::Breaker;
 
 /// Bytes of a body, unless `max_bytes` says otherwise.
 const MAX_BYTES: usize = 1 << 20;
+
+/// Requests at a time for rows that expire together. Changes of records come one by one.
+const AT_ONCE: usize = 8;
 
 /// What it declares.
 pub static KIND: Kind = Kind {
@@ -159,11 +163,11 @@ impl Action for Posts {
         let (webhook, breaker, retries) =
             (self.webhook.clone(), Arc::clone(&self.breaker), self.retries);
         Box::pin(async move {
-            let mut all = Vec::with_capacity(posts.len());
-            for (id, body) in posts {
-                all.push(post_one(&webhook, &breaker, retries, &id, body).await);
-            }
-            all
+            let (webhook, breaker) = (&webhook, &breaker);
+            let posts = posts.into_iter().map(|(id, body)| async move {
+                post_one(webhook, breaker, retries, &id, body).await
+            });
+            futures::stream::iter(posts).buffered(AT_ONCE).collect().await
         })
     }
 

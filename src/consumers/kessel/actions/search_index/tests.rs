@@ -136,3 +136,16 @@ fn names_that_a_server_would_refuse_are_problems_of_the_configuration() {
     assert!(check(json!({"index": "same", "alias": "same"})).is_err());
     assert_eq!(check(json!({"index": "kessel-2", "alias": "kessel-2-live"})), Ok(()));
 }
+
+#[tokio::test]
+async fn only_rows_that_have_been_dead_for_long_are_cleaned_up() {
+    let (server, index) = Server::start(Vec::new()).await;
+    index.0.clean_up().await.expect("asked");
+    let requests = server.requests.lock().expect("a lock").clone();
+    let (path, query) = requests[0].split_once(' ').expect("a path");
+    assert_eq!(path, "/kessel-relationships/_delete_by_query");
+    let query: Value = serde_json::from_str(query).expect("JSON");
+    let expected =
+        json!([{"term": {"alive": false}}, {"range": {"dead_since": {"lt": "now-60s"}}}]);
+    assert_eq!(query["query"]["bool"]["filter"], expected);
+}
