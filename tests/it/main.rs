@@ -21,6 +21,7 @@ mod inngest;
 mod kessel;
 mod kessel_actions;
 mod kessel_stores;
+mod kessel_webhook;
 mod life;
 mod load;
 mod new_consumer;
