@@ -21,6 +21,8 @@ use crate::cdc;
 
 /// Dead letters where none but Kessel's consumers run.
 const KESSEL_DLQ: &str = "kessel.dlq";
+/// The setting whose entries may be for the webhook of one name.
+const SECRETS: &str = "kessel.webhook_secrets";
 const INNGEST_CLOUD: &str = "https://inn.gs";
 /// What Inngest's SDKs send to a dev server when no key is set. A dev server takes any key.
 const INNGEST_DEV_KEY: &str = "NO_EVENT_KEY_SET";
@@ -75,7 +77,7 @@ pub(super) fn build(declared: &Declared, values: &BTreeMap<&'static str, Value>)
         kessel: Kessel {
             database_url: reader.optional("kessel.database_url", address::postgres),
             search_url: reader.optional("kessel.search_url", address::search),
-            webhook_secrets: reader.read("kessel.webhook_secrets", value::webhook_secrets),
+            webhook_secrets: reader.read(SECRETS, value::webhook_secrets),
             dead_rows: reader.read("kessel.dead_rows", value::positive_duration),
         },
         log: Log {
@@ -417,6 +419,19 @@ impl Reader<'_> {
         let unset = need.paths.iter().all(|path| self.values[path].text.is_empty());
         if let (true, true, Some(path)) = (enabled, unset, need.paths.first()) {
             self.missing(path, &format!("needed by {}", need.by));
+        }
+        if enabled && need.paths.contains(&SECRETS) {
+            self.need_secret(need);
+        }
+    }
+
+    /// Nothing goes out unsigned: of the secrets one must be for whoever needs them.
+    fn need_secret(&mut self, Need { by, name, .. }: &Need) {
+        let of = |(whose, _): &(Option<String>, _)| whose.as_ref().is_none_or(|it| it == name);
+        let secrets = value::webhook_secrets(&self.values[SECRETS].text).unwrap_or_default();
+        if !secrets.is_empty() && !secrets.iter().any(of) {
+            let wrong = format!("has none for {by}: add whsec_... or {name}=whsec_...");
+            self.problem(SECRETS, &wrong);
         }
     }
 

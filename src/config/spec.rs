@@ -107,6 +107,8 @@ pub struct Need {
     pub paths: &'static [&'static str],
     /// What needs it, for people.
     pub by: String,
+    /// Its name, where entries of such a setting may be for one name alone.
+    pub name: String,
 }
 
 impl<T> AnySetting for Setting<T>

@@ -16,14 +16,14 @@ use test_support::{feed, kafka, services, unique, until};
 
 const PARTITIONS: i32 = 6;
 
-struct Scene {
-    group: String,
-    topic: String,
+pub(super) struct Scene {
+    pub(super) group: String,
+    pub(super) topic: String,
 }
 
 impl Scene {
     /// With these records in a topic of their own, in the partitions that they came from.
-    async fn with(records: &[Recorded]) -> Self {
+    pub(super) async fn with(records: &[Recorded]) -> Self {
         let group = unique("kessel");
         let scene = Self { topic: format!("{group}.relation_tuple"), group };
         kafka::create_topic(services::kafka(), &scene.topic, PARTITIONS).await;
@@ -44,7 +44,7 @@ impl Scene {
     }
 
     /// Neither Redis nor Inngest nor Supabase: this consumer needs none of them.
-    fn environment(&self) -> Environment {
+    pub(super) fn environment(&self) -> Environment {
         Environment::default()
             .with("KAFKA_BOOTSTRAP_SERVERS", services::kafka())
             .with("KAFKA_AUTO_OFFSET_RESET", "earliest")
@@ -55,12 +55,12 @@ impl Scene {
             .with("LOG_LEVEL", "warn")
     }
 
-    async fn caught_up(&self) {
+    pub(super) async fn caught_up(&self) {
         feed::caught_up(services::kafka(), &self.group, &self.topic).await;
     }
 }
 
-fn relationships(recording: &str) -> Vec<Recorded> {
+pub(super) fn relationships(recording: &str) -> Vec<Recorded> {
     recorded(recording).filter(|record| record.topic.ends_with(".relation_tuple")).collect()
 }
 

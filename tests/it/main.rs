@@ -22,6 +22,7 @@ mod kessel;
 mod kessel_actions;
 mod kessel_real;
 mod kessel_stores;
+mod kessel_webhook;
 mod life;
 mod load;
 mod new_consumer;

@@ -17,17 +17,22 @@ pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
+/// An address must not be called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not a public address: name it in allow_addresses to call it")]
+pub(super) struct Forbidden(IpAddr);
+
 /// Whether an address may be called.
 ///
 /// # Errors
 /// Why it may not, and how to allow it.
-pub(super) fn may_call(address: IpAddr, allowed: &[IpNet]) -> Result<(), String> {
+pub(super) fn may_call(address: IpAddr, allowed: &[IpNet]) -> Result<(), Forbidden> {
     // An IPv4 address in IPv6 clothes leads to the same place.
     let address = address.to_canonical();
     if is_public(address) || allowed.iter().any(|network| network.contains(&address)) {
         return Ok(());
     }
-    Err(format!("{address} is not a public address: name it in allow_addresses to call it"))
+    Err(Forbidden(address))
 }
 
 fn is_public(address: IpAddr) -> bool {
@@ -120,7 +125,7 @@ mod tests {
             "2002:a9fe:a9fe::1",
         ] {
             let address: IpAddr = address.parse().expect(address);
-            let why = may_call(address, &[]).expect_err("not public");
+            let why = may_call(address, &[]).expect_err("not public").to_string();
             assert!(why.contains("allow_addresses"), "{why}");
         }
         for address in ["93.184.216.34", "2606:2800:220:1::1", "172.32.0.1", "100.128.0.1"] {

@@ -1,9 +1,11 @@
 //! What an answer to a webhook says.
 
+use std::error::Error;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
 
+use super::addresses::Forbidden;
 use crate::clients::http;
 
 /// Why a webhook was not taken.
@@ -36,35 +38,31 @@ pub enum PostError {
     Failed(String),
 }
 
-/// Judges an answer that is no success.
+/// Judges an answer that is no success. What it says is left out: many receivers repeat what they were sent.
 pub(super) fn judge(
     status: u16,
-    body: &[u8],
     retry_after: Option<Duration>,
     location: Option<&HeaderValue>,
 ) -> PostError {
-    let text = http::one_line(&String::from_utf8_lossy(body));
-    let said = if text.is_empty() { String::new() } else { format!(": {text}") };
-    let held = |advice: &str| PostError::Held(format!("the receiver answered {status}: {advice}"));
+    let answered = format!("the receiver answered {status}");
+    let held = |advice: &str| PostError::Held(format!("{answered}: {advice}"));
     match status {
         300..=399 => held(&format!(
             "redirects are not followed, set url to where it is now{}",
             host(location)
         )),
         401 | 403 | 407 => held("check the secrets and headers of the webhook"),
-        404 | 405 => held("check the url of the webhook"),
+        402 => held("check the plan of the receiver's account"),
+        // Every change has the same address, headers and form.
+        404..=406 | 414 | 415 | 421 | 426 | 431 => held("check the url and headers of the webhook"),
         410 => held("it wants no more webhooks, remove the action or change its url"),
-        429 | 502..=504 => {
-            let message = format!("the receiver answered {status}{said}");
-            PostError::Away { message, retry_after }
+        408 | 425 | 429 | 502..=504 | 520..=524 => {
+            PostError::Away { message: answered, retry_after }
         }
-        // Whoever asks for a pause is unwell, whatever the status.
-        _ if retry_after.is_some() => {
-            let message = format!("the receiver answered {status}{said}");
-            PostError::Away { message, retry_after }
-        }
-        408 | 425 | 500.. => PostError::Failed(format!("the receiver answered {status}{said}")),
-        _ => PostError::Refused(format!("the receiver answered {status}{said}")),
+        // Whoever asks for a pause is unwell. With the other 4xx it does not make a refused change good.
+        413 | 500.. if retry_after.is_some() => PostError::Away { message: answered, retry_after },
+        500.. => PostError::Failed(answered),
+        _ => PostError::Refused(answered),
     }
 }
 
@@ -77,6 +75,9 @@ fn host(location: Option<&HeaderValue>) -> String {
 
 /// Why there is no answer.
 pub(super) fn of_transport(error: reqwest::Error) -> PostError {
+    if let Some(forbidden) = forbidden(&error) {
+        return PostError::Held(format!("the url leads to a forbidden address: {forbidden}"));
+    }
     let connect = error.is_connect();
     let message = http::describe(error);
     if connect {
@@ -84,4 +85,15 @@ pub(super) fn of_transport(error: reqwest::Error) -> PostError {
         return PostError::Away { message, retry_after: None };
     }
     PostError::Failed(message)
+}
+
+fn forbidden(error: &reqwest::Error) -> Option<&Forbidden> {
+    let mut cause: Option<&dyn Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(forbidden) = error.downcast_ref() {
+            return Some(forbidden);
+        }
+        cause = error.source();
+    }
+    None
 }

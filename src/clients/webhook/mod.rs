@@ -19,20 +19,26 @@ pub use self::answer::PostError;
 use self::signature::Signer;
 use super::http::{self, HttpConfig, SetupError};
 
-/// The most that is read of an answer. Only its first words are shown.
+/// The most that is read of an answer, and for how long: only so that its connection can be used again.
 const MAX_ANSWER: usize = 4 << 10;
-/// Headers that are set here and nowhere else.
-const OWN_HEADERS: [&str; 6] = [
-    "content-type",
+const READING: Duration = Duration::from_secs(1);
+/// Headers that are set here and nowhere else, and those that would change how the body is sent.
+const OWN_HEADERS: [&str; 11] = [
+    "connection",
+    "content-encoding",
     "content-length",
+    "content-type",
+    "expect",
     "host",
+    "transfer-encoding",
+    "upgrade",
     "webhook-id",
     "webhook-timestamp",
     "webhook-signature",
 ];
 
-/// Where and how to post.
-#[derive(Debug, Clone)]
+/// Where and how to post. It has no `Debug`: address and headers may hold keys.
+#[derive(Clone)]
 pub struct WebhookConfig {
     /// The address.
     pub url: String,
@@ -49,7 +55,7 @@ pub struct WebhookConfig {
 }
 
 /// One receiver of webhooks.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Webhook {
     client: Client,
     url: Url,
@@ -62,13 +68,15 @@ impl Webhook {
     /// A client of this receiver.
     ///
     /// # Errors
-    /// When the address or a header cannot be used; [`check`] says why.
+    /// When there is no secret to sign with, or when the address or a header cannot be used; of these
+    /// [`check`] says why.
     pub fn new(config: &WebhookConfig) -> Result<Self, SetupError> {
         let address = SetupError::Address { service: "a webhook", setting: "its url" };
         let url = checked(&config.url, &config.allowed).map_err(|_| address)?;
         let header = SetupError::Key { service: "a webhook", setting: "its headers" };
         let headers = headers(&config.headers).map_err(|_| header)?;
-        let signer = Arc::new(Signer::new(&config.secrets));
+        let secret = SetupError::Key { service: "a webhook", setting: "KESSEL_WEBHOOK_SECRETS" };
+        let signer = Arc::new(Signer::new(&config.secrets).ok_or(secret)?);
         let HttpConfig { connect_timeout, timeout } = config.http;
         http::install_tls();
         let client = Client::builder()
@@ -112,12 +120,12 @@ impl Webhook {
         let headers = response.headers();
         let retry_after = http::retry_after(headers, now);
         let location = headers.get(reqwest::header::LOCATION).cloned();
+        // Its status has decided already.
+        drop(tokio::time::timeout(READING, http::read(response, MAX_ANSWER)).await);
         if (200..300).contains(&status) {
             return Ok(());
         }
-        // What it says matters less than its status, and may never come.
-        let text = http::read(response, MAX_ANSWER).await.unwrap_or_default();
-        Err(answer::judge(status, &text, retry_after, location.as_ref()))
+        Err(answer::judge(status, retry_after, location.as_ref()))
     }
 }
 
@@ -140,7 +148,7 @@ fn checked(url: &str, allowed: &[IpNet]) -> Result<Url, String> {
     }
     // The resolver does not see an address that stands there as it is.
     if let Some(address) = addresses::literal(&url) {
-        addresses::may_call(address, allowed)?;
+        addresses::may_call(address, allowed).map_err(|why| format!("url: {why}"))?;
     }
     Ok(url)
 }
@@ -159,5 +167,7 @@ fn headers(named: &BTreeMap<String, String>) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -10,13 +10,14 @@ use secrecy::{ExposeSecret, SecretString};
 pub(super) struct Signer(Vec<hmac::Key>);
 
 impl Signer {
-    /// The secrets have been checked when the configuration was loaded.
-    pub(super) fn new(secrets: &[SecretString]) -> Self {
+    /// `None` unless there is a secret, and each can be used: nothing goes out with a signature less.
+    pub(super) fn new(secrets: &[SecretString]) -> Option<Self> {
         let key = |secret: &SecretString| {
             let encoded = secret.expose_secret().strip_prefix("whsec_")?;
             Some(hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(encoded).ok()?))
         };
-        Self(secrets.iter().filter_map(key).collect())
+        let keys = secrets.iter().map(key).collect::<Option<Vec<_>>>()?;
+        (!keys.is_empty()).then_some(Self(keys))
     }
 
     /// The header's value: a signature for each secret, with spaces between.

@@ -1,156 +1,124 @@
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
+use super::testing::{Answer, Receiver, config};
 use super::*;
 
-type Seen = Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>;
+const BODY: &[u8] = br#"{"relation":"viewer"}"#;
 
-/// A receiver that answers every post like this.
-#[derive(Clone)]
-struct Receiver {
-    status: u16,
-    headers: &'static [(&'static str, &'static str)],
-    body: &'static str,
-    seen: Seen,
+fn webhook(host: &str) -> Webhook {
+    Webhook::new(&config(host, &[1])).expect("a usable receiver")
 }
 
-impl Receiver {
-    fn answering(status: u16) -> Self {
-        Self { status, headers: &[], body: "", seen: Seen::default() }
-    }
-
-    async fn start(&self) -> SocketAddr {
-        async fn receive(State(me): State<Receiver>, headers: HeaderMap, body: Bytes) -> Response {
-            me.seen.lock().expect("a lock").push((headers, body.to_vec()));
-            let mut response = me.body.into_response();
-            *response.status_mut() = StatusCode::from_u16(me.status).expect("a status");
-            for (name, value) in me.headers {
-                response.headers_mut().insert(*name, HeaderValue::from_static(value));
-            }
-            response
-        }
-        let app = Router::new().fallback(receive).with_state(self.clone());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        tokio::spawn(async move { axum::serve(listener, app).await.expect("served") });
-        address
-    }
+async fn post(webhook: &Webhook) -> Result<(), PostError> {
+    webhook.post("msg_1", BODY.to_vec(), Timestamp::now()).await
 }
 
-fn secret(byte: u8) -> SecretString {
-    format!("whsec_{}", STANDARD.encode([byte; 32])).into()
-}
-
-fn webhook(address: &str, secrets: Vec<SecretString>) -> Webhook {
-    let config = WebhookConfig {
-        url: format!("http://{address}/hooks?key=hidden"),
-        headers: BTreeMap::from([("authorization".to_owned(), "Bearer test".to_owned())]),
-        secrets,
-        max_bytes: 100,
-        allowed: vec!["127.0.0.0/8".parse().expect("a network")],
-        http: HttpConfig {
-            timeout: Duration::from_millis(300),
-            connect_timeout: Duration::from_secs(5),
-        },
-    };
-    Webhook::new(&config).expect("a usable receiver")
-}
-
-async fn answer(receiver: &Receiver) -> Result<(), PostError> {
-    let address = receiver.start().await.to_string();
-    let post = webhook(&address, vec![secret(1)]);
-    post.post("msg_1", b"{}".to_vec(), Timestamp::now()).await
+async fn answer(answer: Answer) -> Result<(), PostError> {
+    let receiver = Receiver::start([answer]).await;
+    post(&webhook(&receiver.address.to_string())).await
 }
 
 #[tokio::test]
 async fn a_receiver_verifies_with_any_of_the_secrets_and_with_no_other() {
-    let receiver = Receiver::answering(204);
-    let address = receiver.start().await.to_string();
-    let post = webhook(&address, vec![secret(1), secret(2)]);
-    let body = br#"{"relation":"viewer"}"#;
-    post.post("msg_1", body.to_vec(), Timestamp::now()).await.expect("taken");
-    let seen = receiver.seen.lock().expect("a lock").clone();
-    let (headers, received) = &seen[0];
-    assert_eq!(received, body);
-    assert_eq!(headers["webhook-id"], "msg_1");
-    assert_eq!(headers["authorization"], "Bearer test");
-    assert_eq!(headers["content-type"], "application/json");
-    let verified = |byte: u8| {
-        use secrecy::ExposeSecret as _;
-        let verifier = standardwebhooks::Webhook::new(secret(byte).expose_secret());
-        verifier.expect("a secret").verify(received, headers).is_ok()
+    let receiver = Receiver::answering(204).await;
+    let rotating = Webhook::new(&config(&receiver.address.to_string(), &[1, 2])).expect("usable");
+    post(&rotating).await.expect("taken");
+    let received = receiver.seen()[0].clone();
+    assert_eq!(received.body, BODY);
+    assert_eq!(received.header("webhook-id"), "msg_1");
+    assert_eq!(received.header("authorization"), "Bearer test");
+    assert_eq!(received.header("content-type"), "application/json");
+    assert!(received.verifies(1) && received.verifies(2), "old and new");
+    assert!(!received.verifies(3));
+}
+
+#[test]
+fn nothing_is_posted_unsigned() {
+    let without = |secrets: Vec<SecretString>| {
+        let config = WebhookConfig { secrets, ..config("192.0.2.1", &[]) };
+        let allowed = vec!["192.0.2.1/32".parse().expect("a network")];
+        Webhook::new(&WebhookConfig { allowed, ..config }).err().map(|error| error.to_string())
     };
-    assert!(verified(1) && verified(2), "old and new");
-    assert!(!verified(3));
+    for unusable in [vec![], vec![testing::secret(1), "whsec_!".to_owned().into()]] {
+        let error = without(unusable).expect("refused");
+        assert!(error.contains("KESSEL_WEBHOOK_SECRETS"), "{error}");
+    }
+    assert_eq!(without(vec![testing::secret(1)]), None);
 }
 
 #[tokio::test]
 async fn an_answer_says_whether_to_wait_to_try_again_or_to_set_aside() {
-    let kind = |error: &PostError| match error {
-        PostError::TooLarge { .. } => "too large",
-        PostError::Refused(_) => "refused",
-        PostError::Held(_) => "held",
-        PostError::Away { .. } => "away",
-        PostError::Failed(_) => "failed",
+    let kind = |answer: &Result<(), PostError>| match answer {
+        Ok(()) => "taken",
+        Err(PostError::TooLarge { .. }) => "too large",
+        Err(PostError::Refused(_)) => "refused",
+        Err(PostError::Held(_)) => "held",
+        Err(PostError::Away { .. }) => "away",
+        Err(PostError::Failed(_)) => "failed",
     };
-    for (status, expected) in [
-        (301, "held"),
-        (308, "held"),
-        (400, "refused"),
-        (401, "held"),
-        (404, "held"),
-        (408, "failed"),
-        (409, "refused"),
-        (410, "held"),
-        (422, "refused"),
-        (429, "away"),
-        (500, "failed"),
-        (502, "away"),
-        (503, "away"),
-        (504, "away"),
-        (599, "failed"),
-    ] {
-        let error = answer(&Receiver::answering(status)).await.expect_err("not taken");
-        assert_eq!(kind(&error), expected, "{status}: {error}");
-        assert!(error.to_string().contains(&status.to_string()), "{error}");
-    }
-    for status in [200, 201, 202, 204] {
-        assert_eq!(answer(&Receiver::answering(status)).await, Ok(()), "{status}");
+    let table: [(&[u16], &str); 5] = [
+        (&[200, 201, 202, 204, 299], "taken"),
+        (&[300, 301, 302, 303, 307, 308], "held"),
+        (&[401, 402, 403, 404, 405, 406, 407, 410, 414, 415, 421, 426, 431], "held"),
+        (&[408, 425, 429, 502, 503, 504, 520, 522, 524], "away"),
+        (&[500, 501, 505, 530, 599], "failed"),
+    ];
+    let refused: (&[u16], _) =
+        (&[400, 409, 411, 412, 413, 416, 417, 418, 422, 423, 428, 451], "refused");
+    for (statuses, expected) in table.into_iter().chain([refused]) {
+        for status in statuses {
+            let answer = answer((*status, &[], "")).await;
+            assert_eq!(kind(&answer), expected, "{status}: {answer:?}");
+            let named = |error: PostError| error.to_string().contains(&status.to_string());
+            assert!(answer.err().is_none_or(named), "{status}");
+        }
     }
 }
 
 #[tokio::test]
 async fn a_pause_that_is_asked_for_is_kept_in_both_forms() {
-    let pause = async |value: &'static [(&'static str, &'static str)]| {
-        let receiver = Receiver { headers: value, ..Receiver::answering(429) };
-        match answer(&receiver).await {
-            Err(PostError::Away { retry_after, .. }) => retry_after,
-            other => panic!("{other:?}"),
-        }
+    let pause = async |status, headers| match answer((status, headers, "")).await {
+        Err(PostError::Away { retry_after, .. }) => retry_after,
+        other => panic!("{status}: {other:?}"),
     };
-    assert_eq!(pause(&[("retry-after", "7")]).await, Some(Duration::from_secs(7)));
-    let date = pause(&[("retry-after", "Fri, 06 Nov 2094 08:49:37 GMT")]).await;
+    for status in [408, 413, 425, 429, 500, 502, 503, 504, 599] {
+        let seven = pause(status, &[("retry-after", "7")]).await;
+        assert_eq!(seven, Some(Duration::from_secs(7)), "{status}");
+    }
+    let date = pause(429, &[("retry-after", "Fri, 06 Nov 2094 08:49:37 GMT")]).await;
     assert_eq!(date, Some(Duration::from_secs(3600)), "an hour at most");
-    assert_eq!(pause(&[]).await, None);
+    assert_eq!(pause(429, &[]).await, None);
+}
+
+#[tokio::test]
+async fn a_change_that_is_refused_does_not_wait_for_ever_because_a_pause_was_asked_for() {
+    for status in [400, 409, 422] {
+        let refused = answer((status, &[("retry-after", "7")], "")).await;
+        assert!(matches!(refused, Err(PostError::Refused(_))), "{status}: {refused:?}");
+    }
 }
 
 #[tokio::test]
 async fn a_redirect_is_named_by_its_host_and_not_followed() {
-    let headers = &[("location", "https://elsewhere.example/in?key=hidden")];
-    let error = answer(&Receiver { headers, ..Receiver::answering(307) }).await;
-    let error = error.expect_err("not followed").to_string();
-    assert!(error.contains("elsewhere.example") && !error.contains("hidden"), "{error}");
-    let error = answer(&Receiver::answering(410)).await.expect_err("gone").to_string();
+    let elsewhere = Receiver::answering(204).await;
+    let to = format!("http://me:pass@{}/in?key=hidden", elsewhere.address).leak();
+    let location: &'static [_] = vec![("location", &*to)].leak();
+    let error = answer((307, location, "")).await.expect_err("not followed").to_string();
+    assert!(error.contains("(host 127.0.0.1)"), "{error}");
+    assert!(!error.contains("hidden") && !error.contains("pass"), "{error}");
+    assert!(elsewhere.seen().is_empty());
+    let error = answer((410, &[], "")).await.expect_err("gone").to_string();
     assert!(error.contains("remove the action or change its url"), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_receiver_repeats_of_a_request_is_in_no_message() {
+    for status in [301, 400, 401, 410, 422, 429, 500, 503] {
+        let error = answer((status, &[], "viewer? key=hidden, Bearer test")).await;
+        let error = error.expect_err("not taken").to_string();
+        let said = ["viewer", "hidden", "Bearer"].into_iter().find(|part| error.contains(part));
+        assert_eq!(said, None, "{error}");
+    }
 }
 
 #[tokio::test]
@@ -168,9 +136,9 @@ async fn a_receiver_that_hangs_or_hangs_up_may_have_done_so_because_of_the_chang
                 }
             }
         });
-        let post = webhook(&address, vec![secret(1)]);
-        let error = post.post("msg_1", b"{}".to_vec(), Timestamp::now()).await;
-        let error = error.expect_err("no answer");
+        let mut config = config(&address, &[1]);
+        config.http.timeout = Duration::from_millis(300);
+        let error = post(&Webhook::new(&config).expect("usable")).await.expect_err("no answer");
         assert!(matches!(error, PostError::Failed(_)), "hangs {hangs}: {error:?}");
         assert!(!error.to_string().contains("hidden"), "{error}");
     }
@@ -181,19 +149,43 @@ async fn what_cannot_be_reached_says_nothing_about_the_change() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     drop(listener);
-    let post = webhook(&address, vec![secret(1)]);
-    let error = post.post("msg_1", b"{}".to_vec(), Timestamp::now()).await;
+    let error = post(&webhook(&address)).await;
     assert!(matches!(error, Err(PostError::Away { .. })), "{error:?}");
 }
 
 #[tokio::test]
+async fn a_name_that_leads_to_a_forbidden_address_holds_and_says_how_to_allow_it() {
+    let receiver = Receiver::answering(204).await;
+    let mut config = config(&format!("localhost:{}", receiver.address.port()), &[1]);
+    let allowed = std::mem::take(&mut config.allowed);
+    let error = post(&Webhook::new(&config).expect("the name alone is no problem")).await;
+    let Err(PostError::Held(message)) = error else { panic!("{error:?}") };
+    assert!(message.contains("is not a public address: name it in allow_addresses"), "{message}");
+    assert!(receiver.seen().is_empty(), "nothing was sent");
+    config.allowed = allowed;
+    assert_eq!(post(&Webhook::new(&config).expect("usable")).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again_after_answers_with_a_body() {
+    let long = "x".repeat(3_000).leak();
+    let receiver = Receiver::start([(200, &[][..], &*long), (503, &[][..], &*long)]).await;
+    let webhook = webhook(&receiver.address.to_string());
+    for _ in 0..6 {
+        post(&webhook).await.ok();
+    }
+    assert_eq!(receiver.seen().len(), 6);
+    assert_eq!(receiver.connections(), 1);
+}
+
+#[tokio::test]
 async fn what_is_too_large_is_not_sent() {
-    let receiver = Receiver::answering(204);
-    let address = receiver.start().await.to_string();
-    let post = webhook(&address, vec![secret(1)]);
-    let error = post.post("msg_1", vec![b'x'; 101], Timestamp::now()).await;
-    assert_eq!(error, Err(PostError::TooLarge { bytes: 101, most: 100 }));
-    assert!(receiver.seen.lock().expect("a lock").is_empty());
+    let receiver = Receiver::answering(204).await;
+    let webhook = webhook(&receiver.address.to_string());
+    let error = webhook.post("msg_1", vec![b'x'; 1_001], Timestamp::now()).await;
+    assert_eq!(error, Err(PostError::TooLarge { bytes: 1_001, most: 1_000 }));
+    assert!(receiver.seen().is_empty());
+    assert_eq!(webhook.post("msg_1", vec![b'x'; 1_000], Timestamp::now()).await, Ok(()));
 }
 
 #[test]
@@ -201,10 +193,17 @@ fn an_address_that_must_not_be_called_is_a_problem_of_the_configuration() {
     let wrong = |url: &str| check(url, &BTreeMap::new(), &[]).expect_err(url);
     assert!(wrong("http://169.254.169.254/latest").contains("not a public address"));
     assert!(wrong("http://[::1]:8080/").contains("not a public address"));
+    assert!(wrong("http://[::ffff:7f00:1]/").contains("not a public address"), "mapped");
     assert!(wrong("http://2130706433/").contains("not a public address"), "127.0.0.1 as a number");
+    assert!(wrong("http://0x7f.1/").contains("not a public address"), "the same in hexadecimals");
+    assert!(wrong("http://127.0.0.1./").contains("not a public address"), "with a final dot");
     assert!(wrong("https://me:pass@a.example/").contains("must not carry a user"));
+    assert!(!wrong("https://me:pass@a.example/").contains("pass@"));
     assert!(wrong("ftp://a.example/").contains("not a web address"));
     assert_eq!(check("https://a.example/hooks", &BTreeMap::new(), &[]), Ok(()));
-    let headers = BTreeMap::from([("Webhook-Id".to_owned(), "mine".to_owned())]);
-    assert!(check("https://a.example/", &headers, &[]).expect_err("its own").contains("itself"));
+    for own in ["Webhook-Id", "Content-Encoding", "transfer-encoding"] {
+        let headers = BTreeMap::from([(own.to_owned(), "mine".to_owned())]);
+        let wrong = check("https://a.example/", &headers, &[]).expect_err("its own");
+        assert!(wrong.contains("set by the action itself"), "{wrong}");
+    }
 }

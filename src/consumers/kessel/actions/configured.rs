@@ -153,7 +153,9 @@ impl AnySetting for ActionList {
         let actions = (self.0.parse)(text).unwrap_or_default();
         let needs = actions.iter().flat_map(|action| {
             let by = format!("the action {}", action.name);
-            action.kind.needs.iter().map(move |paths| Need { paths, by: by.clone() })
+            let name = &action.name;
+            let need = move |paths| Need { paths, by: by.clone(), name: name.clone() };
+            action.kind.needs.iter().copied().map(need)
         });
         needs.collect()
     }

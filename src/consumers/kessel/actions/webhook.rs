@@ -10,13 +10,14 @@ use futures::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use ring::digest;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::{Action, Applied, Configured, Group, Item, Kind, Parts, Repeats, Template, options};
+use super::{Action, Applied, Group, Item, Kind, Repeats, Template, options};
 use crate::clients::HttpConfig;
 use crate::clients::webhook::{self, PostError, Webhook, WebhookConfig};
-use crate::config::value;
+use crate::config::{Settings, value};
 use crate::engine::Failure;
 use crate::outage::Breaker;
 
@@ -38,6 +39,9 @@ pub static KIND: Kind = Kind {
     needs: &[&["kessel.webhook_secrets"]],
     check: |given| {
         let given: Options = options(given)?;
+        if given.max_bytes == Some(0) {
+            return Err("max_bytes must be more than 0".to_owned());
+        }
         if let Some(timeout) = &given.timeout {
             value::positive_duration(timeout).map_err(|wrong| format!("timeout {wrong}"))?;
         }
@@ -46,7 +50,7 @@ pub static KIND: Kind = Kind {
     build: |configured, parts| {
         let given: Options = options(&configured.options).unwrap_or_default();
         Ok(Arc::new(Posts {
-            webhook: Webhook::new(&given.config(configured, parts))?,
+            webhook: Webhook::new(&given.config(&configured.name, parts.shared.settings))?,
             body: given.body.map(Arc::new),
             breaker: parts.shared.breakers.get(&format!("webhook/{}", configured.name)),
             retries: configured.retries,
@@ -59,12 +63,19 @@ pub static KIND: Kind = Kind {
 struct Options {
     url: String,
     body: Option<Body>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "texts")]
     headers: BTreeMap<String, String>,
     timeout: Option<String>,
     max_bytes: Option<usize>,
     #[serde(default)]
     allow_addresses: Vec<String>,
+}
+
+/// A table of texts. What is wrong with it is said in other words than serde's, which repeat the value: a
+/// header may be a key.
+fn texts<'de, D: Deserializer<'de>>(input: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let wrong = |_| D::Error::custom("headers must be a table of texts");
+    BTreeMap::deserialize(input).map_err(wrong)
 }
 
 impl Options {
@@ -80,14 +91,14 @@ impl Options {
         self.allow_addresses.iter().map(network).collect()
     }
 
-    fn config(&self, configured: &Configured, parts: &Parts<'_>) -> WebhookConfig {
-        let settings = parts.shared.settings;
+    /// Where the action of this name posts, and how.
+    fn config(&self, name: &str, settings: &Settings) -> WebhookConfig {
         let all = &settings.kessel.webhook_secrets;
         let of = |name: Option<&str>| {
             let named = all.iter().filter(|(action, _)| action.as_deref() == name);
             named.map(|(_, secret)| secret.clone()).collect::<Vec<_>>()
         };
-        let own = of(Some(&configured.name));
+        let own = of(Some(name));
         let timeout = self.timeout.as_deref().and_then(|text| value::duration(text).ok());
         WebhookConfig {
             url: self.url.clone(),
@@ -210,7 +221,8 @@ async fn post_one(
         }
         Err(error) => error,
     };
-    let message = error.to_string();
+    // The receiver's own log says more, under this id.
+    let message = format!("{error} (webhook-id {id})");
     match error {
         PostError::TooLarge { .. } => Err(Failure::Poison { kind: "webhook_too_large", message }),
         PostError::Refused(_) => {
@@ -234,63 +246,5 @@ async fn post_one(
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::consumers::kessel::actions::item::testing::created;
-    use crate::consumers::kessel::row::{Operation, RowChange};
-
-    fn body(value: Value) -> Result<Body, String> {
-        Body::try_from(value)
-    }
-
-    #[test]
-    fn a_body_has_the_receivers_shape_and_escapes_what_it_is_filled_with() {
-        let Item::Row(change) = created();
-        let mut change = change;
-        change.relationship.object_id = "a\"b\n".into();
-        let shape =
-            json!({"text": "{resource} {operation}", "parts": ["{relation}", 7], "on": true});
-        let filled = body(shape).expect("a body").fill(&Item::Row(change)).to_string();
-        let read: Value = serde_json::from_str(&filled).expect("JSON");
-        assert_eq!(read["text"], "document:a\"b\n CREATE");
-        assert_eq!((&read["parts"], &read["on"]), (&json!(["viewer", 7]), &json!(true)));
-    }
-
-    #[test]
-    fn a_field_that_is_not_known_is_found_wherever_it_stands() {
-        let wrong = body(json!({"a": [{"b": "{relatoin}"}]})).expect_err("not known");
-        assert!(wrong.contains("did you mean {relation}?"), "{wrong}");
-        let table = json!({"url": "https://a.example", "body": {"a": "{relatoin}"}});
-        let wrong = (KIND.check)(table.as_object().expect("a table")).expect_err("not known");
-        assert!(wrong.contains("did you mean {relation}?"), "{wrong}");
-    }
-
-    #[test]
-    fn an_id_is_the_same_for_a_repeat_and_no_other_change() {
-        let Item::Row(change) = created();
-        let repeat = Item::Row(RowChange { at: (5, 9_000), ..change.clone() });
-        let deleted = Item::Row(RowChange { operation: Operation::Delete, ..change });
-        assert_eq!(id(&created()), id(&repeat));
-        assert_ne!(id(&created()), id(&deleted));
-        // In every build: receivers remember it.
-        assert_eq!(id(&created()), "msg_41248e2e10694713a014260fb2a1914b");
-    }
-
-    #[test]
-    fn options_that_cannot_work_are_refused() {
-        for (table, said) in [
-            (json!({}), "missing field `url`"),
-            (json!({"url": "https://a.example", "urll": 1}), "unknown field `urll`"),
-            (json!({"url": "https://a.example", "timeout": "5"}), "timeout is not a duration"),
-            (json!({"url": "https://a.example", "allow_addresses": ["here"]}), "allow_addresses"),
-            (json!({"url": "http://10.0.0.1"}), "not a public address"),
-        ] {
-            let wrong = (KIND.check)(table.as_object().expect("a table")).expect_err(said);
-            assert!(wrong.contains(said), "{table}: {wrong}");
-        }
-        let allowed = json!({"url": "http://10.0.0.1", "allow_addresses": ["10.0.0.1"]});
-        assert_eq!((KIND.check)(allowed.as_object().expect("a table")), Ok(()));
-    }
-}
+#[path = "webhook_tests.rs"]
+mod tests;
