@@ -16,6 +16,9 @@ dependencies() {
         inside && $1 == "condition:" { print service, awaited, $2 }' | tr -d :
 }
 
+# profiled: services that only a profile starts; their images have no stand-ins.
+profiled() { awk '/^  [^ #].*:$/ { service = $1 } /^    profiles:/ { print service }' docker-compose.yml | tr -d :; }
+
 # up SERVICE: after all that it waits for.
 up() {
     [[ -z ${started[$1]:-} ]] || return 0
@@ -57,7 +60,7 @@ play_compose() {
     local service event
     dependencies >"$scratch/dependencies"
     expect 'conditions in docker-compose.yml' "$(wc -l <"$scratch/dependencies")" '[1-9]*'
-    for service in $(podman-compose config --services); do up "$service"; done
+    for service in $(podman-compose config --services | grep -vxFf <(profiled)); do up "$service"; done
     within $patience podman healthcheck run "$(container daemon)" || lost daemon 'does not become healthy'
     say 'the daemon is ready: as it should be'
     # The README's commands, as they stand there.

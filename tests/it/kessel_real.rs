@@ -228,12 +228,18 @@ impl Scene {
         format!("{}.dlq", self.name)
     }
 
-    /// Stops everything. Nothing may have been set aside.
+    /// Stops everything and frees the slot. Nothing may have been set aside.
     async fn end(self, daemon: Daemon) {
         assert!(daemon.stop().success(), "a clean stop");
         let letters = kafka::read_topic(services::kafka(), &self.dead_letters()).await;
         assert!(letters.is_empty(), "{} dead letters", letters.len());
         self.connector.remove().await;
+        // A server has few, and each keeps the log. Connect lets go of it a moment later.
+        until_within(PATIENCE, "the slot to be free", async || {
+            let drop = "SELECT pg_drop_replication_slot($1::text::name)";
+            self.store.execute(drop, &[&self.name]).await.ok()
+        })
+        .await;
     }
 }
 

@@ -8,13 +8,15 @@ use serde_json::{Value, json};
 use super::file;
 
 /// What a health check may start in each image; nothing in other images.
-const PROGRAMS: [(&str, &[&str]); 7] = [
+const PROGRAMS: [(&str, &[&str]); 9] = [
     ("apache/kafka:", &["bash"]),
     ("redis:", &["redis-cli", "sh", "wget"]), // Alpine: busybox has them
     ("postgres:", &["pg_isready"]),
     ("postgrest/postgrest:", &["postgrest"]),
     ("caddy:", &["sh", "wget"]),
     ("quay.io/debezium/connect:", &["bash", "curl"]),
+    ("authzed/spicedb:", &["grpc_health_probe"]), // it has no shell
+    ("opensearchproject/opensearch:", &["bash", "curl"]),
     ("crm-event-processors", &["bash"]), // debian:bookworm-slim, see the Dockerfile
 ];
 
@@ -70,7 +72,7 @@ fn a_health_check_starts_what_its_image_has() {
         let there = found.is_some_and(|(_, programs)| programs.contains(&program));
         assert!(there, "{name}: is there a {program} in {}?", image(&service));
     }
-    assert_eq!(checks, 7);
+    assert_eq!(checks, 9);
 }
 
 #[test]
@@ -90,11 +92,117 @@ fn what_is_waited_for_comes() {
             assert!(comes, "{name} waits for {until}");
         }
     }
-    assert_eq!(waits, 12);
+    assert_eq!(waits, 23);
     let daemon = awaited(&services["daemon"]);
     for needed in ["kafka", "redis", "supabase", "inngest-answers", "topics", "connector"] {
         assert!(daemon.iter().any(|(name, _)| *name == needed), "the daemon waits for {needed}");
     }
+}
+
+/// The environment of a service, with the defaults of what may be set outside.
+fn environment(service: &str) -> Vec<(String, String)> {
+    let (_, rest) = service.split_once("    environment:\n").expect("an environment");
+    let lines = rest.lines().take_while(|line| line.starts_with("      "));
+    let set = |line: &str| {
+        let (name, value) = line.trim().split_once(": ")?;
+        Some((name.to_owned(), with_defaults(value.trim_matches('"'))))
+    };
+    lines.filter_map(set).collect()
+}
+
+/// A value where nothing is set outside: `a${NAME:-b}c` is `abc`.
+fn with_defaults(value: &str) -> String {
+    let Some((before, rest)) = value.split_once("${") else { return value.to_owned() };
+    let (variable, after) = rest.split_once('}').expect("an end");
+    let (_, default) = variable.split_once(":-").expect("a default");
+    format!("{before}{default}{}", with_defaults(after))
+}
+
+fn of_kessel(service: &str) -> bool {
+    value(service, "profiles") == Some("[kessel]")
+}
+
+#[test]
+fn without_its_profile_nothing_of_kessel_starts_and_nothing_waits_for_it() {
+    let services = services();
+    let names = services.iter().filter(|(_, service)| of_kessel(service)).map(|(name, _)| &**name);
+    let names: Vec<&str> = names.collect();
+    let steps = ["connector", "databases", "publication"].map(|step| format!("kessel-{step}"));
+    let mut expected: Vec<&str> = steps.iter().map(String::as_str).collect();
+    expected.extend(["kessel", "opensearch", "spicedb", "spicedb-migrate"]);
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    for (name, service) in services.iter().filter(|(_, service)| !of_kessel(service)) {
+        for (awaited, _) in awaited(service) {
+            assert!(!names.contains(&awaited), "{name} waits for {awaited}");
+        }
+    }
+}
+
+#[test]
+fn the_connector_of_kessel_is_given_all_that_it_names_and_may_read_it() {
+    let services = services();
+    let connect = environment(&services["connect"]);
+    let of = |name: &str| {
+        let found = connect.iter().find(|(given, _)| given == name);
+        &*found.unwrap_or_else(|| panic!("no {name}")).1
+    };
+    assert_eq!(
+        of("CONNECT_CONFIG_PROVIDERS_ENV_PARAM_ALLOWLIST_PATTERN"),
+        "(CDC|SPICEDB)_DATABASE_.*"
+    );
+    for connector in ["connector", "kessel"] {
+        let config = file(&format!("config/debezium/{connector}.json"));
+        let named = config.split("${env:").skip(1);
+        let named: Vec<&str> = named.filter_map(|rest| Some(rest.split_once('}')?.0)).collect();
+        assert_eq!(named.len(), 5, "{connector}");
+        for name in named {
+            assert!(name.starts_with("CDC_DATABASE_") || name.starts_with("SPICEDB_DATABASE_"));
+            assert!(!of(name).is_empty(), "{name}");
+        }
+    }
+    // As whom it logs in, and what it reads, are made by these.
+    let role = of("SPICEDB_DATABASE_USER");
+    assert!(file("config/spicedb/publication.sql").contains(&format!("TO {role};")));
+    assert!(file("config/spicedb/local.sql").contains(&format!("ALTER ROLE {role} REPLICATION")));
+    assert!(services["kessel-connector"].contains("./config/debezium/kessel.json:/connector.json"));
+}
+
+#[test]
+fn every_password_is_known_to_everybody_and_can_be_another() {
+    let text = file("docker-compose.yml");
+    let (head, _) = text.split_once("\nservices:\n").expect("services");
+    let mut found = 0;
+    for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        let Some((name, value)) = line.trim().split_once(": ") else { continue };
+        let secret = ["PASSWORD", "_KEY"].iter().any(|end| name.ends_with(end));
+        if !secret || value.starts_with('*') {
+            continue;
+        }
+        let (_, variable) = value.split_once("${").unwrap_or_else(|| panic!("{line}"));
+        let (variable, default) = variable.split_once(":-").unwrap_or_else(|| panic!("{line}"));
+        assert!(default.ends_with("local-only}"), "{line}");
+        assert!(head.contains(variable), "{variable} is not told of");
+        found += 1;
+    }
+    assert_eq!(found, 8);
+}
+
+#[test]
+fn the_daemon_of_kessel_starts_on_what_it_is_given() {
+    let service = &services()["kessel"];
+    assert!(service.contains("./config/kessel.toml:/kessel.toml:ro"), "{service}");
+    let settings = environment(service).into_iter().map(|(name, value)| match &*name {
+        "CRM_CONFIG" => (name, super::root().join("config/kessel.toml").display().to_string()),
+        _ => (name, value),
+    });
+    let checked = Command::new(env!("CARGO_BIN_EXE_crm-event-processors"))
+        .arg("check")
+        .env_clear()
+        .envs(settings)
+        .output()
+        .expect("check runs");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }
 
 /// Ports on this machine, with their defaults.
