@@ -90,16 +90,7 @@ impl Postgres {
         let Ok(leave) = self.breaker.admit(Instant::now()) else {
             return Err(Fault::Away("PostgreSQL is away".to_owned()));
         };
-        let done = tokio::time::timeout(self.timeout, async {
-            let mut connection = match self.pool.get().await {
-                Ok(connection) => connection,
-                Err(error) => return Err(Fault::Away(of_pool(error))),
-            };
-            work(&mut connection).await.map_err(fault)
-        });
-        let done = done
-            .await
-            .unwrap_or_else(|_| Err(Fault::Away("PostgreSQL did not answer in time".to_owned())));
+        let done = self.on_connection(work).await;
         match &done {
             Ok(_) => leave.succeeded(),
             Err(Fault::Refused(_)) => leave.turned_down(),
@@ -107,11 +98,35 @@ impl Postgres {
         }
         done
     }
+
+    async fn on_connection<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Object) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, Fault> {
+        let mut connection = self.pool.get().await.map_err(|error| Fault::Away(of_pool(error)))?;
+        match tokio::time::timeout(self.timeout, work(&mut connection)).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                let fault = fault(&error);
+                if matches!(fault, Fault::Away(_)) {
+                    // It may lead to a server that was demoted since: the next one is made anew.
+                    drop(Object::take(connection));
+                }
+                Err(fault)
+            }
+            Err(_) => {
+                drop(Object::take(connection));
+                // Where one is silent all may be, and each would cost as long a wait.
+                self.pool.retain(|_, _| false);
+                Err(Fault::Away("PostgreSQL did not answer in time".to_owned()))
+            }
+        }
+    }
 }
 
 fn of_pool(error: deadpool_postgres::PoolError) -> String {
     match error {
-        deadpool_postgres::PoolError::Backend(error) => fault(error).to_string(),
+        deadpool_postgres::PoolError::Backend(error) => fault(&error).to_string(),
         deadpool_postgres::PoolError::Timeout(_) => {
             "no connection to PostgreSQL in time: check KESSEL_DATABASE_URL and the network".into()
         }
@@ -121,11 +136,14 @@ fn of_pool(error: deadpool_postgres::PoolError) -> String {
 
 /// What a refusal means. A class of its own is about what was sent; everything else may pass, or somebody
 /// must see to it.
-fn fault(error: tokio_postgres::Error) -> Fault {
+fn fault(error: &tokio_postgres::Error) -> Fault {
     let Some(refused) = error.as_db_error() else {
         let mut message = format!("PostgreSQL: {error}");
-        if let Some(cause) = std::error::Error::source(&error) {
+        if let Some(cause) = std::error::Error::source(error) {
             message = format!("{message}: {cause}");
+        }
+        if message.contains("certificate") {
+            message = format!("{message}: {}", http::UNTRUSTED);
         }
         return Fault::Away(http::one_line(&message));
     };
@@ -139,6 +157,10 @@ fn fault(error: tokio_postgres::Error) -> Fault {
         "create the database that KESSEL_DATABASE_URL names"
     } else if *state == SqlState::INSUFFICIENT_PRIVILEGE {
         "grant its account what docs/operations.md lists"
+    } else if [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN].contains(state) {
+        "the action's table was changed or dropped: put it back as it was, or name another table"
+    } else if *state == SqlState::READ_ONLY_SQL_TRANSACTION {
+        "KESSEL_DATABASE_URL must lead to the primary"
     } else if is_about_the_data(state.code()) {
         return Fault::Refused(message);
     } else {

@@ -1,5 +1,6 @@
 //! An OpenSearch or Elasticsearch: requests, and what its answers mean.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,26 @@ pub struct Cause {
     /// What was wrong.
     #[serde(default)]
     pub reason: String,
+}
+
+impl Cause {
+    /// Whether an error that looks like a refusal says that the index takes nothing at present, whatever it is
+    /// given: a full disk, a closed index, an alias that somebody has made lead to two.
+    #[must_use]
+    pub fn is_about_the_index(&self) -> bool {
+        matches!(&*self.kind, "cluster_block_exception" | "index_closed_exception")
+            || self.reason.contains("no write index is defined")
+    }
+}
+
+impl fmt::Display for Cause {
+    /// Without what the server quotes of a document.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const QUOTES: [&str; 3] = [" in document with id", "Preview of field", "The prefix of"];
+        let ends = QUOTES.into_iter().filter_map(|quote| self.reason.find(quote));
+        let reason = ends.min().map_or(&*self.reason, |end| &self.reason[..end]);
+        write!(f, "{}: {}", self.kind, http::one_line(reason))
+    }
 }
 
 impl Search {
@@ -155,15 +176,15 @@ fn judge(status: u16, body: Bytes, retry_after: Option<Duration>) -> Result<Byte
         return Ok(body);
     }
     let cause = serde_json::from_slice::<Refusal>(&body).ok().map(|refusal| refusal.error);
-    let said = cause.as_ref().map_or(String::new(), |cause| {
-        format!(": {}: {}", cause.kind, http::one_line(&cause.reason))
-    });
+    let said = cause.as_ref().map_or(String::new(), |cause| format!(": {cause}"));
     let message = format!("the search server answered {status}{said}");
     let away = |advice: &str| Fault::Away { message: format!("{message}{advice}"), retry_after };
     Err(match (status, cause) {
         (413, _) => Fault::TooLarge,
         (401 | 403, _) => away(": check user, password and rights in KESSEL_SEARCH_URL"),
-        (400 | 404, Some(cause)) => Fault::Refused { message, kind: cause.kind },
+        (400 | 404, Some(cause)) if !cause.is_about_the_index() => {
+            Fault::Refused { message, kind: cause.kind }
+        }
         _ => away(""),
     })
 }
@@ -182,6 +203,9 @@ mod tests {
         for status in [301, 400, 401, 403, 404, 408, 429, 500, 502, 503, 504] {
             assert!(matches!(verdict(status, &page), Err(Fault::Away { .. })), "{status}");
         }
+        let closed = br#"{"error":{"type":"index_closed_exception","reason":"closed"}}"#;
+        let closed = verdict(400, &Bytes::from_static(closed));
+        assert!(matches!(closed, Err(Fault::Away { .. })), "no change's fault");
         assert_eq!(verdict(413, &page), Err(Fault::TooLarge));
         assert_eq!(verdict(201, &page), Ok(page.clone()));
     }

@@ -17,11 +17,16 @@ use tokio_postgres::NoTls;
 
 const PARTITIONS: i32 = 6;
 /// Where the stores of the recordings ended.
-const ENDS: [Recording; 4] = [
+const ENDS: [Recording; 5] = [
     Recording { file: "spicedb2/xids", live: "spicedb2/live", xids: true },
     Recording { file: "spicedb2/xids_keyed", live: "spicedb2/live", xids: true },
     Recording {
         file: "spicedb2/replayed/replayed_xids",
+        live: "spicedb2/replayed/live",
+        xids: true,
+    },
+    Recording {
+        file: "spicedb2/replayed/replayed_xids_keyed",
         live: "spicedb2/replayed/live",
         xids: true,
     },

@@ -3,7 +3,8 @@
 //! A row is alive or dead, and dead is for ever: rows are merged by the smaller `deleted_xid`. So the end is
 //! right in whatever order changes come, and however often.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -133,7 +134,8 @@ struct Row<'a> {
     change: &'a RowChange,
     deleted_xid: i64,
     version: i64,
-    caveat: Option<(&'a str, Option<&'a str>)>,
+    caveat: Option<&'a str>,
+    context: Option<&'a str>,
     expiration: Option<jiff::Timestamp>,
     /// Where the row was created in the log.
     lsn: Option<i64>,
@@ -145,13 +147,14 @@ impl<'a> Row<'a> {
             (true, _) => LIVING as i64,
             (false, deleted) => deleted.map_or(DEAD, |xid| xid as i64),
         };
-        let caveat = change.caveat.as_ref().map(|it| (&*it.name, it.context.as_deref()));
+        let caveat = change.caveat.as_ref();
         let created = change.place.filter(|_| change.operation.lives());
         Self {
             change,
             deleted_xid,
             version: change.at.1,
-            caveat,
+            caveat: caveat.map(|caveat| &*caveat.name),
+            context: caveat.and_then(|caveat| caveat.context.as_deref()),
             expiration: change.expires,
             lsn: created.and_then(|(lsn, _)| i64::try_from(lsn).ok()),
         }
@@ -167,10 +170,26 @@ impl<'a> Row<'a> {
         }
         self.deleted_xid = self.deleted_xid.min(other.deleted_xid);
         self.version = self.version.max(other.version);
+        // A marking may show the caveat without its context.
         self.caveat = self.caveat.or(other.caveat);
+        self.context = self.context.or(other.context);
         self.expiration = self.expiration.or(other.expiration);
         self.lsn = self.lsn.or(other.lsn);
     }
+}
+
+/// What these changes make of their rows, by id. In this order two batches never wait for each other.
+fn merged<'a>(items: &[&'a Item]) -> BTreeMap<Vec<u8>, Row<'a>> {
+    let mut rows: BTreeMap<Vec<u8>, Row<'a>> = BTreeMap::new();
+    for item in items {
+        let Item::Row(change) = *item;
+        let row = Row::of(change);
+        match rows.entry(id(change)) {
+            Entry::Occupied(mut kept) => kept.get_mut().merge(row),
+            Entry::Vacant(entry) => drop(entry.insert(row)),
+        }
+    }
+    rows
 }
 
 fn id(change: &RowChange) -> Vec<u8> {
@@ -183,28 +202,14 @@ fn id(change: &RowChange) -> Vec<u8> {
 
 impl Action for Replica {
     fn apply(&self, items: &[&Item]) -> BoxFuture<'static, Vec<Applied>> {
-        let mut known: HashMap<Vec<u8>, usize> = HashMap::with_capacity(items.len());
-        let mut rows: Vec<Row<'_>> = Vec::with_capacity(items.len());
-        let mut ids = Vec::with_capacity(items.len());
-        for item in items {
-            let Item::Row(change) = item;
-            let (id, row) = (id(change), Row::of(change));
-            match known.get(&id).and_then(|at| rows.get_mut(*at)) {
-                Some(kept) => kept.merge(row),
-                None => {
-                    known.insert(id.clone(), rows.len());
-                    ids.push(id);
-                    rows.push(row);
-                }
-            }
-        }
+        let (ids, rows): (Vec<Vec<u8>>, Vec<Row<'_>>) = merged(items).into_iter().unzip();
         let text = |column: fn(&RowChange) -> &str| -> Vec<String> {
             rows.iter().map(|row| column(row.change).to_owned()).collect()
         };
         let number =
             |column: fn(&Row<'_>) -> i64| -> Vec<i64> { rows.iter().map(column).collect() };
-        let caveats = rows.iter().map(|row| row.caveat.map(|(name, _)| name.to_owned()));
-        let contexts = rows.iter().map(|row| row.caveat.and_then(|(_, it)| it.map(str::to_owned)));
+        let caveats = rows.iter().map(|row| row.caveat.map(str::to_owned));
+        let contexts = rows.iter().map(|row| row.context.map(str::to_owned));
         let expirations = rows.iter().map(|row| row.expiration.map(|at| at.to_string()));
         let lsns = rows.iter().map(|row| row.lsn);
         self.tables.write(
@@ -233,5 +238,59 @@ impl Action for Replica {
 
     fn breaker(&self) -> Option<&Arc<Breaker>> {
         Some(self.tables.breaker())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consumers::kessel::actions::item::testing::created;
+    use crate::consumers::kessel::row::{Caveat, Operation};
+
+    fn change(with: impl FnOnce(&mut RowChange)) -> Item {
+        let Item::Row(mut change) = created();
+        with(&mut change);
+        Item::Row(change)
+    }
+
+    fn one(items: &[&Item]) -> Row<'static> {
+        let items: Vec<&Item> =
+            items.iter().map(|item| &*Box::leak(Box::new((*item).clone()))).collect();
+        let mut rows: Vec<Row<'_>> = merged(&items).into_values().collect();
+        assert_eq!(rows.len(), 1, "one row");
+        rows.remove(0)
+    }
+
+    #[test]
+    fn a_row_is_the_same_whichever_of_its_changes_comes_first() {
+        let caveat = |context: Option<&str>| {
+            Some(Caveat { name: "office_hours".into(), context: context.map(Into::into) })
+        };
+        let created = change(|it| {
+            it.caveat = caveat(Some(r#"{"from": 9}"#));
+            it.expires = Some(it.committed);
+        });
+        // Its context was left out, for it did not change and is long.
+        let marked = change(|it| {
+            (it.operation, it.deleted_xid) = (Operation::Delete, Some(900));
+            (it.caveat, it.place) = (caveat(None), Some((50_000, Some(900))));
+        });
+        for items in [[&created, &marked], [&marked, &created]] {
+            let row = one(&items);
+            assert_eq!((row.deleted_xid, row.lsn), (900, Some(42_000)));
+            assert_eq!(row.context, Some(r#"{"from": 9}"#));
+            assert!(row.expiration.is_some());
+        }
+    }
+
+    #[test]
+    fn without_transactions_the_later_record_counts() {
+        let created = change(|it| (it.created_xid, it.at) = (None, (3, 42)));
+        let deleted = change(|it| {
+            (it.created_xid, it.at, it.operation) = (None, (3, 43), Operation::Delete);
+        });
+        let again = change(|it| (it.created_xid, it.at) = (None, (3, 44)));
+        assert_eq!(one(&[&deleted, &created]).deleted_xid, DEAD);
+        assert_eq!(one(&[&again, &created, &deleted]).deleted_xid, LIVING as i64);
     }
 }

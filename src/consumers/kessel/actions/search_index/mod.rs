@@ -197,7 +197,7 @@ impl Shared {
         let Some(error) = answered.error else {
             return Ok(());
         };
-        let message = format!("the index: {}: {}", error.kind, error.reason);
+        let message = format!("the index: {error}");
         match answered.status {
             // The same row, the same or a later state of it: there is nothing to add.
             409 => Ok(()),
@@ -205,7 +205,9 @@ impl Shared {
                 *self.created.lock().await = false;
                 Err(self.away(message, None))
             }
-            429 | 500.. => Err(self.away(message, None)),
+            401 | 403 | 429 | 500.. => Err(self.away(message, None)),
+            // A full disk or a closed index refuses every change.
+            _ if error.is_about_the_index() => Err(self.away(message, None)),
             _ => Err(Failure::Refused { kind: "index_refused", message, retries: self.retries }),
         }
     }

@@ -82,8 +82,11 @@ async fn kinds(count: usize, status: u16, body: Value) -> Vec<&'static str> {
 
 #[tokio::test]
 async fn of_an_answer_that_is_a_success_every_item_is_looked_at() {
-    let items = json!({"items": [item(201), item(409), item(400), item(429), item(503)]});
-    assert_eq!(kinds(5, 200, items).await, ["ok", "ok", "refused", "away", "away"]);
+    let blocked = json!({"index": {"status": 400, "error":
+        {"type": "cluster_block_exception", "reason": "index is read-only: disk usage exceeded"}}});
+    let items = [item(201), item(409), item(400), item(429), item(503), item(403), blocked];
+    let expected = ["ok", "ok", "refused", "away", "away", "away", "away"];
+    assert_eq!(kinds(7, 200, json!({"items": items})).await, expected);
 }
 
 #[tokio::test]
