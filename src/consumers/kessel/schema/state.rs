@@ -49,25 +49,30 @@ impl SchemaState {
         let (form, news) = match part {
             Part::Definition(name, content) => {
                 let versions = self.definitions.entry(name).or_default();
-                (&mut self.legacy, versions.take(version, content))
+                (Form::Legacy, versions.take(version, content))
             }
             Part::Caveat(name, content) => {
                 let versions = self.caveats.entry(name).or_default();
-                (&mut self.legacy, versions.take(version, content))
+                (Form::Legacy, versions.take(version, content))
             }
             Part::Chunk(index, content) => {
                 let versions = self.chunks.entry(index).or_default();
                 let content = content.map(|bytes| Chunk { written_by, bytes });
-                (&mut self.unified, versions.take(version, content))
+                let news = versions.take(version, content);
+                if news {
+                    self.store();
+                }
+                (Form::Unified, news)
             }
-            Part::Hash(content) => (&mut self.unified, self.hash.take(version, content)),
+            Part::Hash(content) => (Form::Unified, self.hash.take(version, content)),
         };
-        let later = form.is_none_or(|known| known < commit);
+        let last = match form {
+            Form::Legacy => &mut self.legacy,
+            Form::Unified => &mut self.unified,
+        };
+        let later = last.is_none_or(|known| known < commit);
         if later {
-            *form = Some(commit);
-        }
-        if news {
-            self.store();
+            *last = Some(commit);
         }
         news || later
     }
@@ -110,23 +115,19 @@ impl SchemaState {
         Some(same.unwrap_or_else(|| Arc::new(schema)))
     }
 
-    /// Whether the rows of the form that counts fit together. Where they do not, more are to come.
-    /// Where they do, more may be to come.
+    /// Whether the stored schema, where it counts, has all its chunks and its hash. If not, more rows
+    /// are to come. If so, more may be to come: nothing tells how many rows of the older form a
+    /// transaction changes.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        match self.form() {
-            None => true,
-            Some(Form::Legacy) => {
-                self.definitions.values().all(Versions::is_single)
-                    && self.caveats.values().all(Versions::is_single)
-            }
-            Some(Form::Unified) => self.stored.as_ref().is_some_and(|(written_by, stored)| {
-                let hash = self.hash.newest();
-                self.newest_chunk() == Some(*written_by)
-                    && self.chunks.values().all(Versions::is_single)
-                    && (self.hash.is_empty() || hash.is_some_and(|hash| *hash == stored.hash))
-            }),
+        if self.form() != Some(Form::Unified) {
+            return true;
         }
+        self.stored.as_ref().is_some_and(|(written_by, stored)| {
+            let hash = self.hash.newest();
+            self.newest_chunk() == Some(*written_by)
+                && (self.hash.is_empty() || hash.is_some_and(|hash| *hash == stored.hash))
+        })
     }
 
     /// Who wrote the newest chunk that lives.
@@ -138,9 +139,6 @@ impl SchemaState {
     /// Puts the newest stored schema together, if all of its chunks are there.
     fn store(&mut self) {
         let Some(newest) = self.newest_chunk() else { return };
-        if self.stored.as_ref().is_some_and(|(written_by, _)| *written_by == newest) {
-            return;
-        }
         let mut bytes = Vec::new();
         for (place, (index, versions)) in self.chunks.iter().enumerate() {
             let chunk = versions.living().find(|chunk| chunk.written_by == newest);
@@ -214,11 +212,6 @@ impl<T> Versions<T> {
 
     fn newest(&self) -> Option<&T> {
         self.living().next()
-    }
-
-    /// Whether not more than one lives, as SpiceDB leaves it.
-    fn is_single(&self) -> bool {
-        self.living.len() <= 1
     }
 
     /// Whether nothing was ever told.
