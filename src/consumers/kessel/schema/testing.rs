@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::read::GzDecoder;
 
+use super::diff::{Difference, Kind};
 use super::expression::{Expression, Of};
 use super::model::{Caveat, Definition, Relation, Schema, Stored, Subject, Which};
 use super::{SchemaRow, TABLES};
@@ -91,6 +92,70 @@ pub(super) fn live_schema(name: &str) -> Stored {
         })
         .collect();
     Stored::decode(&bytes).expect("a stored schema")
+}
+
+/// Changes what the differences name, and nothing else, to what it is in `now`.
+pub(super) fn change(schema: &mut Schema, now: &Schema, differences: &[Difference]) {
+    for Difference { change, definition: name, member, detail } in differences {
+        if change.is_of_caveat() {
+            change_caveat(schema, now, name, *change, member.as_ref());
+            continue;
+        }
+        let after = now.definitions.get(name);
+        if matches!(change, Kind::NamespaceAdded | Kind::NamespaceRemoved) {
+            schema.definitions.remove(name);
+            schema.definitions.extend(after.map(|after| (name.clone(), after.clone())));
+            continue;
+        }
+        let (after, member) = (after.expect("it is there"), member.as_ref().expect("a member"));
+        let definition = schema.definitions.get_mut(name).map(Arc::make_mut).expect("it was there");
+        match change {
+            Kind::RelationAllowedTypeAdded | Kind::RelationAllowedTypeRemoved => {
+                let relation = definition.relations.get_mut(member).expect("it was there");
+                let subjects = relation.subjects.get_or_insert_default();
+                subjects.retain(|subject| Some(&*subject.to_string()) != detail.as_deref());
+                let allowed = after.relations[member].subjects.iter().flatten();
+                let mut allowed = allowed.filter(|of| Some(&*of.to_string()) == detail.as_deref());
+                subjects.extend(allowed.next().cloned());
+            }
+            _ => {
+                let is_relation = matches!(change, Kind::AddedRelation | Kind::RemovedRelation);
+                if is_relation {
+                    definition.relations.remove(member);
+                    let is = after.relations.get(member);
+                    definition.relations.extend(is.map(|is| (member.clone(), is.clone())));
+                } else {
+                    definition.permissions.remove(member);
+                    let is = after.permissions.get(member);
+                    definition.permissions.extend(is.map(|is| (member.clone(), is.clone())));
+                }
+            }
+        }
+    }
+}
+
+fn change_caveat(
+    schema: &mut Schema,
+    now: &Schema,
+    name: &str,
+    change: Kind,
+    member: Option<&Box<str>>,
+) {
+    let after = now.caveats.get(name);
+    match (change, schema.caveats.get_mut(name).map(Arc::make_mut), after, member) {
+        (Kind::ExpressionHasChanged, Some(caveat), Some(after), None) => {
+            caveat.expression = after.expression.clone();
+        }
+        (_, Some(caveat), Some(after), Some(member)) => {
+            caveat.parameters.remove(member);
+            let is = after.parameters.get(member);
+            caveat.parameters.extend(is.map(|is| (member.clone(), is.clone())));
+        }
+        _ => {
+            schema.caveats.remove(name);
+            schema.caveats.extend(after.map(|after| (name.into(), after.clone())));
+        }
+    }
 }
 
 /// Reads the text of a schema; of caveats their names alone.
