@@ -193,4 +193,37 @@ const TABLES: &[Table] = &[
             ("deleted_xid", Kind::Xid8),
         ],
     },
+    Table {
+        name: "caveat",
+        primary_key: &["name", "deleted_xid"],
+        columns: &[
+            ("name", Kind::Text),
+            ("definition", Kind::Bytes),
+            ("created_transaction", Kind::Integer),
+            ("deleted_transaction", Kind::Integer),
+            ("created_xid", Kind::Xid8),
+            ("deleted_xid", Kind::Xid8),
+        ],
+    },
+    Table {
+        name: "schema",
+        primary_key: &["name", "chunk_index", "created_xid"],
+        columns: &[
+            ("name", Kind::Text),
+            ("chunk_index", Kind::Integer),
+            ("chunk_data", Kind::Bytes),
+            ("created_xid", Kind::Xid8),
+            ("deleted_xid", Kind::Xid8),
+        ],
+    },
+    Table {
+        name: "schema_revision",
+        primary_key: &["name", "created_xid"],
+        columns: &[
+            ("name", Kind::Text),
+            ("hash", Kind::Bytes),
+            ("created_xid", Kind::Xid8),
+            ("deleted_xid", Kind::Xid8),
+        ],
+    },
 ];

@@ -4,3 +4,4 @@ pub mod acting;
 pub mod actions;
 pub mod relationships;
 pub mod row;
+pub mod schema;
