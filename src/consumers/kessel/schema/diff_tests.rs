@@ -55,8 +55,11 @@ fn what_becomes_a_permission_is_a_relation_no_longer() {
     assert_eq!(told(&before, &after), expected);
 }
 
-fn caveats<const N: usize>(all: [(&str, &[(&str, &str)], &str); N]) -> Schema {
-    let caveat = |(name, parameters, expression): (&str, &[(&str, &str)], &str)| {
+/// Name, parameters with their types, and expression of a caveat.
+type Parts<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+
+fn caveats<const N: usize>(all: [Parts<'_>; N]) -> Schema {
+    let caveat = |(name, parameters, expression): Parts<'_>| {
         let parameters =
             parameters.iter().map(|(name, of)| ((*name).into(), (*of).into())).collect();
         let expression = expression.as_bytes().into();

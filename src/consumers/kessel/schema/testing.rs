@@ -98,7 +98,7 @@ pub(super) fn live_schema(name: &str) -> Stored {
 pub(super) fn change(schema: &mut Schema, now: &Schema, differences: &[Difference]) {
     for Difference { change, definition: name, member, detail } in differences {
         if change.is_of_caveat() {
-            change_caveat(schema, now, name, *change, member.as_ref());
+            change_caveat(schema, now, name, *change, member.as_deref());
             continue;
         }
         let after = now.definitions.get(name);
@@ -139,7 +139,7 @@ fn change_caveat(
     now: &Schema,
     name: &str,
     change: Kind,
-    member: Option<&Box<str>>,
+    member: Option<&str>,
 ) {
     let after = now.caveats.get(name);
     match (change, schema.caveats.get_mut(name).map(Arc::make_mut), after, member) {
@@ -149,7 +149,7 @@ fn change_caveat(
         (_, Some(caveat), Some(after), Some(member)) => {
             caveat.parameters.remove(member);
             let is = after.parameters.get(member);
-            caveat.parameters.extend(is.map(|is| (member.clone(), is.clone())));
+            caveat.parameters.extend(is.map(|is| (member.into(), is.clone())));
         }
         _ => {
             schema.caveats.remove(name);
