@@ -70,11 +70,12 @@ impl<S: Source> Acting<S> {
         }
         let refused =
             |failure: &Failure| matches!(failure, Failure::Refused { .. } | Failure::Poison { .. });
-        for (item, sent) in items.iter().zip(&sent) {
+        // Whose it was is not logged: where the store collects the row, that is a record, and a dead letter.
+        for sent in &sent {
             if let Some(Err(failure)) = sent
                 && refused(failure)
             {
-                tracing::error!(relationship = %item.about(), ?failure, "an expiration was refused");
+                tracing::error!(?failure, "an expiration was refused");
             }
         }
         let acted = |at: usize| matches!(sent[at], Some(Ok(_)));
