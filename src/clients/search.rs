@@ -16,10 +16,11 @@ use crate::outage::Breaker;
 /// The most that is read of an answer: one to 5,000 changes that all failed has some 2 MiB.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// A search server. Clones share its connections.
-#[derive(Debug, Clone)]
+/// A search server. Clones share its connections. It has no `Debug`: its address may hold a password.
+#[derive(Clone)]
 pub struct Search {
     client: Client,
+    /// User and password in it go into a header, decoded, by the HTTP library's doing.
     base: Url,
     breaker: Arc<Breaker>,
 }
@@ -106,22 +107,25 @@ impl Search {
         &self.breaker
     }
 
-    /// Sends a request. `query` follows the path as it stands.
+    /// Sends a request. The query of `path` stands as it is sent. `read` looks into an answer that is a success
+    /// by its status: it may hold failures.
     ///
     /// # Errors
     /// Why it was not answered as it should be.
-    pub async fn send(
+    pub async fn send<T>(
         &self,
         method: Method,
         path: &str,
         content_type: &'static str,
         body: impl Into<reqwest::Body>,
-    ) -> Result<Bytes, Fault> {
+        read: impl FnOnce(&[u8]) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         let Ok(leave) = self.breaker.admit(Instant::now()) else {
             let message = "the search server is away".to_owned();
             return Err(Fault::Away { message, retry_after: None });
         };
-        let answered = self.answer(method, path, content_type, body.into()).await;
+        let answered = self.answer(method, path, content_type, body).await;
+        let answered = answered.and_then(|body| read(&body));
         match &answered {
             Ok(_) => leave.succeeded(),
             Err(Fault::Away { message, retry_after }) => {
@@ -132,32 +136,26 @@ impl Search {
         answered
     }
 
-    async fn answer(
+    /// The same of what no change waits for: how it ends says nothing to those who wait for the server.
+    ///
+    /// # Errors
+    /// As [`Search::send`].
+    pub async fn answer(
         &self,
         method: Method,
         path: &str,
         content_type: &'static str,
-        body: reqwest::Body,
+        body: impl Into<reqwest::Body>,
     ) -> Result<Bytes, Fault> {
         let away = |message| Fault::Away { message, retry_after: None };
         let mut url = self.base.clone();
-        let user = url.username().to_owned();
-        let password = url.password().map(str::to_owned);
-        // They go into a header: an address is shown in errors.
-        let cleared = url.set_username("").is_ok() && url.set_password(None).is_ok();
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let whole = format!("{}/{path}", url.path().trim_end_matches('/'));
         url.set_path(&whole);
         url.set_query((!query.is_empty()).then_some(query));
-        let mut request = self
-            .client
-            .request(method, url)
-            .header(CONTENT_TYPE, HeaderValue::from_static(content_type))
-            .body(body);
-        if cleared && !user.is_empty() {
-            request = request.basic_auth(user, password);
-        }
-        let sent = request.send().await;
+        let request = self.client.request(method, url);
+        let request = request.header(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        let sent = request.body(body).send().await;
         let response =
             sent.map_err(|error| away(format!("the search server: {}", http::describe(error))))?;
         let status = response.status().as_u16();

@@ -73,8 +73,9 @@ fn version(change: &RowChange) -> i64 {
     }
 }
 
-/// Appends the two lines of a change.
-pub(super) fn write(change: &RowChange, lines: &mut Vec<u8>) {
+/// Appends the two lines of a change, which is written `now`. For how long a row has been dead counts from
+/// then: in an old backlog its creation may come later from another partition.
+pub(super) fn write(change: &RowChange, now: Timestamp, lines: &mut Vec<u8>) {
     let it = &change.relationship;
     let (id, resource, subject) = (id(change), it.resource(), it.subject());
     let alive = change.operation.lives();
@@ -95,7 +96,7 @@ pub(super) fn write(change: &RowChange, lines: &mut Vec<u8>) {
         expiration: change.expires,
         lsn: change.place.map(|(lsn, _)| lsn).filter(|_| alive),
         alive,
-        dead_since: (!alive).then_some(change.committed),
+        dead_since: (!alive).then_some(now),
     };
     // Writing to memory cannot fail.
     serde_json::to_writer(&mut *lines, &Head { index: place }).ok();
@@ -119,7 +120,7 @@ mod tests {
 
     fn lines(change: &RowChange) -> [Value; 2] {
         let mut lines = Vec::new();
-        write(change, &mut lines);
+        write(change, Timestamp::now(), &mut lines);
         let text = String::from_utf8(lines).expect("text");
         let mut lines = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
         [lines.next().expect("a head"), lines.next().expect("a document")]

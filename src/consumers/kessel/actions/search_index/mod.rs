@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -117,17 +118,18 @@ struct Answered {
 
 impl Action for Index {
     fn apply(&self, items: &[&Item]) -> BoxFuture<'static, Vec<Applied>> {
+        let now = Timestamp::now();
         let mut requests: Vec<(Vec<u8>, usize)> = Vec::new();
         for item in items {
             let Item::Row(change) = item;
             match requests.last_mut() {
                 Some((lines, count)) if lines.len() < MAX_BYTES => {
-                    document::write(change, lines);
+                    document::write(change, now, lines);
                     *count += 1;
                 }
                 _ => {
                     let mut lines = Vec::with_capacity(items.len().min(1_000) * 512);
-                    document::write(change, &mut lines);
+                    document::write(change, now, &mut lines);
                     requests.push((lines, 1));
                 }
             }
@@ -184,12 +186,7 @@ impl Shared {
             "{}/_bulk?require_alias=true&filter_path=items.*.status,items.*.error.type,items.*.error.reason",
             self.write_alias()
         );
-        let body = self.search.send(Method::POST, &path, LINES, lines).await?;
-        let answer: Answer = serde_json::from_slice(&body).map_err(|_| Fault::Away {
-            message: "the search server's answer has no items".to_owned(),
-            retry_after: None,
-        })?;
-        Ok(answer.items.into_iter().flat_map(HashMap::into_values).collect())
+        self.search.send(Method::POST, &path, LINES, lines, read).await
     }
 
     /// What became of one change.
@@ -201,13 +198,12 @@ impl Shared {
         match answered.status {
             // The same row, the same or a later state of it: there is nothing to add.
             409 => Ok(()),
-            404 if error.kind == INDEX_MISSING => {
-                *self.created.lock().await = false;
+            status if is_outage(status, &error) => {
+                if error.kind == INDEX_MISSING {
+                    *self.created.lock().await = false;
+                }
                 Err(self.away(message, None))
             }
-            401 | 403 | 429 | 500.. => Err(self.away(message, None)),
-            // A full disk or a closed index refuses every change.
-            _ if error.is_about_the_index() => Err(self.away(message, None)),
             _ => Err(Failure::Refused { kind: "index_refused", message, retries: self.retries }),
         }
     }
@@ -250,7 +246,7 @@ impl Shared {
         }
         let Options { index, alias } = &self.given;
         let body = definition(alias, &self.write_alias()).to_string();
-        match self.search.send(Method::PUT, index, JSON, body).await {
+        match self.search.send(Method::PUT, index, JSON, body, |_| Ok(())).await {
             Ok(_) => {}
             Err(Fault::Refused { kind, .. }) if kind == "resource_already_exists_exception" => {}
             // Without it nothing can be written: that is no change's fault.
@@ -268,8 +264,37 @@ impl Shared {
         let query = json!({"query": {"bool": {"filter": [
             {"term": {"alive": false}}, {"range": {"dead_since": {"lt": before}}}]}}});
         let path = format!("{}/_delete_by_query?conflicts=proceed", self.given.index);
-        self.search.send(Method::POST, &path, JSON, query.to_string()).await.map(drop)
+        self.search.answer(Method::POST, &path, JSON, query.to_string()).await.map(drop)
     }
+}
+
+/// The answers to each change of a request.
+///
+/// # Errors
+/// When none of them was taken, through no fault of theirs: the request failed, whatever its status says.
+fn read(body: &[u8]) -> Result<Vec<Answered>, Fault> {
+    let away = |message: String| Fault::Away { message, retry_after: None };
+    let answer: Answer = serde_json::from_slice(body)
+        .map_err(|_| away("the search server's answer has no items".to_owned()))?;
+    let items: Vec<_> = answer.items.into_iter().flat_map(HashMap::into_values).collect();
+    let outage = |answered: &Answered| {
+        let error = answered.error.as_ref()?;
+        // An index that is missing is made again, and not waited for.
+        let waits = is_outage(answered.status, error) && error.kind != INDEX_MISSING;
+        waits.then(|| format!("the index: {error}"))
+    };
+    let outages: Option<Vec<String>> = items.iter().map(outage).collect();
+    match outages.and_then(|mut outages| outages.pop()) {
+        Some(message) => Err(away(message)),
+        None => Ok(items),
+    }
+}
+
+/// Whether an error of one change is none of its own: a full disk or a closed index refuses every change.
+fn is_outage(status: u16, error: &Cause) -> bool {
+    matches!(status, 401 | 403 | 429 | 500..)
+        || error.kind == INDEX_MISSING
+        || error.is_about_the_index()
 }
 
 /// The index: nothing is guessed, and the alias hides what is dead or has expired.

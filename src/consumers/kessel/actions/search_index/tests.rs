@@ -26,7 +26,8 @@ impl Server {
             headers: HeaderMap,
             body: String,
         ) -> Response {
-            assert!(headers.contains_key("authorization"), "with user and password");
+            // "me:p@ss", as base64.
+            assert_eq!(headers["authorization"], "Basic bWU6cEBzcw==");
             me.requests.lock().expect("a lock").push(format!("{} {body}", uri.path()));
             if !uri.path().ends_with("/_bulk") {
                 return (StatusCode::OK, "{}").into_response();
@@ -46,7 +47,7 @@ impl Server {
         tokio::spawn(async move { axum::serve(listener, app).await.expect("served") });
         let backoff = Backoff { base: Duration::from_millis(1), max: Duration::from_millis(1) };
         let breaker = Arc::new(Breaker::new("search", 100, backoff));
-        let url = format!("http://me:test@{address}").into();
+        let url = format!("http://me:p%40ss@{address}").into();
         let search = Search::new(&url, breaker, &HttpConfig::default()).expect("usable");
         let given = Options::default();
         let (created, dead_rows) = (Mutex::new(false), Duration::from_secs(60));
@@ -87,6 +88,18 @@ async fn of_an_answer_that_is_a_success_every_item_is_looked_at() {
     let items = [item(201), item(409), item(400), item(429), item(503), item(403), blocked];
     let expected = ["ok", "ok", "refused", "away", "away", "away", "away"];
     assert_eq!(kinds(7, 200, json!({"items": items})).await, expected);
+}
+
+#[tokio::test]
+async fn an_answer_of_outages_alone_is_an_outage_that_everybody_sees() {
+    let items = json!({"items": [item(429), item(503)]});
+    let answers = (0..100).map(|_| (200, items.clone())).collect();
+    let (_, index) = Server::start(answers).await;
+    let item = created();
+    for _ in 0..100 {
+        index.apply(&[&item, &item]).await;
+    }
+    assert!(index.breaker().expect("a server").away().is_some(), "readiness names it");
 }
 
 #[tokio::test]
